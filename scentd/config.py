@@ -1,0 +1,330 @@
+"""The configuration file: a typed schema that is its own documentation.
+
+`load(path)` returns a Config or raises ConfigError with every mistake of the file
+at once, each under its path. Quantities carry their unit as text ("5s", "100mbit",
+"64KiB"); the fields hold plain numbers of the unit in their type's name.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from scentd import schema
+from scentd.errors import ConfigError
+from scentd.model import Prefix
+from scentd.schema import Table
+from scentd.units import Bits, Seconds
+from scentd.wire import keys, layout
+
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+Share = Annotated[float, Meta(ge=0.0, le=1.0)]
+Treatment = Literal["drop", "reject", "pass"]
+Fail = Literal["open", "closed"]
+
+
+class Daemon(Table):
+    state_dir: str = "/var/lib/scentd"  # highest epochs seen and issued; survives restarts
+    control_socket: str = "/run/scentd/control.sock"
+    decision_log: str = "/var/lib/scentd/decisions.jsonl"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Datapath(Table):
+    workers: Annotated[int, Meta(ge=1, le=64)] = 1  # queues per direction, a process for each pair
+    queue: Annotated[int, Meta(ge=0, le=65535 - 128)] = 22600  # first NFQUEUE number; 2 x workers are used
+    queue_length: Annotated[int, Meta(ge=64, le=1_000_000)] = 4096  # packets the kernel keeps per queue
+    mark_stamped: Annotated[int, Meta(gt=0, lt=2**32)] = 0x10000000  # packet mark bits of ours
+    mark_rejected: Annotated[int, Meta(gt=0, lt=2**32)] = 0x20000000
+    route_table: Annotated[int, Meta(gt=255, lt=2**31)] = 22600  # routes to peers with room for the scent
+    rule_priority: Annotated[int, Meta(gt=0, lt=32764)] = 22600  # of our three `ip rule`s
+
+    def mistakes(self, path: str) -> list[str]:
+        if self.mark_stamped & self.mark_rejected:
+            return [f"{path}.mark_rejected: shares bits with {path}.mark_stamped; give each a bit of its own"]
+        return []
+
+
+class Stamp(Table):
+    fail: Fail = "open"  # no daemon: packets leave unstamped (open) or not at all (closed)
+    forwarded: bool = False  # stamp what this host forwards for [[network]] addresses, too
+
+
+class Verify(Table):
+    fail: Fail = "closed"  # no daemon: packets come in unverified (open) or not at all (closed)
+    max_age: Seconds = 60.0  # an epoch older than this is stale
+    max_future: Seconds = 10.0  # an epoch further ahead of our clock than this is refused
+    grace: Seconds = 2.0  # how long the epoch before the highest is still accepted
+    rejected: Treatment = "drop"  # for senders that are nobody's peer
+    absent: Treatment = "pass"
+
+
+class CpuSource(Table, tag_field="kind", tag="cpu"):
+    """Busy share of all processors (/proc/stat)."""
+
+    role: str = ""
+
+
+class MemorySource(Table, tag_field="kind", tag="memory"):
+    """1 - MemAvailable / MemTotal (/proc/meminfo)."""
+
+    role: str = ""
+
+
+class BandwidthSource(Table, tag_field="kind", tag="bandwidth"):
+    """Bits in and out of an interface against its capacity (link counters over netlink)."""
+
+    interface: str
+    capacity: Bits  # per second, each way
+    role: str = ""
+
+
+class TcpSource(Table, tag_field="kind", tag="tcp"):
+    """Latency and jitter: rtt and rttvar of this host's TCP connections (inet_diag), weighted by traffic."""
+
+    latency_full: Seconds = 0.2  # this round trip scores 1.0
+    jitter_full: Seconds = 0.05
+    role: str = ""
+
+
+class EveSource(Table, tag_field="kind", tag="eve"):
+    """Suricata EVE lines of type alert on a unix socket that scentd listens on."""
+
+    socket: str
+    hold: Seconds = 60.0  # how long one event keeps the threat level up
+    alarm: Share = 0.5  # an event at least this severe makes a new epoch at once
+
+
+class PrometheusSource(Table, tag_field="kind", tag="prometheus"):
+    """One metric of a Prometheus text endpoint."""
+
+    url: str
+    series: str  # name, or name{label="value",...}; values of all matching series are summed
+    full: Annotated[float, Meta(gt=0)]  # this value scores 1.0
+    metric: str = "request_load"
+    rate: bool = False  # a counter: score its increase per second
+    timeout: Seconds = 2.0
+    role: str = ""
+
+
+Source = CpuSource | MemorySource | BandwidthSource | TcpSource | EveSource | PrometheusSource
+
+
+class Network(Table):
+    """One identity of this host. Without `collect` it signs nothing and only verifies."""
+
+    name: Name
+    key_file: str  # made by `scentd keygen`, mode 0600; "credential:NAME" for a systemd credential
+    addresses: list[str] = []  # its nodes' prefixes; empty: every address of this host
+    interval: Seconds = 5.0  # a new epoch every so often
+    steps: Literal[2, 5, 10, 25, 50, 125, 250] = 50  # levels are rounded to one of so many steps
+    high: Share = 0.8  # a level from here on is "high" in a characteristic
+    low: Share = 0.3  # below it is "low"
+    labels: list[str] = []  # characteristics of the whole network, e.g. "region=eu-west"
+    weights: dict[str, Annotated[float, Meta(ge=0)]] = {}  # of metrics in the overall score; default 1
+    metrics: dict[str, Annotated[int, Meta(ge=16, le=21)]] = {}  # names for private metric slots
+    collect: list[Source] = []
+
+    def mistakes(self, path: str) -> list[str]:
+        return check_network(self, path)
+
+
+class Peer(Table):
+    name: Name
+    public_key: str
+    addresses: list[str]
+    endpoint: list[str] = []  # addresses for beacons; default: the host addresses among `addresses`
+    stamp: bool = True  # scent what we send there
+    verify: bool = True  # verify what comes from there
+    bind: Literal["flow", "sender"] = "flow"  # "sender" where NAT lies between
+    rejected: Treatment = "drop"
+    absent: Treatment = "pass"
+    absent_ipv6_fragments: Treatment | None = None  # IPv6 datagrams that came in fragments; default: as absent
+    stamp_ipv6_fragments: bool = False  # only if the peer verifies before defragmentation
+    metrics: dict[str, Annotated[int, Meta(ge=16, le=21)]] = {}  # its names for private metric slots
+
+    def mistakes(self, path: str) -> list[str]:
+        return check_peer(self, path)
+
+
+class Quarantine(Table, tag_field="kind", tag="quarantine"):
+    """Drop all packets from the affected nodes or the whole network for a time (nftables set)."""
+
+    target: Literal["node", "network"] = "node"
+    timeout: Seconds = 60.0
+
+
+class Bandwidth(Table, tag_field="kind", tag="bandwidth"):
+    """Set the rate of the network's HTB class on an interface, in steps."""
+
+    interface: str
+    step: Bits  # largest change at once; negative narrows
+    floor: Bits
+    ceiling: Bits
+    start: Bits | None = None  # before any policy fired; default: floor
+
+
+class Command(Table, tag_field="kind", tag="command"):
+    """Run a program (no shell) with the decision as JSON on its standard input."""
+
+    argv: Annotated[list[str], Meta(min_length=1)]
+    timeout: Seconds = 10.0
+    user: str = "nobody"
+
+
+class Webhook(Table, tag_field="kind", tag="webhook"):
+    """POST the decision as JSON."""
+
+    url: str
+    timeout: Seconds = 5.0
+
+
+Do = Quarantine | Bandwidth | Command | Webhook
+
+
+class Policy(Table):
+    name: Name
+    when: str  # CEL over the view: cpu > 0.8 && has("region=eu-west")
+    do: Do
+    network: str = "*"  # a peer's name, or * for all
+    hold: Seconds = msgspec.field(name="for", default=0.0)  # true for so long before it fires
+    cooldown: Seconds = 0.0  # pause after it fired for a network
+    matches: Annotated[int, Meta(ge=1, le=16)] = 1  # true in so many ...
+    profiles: Annotated[int, Meta(ge=1, le=16)] = 1  # ... of the last so many profiles
+
+    def mistakes(self, path: str) -> list[str]:
+        return check_policy(self, path)
+
+
+class Config(Table):
+    daemon: Daemon = Daemon()
+    datapath: Datapath = Datapath()
+    stamp: Stamp = Stamp()
+    verify: Verify = Verify()
+    network: list[Network] = []
+    peer: list[Peer] = []
+    policy: list[Policy] = []
+
+    def mistakes(self, path: str) -> list[str]:
+        return check_config(self)
+
+
+def load(path: str | Path) -> Config:
+    """Read and check a configuration file. Raises ConfigError with all its mistakes."""
+    try:
+        text = Path(path).read_text()
+        data = tomllib.loads(text)
+    except OSError as error:
+        raise ConfigError([f"{path}: {error.strerror}; name the file with --config"]) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path}: not valid TOML: {error}"]) from None
+    return from_dict(data)
+
+
+def from_dict(data: dict[str, Any]) -> Config:
+    """A checked Config from parsed TOML. Raises ConfigError."""
+    problems: list[str] = []
+    config = schema.convert(data, Config, "", problems)
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def check_config(config: Config) -> list[str]:
+    """The rules between sections."""
+    problems = [
+        *duplicates("network", [n.name for n in config.network]),
+        *duplicates("peer", [p.name for p in config.peer]),
+        *duplicates("policy", [p.name for p in config.policy]),
+    ]
+    peers = sorted(p.name for p in config.peer)
+    for i, policy in enumerate(config.policy):
+        if policy.network != "*" and policy.network not in peers:
+            near = schema.suggestion(policy.network, peers)
+            problems.append(f"policy[{i}].network: no peer is named {policy.network!r}{near}")
+    if config.peer and not config.network:
+        problems.append("network: missing; a host with peers needs an identity of its own: [[network]] with key_file")
+    return problems
+
+
+def duplicates(section: str, names: list[str]) -> list[str]:
+    return [
+        f"{section}[{i}].name: {name!r} is there already; names are unique"
+        for i, name in enumerate(names)
+        if name in names[:i]
+    ]
+
+
+def check_prefixes(addresses: list[str], path: str) -> list[str]:
+    problems = []
+    for i, text in enumerate(addresses):
+        try:
+            ip_network(text)
+        except ValueError as error:
+            problems.append(f"{path}[{i}]: {error}; write 10.1.0.0/24, 10.1.0.7 or fd00:1::/64")
+    return problems
+
+
+def check_network(network: Network, path: str) -> list[str]:
+    problems = check_prefixes(network.addresses, f"{path}.addresses")
+    if not layout.INTERVAL_MIN <= network.interval <= layout.INTERVAL_MAX or network.interval % 1:
+        problems.append(
+            f"{path}.interval: whole seconds from {layout.INTERVAL_MIN} to {layout.INTERVAL_MAX}; 5s to 10s is usual"
+        )
+    if network.low > network.high:
+        problems.append(f"{path}.low: is above {path}.high")
+    problems += check_metric_slots(network.metrics, f"{path}.metrics")
+    known = {*layout.METRICS.values(), *network.metrics}
+    for metric in network.weights:
+        if metric not in known:
+            problems.append(f"{path}.weights.{metric}: no such metric{schema.suggestion(metric, sorted(known))}")
+    for i, source in enumerate(network.collect):
+        if isinstance(source, PrometheusSource) and source.metric not in known:
+            problems.append(f"{path}.collect[{i}].metric: no such metric: {source.metric!r}; name it in {path}.metrics")
+    for i, label in enumerate(network.labels):
+        if "=" not in label or len(label) > 200:
+            problems.append(f'{path}.labels[{i}]: write name=value, e.g. "region=eu-west", at most 200 characters')
+    return problems
+
+
+def check_metric_slots(metrics: dict[str, int], path: str) -> list[str]:
+    problems = [f"{path}.{m}: is a standard metric already" for m in metrics if m in layout.METRICS.values()]
+    if len(set(metrics.values())) < len(metrics):
+        problems.append(f"{path}: two names share a slot; use each of 16..21 once")
+    return problems + [
+        f"{path}.{m}: a name is letters, digits and _, because policies use it" for m in metrics if not m.isidentifier()
+    ]
+
+
+def check_peer(peer: Peer, path: str) -> list[str]:
+    problems = check_prefixes(peer.addresses, f"{path}.addresses")
+    problems += check_metric_slots(peer.metrics, f"{path}.metrics")
+    if not peer.addresses:
+        problems.append(f"{path}.addresses: empty; a scent is accepted only from a peer's addresses")
+    for i, text in enumerate(peer.endpoint):
+        problems += [p for p in check_prefixes([text], f"{path}.endpoint") if "/" not in text]
+        if "/" in text:
+            problems.append(f"{path}.endpoint[{i}]: one address, not a prefix")
+    try:
+        keys.parse_public(peer.public_key)
+    except ValueError as error:
+        problems.append(f"{path}.public_key: {error}")
+    return problems
+
+
+def check_policy(policy: Policy, path: str) -> list[str]:
+    problems = []
+    if policy.matches > policy.profiles:
+        problems.append(f"{path}.matches: is more than {path}.profiles")
+    if isinstance(policy.do, Bandwidth) and policy.do.floor > policy.do.ceiling:
+        problems.append(f"{path}.do.floor: is above {path}.do.ceiling")
+    return problems
+
+
+def prefixes(addresses: list[str]) -> tuple[Prefix, ...]:
+    return tuple(ip_network(a) for a in addresses)

@@ -1,0 +1,25 @@
+"""The errors a user may see. Each says what is wrong, where, and the way out.
+
+Nothing on the packet path raises: there an outcome is a named verdict
+(scentd.wire.layout.VERDICTS). These are for start-up, reload and commands.
+"""
+
+
+class ScentdError(Exception):
+    """Base of every error that is reported to the user in one line. Exit status 1."""
+
+
+class ConfigError(ScentdError):
+    """The configuration is wrong. `problems` is a list of "path: what, and the way out". Exit status 2."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class KeyFileError(ScentdError):
+    """A key file is missing, unreadable, readable by others or does not hold a key."""
+
+
+class HostError(ScentdError):
+    """The host lacks something: a privilege, a kernel feature, a program, room on a disk."""
