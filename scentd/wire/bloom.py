@@ -1,0 +1,39 @@
+"""The Bloom filter of characteristics (README.md section 6).
+
+256 bits, 5 hashes, MurmurHash3 x64-128 seeded with the epoch, so that a false
+positive of one epoch is not one of the next. Double hashing after Kirsch and
+Mitzenmacher, "Less Hashing, Same Performance" (2006).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import mmh3
+from bitarray import bitarray
+
+from scentd.wire import layout
+
+BITS = layout.BLOOM_LEN * 8
+
+
+def positions(item: str, epoch: int) -> list[int]:
+    """The item's bits; bit 0 is the highest bit of the first byte."""
+    first, second = mmh3.hash64(item.encode(), seed=epoch, x64arch=True, signed=False)
+    second |= 1  # odd: the five positions differ, as 256 is a power of two
+    return [(first + i * second) % BITS for i in range(layout.BLOOM_HASHES)]
+
+
+def make(items: Iterable[str], epoch: int) -> bytes:
+    bits = bitarray(BITS, endian="big")
+    bits.setall(False)
+    for item in items:
+        bits[positions(item, epoch)] = True
+    return bits.tobytes()
+
+
+def contains(bloom: bytes, epoch: int, item: str) -> bool:
+    """Whether the item may be in the filter; never False for one that is."""
+    bits = bitarray(endian="big")
+    bits.frombytes(bloom)
+    return all(bits[p] for p in positions(item, epoch))
