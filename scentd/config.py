@@ -7,15 +7,17 @@ at once, each under its path. Quantities carry their unit as text ("5s", "100mbi
 
 from __future__ import annotations
 
+import math
 import tomllib
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
 
-from scentd import schema
+from scentd import schema, series
 from scentd.errors import ConfigError
 from scentd.model import Prefix
 from scentd.schema import Table
@@ -83,6 +85,9 @@ class BandwidthSource(Table, tag_field="kind", tag="bandwidth"):
     capacity: Bits  # per second, each way
     role: str = ""
 
+    def mistakes(self, path: str) -> list[str]:
+        return check_positive(self, path, "capacity")
+
 
 class TcpSource(Table, tag_field="kind", tag="tcp"):
     """Latency and jitter: rtt and rttvar of this host's TCP connections (inet_diag), weighted by traffic."""
@@ -91,6 +96,9 @@ class TcpSource(Table, tag_field="kind", tag="tcp"):
     jitter_full: Seconds = 0.05
     role: str = ""
 
+    def mistakes(self, path: str) -> list[str]:
+        return check_positive(self, path, "latency_full", "jitter_full")
+
 
 class EveSource(Table, tag_field="kind", tag="eve"):
     """Suricata EVE lines of type alert on a unix socket that scentd listens on."""
@@ -98,6 +106,9 @@ class EveSource(Table, tag_field="kind", tag="eve"):
     socket: str
     hold: Seconds = 60.0  # how long one event keeps the threat level up
     alarm: Share = 0.5  # an event at least this severe makes a new epoch at once
+
+    def mistakes(self, path: str) -> list[str]:
+        return check_positive(self, path, "hold")
 
 
 class PrometheusSource(Table, tag_field="kind", tag="prometheus"):
@@ -110,6 +121,9 @@ class PrometheusSource(Table, tag_field="kind", tag="prometheus"):
     rate: bool = False  # a counter: score its increase per second
     timeout: Seconds = 2.0
     role: str = ""
+
+    def mistakes(self, path: str) -> list[str]:
+        return check_prometheus(self, path)
 
 
 Source = CpuSource | MemorySource | BandwidthSource | TcpSource | EveSource | PrometheusSource
@@ -242,6 +256,11 @@ def check_config(config: Config) -> list[str]:
         *duplicates("peer", [p.name for p in config.peer]),
         *duplicates("policy", [p.name for p in config.policy]),
     ]
+    sockets = [s.socket for n in config.network for s in n.collect if isinstance(s, EveSource)]
+    problems += [
+        f"network.collect: two sources listen on {s!r}; give each a socket of its own"
+        for s in sorted({s for s in sockets if sockets.count(s) > 1})
+    ]
     peers = sorted(p.name for p in config.peer)
     for i, policy in enumerate(config.policy):
         if policy.network != "*" and policy.network not in peers:
@@ -289,6 +308,26 @@ def check_network(network: Network, path: str) -> list[str]:
     for i, label in enumerate(network.labels):
         if "=" not in label or len(label) > 200:
             problems.append(f'{path}.labels[{i}]: write name=value, e.g. "region=eu-west", at most 200 characters')
+    return problems
+
+
+def check_positive(source: Table, path: str, *fields: str) -> list[str]:
+    return [f"{path}.{f}: must be more than 0" for f in fields if not 0 < getattr(source, f) < math.inf]
+
+
+def check_prometheus(source: PrometheusSource, path: str) -> list[str]:
+    problems = check_positive(source, path, "timeout", "full")
+    try:
+        series.parse(source.series)
+    except ValueError as error:
+        problems.append(f"{path}.series: {error}")
+    try:
+        url = urlsplit(source.url)
+        right = url.scheme in ("http", "https") and url.hostname and not url.username and url.port != 0
+    except ValueError:
+        right = False
+    if not right:
+        problems.append(f"{path}.url: {source.url!r}; write http://host:port/metrics or https://..., without a user")
     return problems
 
 

@@ -1,0 +1,245 @@
+"""A rate for what this host sends to a network: an HTB class each, on one interface.
+
+The root qdisc has a handle of our own (5ce0:), by which it is known again. Packets that no filter
+claims pass HTB's direct queue, unshaped. A network's class is found by its filters (u32 on the destination,
+the longest prefix first), so there is no state but the kernel's: what is there is read, the difference is applied.
+A new rate is set in place; nothing that waits in the class is lost.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import ip_network
+from socket import ntohs
+from typing import Any
+
+from pyroute2 import IPRoute, NetlinkError
+
+from scentd import plan
+from scentd.errors import HostError
+from scentd.model import Prefix
+
+MAJOR = 0x5CE0
+ROOT = MAJOR << 16
+TC_H_ROOT = 0xFFFFFFFF
+MINOR_MAX = 0xFFFE
+ETHER_TYPE = {4: 0x0800, 6: 0x86DD}
+DESTINATION_AT = {4: 16, 6: 24}  # offset in the IP header
+PRIORITY = {4: 100, 6: 200}  # of the longest prefix; one priority per length, and none for two protocols
+BURST_SECONDS = 0.005
+BURST_MIN = 3200  # bytes: two full packets
+QUANTUM = (1514, 60000)  # bytes; outside of 1000..200000 the kernel complains
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    prefix: Prefix
+    minor: int  # class
+    priority: int
+    handle: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """What is below our root qdisc."""
+
+    rates: dict[int, float]  # class minor -> bits per second
+    filters: tuple[Filter, ...]
+
+
+class Bandwidth:
+    """Rates on one interface. `prefixes`: network -> its prefixes. Raises HostError. Belongs to one thread."""
+
+    def __init__(self, interface: str, prefixes: Mapping[str, Sequence[Prefix]]) -> None:
+        self.interface = interface
+        self._prefixes = prefixes
+
+    def have(self) -> dict[str, float]:
+        """network -> bits per second, as the kernel has it. A class with other filters than the network's is no match."""
+        with netlink(self.interface) as ipr:
+            index = index_of(ipr, self.interface)
+            if not ours(ipr, index, self.interface):
+                return {}
+            return self._by_network(read(ipr, index))
+
+    def apply(self, rates: Mapping[str, float]) -> int:
+        """Shape exactly these networks. The number of changes; 0 if all is so already."""
+        want = {network: rate for network, rate in rates.items() if self._prefixes.get(network)}
+        if not want:
+            return int(self.remove())
+        with netlink(self.interface) as ipr:
+            index = index_of(ipr, self.interface)
+            changes = 0
+            if not ours(ipr, index, self.interface):
+                ipr.tc("add", "htb", index, handle=ROOT, parent=TC_H_ROOT, default=0)
+                changes += 1
+            tree = read(ipr, index)
+            minors = assign(tree, {network: self._prefixes[network] for network in want})
+            changes += self._set_classes(ipr, index, tree, {minors[n]: rate for n, rate in want.items()})
+            filters = {prefix: minors[n] for n in want for prefix in self._prefixes[n]}
+            changes += self._set_filters(ipr, index, tree, filters)
+            for minor in tree.rates.keys() - minors.values():
+                ipr.tc("del-class", "htb", index, handle=ROOT | minor, parent=ROOT)
+                changes += 1
+            return changes
+
+    def remove(self) -> bool:
+        """Take our root qdisc away; the kernel puts its default back. Whether there was one."""
+        with netlink(self.interface) as ipr:
+            found = ipr.link_lookup(ifname=self.interface)
+            return bool(found) and remove_from(ipr, found[0])
+
+    def _by_network(self, tree: Tree) -> dict[str, float]:
+        minors: dict[Prefix, int] = {f.prefix: f.minor for f in tree.filters}
+        found = {}
+        for network, prefixes in self._prefixes.items():
+            used = {minors.get(prefix) for prefix in prefixes}
+            minor = used.pop() if len(used) == 1 else None
+            if minor in tree.rates:
+                found[network] = tree.rates[minor]
+        return found
+
+    def _set_classes(self, ipr: IPRoute, index: int, tree: Tree, want: Mapping[int, float]) -> int:
+        changes = 0
+        for minor, rate in want.items():
+            old = tree.rates.get(minor)
+            if old is None or abs(old - rate) > plan.RATE_SLACK:
+                verb = "add-class" if old is None else "change-class"
+                ipr.tc(verb, "htb", index, handle=ROOT | minor, parent=ROOT, **class_options(rate))
+                changes += 1
+        return changes
+
+    def _set_filters(self, ipr: IPRoute, index: int, tree: Tree, want: Mapping[Prefix, int]) -> int:
+        kept: set[Prefix] = set()
+        changes = 0
+        for old in tree.filters:
+            if want.get(old.prefix) == old.minor and old.prefix not in kept:
+                kept.add(old.prefix)
+                continue
+            protocol = ETHER_TYPE[old.prefix.version]
+            ipr.tc("del-filter", "u32", index, handle=old.handle, parent=ROOT, prio=old.priority, protocol=protocol)
+            changes += 1
+        for prefix, minor in want.items():
+            if prefix not in kept:
+                ipr.tc("add-filter", "u32", index, parent=ROOT, target=ROOT | minor, **filter_options(prefix))
+                changes += 1
+        return changes
+
+
+def remove_all() -> list[str]:
+    """Take our root qdiscs from all interfaces (clean-up). The names of those that had one."""
+    with netlink("all interfaces") as ipr:
+        names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in ipr.get_links()}
+        return [name for index, name in names.items() if remove_from(ipr, index)]
+
+
+def remove_from(ipr: IPRoute, index: int) -> bool:
+    if not any(is_ours(q) for q in ipr.get_qdiscs(index=index)):
+        return False
+    ipr.tc("del", index=index, handle=ROOT, parent=TC_H_ROOT)
+    return True
+
+
+def is_ours(qdisc: Any) -> bool:
+    return qdisc["parent"] == TC_H_ROOT and qdisc["handle"] == ROOT and qdisc.get_attr("TCA_KIND") == "htb"
+
+
+def ours(ipr: IPRoute, index: int, interface: str) -> bool:
+    """Whether our root qdisc is there. Raises HostError if another's is: the kernel's own default has handle 0."""
+    for qdisc in ipr.get_qdiscs(index=index):
+        if is_ours(qdisc):
+            return True
+        if qdisc["parent"] == TC_H_ROOT and qdisc["handle"] != 0:
+            kind, major = qdisc.get_attr("TCA_KIND"), qdisc["handle"] >> 16
+            raise HostError(
+                f"interface {interface}: has a root qdisc that is not ours ({kind} {major:x}:); give the bandwidth policy "
+                f"another interface, or take it away with: tc qdisc del dev {interface} root"
+            )
+    return False
+
+
+def read(ipr: IPRoute, index: int) -> Tree:
+    rates = {}
+    for entry in ipr.get_classes(index=index):
+        if entry["handle"] >> 16 == MAJOR and entry.get_attr("TCA_KIND") == "htb":
+            options = entry.get_attr("TCA_OPTIONS")
+            wide = options.get_attr("TCA_HTB_RATE64")  # bytes per second, from 2**32 on
+            rates[entry["handle"] & 0xFFFF] = 8.0 * (wide or options.get_attr("TCA_HTB_PARMS")["rate"])
+    filters = (decode_filter(entry) for entry in ipr.get_filters(index=index, parent=ROOT))
+    return Tree(rates, tuple(f for f in filters if f is not None))
+
+
+def decode_filter(entry: Any) -> Filter | None:
+    """One of our u32 filters, or None: the kernel lists their hash tables, too."""
+    options = entry.get_attr("TCA_OPTIONS")
+    selector = options.get_attr("TCA_U32_SEL") if entry.get_attr("TCA_KIND") == "u32" and options else None
+    protocol = ntohs(entry["info"] & 0xFFFF)
+    version = next((v for v, number in ETHER_TYPE.items() if number == protocol), None)
+    if selector is None or version is None:
+        return None
+    bits, value, mask = (32 if version == 4 else 128), 0, 0
+    for key in selector["keys"]:
+        shift = bits - 32 - 8 * (key["key_off"] - DESTINATION_AT[version])
+        if 0 <= shift < bits:
+            value |= key["key_val"] << shift
+            mask |= key["key_mask"] << shift
+    address = value.to_bytes(bits // 8, "big")
+    prefix = ip_network((address, mask.bit_count()), strict=False)
+    return Filter(prefix, options.get_attr("TCA_U32_CLASSID") & 0xFFFF, entry["info"] >> 16, entry["handle"])
+
+
+def assign(tree: Tree, prefixes: Mapping[str, Sequence[Prefix]]) -> dict[str, int]:
+    """network -> class minor: the one its filters lead to already, else the lowest free one."""
+    minors = {f.prefix: f.minor for f in tree.filters}
+    taken: dict[str, int] = {}
+    for network, own in prefixes.items():
+        used = {minors[p] for p in own if p in minors}
+        if len(used) == 1 and not used & set(taken.values()):
+            taken[network] = used.pop()
+    in_use = {*taken.values(), *tree.rates}
+    free = (minor for minor in range(1, MINOR_MAX + 1) if minor not in in_use)
+    for network in prefixes:
+        if network not in taken:
+            taken[network] = next(free)
+    return taken
+
+
+def class_options(rate: float) -> dict[str, int]:
+    """`rate` in bits per second; pyroute2 takes bytes."""
+    size = max(1, round(rate / 8))
+    burst = max(BURST_MIN, round(size * BURST_SECONDS))
+    low, high = QUANTUM
+    return {"rate": size, "ceil": size, "burst": burst, "cburst": burst, "quantum": min(max(size // 10, low), high)}
+
+
+def filter_options(prefix: Prefix) -> dict[str, Any]:
+    packed, mask = prefix.network_address.packed, prefix.netmask.packed
+    at = DESTINATION_AT[prefix.version]
+    words = [(packed[i : i + 4].hex(), mask[i : i + 4].hex(), at + i) for i in range(0, len(packed), 4)]
+    keys = [f"0x{value}/0x{bits}+{offset}" for value, bits, offset in words if bits != "00000000"]
+    return {
+        "keys": keys or [f"0x0/0x0+{at}"],
+        "prio": PRIORITY[prefix.version] + prefix.max_prefixlen - prefix.prefixlen,
+        "protocol": ETHER_TYPE[prefix.version],
+    }
+
+
+def index_of(ipr: IPRoute, interface: str) -> int:
+    found = ipr.link_lookup(ifname=interface)
+    if not found:
+        raise HostError(f"interface {interface}: not there; a bandwidth policy names it")
+    return found[0]
+
+
+@contextmanager
+def netlink(interface: str) -> Iterator[IPRoute]:
+    """A netlink socket in this thread's namespace; its errors as HostError."""
+    try:
+        with IPRoute() as ipr:
+            yield ipr
+    except NetlinkError as error:
+        hint = "; scentd needs CAP_NET_ADMIN" if error.code in (errno.EPERM, errno.EACCES) else ""
+        raise HostError(f"interface {interface}: tc: {error}{hint}") from error

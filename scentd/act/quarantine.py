@@ -1,0 +1,164 @@
+"""Drops what comes from quarantined addresses and prefixes: the nftables table `inet scentd`.
+
+The chain hooks prerouting at priority raw (-300): before defragmentation (-400 is conntrack's
+defrag; a fragment's source address is as good), conntrack (-200) and our verifier's queue in mangle (-150), so
+that a quarantined node costs next to nothing. What comes in over `lo` is let through.
+
+There is one hash set for each prefix length in use (`ipv4_32`, `ipv6_64`), asked by `saddr & mask`. An interval
+set would refuse overlapping prefixes, each with its own end. The kernel removes an element when its
+time is over, so a daemon that died cuts nobody off for longer than its policy says.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from ipaddress import ip_network
+from typing import Any
+
+from scentd import plan
+from scentd.act.nft import Nftables
+from scentd.model import Prefix
+
+TABLE = {"family": "inet", "name": "scentd"}
+IN_TABLE = {"family": "inet", "table": "scentd"}
+CHAIN = "prerouting"
+PRIORITY = -300
+SET_SIZE = 2 * plan.QUARANTINED_MAX  # a renewed element is there twice until the transaction ends
+COUNTERS = ("dropped_ipv4", "dropped_ipv6")
+
+
+class Quarantine:
+    """Raises HostError if nftables refuses. Belongs to one thread."""
+
+    def __init__(self) -> None:
+        self._nft: Nftables | None = None
+
+    def ensure(self, prefixes: Iterable[Prefix] = ()) -> None:
+        """Make what is missing of the table, the chain, and the sets for these prefixes."""
+        missing = self._missing(self._listing(), {set_name(p) for p in prefixes})
+        if missing:
+            self._run(missing)
+
+    def apply(self, want: Mapping[Prefix, float]) -> int:
+        """Quarantine exactly these, for so many seconds from now on. The number of changes; 0 if all is so already."""
+        listing = self._listing()
+        actions = plan.diff_quarantine(elements(listing), want)
+        commands = self._missing(listing, {set_name(p) for p in want})
+        commands += release([a.prefix for a in actions if isinstance(a, plan.Release)])
+        commands += isolate({a.prefix: a.seconds for a in actions if isinstance(a, plan.Isolate)})
+        if commands:
+            self._run(commands)
+        return len(actions)
+
+    def have(self) -> dict[Prefix, float]:
+        """What the kernel holds: prefix -> seconds left, in whole seconds."""
+        return elements(self._listing())
+
+    def counters(self) -> dict[str, int]:
+        """Packets dropped, since the table was made."""
+        counts = dict.fromkeys(COUNTERS, 0)
+        for item in self._listing():
+            if "counter" in item and item["counter"]["name"] in counts:
+                counts[item["counter"]["name"]] = item["counter"]["packets"]
+        return counts
+
+    def remove(self) -> bool:
+        """Take the table away. Whether there was one."""
+        if not self._exists():
+            return False
+        self._run([{"add": {"table": TABLE}}, {"delete": {"table": TABLE}}])
+        return True
+
+    def close(self) -> None:
+        """Give the library's context back; what is in the kernel stays."""
+        if self._nft is not None:
+            self._nft.close()
+            self._nft = None
+
+    def _run(self, commands: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        self._nft = self._nft or Nftables()
+        return self._nft.run(commands)
+
+    def _exists(self) -> bool:
+        tables = (item.get("table", {}) for item in self._run([{"list": {"tables": {"family": "inet"}}}]))
+        return any(t.get("name") == TABLE["name"] and t.get("family") == "inet" for t in tables)
+
+    def _listing(self) -> list[dict[str, Any]]:
+        return self._run([{"list": {"table": TABLE}}]) if self._exists() else []
+
+    def _missing(self, listing: list[dict[str, Any]], sets: set[str]) -> list[dict[str, Any]]:
+        """Commands for what is not there. `add` of a table, chain, counter or set that is there changes nothing."""
+        rules = {item["rule"].get("comment") for item in listing if "rule" in item}
+        there = {item["set"]["name"] for item in listing if "set" in item}
+        chained = any("chain" in item and item["chain"]["name"] == CHAIN for item in listing)
+        if chained and "lo" in rules and sets <= there and sets <= rules:
+            return []
+        hook = {"type": "filter", "hook": "prerouting", "prio": PRIORITY, "policy": "accept"}
+        commands: list[dict[str, Any]] = [
+            {"add": {"table": TABLE}},
+            {"add": {"chain": {**IN_TABLE, "name": CHAIN, **hook}}},
+            *({"add": {"counter": {**IN_TABLE, "name": name}}} for name in COUNTERS),
+        ]
+        if "lo" not in rules:
+            loopback = {"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": "lo"}}
+            commands.append({"insert": {"rule": rule("lo", [loopback, {"return": None}])}})
+        for name in sorted(sets):
+            family, length = name.split("_")
+            kind = {"type": f"{family}_addr", "flags": ["timeout"], "size": SET_SIZE}
+            commands.append({"add": {"set": {**IN_TABLE, "name": name, **kind}}})
+            if name not in rules:
+                commands.append({"add": {"rule": rule(name, drop_from(name, family, int(length)))}})
+        return commands
+
+
+def rule(comment: str, expression: list[dict[str, Any]]) -> dict[str, Any]:
+    return {**IN_TABLE, "chain": CHAIN, "comment": comment, "expr": expression}
+
+
+def drop_from(name: str, family: str, length: int) -> list[dict[str, Any]]:
+    """Match the source's first `length` bits against the set, count, drop."""
+    mask = ip_network(f"{'0.0.0.0' if family == 'ipv4' else '::'}/{length}").netmask
+    source: dict[str, Any] = {"payload": {"protocol": "ip" if family == "ipv4" else "ip6", "field": "saddr"}}
+    if length < mask.max_prefixlen:
+        source = {"&": [source, str(mask)]}
+    match = {"match": {"op": "==", "left": source, "right": f"@{name}"}}
+    return [match, {"counter": f"dropped_{family}"}, {"drop": None}]
+
+
+def set_name(prefix: Prefix) -> str:
+    return f"ipv{prefix.version}_{prefix.prefixlen}"
+
+
+def isolate(want: Mapping[Prefix, float]) -> list[dict[str, Any]]:
+    """Before Linux 6.12 `add` leaves the timeout of an element alone, and `delete` of none is an error: so all three."""
+    return [*release(want), *element_commands("add", want)]
+
+
+def release(prefixes: Iterable[Prefix]) -> list[dict[str, Any]]:
+    """It may be gone by itself by now; add and delete in one transaction cannot fail."""
+    once = dict.fromkeys(prefixes, 1.0)
+    return [*element_commands("add", once), *element_commands("delete", once)]
+
+
+def element_commands(verb: str, timeouts: Mapping[Prefix, float]) -> list[dict[str, Any]]:
+    by_set: dict[str, list[dict[str, Any]]] = {}
+    for prefix, seconds in timeouts.items():
+        timeout = max(1, math.ceil(seconds))  # libnftables takes whole seconds
+        element = {"elem": {"val": str(prefix.network_address), "timeout": timeout}}
+        by_set.setdefault(set_name(prefix), []).append(element)
+    return [{verb: {"element": {**IN_TABLE, "name": name, "elem": items}}} for name, items in by_set.items()]
+
+
+def elements(listing: Iterable[dict[str, Any]]) -> dict[Prefix, float]:
+    """prefix -> seconds left, of the sets in a listing of the table."""
+    found: dict[Prefix, float] = {}
+    for item in listing:
+        if "set" not in item or "_" not in item["set"]["name"]:
+            continue
+        length = item["set"]["name"].split("_")[1]
+        for element in item["set"].get("elem", ()):
+            if isinstance(element, dict) and "elem" in element:
+                inner = element["elem"]
+                found[ip_network(f"{inner['val']}/{length}")] = float(inner.get("expires", 0.0))
+    return found

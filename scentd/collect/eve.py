@@ -1,0 +1,208 @@
+"""Suricata's alerts: EVE JSON lines on a unix stream socket, to events.
+
+Pure: bytes and `now` in, events and counters out; listen.py holds the socket.
+Suricata side: outputs: - eve-log: {filetype: unix_stream, filename: <socket>, types: [alert]}
+(Suricata user guide, "Eve JSON Output").
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from ipaddress import ip_address
+
+import msgspec
+
+from scentd.config import EveSource
+from scentd.model import Event, Prefix
+
+MAX_LINE = 64 * 1024
+MAX_HELD = 1024  # events; beyond it the oldest of the mildest goes
+
+# alert.severity is the rule's priority (1 is the most severe; classification.config gives 1 to 4).
+SEVERITIES = {1: 1.0, 2: 0.7, 3: 0.4}
+MILDEST = 0.2
+
+# Words of classification.config's descriptions, most specific first; what matches none is an intrusion.
+KINDS = (
+    (
+        "malware",
+        ("malware", "trojan", "ransom", "exploit kit", "crypto currency", "coin mining", "command and control"),
+    ),
+    ("policy", ("policy", "privacy", "inappropriate", "social engineering", "credential theft", "unwanted program")),
+    ("anomaly", ("protocol", "unusual", "not suspicious", "misc activity", "unknown traffic", "denial of service")),
+)
+
+
+class Alert(msgspec.Struct):
+    severity: int = 3
+    category: str | None = ""
+    signature: str | None = ""
+
+
+class Record(msgspec.Struct):
+    """The fields of an EVE record that matter here; all others are skipped unread."""
+
+    event_type: str = ""
+    src_ip: str | None = None
+    dest_ip: str | None = None
+    alert: Alert | None = None
+
+
+RECORD = msgspec.json.Decoder(Record)
+Held = OrderedDict[tuple[str, str], tuple[Event, float]]  # by kind and node
+COUNTERS = (
+    "eve_lines",
+    "eve_alerts",
+    "eve_not_ours",  # neither end is the network's
+    "eve_bad_json",
+    "eve_not_utf8",
+    "eve_wrong_type",
+    "eve_dropped",  # no room among MAX_HELD
+)
+
+
+class Lines:
+    """A byte stream to lines. Holds at most MAX_LINE bytes; a longer line is skipped up to its newline."""
+
+    def __init__(self) -> None:
+        self.too_long = 0
+        self._tail = b""
+        self._skipping = False
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The lines that `data` completes, without their newlines; empty ones are left out."""
+        lines = []
+        *complete, tail = data.split(b"\n")
+        for end in complete:
+            line, self._tail = self._tail + end, b""
+            if self._skipping:
+                self._skipping = False
+            elif len(line) > MAX_LINE:
+                self.too_long += 1
+            elif line.strip():
+                lines.append(line)
+        if not self._skipping and len(self._tail) + len(tail) > MAX_LINE:
+            self.too_long += 1
+            self._tail, self._skipping = b"", True
+        elif not self._skipping:
+            self._tail += tail
+        return lines
+
+
+class Alerts:
+    """The events of one socket that still count, one for each kind, node and severity.
+
+    A mild alert that repeats must not keep up the severe one that came before it,
+    so each severity has a time of its own. `at` of an event is when its line came,
+    not the line's own timestamp: a sensor with a wrong clock cannot hold an alarm up.
+    """
+
+    def __init__(self, source: EveSource, own: Sequence[Prefix]) -> None:
+        self._source = source
+        self._own = own
+        # Mildest first. Each holds (event, monotonic end) in the order of their ends, as all are held equally long.
+        self._held: dict[float, Held] = {severity: OrderedDict() for severity in (MILDEST, 0.4, 0.7, 1.0)}
+        self._lock = threading.Lock()  # lines come on the loop's thread, active() is asked on a worker's
+        self.counters = dict.fromkeys(COUNTERS, 0)
+
+    def line(self, line: bytes, now: float, monotonic: float) -> Event | None:
+        """Take one line. Returns its event, or None if it has none or one that is held already (it lasts longer)."""
+        self.counters["eve_lines"] += 1
+        record = self._record(line)
+        if record is None or record.event_type != "alert":
+            return None
+        if record.alert is None or record.alert.severity < 1:
+            self.counters["eve_wrong_type"] += 1
+            return None
+        node = affected(record, self._own)
+        if node is None:
+            self.counters["eve_not_ours"] += 1
+            return None
+        self.counters["eve_alerts"] += 1
+        with self._lock:
+            return self._hold(event(record.alert, node, now, self._source.hold), monotonic)
+
+    def active(self, now: float, monotonic: float) -> list[Event]:
+        """Events that have ended by neither clock: a wall clock set back does not hold them up."""
+        with self._lock:
+            return [e for held in self._held.values() for e, end in held.values() if e.until > now and end > monotonic]
+
+    def adopt(self, other: Alerts) -> None:
+        """Go on with the events that `other` holds."""
+        with other._lock:
+            copies = {severity: held.copy() for severity, held in other._held.items()}
+        with self._lock:
+            for severity, held in copies.items():
+                held.update(self._held[severity])
+                self._held[severity] = held
+
+    def _record(self, line: bytes) -> Record | None:
+        try:
+            return RECORD.decode(line)
+        except msgspec.ValidationError:
+            self.counters["eve_wrong_type"] += 1
+        except UnicodeDecodeError:
+            self.counters["eve_not_utf8"] += 1
+        except (msgspec.DecodeError, RecursionError):
+            self.counters["eve_bad_json"] += 1
+        return None
+
+    def _hold(self, new: Event, monotonic: float) -> Event | None:
+        held = self._held[new.severity]
+        _, old_end = held.pop((new.kind, new.node), (None, monotonic))
+        if not self._make_room(new.severity, monotonic):
+            self.counters["eve_dropped"] += 1
+            return None
+        held[new.kind, new.node] = new, monotonic + self._source.hold
+        return new if old_end <= monotonic else None
+
+    def _make_room(self, severity: float, monotonic: float) -> bool:
+        """Forget what has ended and, if there is still no room, the oldest of what is milder than `severity`."""
+        for held in self._held.values():
+            while held and next(iter(held.values()))[1] <= monotonic:
+                held.popitem(last=False)
+        if sum(map(len, self._held.values())) < MAX_HELD:
+            return True
+        for milder, held in self._held.items():
+            if milder < severity and held:
+                held.popitem(last=False)
+                self.counters["eve_dropped"] += 1
+                return True
+        return False
+
+
+def event(alert: Alert, node: str, now: float, hold: float) -> Event:
+    category, signature = alert.category or "", alert.signature or ""
+    # repr: what a sensor saw in a packet must not break lines of our log.
+    detail = repr(f"{category}: {signature}"[:200])
+    return Event(kind_of(category), SEVERITIES.get(alert.severity, MILDEST), now, now + hold, node, detail)
+
+
+def kind_of(category: str) -> str:
+    """One of intrusion, malware, policy, anomaly."""
+    text = category.lower()
+    return next((kind for kind, words in KINDS if any(word in text for word in words)), "intrusion")
+
+
+def affected(record: Record, own: Sequence[Prefix]) -> str | None:
+    """Address of the affected node, "" if the record names none, None if neither end is `own`.
+
+    The destination is looked at first: it is the attacked end of most rules; a
+    node that talks outwards is then the only own end.
+    """
+    if not own:
+        return record.dest_ip or ""
+    ends = [end for end in (record.dest_ip, record.src_ip) if end]
+    if not ends:
+        return ""
+    return next((end for end in ends if is_own(end, own)), None)
+
+
+def is_own(text: str, own: Sequence[Prefix]) -> bool:
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return False
+    return any(address in prefix for prefix in own)

@@ -1,0 +1,168 @@
+"""The unix socket on which a sensor reports (EVE lines): made, guarded, read, removed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import stat
+import time
+from collections.abc import Callable
+from pathlib import Path
+from struct import Struct
+
+from scentd.collect.eve import Alerts, Lines
+from scentd.config import EveSource
+from scentd.errors import HostError
+from scentd.model import Event
+
+MAX_CLIENTS = 16  # a sensor has one connection, or one for each of its threads
+UCRED = Struct("=iII")  # pid, uid, gid (unix(7))
+
+log = logging.getLogger(__name__)
+
+
+class Listener:
+    """One listening socket and its clients. `on_alarm` is called on the loop's thread."""
+
+    COUNTERS = ("eve_too_long", "eve_clients", "eve_refused")
+
+    def __init__(self, source: EveSource, alerts: Alerts, on_alarm: Callable[[Event], None]) -> None:
+        self.alerts = alerts
+        self.counters = dict.fromkeys(self.COUNTERS, 0)
+        self._source = source
+        self._on_alarm = on_alarm
+        self._clients: set[Client] = set()
+        self._server: asyncio.Server | None = None
+        self._made: tuple[int, int] | None = None
+
+    async def start(self) -> None:
+        """Listen. Raises HostError if the path is not a socket, is another process's or cannot be made."""
+        path = Path(self._source.socket)
+        sock = listening_socket(path)
+        self._made = file_id(path)
+        self._server = await asyncio.get_running_loop().create_unix_server(lambda: Client(self), sock=sock)
+
+    async def close(self) -> None:
+        """Stop listening and remove the socket file, if it still is the one that start() made. May be called twice."""
+        if self._server is None:
+            return
+        server, self._server = self._server, None
+        server.close()
+        for client in list(self._clients):
+            client.transport.abort()
+        await server.wait_closed()
+        path = Path(self._source.socket)
+        if self._made is not None and file_id(path) == self._made:
+            path.unlink(missing_ok=True)
+
+    def opened(self, client: Client) -> bool:
+        if len(self._clients) >= MAX_CLIENTS:
+            self.counters["eve_refused"] += 1
+            return False
+        self.counters["eve_clients"] += 1
+        self._clients.add(client)
+        return True
+
+    def closed(self, client: Client) -> None:
+        self._clients.discard(client)
+
+    def take(self, line: bytes) -> None:
+        event = self.alerts.line(line, time.time(), time.monotonic())
+        if event is not None and event.severity >= self._source.alarm:
+            self._on_alarm(event)
+
+
+class Client(asyncio.Protocol):
+    transport: asyncio.Transport
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._lines = Lines()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        if not self._listener.opened(self):
+            transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        before = self._lines.too_long
+        lines = self._lines.feed(data)
+        self._listener.counters["eve_too_long"] += self._lines.too_long - before
+        for line in lines:
+            self._listener.take(line)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._listener.closed(self)
+
+
+def listening_socket(path: Path) -> socket.socket:
+    """A non-blocking stream socket that listens at `path`, in place of a stale one. Raises HostError.
+
+    Made under another name and renamed, so that it appears with its mode and
+    owner set, and in place of this process's older socket without a gap (reload).
+    """
+    check_free(path)
+    new = path.with_name(f"{path.name}.{os.getpid()}")
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        new.unlink(missing_ok=True)
+        sock.bind(str(new))
+        os.chmod(new, share_with_group(new))
+        sock.listen(MAX_CLIENTS)
+        new.rename(path)
+    except OSError as error:
+        sock.close()
+        reason = error.strerror or str(error)
+        raise HostError(
+            f"{path}: {reason}; `socket` needs a short path in a directory that exists and that scentd may write"
+            " (unit: RuntimeDirectory=)"
+        ) from None
+    return sock
+
+
+def share_with_group(path: Path) -> int:
+    """The socket's mode: its directory's group may connect (give that to the sensor's group); root's alone: 0600."""
+    group = path.parent.stat().st_gid
+    if group == 0:
+        return 0o600
+    if path.stat().st_gid != group:
+        try:
+            os.chown(path, -1, group)
+        except PermissionError:
+            log.warning("%s: may not give it to group %d; make the directory setgid (chmod g+s)", path.parent, group)
+            return 0o600
+    return 0o660
+
+
+def check_free(path: Path) -> None:
+    """Raises HostError unless there is nothing, a socket that nobody listens on, or one of this process."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise HostError(f"{path}: {error.strerror}; correct `socket`") from None
+    if not stat.S_ISSOCK(mode):
+        raise HostError(f"{path}: is there and is not a socket; remove it or choose another `socket`")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return
+        except OSError as error:
+            raise HostError(f"{path}: in use ({error.strerror}); choose another `socket`") from None
+        pid, _, _ = UCRED.unpack(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
+    if pid != os.getpid():
+        raise HostError(f"{path}: process {pid} listens there; stop it or choose another `socket`")
+
+
+def file_id(path: Path) -> tuple[int, int] | None:
+    """Device and inode, None if there is no such file."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino

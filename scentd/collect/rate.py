@@ -1,0 +1,41 @@
+"""Counters to rates. Pure: counters and a monotonic time in, rates out."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+
+# Two readings closer than this say nothing of a rate: a burst of a few packets would look like full load.
+MIN_ELAPSED = 0.01
+
+
+class Rates(Generic[Key]):
+    """Increase per second of a set of counters since the reading before."""
+
+    def __init__(self) -> None:
+        self._at: float | None = None
+        self._counters: dict[Key, float] = {}
+
+    def update(self, counters: Mapping[Key, float], at: float) -> dict[Key, float]:
+        """Rates by key; `at` in monotonic seconds.
+
+        A counter seen for the first time has no rate yet. One that went down began
+        again at 0 (Prometheus's rule for `rate`). Too soon after the last reading,
+        or a clock that went back: {}, and the older reading stays the base.
+        """
+        if self._at is None or at < self._at:
+            elapsed = None
+        else:
+            elapsed = at - self._at
+            if elapsed < MIN_ELAPSED:
+                return {}
+        before, self._counters, self._at = self._counters, dict(counters), at
+        if elapsed is None:
+            return {}
+        return {
+            key: (value - before[key] if value >= before[key] else value) / elapsed
+            for key, value in counters.items()
+            if key in before
+        }

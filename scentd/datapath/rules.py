@@ -1,0 +1,276 @@
+"""The iptables rules that send packets to our queues and refuse what the verifier marked.
+
+Own chains in two tables, IPv4 and IPv6 alike, one transaction a table and family:
+
+    mangle   OUTPUT      -> SCENTD-OUT      to peers: to the stamp queues
+             FORWARD     -> SCENTD-FORWARD  the same for our networks' nodes, if asked for
+             PREROUTING  -> SCENTD-IN       from peers, with a scent, or anything: to the verify queues
+    filter   INPUT, FORWARD (first) -> SCENTD-REJECT   RST or "administratively prohibited"
+
+A queue's verdict "accept" leaves the rest of the mangle chain out, so our jumps stand
+behind the host's own mangle rules. Lines are written as `iptables -S` prints them: what is
+there can be compared with what is wanted, and an apply that changes nothing touches nothing.
+Address sets (sets.py) must exist before the rules and can go only after them.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from scentd.config import Config
+from scentd.datapath import sets
+from scentd.errors import HostError
+
+log = logging.getLogger(__name__)
+
+Tables = Mapping[str, list[str]]  # table -> lines as `iptables -t TABLE -S` prints them
+
+TABLES = ("mangle", "filter")
+PROGRAM = {4: "iptables", 6: "ip6tables"}
+WAIT = ("-w", "10")  # seconds for another program that holds the lock
+TIMEOUT = 30.0
+OWN_CHAIN = re.compile(r"^SCENTD-[A-Z]+$")
+JUMPS_FIRST = ("INPUT", "FORWARD")  # in filter: before a rule accepts established connections
+
+COMMENT = "-m comment --comment scentd"
+# RFC 4861 and 2710, 3810: without these an IPv6 neighbour is not found, so no queue may stand in their way.
+IPV6_ALWAYS = (133, 134, 135, 136, 137, 130, 131, 132, 143)
+ICMP_TOO_BIG = {4: "-p icmp -m icmp --icmp-type 3/4", 6: "-p ipv6-icmp -m icmp6 --icmpv6-type 2"}
+# What may hold a scent: an IPv4 header of more than five words; a Destination Options header.
+HAS_OPTIONS = {4: '-m u32 --u32 "0x0>>0x18&0xf=0x6:0xf"', 6: "-m ipv6header --header ipv6-opts --soft"}
+GROUP_TYPES = {4: "BROADCAST,MULTICAST", 6: "MULTICAST"}
+PROHIBITED = {4: "icmp-admin-prohibited", 6: "icmp6-adm-prohibited"}
+
+
+def wanted(config: Config, family: int) -> dict[str, list[str]]:
+    """The lines of each table, as `iptables -S` prints them. `family` is 4 or 6."""
+    mark = config.datapath.mark_rejected
+    rejected = f"-m mark --mark {mark:#x}/{mark:#x}"
+    mangle = outbound(config, family) + inbound(config, family)
+    return {
+        "mangle": [*new_chains(mangle), *mangle],
+        "filter": [
+            "-N SCENTD-REJECT",
+            *(f"-A {chain} {rejected} {COMMENT} -j SCENTD-REJECT" for chain in JUMPS_FIRST),
+            f"-A SCENTD-REJECT -p tcp {COMMENT} -j REJECT --reject-with tcp-reset",
+            f"-A SCENTD-REJECT {COMMENT} -j REJECT --reject-with {PROHIBITED[family]}",
+        ],
+    }
+
+
+def new_chains(rules: list[str]) -> list[str]:
+    return [f"-N {chain}" for chain in dict.fromkeys(map(chain_of, rules)) if OWN_CHAIN.match(chain)]
+
+
+def outbound(config: Config, family: int) -> list[str]:
+    """Local packets and, if asked for, forwarded ones of our networks, to the stamp queues."""
+    mark = config.datapath.mark_stamped
+    foreign = f"-m set ! --match-set {sets.name('local', family)} src"
+    queue = to_queue(config.datapath.queue, config.datapath.workers, config.stamp.fail == "open")
+    rules = [f"-A OUTPUT {COMMENT} -j SCENTD-OUT"]
+    if config.stamp.forwarded:
+        rules.append(f"-A FORWARD {COMMENT} -j SCENTD-FORWARD")
+        if has_prefixes(config):
+            rules.append(f"-A SCENTD-FORWARD {foreign} {COMMENT} -j RETURN")
+        rules.append(f"-A SCENTD-FORWARD {COMMENT} -j SCENTD-OUT")
+    rules += [
+        f"-A SCENTD-OUT -o lo {COMMENT} -j RETURN",
+        f"-A SCENTD-OUT -m mark --mark {mark:#x}/{mark:#x} {COMMENT} -j RETURN",
+        f"-A SCENTD-OUT -m set ! --match-set {sets.name('stamp', family)} dst {COMMENT} -j RETURN",
+    ]
+    if has_prefixes(config) and not has_whole_host(config):
+        rules.append(f"-A SCENTD-OUT {foreign} {COMMENT} -j RETURN")
+    return [*rules, *never_queued("SCENTD-OUT", family), f"-A SCENTD-OUT {COMMENT} {queue}"]
+
+
+def inbound(config: Config, family: int) -> list[str]:
+    """What comes to us from peers, what may hold a scent, and if unscented strangers are unwelcome, all."""
+    first, workers = config.datapath.queue + config.datapath.workers, config.datapath.workers
+    queue = to_queue(first, workers, config.verify.fail == "open")
+    rules = [
+        f"-A PREROUTING {COMMENT} -j SCENTD-IN",
+        f"-A SCENTD-IN -i lo {COMMENT} -j RETURN",
+        f"-A SCENTD-IN {not_ours(config, family)} {COMMENT} -j RETURN",
+        *never_queued("SCENTD-IN", family),
+        # Without the daemon path MTU discovery still works: its packets are not scented by the routers that send them.
+        f"-A SCENTD-IN {ICMP_TOO_BIG[family]} {COMMENT} {to_queue(first, workers, True)}",
+        f"-A SCENTD-IN -m set --match-set {sets.name('verify', family)} src {COMMENT} {queue}",
+        f"-A SCENTD-IN {HAS_OPTIONS[family]} {COMMENT} {queue}",
+    ]
+    if config.verify.absent != "pass":
+        rules.append(f"-A SCENTD-IN {COMMENT} {queue}")
+    return rules
+
+
+def not_ours(config: Config, family: int) -> str:
+    """Matches the destinations that are in none of our networks."""
+    matches = []
+    if has_prefixes(config):
+        matches.append(f"-m set ! --match-set {sets.name('local', family)} dst")
+    if has_whole_host(config):
+        matches.append("-m addrtype ! --dst-type LOCAL")
+    return " ".join(matches)
+
+
+def has_prefixes(config: Config) -> bool:
+    return any(network.addresses for network in config.network)
+
+
+def has_whole_host(config: Config) -> bool:
+    """A network without addresses, or no network at all, means every address of this host."""
+    return not config.network or any(not network.addresses for network in config.network)
+
+
+def never_queued(chain: str, family: int) -> list[str]:
+    rules = [f"-A {chain} -m addrtype --dst-type {GROUP_TYPES[family]} {COMMENT} -j RETURN"]
+    if family == 6:
+        rules += [f"-A {chain} -p ipv6-icmp -m icmp6 --icmpv6-type {t} {COMMENT} -j RETURN" for t in IPV6_ALWAYS]
+    return rules
+
+
+def to_queue(first: int, workers: int, bypass: bool) -> str:
+    """The NFQUEUE target; with several queues the kernel keeps a flow on one of them."""
+    numbers = f"--queue-num {first}" if workers == 1 else f"--queue-balance {first}:{first + workers - 1}"
+    return f"-j NFQUEUE {numbers}{' --queue-bypass' if bypass else ''}"
+
+
+def text(config: Config, family: int, have: Tables | None = None) -> str:
+    """Input for `iptables-restore --noflush` that turns what is there (`have`) into what is wanted."""
+    want = wanted(config, family)
+    return "".join(transaction(table, want[table], (have or {}).get(table, [])) for table in TABLES)
+
+
+def removal(have: Tables) -> str:
+    """Input for `iptables-restore --noflush` that takes all that is ours away; "" if nothing is there."""
+    return "".join(transaction(table, [], have[table]) for table in TABLES if own(have.get(table, [])))
+
+
+def transaction(table: str, want: list[str], have: list[str]) -> str:
+    """One table: our jumps out, our chains emptied or removed, then the wanted rules."""
+    chains = [line.split()[1] for line in want if line.startswith("-N ")]
+    old = [line.split()[1] for line in have if line.startswith("-N ") and OWN_CHAIN.match(line.split()[1])]
+    gone = [chain for chain in old if chain not in chains]
+    lines = [
+        f"*{table}",
+        *(f":{chain} - [0:0]" for chain in chains),  # makes the chain, or empties it
+        *("-D" + line[2:] for line in own(have) if line.startswith("-A ") and not OWN_CHAIN.match(chain_of(line))),
+        *(f"-F {chain}" for chain in gone),
+        *(f"-X {chain}" for chain in gone),
+        *(placed(table, line) for line in want if not line.startswith("-N ")),
+        "COMMIT",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def placed(table: str, line: str) -> str:
+    chain = chain_of(line)
+    return line.replace(f"-A {chain}", f"-I {chain} 1", 1) if table == "filter" and chain in JUMPS_FIRST else line
+
+
+def chain_of(line: str) -> str:
+    return line.split()[1]
+
+
+def own(lines: list[str]) -> list[str]:
+    """Those that make, fill or jump to our chains."""
+    return [line for line in lines if any(OWN_CHAIN.match(word) for word in line.split())]
+
+
+def same(want: Tables, have: Tables) -> bool:
+    """Is all that is wanted there, in its order, and nothing else of ours?"""
+    for table in TABLES:
+        found = have.get(table, [])
+        if sorted(own(found)) != sorted(want[table]):
+            return False
+        for chain in {chain_of(line) for line in want[table] if line.startswith("-A ")}:
+            order = [line for line in want[table] if line.startswith(f"-A {chain} ")]
+            there = [line for line in found if line.startswith(f"-A {chain} ")]
+            first = table == "filter" and chain in JUMPS_FIRST
+            if (there[:1] if first else own(there)) != order:
+                return False
+    return True
+
+
+def families() -> tuple[int, ...]:
+    """4, and 6 unless the kernel runs without IPv6."""
+    return (4, 6) if Path("/proc/sys/net/ipv6").exists() else (4,)
+
+
+def installed(family: int) -> dict[str, list[str]]:
+    """All rules of the tables we use, ours and others', by table. Raises HostError."""
+    return {table: run([PROGRAM[family], *WAIT, "-t", table, "-S"]).splitlines() for table in TABLES}
+
+
+def apply(config: Config) -> bool:
+    """Install the rules; the sets must be there. Returns whether anything had to change. Raises HostError.
+
+    If the second family fails the first is left as it is: remove() takes both away.
+    """
+    changed = False
+    for family in families():
+        have = installed(family)
+        if not same(wanted(config, family), have):
+            restore(family, text(config, family, have))
+            changed = True
+    return changed
+
+
+def remove() -> bool:
+    """Take our chains and the jumps to them away, others' rules stay. Returns whether there were any."""
+    changed = False
+    for family in families():
+        lines = removal(installed(family))
+        if lines:
+            restore(family, lines)
+            changed = True
+    return changed
+
+
+def show(config: Config) -> str:
+    """For people: what apply() would install, and where the host differs."""
+    parts = []
+    for family in families():
+        want, have = wanted(config, family), installed(family)
+        state = "as wanted" if same(want, have) else "differs from what is wanted"
+        parts.append(f"# {PROGRAM[family]}: wanted\n{text(config, family)}# {PROGRAM[family]}: installed, {state}")
+        parts += [f"{table}: {line}" for table in TABLES for line in own(have[table])]
+    return "\n".join(parts) + "\n"
+
+
+def restore(family: int, lines: str) -> None:
+    log.info("%s: installing %d lines", PROGRAM[family], lines.count("\n"))
+    run([f"{PROGRAM[family]}-restore", "--noflush", *WAIT], lines)
+
+
+def run(argv: list[str], stdin: str = "") -> str:
+    """What the program prints. Raises HostError with the way out."""
+    try:
+        done = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    except FileNotFoundError:
+        raise HostError(f"{argv[0]}: not found; install the package iptables") from None
+    except subprocess.TimeoutExpired:
+        raise HostError(f"{argv[0]}: no end after {TIMEOUT:.0f} s; does another program hold its lock?") from None
+    if done.returncode:
+        raise HostError(f"{argv[0]}: {explain(done.stderr, stdin)}")
+    return done.stdout
+
+
+def explain(stderr: str, stdin: str) -> str:
+    """One line about a refusal: what, in which rule, and the way out."""
+    message = " ".join(line.strip() for line in stderr.splitlines() if line.strip() and not line.startswith("Try `"))
+    number = re.search(r"line:? (\d+)", message)
+    if number and 0 < int(number[1]) <= len(stdin.splitlines()):
+        message += f" ({stdin.splitlines()[int(number[1]) - 1]})"
+    missing = re.search(r"Extension (\w+) revision|Couldn't load (?:match|target) `(\w+)'", message)
+    if missing:
+        name = missing[1] or missing[2]
+        return f"{message}; the match or target {name!r} is missing: kernel module xt_{name}, package iptables"
+    if re.search(r"Set \S+ doesn't exist", message):
+        return f"{message}; make the address sets first"
+    if "ermission denied" in message or "Operation not permitted" in message:
+        return f"{message}; scentd needs CAP_NET_ADMIN"
+    return message

@@ -1,0 +1,222 @@
+"""A worker: one process with one stamping and one verifying queue.
+
+Started by the daemon as `python -m scentd.datapath.worker FD`; FD is its end of the
+link. It holds no private key. When the link closes, it ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+from scentd.control.epochs import Epochs
+from scentd.datapath import icmp, link
+from scentd.datapath.nfqueue import Queue
+from scentd.errors import HostError
+from scentd.stamp import Stamper
+from scentd.verify import Outcome, Verifier
+from scentd.wire import ip, layout
+
+log = logging.getLogger("scentd.worker")
+
+HOOK_FORWARD = 2  # NF_INET_FORWARD
+REPORT_SECONDS = 1.0
+# Only a packet near the path's MTU must be routed again past the lowered route: the mark costs the kernel 1 us.
+MARK_ABOVE = ip.PORTLESS_MIN - layout.IPV6_HEADER_LEN
+
+
+class Worker:
+    def __init__(self, setup: link.Setup, end: socket.socket) -> None:
+        self._setup = setup
+        self._end = end
+        self._reader = link.Reader(link.ToWorker)
+        self._unsent = bytearray()
+        self._epochs: Epochs | None = None
+        self._stamper = Stamper()
+        self._verifier = Verifier([0, 0], self._stamper.unquote)
+        self._icmp = icmp.Sender()
+        self._now = time.time()
+        self._stamped = 0
+        self._accepted = 0
+        self._unstamped = [0] * len(layout.UNSTAMPED)
+        self._outcomes: Counter[tuple[int, str]] = Counter()
+        self._other: Counter[str] = Counter()
+        self._queues = (
+            Queue(setup.stamp_queue, self._on_outbound, setup.queue_length, setup.stamp_fail_open),
+            Queue(setup.verify_queue, self._on_inbound, setup.queue_length, setup.verify_fail_open),
+        )
+
+    def run(self) -> None:
+        """Serve packets and messages until the daemon closes the link."""
+        poll = select.poll()
+        handlers = {queue.fileno(): queue.run for queue in self._queues}
+        for fd in (*handlers, self._end.fileno()):
+            poll.register(fd, select.POLLIN)
+        self._send(link.Ready())
+        report_at = time.monotonic() + REPORT_SECONDS
+        while True:
+            ready = poll.poll(200)
+            self._now = time.time()
+            self._stamper.tick(self._now)
+            self._verifier.tick(self._now)
+            for fd, _ in ready:
+                if fd in handlers:
+                    handlers[fd]()
+                elif not self._read():
+                    return
+            if self._verifier.events:
+                self._send(link.Fragments(tuple(self._verifier.events)))
+                self._verifier.events.clear()
+            if time.monotonic() >= report_at:
+                report_at = time.monotonic() + REPORT_SECONDS
+                self._send(self._report())
+
+    def close(self) -> None:
+        for queue in self._queues:
+            queue.close()
+        self._icmp.close()
+
+    # -- packets ---------------------------------------------------------
+
+    def _on_outbound(self, packet) -> None:
+        try:
+            made = self._stamper.stamp(packet.get_payload())
+            if type(made) is bytes:
+                self._stamped += 1
+                packet.set_payload(made)
+                if len(made) > MARK_ABOVE:
+                    packet.set_mark(packet.mark | self._setup.mark_stamped)
+            else:
+                self._unstamped[made] += 1
+                if packet.hook == HOOK_FORWARD:
+                    self._forwarded_unstamped(packet.get_payload(), made)
+            packet.accept()
+        except Exception:
+            self._defect(packet, self._setup.stamp_fail_open)
+
+    def _on_inbound(self, packet) -> None:
+        try:
+            result = self._verifier.verify(packet.get_payload())
+            if type(result) is bytes:
+                self._accepted += 1
+                packet.set_payload(result)
+                packet.accept()
+            else:
+                self._settle(packet, result)
+        except Exception:
+            self._defect(packet, self._setup.verify_fail_open)
+
+    def _settle(self, packet, outcome: Outcome) -> None:
+        treatment = outcome.treatment
+        self._outcomes[outcome.verdict, treatment] += 1
+        if treatment == "drop":
+            packet.drop()
+            return
+        if treatment == "reject":
+            packet.set_mark(packet.mark | self._setup.mark_rejected)
+        packet.accept()
+
+    def _forwarded_unstamped(self, payload: bytes, reason: int) -> None:
+        """Tell the source of a forwarded packet that does not fit how much would. It still goes out as it is."""
+        if reason not in (layout.UNSTAMPED_TOO_BIG, layout.UNSTAMPED_IPV6_FRAGMENT):
+            return
+        found = ip.parse(payload)
+        mtu = self._stamper.limit(found.destination) - icmp.overhead(found.version)
+        if not found.fragment and len(payload) > mtu and self._icmp.send(payload, mtu, self._now):
+            self._other["icmp_too_big_sent"] += 1
+
+    def _defect(self, packet, fail_open: bool) -> None:
+        """A defect of ours must not leave a packet without a verdict. What the packet gets is the queue's `fail`."""
+        self._other["internal_errors"] += 1
+        if self._other["internal_errors"] <= 10:
+            log.exception("internal error on the packet path; the packet is %s", "passed" if fail_open else "dropped")
+        try:
+            packet.accept() if fail_open else packet.drop()
+        except RuntimeError:
+            log.debug("the packet had its verdict already")
+
+    # -- the link --------------------------------------------------------
+
+    def _read(self) -> bool:
+        try:
+            data = self._end.recv(1 << 20)
+        except BlockingIOError:
+            return True
+        if not data:
+            return False
+        for message in self._reader.feed(data):
+            self._handle(message)
+        return True
+
+    def _handle(self, message: link.ToWorker) -> None:
+        if isinstance(message, link.NewEpochs):
+            self._stamper.update(message.outgoing)
+        elif isinstance(message, link.Tables):
+            before, self._epochs = self._epochs, Epochs(Path(message.epochs_path))
+            self._stamper.configure(message.stamp)
+            self._verifier.configure(message.verify, self._epochs.values)
+            if before is not None:
+                before.close()
+
+    def _send(self, message: link.FromWorker) -> None:
+        """Queue a message; what the daemon does not take in time is dropped whole and counted."""
+        if len(self._unsent) > 1 << 22:
+            self._other["link_overflow"] += 1
+            return
+        self._unsent += link.frame(message)
+        try:
+            while self._unsent:
+                del self._unsent[: self._end.send(self._unsent)]
+        except BlockingIOError:
+            pass  # the rest goes with the next message, in a second at most
+        except BrokenPipeError:
+            log.info("the daemon is gone")
+
+    def _report(self) -> link.Report:
+        counters = {
+            "stamped": self._stamped,
+            "accepted": self._accepted - self._verifier.unquoted,
+            "icmp_unquoted": self._verifier.unquoted,
+            **self._other,
+        }
+        for reason, count in enumerate(self._unstamped):
+            counters[f"unstamped:{layout.UNSTAMPED[reason]}"] = count
+        for (verdict, treatment), count in self._outcomes.items():
+            counters[f"{layout.VERDICTS[verdict]}:{treatment}"] = count
+        return link.Report(counters, tuple(self._stamper.sent()), self._verifier.drain_nodes())
+
+
+def main(argv: list[str]) -> int:
+    logging.basicConfig(level=os.environ.get("SCENTD_LOG_LEVEL", "INFO"), format="%(name)s: %(message)s")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the daemon decides when to end
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    end = socket.socket(fileno=int(argv[0]))
+    reader = link.Reader(link.ToWorker)
+    messages: list = []
+    while not messages:
+        data = end.recv(1 << 16)
+        if not data:
+            return 1
+        messages = reader.feed(data)
+    end.setblocking(False)
+    try:
+        worker = Worker(messages[0], end)
+    except (HostError, OSError) as error:
+        end.send(link.frame(link.Failed(str(error))))
+        return 1
+    try:
+        worker.run()
+    finally:
+        worker.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,234 @@
+"""Room for the scent: which routes to peers need a lower MTU, and how much fits the path.
+
+A packet grows by the scent after the kernel chose its size, so sockets must see a route whose
+MTU is lower by the overhead. Pure: plan() takes the main table's routes and answers what our own
+table should hold; datapath/routes.py reads the one and writes the other. Where a route cannot be
+copied exactly (unreachable, encapsulated, by source, no MTU to spare) our table says `throw`: the lookup
+goes on in the main table, and full-size packets to there leave unstamped.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from ipaddress import IPv6Network, collapse_addresses, ip_network
+from typing import Literal
+
+from scentd.model import Address, Prefix
+from scentd.wire import layout
+
+OVERHEAD = {4: layout.IPV4_OPTION_LEN, 6: layout.IPV6_HEADER_LEN}
+# Every link carries this much: RFC 8200 section 5; 576 is what every IPv4 host accepts (RFC 791).
+LOWEST_MTU = {4: 576, 6: 1280}
+IPV6_METRIC = 1024  # the kernel's, where none is given
+
+# Never scented and never lowered, though a peer prefix like ::/0 may hold them: link-local IPv6
+# is routed by interface, multicast and broadcast serve more than peers.
+EXCLUDED: dict[int, tuple[Prefix, ...]] = {
+    4: (ip_network("224.0.0.0/3"),),
+    6: (ip_network("fe80::/10"), ip_network("ff00::/8")),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """An interface's MTU in bytes; IPv6 has its own (router advertisements lower it)."""
+
+    mtu: int
+    mtu6: int
+
+    def mtu_of(self, version: int) -> int:
+        return self.mtu if version == 4 else min(self.mtu, self.mtu6)
+
+
+@dataclass(frozen=True, slots=True)
+class Nexthop:
+    interface: int  # its index
+    gateway: Address | None = None  # None: on-link. May be IPv6 for an IPv4 route (RFC 5549)
+    weight: int = 1
+    onlink: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route of one table. Everything but `unicast` has no next hops."""
+
+    prefix: Prefix
+    kind: Literal["unicast", "throw", "other"] = "unicast"
+    nexthops: tuple[Nexthop, ...] = ()
+    metric: int = 0
+    tos: int = 0
+    scope: int = 0
+    source: Address | None = None  # preferred source address
+    metrics: tuple[tuple[str, int | str], ...] = ()  # ("mtu", 1400) ..., sorted by name
+    odd: bool = False  # chosen by source prefix or encapsulating: not to be copied
+
+    @property
+    def key(self) -> tuple[Prefix, int, int]:
+        """What the kernel tells routes of one table apart by."""
+        return self.prefix, self.tos, self.metric
+
+
+@dataclass(frozen=True, slots=True)
+class PathMtu:
+    """The full MTU in bytes toward a prefix; `lowered` says whether sockets leave room for the scent."""
+
+    prefix: Prefix
+    full_mtu: int
+    lowered: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What our table should hold, shortest prefix last, and the full MTUs of the routes copied."""
+
+    routes: tuple[Route, ...] = ()
+    mtus: tuple[PathMtu, ...] = ()
+
+    def mtu_for(self, address: Address) -> int | None:
+        """The full MTU toward an address, by the longest prefix; None where there is no route to a peer.
+
+        Linear in the number of prefixes: for commands and tests. The stamper builds its own index.
+        """
+        holding = [m for m in self.mtus if m.prefix.version == address.version and address in m.prefix]
+        return max(holding, key=lambda m: m.prefix.prefixlen).full_mtu if holding else None
+
+
+class Index:
+    """The main table of one family, for two questions: what covers a prefix, what lies inside it."""
+
+    def __init__(self, routes: Iterable[Route], version: int) -> None:
+        self.version = version
+        self.bits = 32 if version == 4 else 128
+        self.by_prefix: dict[tuple[int, int], list[Route]] = {}
+        for route in routes:
+            if route.prefix.version == version:
+                place = int(route.prefix.network_address), route.prefix.prefixlen
+                self.by_prefix.setdefault(place, []).append(route)
+        self.places = sorted(self.by_prefix)
+
+    def covering(self, prefix: Prefix) -> Iterator[list[Route]]:
+        """The routes of each prefix that holds the whole of this one, longest first."""
+        address = int(prefix.network_address)
+        for length in range(prefix.prefixlen, -1, -1):
+            shift = self.bits - length
+            found = self.by_prefix.get((address >> shift << shift, length))
+            if found:
+                yield found
+
+    def inside(self, prefix: Prefix) -> Iterator[Route]:
+        """The routes to parts of this prefix."""
+        first, last = int(prefix.network_address), int(prefix.broadcast_address)
+        for i in range(bisect_left(self.places, (first, 0)), len(self.places)):
+            address, length = self.places[i]
+            if address > last:
+                return
+            if length > prefix.prefixlen:
+                yield from self.by_prefix[address, length]
+
+
+def plan(main: Iterable[Route], links: Mapping[int, Link], peers: Iterable[Prefix]) -> Plan:
+    """What our table should hold, given the main table, the interfaces by index, and the stamped peers' prefixes."""
+    main, peers = list(main), list(peers)
+    routes: list[Route] = []
+    mtus: list[PathMtu] = []
+    for version in (4, 6):
+        index = Index(main, version)
+        found: dict[tuple[Prefix, int, int], Route] = {}
+        for peer in collapse_addresses(p for p in peers if p.version == version):
+            if not any(within(peer, excluded) for excluded in EXCLUDED[version]):
+                for route in serving(index, peer):
+                    found.setdefault(route.key, route)
+        for prefix, group in by_prefix(found.values()).items():
+            copied, mtu = lower(prefix, group, links)
+            routes += copied
+            mtus += [mtu] if mtu else []
+    # On-link routes first: the kernel checks a gateway against what the table already holds.
+    routes.sort(key=lambda r: (r.prefix.version, -r.prefix.prefixlen, int(r.prefix.network_address), r.tos, r.metric))
+    return Plan(tuple(routes), tuple(mtus))
+
+
+def serving(index: Index, peer: Prefix) -> Iterator[Route]:
+    """The main routes that packets to this peer take, the covering ones narrowed down to the peer's prefix."""
+    for excluded in EXCLUDED[index.version]:
+        if within(excluded, peer):
+            yield thrown(excluded)
+    for routes in index.covering(peer):
+        for route in unambiguous(routes):
+            yield replace(route, prefix=peer)
+        if any(route.tos == 0 for route in routes):
+            break  # shorter ones are never asked
+    inside: dict[Prefix, list[Route]] = by_prefix(index.inside(peer))
+    for prefix, routes in inside.items():
+        if not any(within(prefix, excluded) for excluded in EXCLUDED[index.version]):
+            yield from unambiguous(routes)
+
+
+def unambiguous(routes: list[Route]) -> list[Route]:
+    """Routes of one prefix; two equal routers of IPv6, told apart by the kernel's own knowledge of them, are odd."""
+    first = {route.key: route for route in reversed(routes)}
+    if len(first) == len(routes) or routes[0].prefix.version == 4:
+        return list(first.values())
+    return [replace(route, odd=True) for route in first.values()]
+
+
+def lower(prefix: Prefix, routes: list[Route], links: Mapping[int, Link]) -> tuple[list[Route], PathMtu | None]:
+    """The copies of one prefix's routes, and its full MTU, the lowest of them. All are lowered or none."""
+    version = prefix.version
+    fulls = [full_mtu(route, links) for route in routes if route.kind == "unicast"]
+    known = [mtu for mtu in fulls if mtu is not None]
+    exact = len(known) == len(fulls) and not any(route.odd for route in routes)
+    enough = all(mtu - OVERHEAD[version] >= LOWEST_MTU[version] for mtu in known)
+    if not known or not exact or not enough:
+        copies = [thrown(prefix)]
+    else:
+        copies = [
+            with_mtu(route, mtu - OVERHEAD[version])
+            if route.kind == "unicast" and (mtu := full_mtu(route, links))
+            else replace(thrown(prefix), tos=route.tos, metric=route.metric)
+            for route in routes
+        ]
+    lowered = any(route.kind == "unicast" for route in copies)
+    return copies, PathMtu(prefix, min(known), lowered) if known else None
+
+
+def full_mtu(route: Route, links: Mapping[int, Link]) -> int | None:
+    """What the route carries: its own mtu or its narrowest interface's. None if an interface is not known."""
+    if any(hop.interface not in links for hop in route.nexthops) or not route.nexthops:
+        return None
+    narrowest = min(links[hop.interface].mtu_of(route.prefix.version) for hop in route.nexthops)
+    given = dict(route.metrics).get("mtu", 0)
+    return min(narrowest, given) if isinstance(given, int) and given else narrowest
+
+
+def with_mtu(route: Route, mtu: int) -> Route:
+    return replace(route, metrics=tuple(sorted({**dict(route.metrics), "mtu": mtu}.items())))
+
+
+def thrown(prefix: Prefix) -> Route:
+    """A route that sends the lookup on to the next rule."""
+    return Route(prefix, "throw", metric=IPV6_METRIC if prefix.version == 6 else 0)
+
+
+def within(inner: Prefix, outer: Prefix) -> bool:
+    if isinstance(inner, IPv6Network):
+        return isinstance(outer, IPv6Network) and inner.subnet_of(outer)
+    return not isinstance(outer, IPv6Network) and inner.subnet_of(outer)
+
+
+def by_prefix(routes: Iterable[Route]) -> dict[Prefix, list[Route]]:
+    groups: dict[Prefix, list[Route]] = {}
+    for route in routes:
+        groups.setdefault(route.prefix, []).append(route)
+    return groups
+
+
+def diff(have: Iterable[Route], want: Iterable[Route]) -> tuple[list[Route], list[Route]]:
+    """What to delete and what to add or replace, in order, so that a table holds what is wanted."""
+    before = {route.key: route for route in have}
+    after = {route.key: route for route in want}
+    return (
+        [route for key, route in before.items() if key not in after],
+        [route for key, route in after.items() if before.get(key) != route],
+    )

@@ -1,0 +1,155 @@
+"""Samples and events to the statement of one epoch.
+
+    level of a metric  = mean over nodes and roles of the newest sample of each
+    threat             = 1 - prod(1 - severity) over active events, distinct by kind and node
+    overall            = weighted mean of the known levels
+
+Rules of this file: pure, never raises for any sample or event, every number it
+returns is one of `network.steps` steps within 0.0 .. 1.0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from ipaddress import ip_address
+
+from scentd.config import EveSource, Network
+from scentd.model import Address, Event, Sample, Statement
+from scentd.wire import layout
+
+STANDARD_METRICS = frozenset(layout.METRICS.values())
+
+# 40 items set at most 200 of the filter's 256 bits, in the mean 139: one foreign item in twenty is a
+# false positive, (1 - e^(-200/256))^5. With 60 it would be one in six.
+MAX_ITEMS = 40
+
+
+def statement(network: Network, samples: Sequence[Sample], events: Sequence[Event], now: float) -> Statement:
+    """What `network` says of itself at `now` (Unix seconds, the clock of Event.until).
+
+    Samples of metrics that the network does not know and values that are not
+    finite are left out; the rest is clamped to 0.0 .. 1.0. Never raises.
+    """
+    active: dict[tuple[str, str], float] = {}
+    for event in events:
+        if event.until > now:
+            severity = clamp(event.severity)
+            key = event.kind, event.node
+            if severity is not None and severity >= active.get(key, 0.0):
+                active[key] = severity
+
+    metrics, roles = means(network, samples)
+    watched = active or any(isinstance(source, EveSource) for source in network.collect)
+    if watched or "threat" in metrics:
+        # A threat that another source measured is one more independent sign.
+        metrics["threat"] = threat(active, metrics.get("threat", 0.0))
+
+    steps = network.steps
+    overall = weighted_mean(metrics, network.weights)
+    levels = {metric: quantise(value, steps) for metric, value in metrics.items()}
+    by_role = {key: quantise(value, steps) for key, value in roles.items()}
+    nodes = {node for _, node in active}
+    return Statement(
+        interval=int(network.interval),
+        overall=None if overall is None else quantise(overall, steps),
+        levels=levels,
+        items=characteristics(network, levels, by_role, {kind for kind, _ in active}),
+        affected=frozenset(a for a in map(address, nodes) if a is not None) if nodes else frozenset(),
+    )
+
+
+def means(network: Network, samples: Sequence[Sample]) -> tuple[dict[str, float], dict[tuple[str, str], float]]:
+    """Mean per metric, and per (role, metric) where a role is given, of the newest sample of each node and role."""
+    newest: dict[tuple[str, str, str], tuple[float, float]] = {}
+    for sample in samples:
+        value: float | None = sample.value
+        if not 0.0 <= sample.value <= 1.0:
+            value = clamp(sample.value)
+            if value is None:
+                continue
+        key = sample.metric, sample.role, sample.node
+        older = newest.get(key)
+        if older is None or sample.at >= older[0]:
+            newest[key] = sample.at, value
+    sums: dict[str, tuple[float, int]] = {}  # with the count
+    role_sums: dict[tuple[str, str], tuple[float, int]] = {}
+    for (metric, role, _), (_, value) in newest.items():
+        if metric not in STANDARD_METRICS and metric not in network.metrics:
+            continue
+        total, count = sums.get(metric, (0.0, 0))
+        sums[metric] = total + value, count + 1
+        if role:
+            total, count = role_sums.get((role, metric), (0.0, 0))
+            role_sums[role, metric] = total + value, count + 1
+    return (
+        {key: total / count for key, (total, count) in sums.items()},
+        {key: total / count for key, (total, count) in role_sums.items()},
+    )
+
+
+def threat(active: Mapping[tuple[str, str], float], measured: float) -> float:
+    """The chance that one of so many independent signs is real, if each severity is a probability (noisy-or)."""
+    quiet = 1.0 - measured
+    for severity in active.values():
+        quiet *= 1.0 - severity
+    return 1.0 - quiet
+
+
+def weighted_mean(levels: Mapping[str, float], weights: Mapping[str, float]) -> float | None:
+    """None if nothing is known, or all that is known has weight 0."""
+    total = sum(weights.get(metric, 1.0) for metric in levels)
+    if not 0.0 < total < math.inf:  # a weight may be configured as inf
+        return None
+    # Shares first, products after: a weight near the largest float does not overflow.
+    return sum(value * (weights.get(metric, 1.0) / total) for metric, value in levels.items())
+
+
+def clamp(value: float) -> float | None:
+    """`value` within 0.0 .. 1.0, None for NaN and the infinities."""
+    if 0.0 <= value <= 1.0:
+        return value
+    if value - value != 0.0:  # NaN and infinities, the only numbers not equal to themselves less themselves
+        return None
+    return 0.0 if value < 0.0 else 1.0
+
+
+def quantise(value: float, steps: int) -> float:
+    """The nearest of the levels 0, 1/steps .. 1; half a step rounds up. `value` in 0.0 .. 1.0, or a rounding error above."""
+    return int(value * steps + 0.5) / steps
+
+
+def characteristics(
+    network: Network, levels: Mapping[str, float], by_role: Mapping[tuple[str, str], float], kinds: set[str]
+) -> frozenset[str]:
+    """At most MAX_ITEMS items: events, then what is high (network, role, region), then labels, then the rest."""
+    high, low = network.high, network.low
+    regions = [label for label in network.labels if label.startswith("region=")]
+    items = [f"event={kind}" for kind in sorted(kinds)]
+    rest = list(network.labels)
+    regional = []
+    for metric in sorted(levels):
+        level = levels[metric]
+        if level >= high:
+            items.append(f"metric={metric};level=high")
+            regional += [f"{region};metric={metric};level=high" for region in regions]
+        else:
+            rest.append(f"metric={metric};level={'low' if level < low else 'medium'}")
+    for role, metric in sorted(by_role):
+        level = by_role[role, metric]
+        if level >= high:
+            items.append(f"role={role};metric={metric};level=high")
+        else:
+            rest.append(f"role={role};metric={metric};level={'low' if level < low else 'medium'}")
+    # dict.fromkeys, not set: what is cut off must not depend on the hash seed of the process.
+    return frozenset(list(dict.fromkeys(items + regional + rest))[:MAX_ITEMS])
+
+
+@lru_cache(maxsize=4096)
+def address(text: str) -> Address | None:
+    """The address that a node's name is, None for a name."""
+    try:
+        return ip_address(text)
+    except ValueError:
+        return None

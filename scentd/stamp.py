@@ -1,0 +1,242 @@
+"""The stamper: packets in, scented packets out. Pure: no socket, no clock.
+
+The packet path is `Stamper.stamp`. For a flow and an epoch everything but the
+packet's own bytes is constant (the scent, its tag, what it adds to the header
+checksum), so it is computed once and kept; README.md of the wire has the format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from scentd import quote
+from scentd.prefixes import PrefixMap
+from scentd.tables import Outgoing, StampPair, StampTable
+from scentd.wire import ip, layout, tag
+
+RUN = 16  # packets of a flow that share a fragment once every fragment has left: receivers merge equal headers
+MAX_FLOWS = 65536  # flows kept; beyond it all are forgotten and computed anew
+WHOLE = (b"\x40\x00", b"\x00\x00")  # IPv4 flags and offset of what is not a fragment
+
+_IPV4_GROWTH = ((layout.IPV4_OPTION_LEN // 4) << 88) + (layout.IPV4_OPTION_LEN << 64)
+_IPV4_GROWTH_SUM = ((layout.IPV4_OPTION_LEN // 4) << 8) + layout.IPV4_OPTION_LEN
+
+
+def scent(out: Outgoing, found: ip.Parsed, index: int, sender_bound: bool = False, flags: int = 0) -> bytes:
+    """The 34 bytes of fragment `index` for a packet of this anatomy."""
+    if sender_bound:
+        flags |= layout.FLAG_SENDER
+    elif found.ports:
+        flags |= layout.FLAG_PORTS
+    head = tag.head(flags, out.glance, out.key_id, out.epoch, index, out.fragments[index])
+    return head + tag.compute(out.tag_key, head, found)
+
+
+class Sending:
+    """One pair's current epoch: which fragments have left and which is next."""
+
+    __slots__ = ("next", "outgoing", "pair", "sent")
+
+    def __init__(self, pair: StampPair, outgoing: Outgoing) -> None:
+        self.pair = pair
+        self.outgoing = outgoing
+        self.sent = 0  # bit i: fragment i has left
+        self.next = 0
+
+    def take(self) -> tuple[int, int]:
+        """(fragment index, for how many packets of a flow it may be used)."""
+        index = self.next
+        run = 1 if self.sent.bit_count() < layout.FRAGMENTS else RUN
+        self.sent |= 1 << index
+        self.next = (index + 1) % layout.FRAGMENTS
+        return index, run
+
+
+class Stamper:
+    """Stamps packets by a table of pairs and their current epochs.
+
+    `stamp` returns the scented packet, or a reason of layout.UNSTAMPED as an int:
+    then the packet goes out as it is. `tick(now)` is called before a batch.
+    """
+
+    def __init__(self) -> None:
+        self._table = StampTable()
+        self._networks: PrefixMap[int] = PrefixMap()
+        self._peers: PrefixMap[int] = PrefixMap()
+        self._limits: PrefixMap[int] = PrefixMap()
+        self._learned: dict[bytes, tuple[int, float]] = {}
+        self._pairs: dict[tuple[int, int], StampPair] = {}
+        self._sending: dict[int, Sending] = {}
+        self._now = 0.0
+        self._ipv4: list[dict[bytes, list]] = [{} for _ in range(256)]  # by protocol, then addresses and ports
+        self._ipv6: list[dict[bytes, list]] = [{} for _ in range(256)]
+        self._flows = 0
+
+    def configure(self, table: StampTable) -> None:
+        """Take a new table; epochs of pairs that stay are kept."""
+        self._table = table
+        self._networks = PrefixMap(table.networks)
+        self._peers = PrefixMap(table.peers)
+        self._limits = PrefixMap(table.limits)
+        self._pairs = {(p.network, p.peer): p for p in table.pairs}
+        known = {p.pair: p for p in table.pairs}
+        self._sending = {
+            n: self._moved(sending, known[n]) for n, sending in self._sending.items() if n in known
+        }
+        self.forget_flows()
+
+    @staticmethod
+    def _moved(sending: Sending, pair: StampPair) -> Sending:
+        sending.pair = pair
+        return sending
+
+    def update(self, outgoing: Iterable[Outgoing]) -> None:
+        """Begin new epochs. A pair that is not in the table is ignored."""
+        known = {p.pair: p for p in self._table.pairs}
+        for o in outgoing:
+            if o.pair in known:
+                self._sending[o.pair] = Sending(known[o.pair], o)
+        self.forget_flows()
+
+    def tick(self, now: float) -> None:
+        """The time of the packets that follow, Unix seconds."""
+        if int(now) != int(self._now):
+            expired = [n for n, s in self._sending.items() if s.outgoing.expires <= now]
+            for pair in expired:
+                del self._sending[pair]
+            if expired:
+                self.forget_flows()
+        self._now = now
+
+    def learn_limit(self, destination: bytes, mtu: int, seconds: float = 600.0) -> None:
+        """A router said that packets of more than `mtu` bytes do not pass (RFC 1191, RFC 8201: 10 minutes)."""
+        if len(self._learned) >= MAX_FLOWS:
+            self._learned.clear()
+        self._learned[destination] = (mtu, self._now + seconds)
+        self.forget_flows()
+
+    def unquote(self, packet: bytes, found: ip.Parsed) -> bytes | None:
+        """An ICMP "too big" about a packet that we scented, as if we had not; its MTU is learned."""
+        made = quote.unquote(packet, found, self._outgoing)
+        if made is None:
+            return None
+        self.learn_limit(made.destination, made.mtu)
+        return made.packet
+
+    def _outgoing(self, found: ip.Parsed) -> Outgoing | None:
+        pair = self._pair(found)
+        sending = None if pair is None else self._sending.get(pair.pair)
+        return None if sending is None else sending.outgoing
+
+    def sent(self) -> list[tuple[int, int, int]]:
+        """(pair, epoch, bits of the fragments that have left) of every pair."""
+        return [(n, s.outgoing.epoch, s.sent) for n, s in self._sending.items()]
+
+    def forget_flows(self) -> None:
+        for table in (*self._ipv4, *self._ipv6):
+            if table:
+                table.clear()
+        self._flows = 0
+
+    def stamp(self, packet: bytes) -> bytes | int:
+        """The packet with a scent, or a reason of layout.UNSTAMPED."""
+        if packet[0] == 0x45:
+            flow = self._ipv4[packet[9]].get(packet[12:24])
+            if flow is not None and flow[0] and len(packet) <= flow[1] and packet[6:8] in WHOLE:
+                flow[0] -= 1
+                head = int.from_bytes(packet[:12], "big")
+                # RFC 1624: the checksum goes down by what is added elsewhere, borrowing from 0xffff.
+                head += flow[2] if head & 0xFFFF >= flow[4] else flow[3]
+                return head.to_bytes(12, "big") + packet[12:20] + flow[5] + packet[20:]
+        elif packet[0] >> 4 == 6:
+            flow = self._ipv6[packet[6]].get(packet[8:44])
+            if flow is not None and flow[0] and len(packet) <= flow[1]:
+                flow[0] -= 1
+                head = int.from_bytes(packet[:8], "big") + flow[2]
+                return head.to_bytes(8, "big") + packet[8:40] + flow[3] + packet[40:]
+        return self._stamp_new(packet)
+
+    def _stamp_new(self, packet: bytes) -> bytes | int:
+        found = ip.parse(packet)
+        if found.malformed:
+            return layout.UNSTAMPED_MALFORMED
+        if found.scent_at:
+            return layout.UNSTAMPED_ALREADY
+        pair = self._pair(found)
+        if pair is None:
+            return layout.UNSTAMPED_NOT_A_PEER
+        sending = self._sending.get(pair.pair)
+        if sending is None or sending.outgoing.expires <= self._now:
+            return layout.UNSTAMPED_NO_PROFILE
+        if not found.room:
+            return layout.UNSTAMPED_NO_ROOM if found.version == 4 else layout.UNSTAMPED_HEADERS
+        limit = self.limit(found.destination)
+        reason, steady = self._bind(packet, found, pair, limit)
+        if reason is not None:
+            return reason
+        index, run = sending.take()
+        made = scent(sending.outgoing, found, index, sending.pair.sender_bound)
+        if steady and found.ports:
+            self._remember(found, made, run, limit)
+        return ip.insert(packet, found, made)
+
+    def _pair(self, found: ip.Parsed) -> StampPair | None:
+        network, peer = self._networks.get(found.source), self._peers.get(found.destination)
+        if network is None or peer is None:
+            return None
+        return self._pairs.get((network, peer))
+
+    def limit(self, destination: bytes) -> int:
+        """The longest packet that may leave for a destination, bytes."""
+        limit = self._limits.get(destination) or 65535
+        learned = self._learned.get(destination)
+        if learned is not None:
+            if learned[1] > self._now:
+                return min(limit, learned[0])
+            del self._learned[destination]
+        return limit
+
+    @staticmethod
+    def _bind(packet: bytes, found: ip.Parsed, pair: StampPair, limit: int) -> tuple[int | None, bool]:
+        """(a reason not to stamp or None, whether the flow's further packets are bound alike).
+
+        Clears `found.ports` of a packet that will be fragmented behind us: the
+        fragments carry the same scent, and only the first has ports.
+        """
+        if found.version == 4:
+            grown = len(packet) + layout.IPV4_OPTION_LEN
+            if grown <= limit or found.fragment:
+                return None, not found.fragment
+            if found.dont_fragment or grown <= ip.PORTLESS_MIN:
+                return layout.UNSTAMPED_TOO_BIG, False
+            found.ports = b""
+            return None, False
+        grown = len(packet) + layout.IPV6_HEADER_LEN
+        if grown <= limit and not found.fragment:
+            return None, True
+        if found.protocol == ip.TCP and not found.fragment:
+            return layout.UNSTAMPED_TOO_BIG, False
+        if not pair.ipv6_fragments or (grown <= ip.PORTLESS_MIN and not found.fragment):
+            return layout.UNSTAMPED_IPV6_FRAGMENT, False
+        found.ports = b""
+        return None, False
+
+    def _remember(self, found: ip.Parsed, made: bytes, run: int, limit: int) -> None:
+        """Keep what is constant for the flow's next packets; the caller used one of the run."""
+        if self._flows >= MAX_FLOWS:
+            self.forget_flows()
+        self._flows += 1
+        left = run - 1
+        if found.version == 4:
+            if found.transport_at != 20:
+                return
+            option = bytes((layout.IPV4_OPTION_TYPE, layout.IPV4_OPTION_LEN)) + made
+            added = ip.word_sum(_IPV4_GROWTH_SUM.to_bytes(2, "big") + option)
+            delta = _IPV4_GROWTH - added
+            flow = [left, limit - layout.IPV4_OPTION_LEN, delta, delta + 0xFFFF, added, option]
+            self._ipv4[found.protocol][found.source + found.destination + found.ports] = flow
+        elif found.transport_at == 40:
+            header = ip.ipv6_header(found.protocol, made)
+            delta = (layout.IPV6_HEADER_LEN << 16) + ((ip.DESTINATION - found.protocol) << 8)
+            flow = [left, limit - layout.IPV6_HEADER_LEN, delta, header]
+            self._ipv6[found.protocol][found.source + found.destination + found.ports] = flow

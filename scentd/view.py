@@ -1,0 +1,81 @@
+"""Views: what is known of each sending network, from its verified profiles and glances. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from ipaddress import ip_address
+
+from scentd.model import Address, Prefix, Profile, View
+from scentd.wire import bloom, profile
+
+HISTORY = 16  # profiles kept per network, newest first
+NODE_SECONDS = 300.0  # an address not seen for so long is no node any more
+MAX_NODES = 4096  # nodes remembered per network
+
+
+class NetworkView:
+    """The state behind one network's View."""
+
+    def __init__(self, network: str, pseudonym_key: bytes, prefixes: tuple[Prefix, ...], slots: Mapping[str, int]):
+        """`slots` maps metric names to level slots, the peer's private ones included."""
+        self.network = network
+        self.prefixes = prefixes
+        self._pseudonym_key = pseudonym_key
+        self._names = {slot: name for name, slot in slots.items()}
+        self._profiles: tuple[Profile, ...] = ()
+        self._received_at = 0.0
+        self._glance = (0.0, 0.0)
+        self._glance_epoch = 0
+        self._nodes: dict[Address, float] = {}
+
+    def take_glance(self, epoch: int, load: float, threat: float) -> bool:
+        """Note an accepted packet's glance; True if it says something new."""
+        if epoch < self._glance_epoch:
+            return False
+        changed = (load, threat) != self._glance
+        self._glance_epoch, self._glance = epoch, (load, threat)
+        return changed
+
+    def take_profile(self, body: profile.Body, now: float) -> Profile:
+        levels = {self._names[slot]: value for slot, value in body.levels.items() if slot in self._names}
+        made = Profile(self.network, body.epoch, body.interval, body.overall, levels, body.bloom)
+        self._profiles = (made, *self._profiles[: HISTORY - 1])
+        self._received_at = now
+        return made
+
+    def take_nodes(self, addresses: Iterable[bytes], now: float) -> None:
+        for packed in addresses:
+            if len(self._nodes) < MAX_NODES or ip_address(packed) in self._nodes:
+                self._nodes[ip_address(packed)] = now
+        if len(self._nodes) > MAX_NODES // 2:
+            self._nodes = {a: at for a, at in self._nodes.items() if now - at <= NODE_SECONDS}
+
+    def view(self, now: float) -> View | None:
+        """The View, or None before the first profile."""
+        if not self._profiles:
+            return None
+        nodes = frozenset(a for a, at in self._nodes.items() if now - at <= NODE_SECONDS)
+        return View(
+            network=self.network,
+            profiles=self._profiles,
+            received_at=self._received_at,
+            glance_load=self._glance[0],
+            glance_threat=self._glance[1],
+            nodes=nodes,
+            affected=self._affected(nodes),
+            prefixes=self.prefixes,
+        )
+
+    def _affected(self, nodes: frozenset[Address]) -> frozenset[Address]:
+        """The nodes that the newest profile marks; looked for only while it reports a threat."""
+        newest = self._profiles[0]
+        if not newest.threat:
+            return frozenset()
+        return frozenset(
+            node
+            for node in nodes
+            if all(
+                bloom.contains(newest.bloom, newest.epoch, item)
+                for item in profile.event_items(self._pseudonym_key, (node,))
+            )
+        )

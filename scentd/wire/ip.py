@@ -1,0 +1,232 @@
+"""Where the scent stands in an IP packet, and what the tag binds it to.
+
+`parse(packet)` looks at bytes only and believes nothing: lengths first, then a
+bounded walk of the options (RFC 791 section 3.1) or extension headers (RFC 8200
+section 4). It serves the stamper, the verifier and the tests alike; the packet
+path calls it once per flow and epoch, not once per packet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scentd.wire import layout
+
+TCP, UDP = 6, 17
+HOP_BY_HOP, ROUTING, FRAGMENT, DESTINATION = 0, 43, 44, 60
+AUTHENTICATION, MOBILITY = 51, 135
+PORT_PROTOCOLS = frozenset((TCP, UDP, 33, 132, 136))  # also DCCP, SCTP, UDP-Lite
+MAX_HEADERS = 8  # IPv6 extension headers that are walked before a packet is called malformed
+
+# A stamper may leave the ports out of the tag of a packet that will be fragmented
+# behind it. A receiver with defragmentation sees it whole again and can tell it
+# only by its size: no stamper fragments what fits into the smallest IPv6 link.
+PORTLESS_MIN = 1280  # bytes, with the scent
+
+_MAGIC = layout.MAGIC.to_bytes(2, "big")
+_IPV6_SCENT = bytes((layout.IPV6_OPTION_TYPE, layout.LEN))
+_IPV6_LENGTH = layout.IPV6_HEADER_LEN // 8 - 1
+
+
+@dataclass(slots=True)
+class Parsed:
+    """What an IP packet is to scentd. Offsets are from the start of the packet."""
+
+    version: int = 4
+    malformed: bool = False  # lengths do not fit, or more than one scent, or one in a wrong place
+    scent_at: int = 0  # offset of the 34 bytes; 0: there is none
+    insert_at: int = 0  # where a scent would go
+    room: bool = True  # and whether it may
+    transport_at: int = 0
+    protocol: int = 0
+    fragment: bool = False
+    dont_fragment: bool = False
+    source: bytes = b""
+    destination: bytes = b""
+    ports: bytes = b""  # 4 bytes, or empty where there are none to bind
+
+
+def parse(packet: bytes) -> Parsed:
+    """The packet's anatomy; never raises, whatever the bytes."""
+    version = packet[0] >> 4 if packet else 0
+    if version == 4:
+        return _parse_ipv4(packet)
+    if version == 6:
+        return _parse_ipv6(packet)
+    return Parsed(version, malformed=True)
+
+
+def _parse_ipv4(packet: bytes) -> Parsed:
+    found = Parsed(4)
+    size = len(packet)
+    header = (packet[0] & 15) * 4
+    if size < 20 or header < 20 or header > size or int.from_bytes(packet[2:4], "big") != size:
+        found.malformed = True
+        return found
+    found.source, found.destination = packet[12:16], packet[16:20]
+    found.protocol = packet[9]
+    found.fragment = int.from_bytes(packet[6:8], "big") & 0x3FFF != 0
+    found.dont_fragment = packet[6] & 0x40 != 0
+    found.transport_at = header
+    found.insert_at = 20
+    found.room = header + layout.IPV4_OPTION_LEN <= 60
+    _find_ipv4_option(packet, header, found)
+    _find_ports(packet, found)
+    return found
+
+
+def _find_ipv4_option(packet: bytes, end: int, found: Parsed) -> None:
+    at = 20
+    while at < end and packet[at] != 0:
+        kind = packet[at]
+        if kind == 1:
+            at += 1
+            continue
+        length = packet[at + 1] if at + 1 < end else 0
+        if length < 2 or at + length > end:
+            found.malformed = True
+            return
+        if kind == layout.IPV4_OPTION_TYPE and packet[at + 2 : min(at + 4, at + length)] == _MAGIC:
+            if length != layout.IPV4_OPTION_LEN or found.scent_at:
+                found.malformed = True
+                return
+            found.scent_at = at + 2
+        at += length
+
+
+def _parse_ipv6(packet: bytes) -> Parsed:
+    found = Parsed(6)
+    size = len(packet)
+    if size < 40 or int.from_bytes(packet[4:6], "big") != size - 40:
+        found.malformed = True
+        return found
+    found.source, found.destination = packet[8:24], packet[24:40]
+    found.dont_fragment = True  # on the way: only a source fragments
+    found.insert_at = 40
+    protocol, at = packet[6], 40
+    for _ in range(MAX_HEADERS):
+        if protocol not in (HOP_BY_HOP, ROUTING, FRAGMENT, DESTINATION):
+            break
+        if at + 8 > size:
+            found.malformed = True
+            return found
+        length = 8 if protocol == FRAGMENT else (packet[at + 1] + 1) * 8
+        if at + length > size:
+            found.malformed = True
+            return found
+        if protocol == DESTINATION:
+            _find_ipv6_option(packet, at, length, found)
+        elif protocol == HOP_BY_HOP and at == 40:
+            found.insert_at = 40 + length
+        elif protocol == FRAGMENT:
+            found.fragment = True
+            if int.from_bytes(packet[at + 2 : at + 4], "big") & 0xFFF8:  # not the first: what follows is payload
+                protocol, at = packet[at], at + 8
+                break
+        else:
+            found.room = False  # Routing changes the destination; a late Hop-by-Hop is an error
+        protocol, at = packet[at], at + length
+    else:
+        found.malformed = True
+    found.protocol, found.transport_at = protocol, at
+    _find_ports(packet, found)
+    return found
+
+
+def _find_ipv6_option(packet: bytes, at: int, length: int, found: Parsed) -> None:
+    """A scent counts only in a header of its own in the one form that we write, and in its place."""
+    end, option = at + length, at + 2
+    while option < end:
+        kind = packet[option]
+        if kind == 0:
+            option += 1
+            continue
+        size = packet[option + 1] if option + 1 < end else 255
+        if option + 2 + size > end:
+            found.malformed = True
+            return
+        if kind == layout.IPV6_OPTION_TYPE and packet[option + 2 : min(option + 4, option + 2 + size)] == _MAGIC:
+            canonical = option == at + 2 and packet[at + 1] == _IPV6_LENGTH and size == layout.LEN
+            padding = packet[at + layout.IPV6_HEADER_PAD_TYPE_AT : end] == b"\x01\x00"
+            if not canonical or not padding or at != found.insert_at or found.scent_at:
+                found.malformed = True
+                return
+            found.scent_at = option + 2
+        option += 2 + size
+
+
+def _find_ports(packet: bytes, found: Parsed) -> None:
+    at = found.transport_at
+    if found.protocol in PORT_PROTOCOLS and not found.fragment and at + 4 <= len(packet):
+        found.ports = packet[at : at + 4]
+
+
+def checksum(header: bytes) -> int:
+    """The Internet checksum (RFC 1071) over an even number of bytes, its own field zero."""
+    total = sum(int.from_bytes(header[i : i + 2], "big") for i in range(0, len(header), 2))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total ^ 0xFFFF
+
+
+def word_sum(data: bytes) -> int:
+    """The ones' complement sum of an even number of bytes, 1 .. 0xffff, as RFC 1624 needs it."""
+    total = int.from_bytes(data, "big") % 0xFFFF
+    return total or 0xFFFF
+
+
+def insert(packet: bytes, found: Parsed, scent: bytes) -> bytes:
+    """The packet with the scent in its place. The caller has checked `room` and size."""
+    if found.version == 4:
+        option = bytes((layout.IPV4_OPTION_TYPE, layout.IPV4_OPTION_LEN)) + scent
+        header = bytearray(packet[:20] + option + packet[20 : found.transport_at])
+        header[0] += layout.IPV4_OPTION_LEN // 4
+        header[2:4] = (len(packet) + layout.IPV4_OPTION_LEN).to_bytes(2, "big")
+        return _with_checksum(header) + packet[found.transport_at :]
+    at = found.insert_at
+    before = bytearray(packet[:at])
+    inner = before[6] if at == 40 else before[40]
+    before[6 if at == 40 else 40] = DESTINATION
+    before[4:6] = (len(packet) - 40 + layout.IPV6_HEADER_LEN).to_bytes(2, "big")
+    return bytes(before) + ipv6_header(inner, scent) + packet[at:]
+
+
+def ipv6_header(next_header: int, scent: bytes) -> bytes:
+    return bytes((next_header, _IPV6_LENGTH)) + _IPV6_SCENT + scent + b"\x01\x00"
+
+
+def strip(packet: bytes, found: Parsed) -> bytes:
+    """The packet without its scent: IPv6 shrinks; IPv4 keeps its length, NOPs in the option's place.
+
+    The kernel fixed the transport offset of a packet at PREROUTING before the queue
+    sees it, so an IPv4 header must not change its length there.
+    """
+    at = found.scent_at
+    if found.version == 4:
+        option = at - 2
+        header = bytearray(packet[: found.transport_at])
+        header[option : option + layout.IPV4_OPTION_LEN] = b"\x01" * layout.IPV4_OPTION_LEN
+        return _with_checksum(header) + packet[found.transport_at :]
+    return remove(packet, found)
+
+
+def remove(packet: bytes, found: Parsed) -> bytes:
+    """The packet as it was before stamping, in both families."""
+    at = found.scent_at
+    if found.version == 4:
+        option = at - 2
+        header = bytearray(packet[:option] + packet[option + layout.IPV4_OPTION_LEN : found.transport_at])
+        header[0] -= layout.IPV4_OPTION_LEN // 4
+        header[2:4] = (len(packet) - layout.IPV4_OPTION_LEN).to_bytes(2, "big")
+        return _with_checksum(header) + packet[found.transport_at :]
+    start = at - layout.IPV6_HEADER_SCENT_AT
+    before = bytearray(packet[:start])
+    before[6 if start == 40 else 40] = packet[start]
+    before[4:6] = (len(packet) - 40 - layout.IPV6_HEADER_LEN).to_bytes(2, "big")
+    return bytes(before) + packet[start + layout.IPV6_HEADER_LEN :]
+
+
+def _with_checksum(header: bytearray) -> bytes:
+    header[10:12] = b"\0\0"
+    header[10:12] = checksum(header).to_bytes(2, "big")
+    return bytes(header)

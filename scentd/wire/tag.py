@@ -1,0 +1,51 @@
+"""The scent of a packet: building it, its tag, its glance (README.md sections 4 and 5)."""
+
+from __future__ import annotations
+
+from siphashc import siphash
+
+from scentd.wire import layout
+from scentd.wire.ip import Parsed
+
+_NO_PORTS = b"\0\0\0\0"
+
+
+def compute(key: bytes, head: bytes, found: Parsed) -> bytes:
+    """SipHash-2-4 of what the tag covers; 8 bytes, little-endian as its authors print it.
+
+    `head` is the scent's first 26 bytes; its flags say what is bound.
+    """
+    flags = head[2] & 15
+    if flags & layout.FLAG_SENDER:
+        data = layout.TAG_INPUT_SENDER.pack(head, b"")
+    else:
+        ports = found.ports if flags & layout.FLAG_PORTS else _NO_PORTS
+        form = layout.TAG_INPUT_IPV4 if found.version == 4 else layout.TAG_INPUT_IPV6
+        data = form.pack(head, found.protocol, 0, ports, found.source, found.destination)
+    return siphash(key, data).to_bytes(8, "little")
+
+
+def head(flags: int, glance: int, key_id: bytes, epoch: int, index: int, fragment: bytes) -> bytes:
+    """The 26 bytes of a scent that the tag covers."""
+    return layout.SCENT.pack(
+        layout.MAGIC, layout.VERSION << 4 | flags, glance, key_id, epoch, index << 4 | layout.FRAGMENTS, fragment, b""
+    )[: layout.TAGGED_LEN]
+
+
+def glance_mask(key: bytes, epoch: int) -> int:
+    """The key stream byte of an epoch: the lowest byte of SipHash-2-4 over its big-endian form."""
+    return siphash(key, epoch.to_bytes(4, "big")) & 0xFF
+
+
+def glance(load: float, threat: float) -> int:
+    """Two levels of 0.0 .. 1.0 as one byte, rounded half up, unmasked."""
+    return _nibble(load) << 4 | _nibble(threat)
+
+
+def glance_levels(byte: int) -> tuple[float, float]:
+    """(load, threat) of an unmasked glance."""
+    return (byte >> 4) / layout.GLANCE_MAX, (byte & 15) / layout.GLANCE_MAX
+
+
+def _nibble(value: float) -> int:
+    return int(value * layout.GLANCE_MAX + 0.5)
