@@ -33,6 +33,7 @@ Fail = Literal["open", "closed"]
 class Daemon(Table):
     state_dir: str = "/var/lib/scentd"  # highest epochs seen and issued; survives restarts
     control_socket: str = "/run/scentd/control.sock"
+    control_group: str = ""  # a group whose members may read status and metrics; default: root alone
     decision_log: str = "/var/lib/scentd/decisions.jsonl"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -142,6 +143,7 @@ class Network(Table):
     labels: list[str] = []  # characteristics of the whole network, e.g. "region=eu-west"
     weights: dict[str, Annotated[float, Meta(ge=0)]] = {}  # of metrics in the overall score; default 1
     metrics: dict[str, Annotated[int, Meta(ge=16, le=21)]] = {}  # names for private metric slots
+    beacon_source: list[str] = []  # our addresses that beacons come from; default: as the kernel routes
     collect: list[Source] = []
 
     def mistakes(self, path: str) -> list[str]:

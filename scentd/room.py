@@ -2,9 +2,13 @@
 
 A packet grows by the scent after the kernel chose its size, so sockets must see a route whose
 MTU is lower by the overhead. Pure: plan() takes the main table's routes and answers what our own
-table should hold; datapath/routes.py reads the one and writes the other. Where a route cannot be
-copied exactly (unreachable, encapsulated, by source, no MTU to spare) our table says `throw`: the lookup
-goes on in the main table, and full-size packets to there leave unstamped.
+table should hold; datapath/routes.py reads the one and writes the other.
+
+No packet may take another way because of us. Without MTU to spare a route is copied as it is. What
+cannot be copied (unreachable, encapsulated, chosen by source) is a `throw`: the lookup goes on in the main
+table. IPv6 has its throws on interface lo, where a socket bound to an interface passes them by, so there a
+peer prefix with such a route in it gets no routes of ours at all (unreachable ones are on lo in the main table,
+too). Full-size packets leave unstamped then.
 """
 
 from __future__ import annotations
@@ -12,10 +16,11 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from ipaddress import IPv6Network, collapse_addresses, ip_network
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
 from typing import Literal
 
 from scentd.model import Address, Prefix
+from scentd.prefixes import PrefixMap
 from scentd.wire import layout
 
 OVERHEAD = {4: layout.IPV4_OPTION_LEN, 6: layout.IPV6_HEADER_LEN}
@@ -23,8 +28,9 @@ OVERHEAD = {4: layout.IPV4_OPTION_LEN, 6: layout.IPV6_HEADER_LEN}
 LOWEST_MTU = {4: 576, 6: 1280}
 IPV6_METRIC = 1024  # the kernel's, where none is given
 
-# Never scented and never lowered, though a peer prefix like ::/0 may hold them: link-local IPv6
-# is routed by interface, multicast and broadcast serve more than peers.
+# Never lowered, though a peer prefix like ::/0 may hold them: link-local IPv6 is routed by interface,
+# multicast and broadcast serve more than peers. IPv6 multicast is in the table `local`, which is asked first;
+# datapath/routes.py has a rule for link-local, because a throw does not stop lookups for one interface.
 EXCLUDED: dict[int, tuple[Prefix, ...]] = {
     4: (ip_network("224.0.0.0/3"),),
     6: (ip_network("fe80::/10"), ip_network("ff00::/8")),
@@ -86,13 +92,13 @@ class Plan:
     routes: tuple[Route, ...] = ()
     mtus: tuple[PathMtu, ...] = ()
 
-    def mtu_for(self, address: Address) -> int | None:
-        """The full MTU toward an address, by the longest prefix; None where there is no route to a peer.
+    def limits(self) -> tuple[tuple[str, int], ...]:
+        """(prefix, full MTU), as tables.StampTable takes them."""
+        return tuple((str(path.prefix), path.full_mtu) for path in self.mtus)
 
-        Linear in the number of prefixes: for commands and tests. The stamper builds its own index.
-        """
-        holding = [m for m in self.mtus if m.prefix.version == address.version and address in m.prefix]
-        return max(holding, key=lambda m: m.prefix.prefixlen).full_mtu if holding else None
+    def mtu_for(self, address: Address) -> int | None:
+        """The full MTU toward an address; None where no main route leads to a peer."""
+        return PrefixMap(self.limits()).get(address.packed)
 
 
 class Index:
@@ -135,32 +141,42 @@ def plan(main: Iterable[Route], links: Mapping[int, Link], peers: Iterable[Prefi
     mtus: list[PathMtu] = []
     for version in (4, 6):
         index = Index(main, version)
-        found: dict[tuple[Prefix, int, int], Route] = {}
-        for peer in collapse_addresses(p for p in peers if p.version == version):
+        for peer in collapsed(peers, version):
             if not any(within(peer, excluded) for excluded in EXCLUDED[version]):
-                for route in serving(index, peer):
-                    found.setdefault(route.key, route)
-        for prefix, group in by_prefix(found.values()).items():
-            copied, mtu = lower(prefix, group, links)
-            routes += copied
-            mtus += [mtu] if mtu else []
+                made = plan_peer(index, links, peer)
+                routes += made.routes
+                mtus += made.mtus
     # On-link routes first: the kernel checks a gateway against what the table already holds.
     routes.sort(key=lambda r: (r.prefix.version, -r.prefix.prefixlen, int(r.prefix.network_address), r.tos, r.metric))
     return Plan(tuple(routes), tuple(mtus))
 
 
+def plan_peer(index: Index, links: Mapping[int, Link], peer: Prefix) -> Plan:
+    found: dict[tuple[Prefix, int, int], Route] = {}
+    for route in serving(index, peer):
+        known = route.kind != "unicast" or all(hop.interface in links for hop in route.nexthops)
+        found.setdefault(route.key, route if known else replace(route, odd=True))
+    groups = by_prefix(found.values())
+    mtus = {prefix: group_mtu(group, links) for prefix, group in groups.items()}
+    if index.version == 6 and any(route.odd for route in found.values()):
+        return Plan((), tuple(PathMtu(prefix, mtu, False) for prefix, mtu in mtus.items() if mtu))
+    copies = {prefix: lower(group, links) for prefix, group in groups.items()}
+    if index.version == 4:
+        copies |= {excluded: [thrown(excluded)] for excluded in EXCLUDED[4] if groups and within(excluded, peer)}
+    return Plan(
+        tuple(route for group in copies.values() for route in group),
+        tuple(PathMtu(prefix, mtu, is_lowered(copies[prefix], groups[prefix])) for prefix, mtu in mtus.items() if mtu),
+    )
+
+
 def serving(index: Index, peer: Prefix) -> Iterator[Route]:
     """The main routes that packets to this peer take, the covering ones narrowed down to the peer's prefix."""
-    for excluded in EXCLUDED[index.version]:
-        if within(excluded, peer):
-            yield thrown(excluded)
     for routes in index.covering(peer):
         for route in unambiguous(routes):
             yield replace(route, prefix=peer)
         if any(route.tos == 0 for route in routes):
             break  # shorter ones are never asked
-    inside: dict[Prefix, list[Route]] = by_prefix(index.inside(peer))
-    for prefix, routes in inside.items():
+    for prefix, routes in by_prefix(index.inside(peer)).items():
         if not any(within(prefix, excluded) for excluded in EXCLUDED[index.version]):
             yield from unambiguous(routes)
 
@@ -173,29 +189,37 @@ def unambiguous(routes: list[Route]) -> list[Route]:
     return [replace(route, odd=True) for route in first.values()]
 
 
-def lower(prefix: Prefix, routes: list[Route], links: Mapping[int, Link]) -> tuple[list[Route], PathMtu | None]:
-    """The copies of one prefix's routes, and its full MTU, the lowest of them. All are lowered or none."""
-    version = prefix.version
-    fulls = [full_mtu(route, links) for route in routes if route.kind == "unicast"]
-    known = [mtu for mtu in fulls if mtu is not None]
-    exact = len(known) == len(fulls) and not any(route.odd for route in routes)
-    enough = all(mtu - OVERHEAD[version] >= LOWEST_MTU[version] for mtu in known)
-    if not known or not exact or not enough:
-        copies = [thrown(prefix)]
-    else:
-        copies = [
-            with_mtu(route, mtu - OVERHEAD[version])
-            if route.kind == "unicast" and (mtu := full_mtu(route, links))
-            else replace(thrown(prefix), tos=route.tos, metric=route.metric)
-            for route in routes
-        ]
-    lowered = any(route.kind == "unicast" for route in copies)
-    return copies, PathMtu(prefix, min(known), lowered) if known else None
+def group_mtu(routes: list[Route], links: Mapping[int, Link]) -> int | None:
+    """The lowest full MTU of one prefix's routes; None if none of them leads anywhere."""
+    return min((mtu for route in routes if (mtu := full_mtu(route, links))), default=None)
+
+
+def lower(routes: list[Route], links: Mapping[int, Link]) -> list[Route]:
+    """The copies of one prefix's routes. All are lowered or none."""
+    prefix = routes[0].prefix
+    if any(route.odd for route in routes):
+        return [thrown(prefix)]
+    mtu, overhead = group_mtu(routes, links), OVERHEAD[prefix.version]
+    enough = mtu is not None and mtu - overhead >= LOWEST_MTU[prefix.version]
+    copies = []
+    for route in routes:
+        full = full_mtu(route, links)
+        if full is None:
+            copies.append(replace(thrown(prefix), tos=route.tos, metric=route.metric))
+        else:
+            copies.append(with_mtu(route, full - overhead) if enough else route)
+    return copies
+
+
+def is_lowered(copies: list[Route], routes: list[Route]) -> bool:
+    return any(
+        copy.kind == "unicast" and copy.metrics != was.metrics for copy, was in zip(copies, routes, strict=False)
+    )
 
 
 def full_mtu(route: Route, links: Mapping[int, Link]) -> int | None:
-    """What the route carries: its own mtu or its narrowest interface's. None if an interface is not known."""
-    if any(hop.interface not in links for hop in route.nexthops) or not route.nexthops:
+    """What the route carries: its own mtu or its narrowest interface's. None if it leads to no known interface."""
+    if route.kind != "unicast" or not route.nexthops or any(hop.interface not in links for hop in route.nexthops):
         return None
     narrowest = min(links[hop.interface].mtu_of(route.prefix.version) for hop in route.nexthops)
     given = dict(route.metrics).get("mtu", 0)
@@ -209,6 +233,14 @@ def with_mtu(route: Route, mtu: int) -> Route:
 def thrown(prefix: Prefix) -> Route:
     """A route that sends the lookup on to the next rule."""
     return Route(prefix, "throw", metric=IPV6_METRIC if prefix.version == 6 else 0)
+
+
+def collapsed(prefixes: Iterable[Prefix], version: int) -> list[Prefix]:
+    """Those of one family, without overlaps, neighbours merged."""
+    chosen = list(prefixes)
+    if version == 4:
+        return list(collapse_addresses(p for p in chosen if isinstance(p, IPv4Network)))
+    return list(collapse_addresses(p for p in chosen if isinstance(p, IPv6Network)))
 
 
 def within(inner: Prefix, outer: Prefix) -> bool:

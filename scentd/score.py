@@ -64,11 +64,12 @@ def means(network: Network, samples: Sequence[Sample]) -> tuple[dict[str, float]
     """Mean per metric, and per (role, metric) where a role is given, of the newest sample of each node and role."""
     newest: dict[tuple[str, str, str], tuple[float, float]] = {}
     for sample in samples:
-        value: float | None = sample.value
-        if not 0.0 <= sample.value <= 1.0:
-            value = clamp(sample.value)
-            if value is None:
+        value = sample.value
+        if not 0.0 <= value <= 1.0:
+            clamped = clamp(value)
+            if clamped is None:
                 continue
+            value = clamped
         key = sample.metric, sample.role, sample.node
         older = newest.get(key)
         if older is None or sample.at >= older[0]:
@@ -116,7 +117,7 @@ def clamp(value: float) -> float | None:
 
 
 def quantise(value: float, steps: int) -> float:
-    """The nearest of the levels 0, 1/steps .. 1; half a step rounds up. `value` in 0.0 .. 1.0, or a rounding error above."""
+    """The nearest of the levels 0, 1/steps .. 1; half a step rounds up. `value`: 0.0 .. 1.0, give or take an ulp."""
     return int(value * steps + 0.5) / steps
 
 

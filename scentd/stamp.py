@@ -16,6 +16,7 @@ from scentd.wire import ip, layout, tag
 
 RUN = 16  # packets of a flow that share a fragment once every fragment has left: receivers merge equal headers
 MAX_FLOWS = 65536  # flows kept; beyond it all are forgotten and computed anew
+IP_MAX = 65535  # bytes: what the length fields of both families hold
 WHOLE = (b"\x40\x00", b"\x00\x00")  # IPv4 flags and offset of what is not a fragment
 
 _IPV4_GROWTH = ((layout.IPV4_OPTION_LEN // 4) << 88) + (layout.IPV4_OPTION_LEN << 64)
@@ -140,20 +141,23 @@ class Stamper:
 
     def stamp(self, packet: bytes) -> bytes | int:
         """The packet with a scent, or a reason of layout.UNSTAMPED."""
-        if packet[0] == 0x45:
-            flow = self._ipv4[packet[9]].get(packet[12:24])
-            if flow is not None and flow[0] and len(packet) <= flow[1] and packet[6:8] in WHOLE:
-                flow[0] -= 1
-                head = int.from_bytes(packet[:12], "big")
-                # RFC 1624: the checksum goes down by what is added elsewhere, borrowing from 0xffff.
-                head += flow[2] if head & 0xFFFF >= flow[4] else flow[3]
-                return head.to_bytes(12, "big") + packet[12:20] + flow[5] + packet[20:]
-        elif packet[0] >> 4 == 6:
-            flow = self._ipv6[packet[6]].get(packet[8:44])
-            if flow is not None and flow[0] and len(packet) <= flow[1]:
-                flow[0] -= 1
-                head = int.from_bytes(packet[:8], "big") + flow[2]
-                return head.to_bytes(8, "big") + packet[8:40] + flow[3] + packet[40:]
+        try:
+            if packet[0] == 0x45:
+                flow = self._ipv4[packet[9]].get(packet[12:24])
+                if flow is not None and flow[0] and len(packet) <= flow[1] and packet[6:8] in WHOLE:
+                    flow[0] -= 1
+                    head = int.from_bytes(packet[:12], "big")
+                    # RFC 1624: the checksum goes down by what is added elsewhere, borrowing from 0xffff.
+                    head += flow[2] if head & 0xFFFF >= flow[4] else flow[3]
+                    return head.to_bytes(12, "big") + packet[12:20] + flow[5] + packet[20:]
+            elif packet[0] >> 4 == 6:
+                flow = self._ipv6[packet[6]].get(packet[8:44])
+                if flow is not None and flow[0] and len(packet) <= flow[1]:
+                    flow[0] -= 1
+                    head = int.from_bytes(packet[:8], "big") + flow[2]
+                    return head.to_bytes(8, "big") + packet[8:40] + flow[3] + packet[40:]
+        except IndexError:  # shorter than its header; a try costs nothing, a check would
+            return layout.UNSTAMPED_MALFORMED
         return self._stamp_new(packet)
 
     def _stamp_new(self, packet: bytes) -> bytes | int:
@@ -188,7 +192,7 @@ class Stamper:
 
     def limit(self, destination: bytes) -> int:
         """The longest packet that may leave for a destination, bytes."""
-        limit = self._limits.get(destination) or 65535
+        limit = min(self._limits.get(destination) or IP_MAX, IP_MAX)
         learned = self._learned.get(destination)
         if learned is not None:
             if learned[1] > self._now:
@@ -205,16 +209,16 @@ class Stamper:
         """
         if found.version == 4:
             grown = len(packet) + layout.IPV4_OPTION_LEN
-            if grown <= limit or found.fragment:
+            if grown <= limit:
                 return None, not found.fragment
-            if found.dont_fragment or grown <= ip.PORTLESS_MIN:
+            if found.dont_fragment or grown > IP_MAX or (grown <= ip.PORTLESS_MIN and not found.fragment):
                 return layout.UNSTAMPED_TOO_BIG, False
             found.ports = b""
             return None, False
         grown = len(packet) + layout.IPV6_HEADER_LEN
         if grown <= limit and not found.fragment:
             return None, True
-        if found.protocol == ip.TCP and not found.fragment:
+        if grown > IP_MAX or (grown > limit and (found.fragment or found.protocol == ip.TCP)):
             return layout.UNSTAMPED_TOO_BIG, False
         if not pair.ipv6_fragments or (grown <= ip.PORTLESS_MIN and not found.fragment):
             return layout.UNSTAMPED_IPV6_FRAGMENT, False

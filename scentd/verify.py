@@ -43,13 +43,14 @@ class Outcome(NamedTuple):
 class Receiving:
     """One pair's state at its receiver: the fragments and nodes seen in the current epoch."""
 
-    __slots__ = ("addresses", "epoch", "incoming", "local", "nodes", "seen")
+    __slots__ = ("addresses", "before", "epoch", "incoming", "local", "nodes", "seen")
 
     def __init__(self, incoming: Incoming) -> None:
         self.incoming = incoming
         self.addresses = PrefixMap((p, True) for p in incoming.peer)
         self.local = PrefixMap((p, True) for p in incoming.network)
         self.epoch = 0
+        self.before = 0  # the epoch before it, the oldest that `grace` is for
         self.seen = 0  # bit i: fragment i of `epoch` was handed on
         self.nodes: set[bytes] = set()
 
@@ -94,6 +95,7 @@ class Verifier:
             old = before.get(incoming.pair)
             if old is not None and old.incoming.key_id == incoming.key_id:
                 receiving.epoch, receiving.seen, receiving.nodes = old.epoch, old.seen, old.nodes
+                receiving.before = old.before
             self._by_key.setdefault(incoming.key_id, []).append(receiving)
         self._forget()
 
@@ -115,21 +117,24 @@ class Verifier:
 
     def verify(self, packet: bytes) -> bytes | Outcome:
         """The packet without its scent, or what is to be done with it instead."""
-        first = packet[0]
-        if first == _IPV4_FIRST:
-            delta = self._believed4[packet[9]].get(packet[12 : _IPV4_END + 4])
-            if delta is not None and packet[6:8] in WHOLE:
-                head = int.from_bytes(packet[:12], "big")
-                if head >> 64 & 0xFFFF == len(packet):
-                    total = (head & 0xFFFF) + delta
-                    head += delta if total < 0xFFFF else delta - 0xFFFF
-                    return head.to_bytes(12, "big") + packet[12:20] + _NOPS + packet[_IPV4_END:]
-        elif first >> 4 == 6 and packet[6] == ip.DESTINATION:
-            delta = self._believed6.get(packet[8 : _IPV6_END + 4])
-            if delta is not None:
-                head = int.from_bytes(packet[:8], "big")
-                if head >> 16 & 0xFFFF == len(packet) - 40:
-                    return (head + delta).to_bytes(8, "big") + packet[8:40] + packet[_IPV6_END:]
+        try:
+            first = packet[0]
+            if first == _IPV4_FIRST:
+                delta = self._believed4[packet[9]].get(packet[12 : _IPV4_END + 4])
+                if delta is not None and packet[6:8] in WHOLE:
+                    head = int.from_bytes(packet[:12], "big")
+                    if head >> 64 & 0xFFFF == len(packet):
+                        total = (head & 0xFFFF) + delta
+                        head += delta if total < 0xFFFF else delta - 0xFFFF
+                        return head.to_bytes(12, "big") + packet[12:20] + _NOPS + packet[_IPV4_END:]
+            elif first >> 4 == 6 and packet[6] == ip.DESTINATION:
+                delta = self._believed6.get(packet[8 : _IPV6_END + 4])
+                if delta is not None:
+                    head = int.from_bytes(packet[:8], "big")
+                    if head >> 16 & 0xFFFF == len(packet) - 40:
+                        return (head + delta).to_bytes(8, "big") + packet[8:40] + packet[_IPV6_END:]
+        except IndexError:  # shorter than its header; a try costs nothing, a check would
+            return self._refuse(layout.VERDICT_MALFORMED, ip.Parsed(malformed=True))
         return self._verify_new(packet)
 
     def _verify_new(self, packet: bytes) -> bytes | Outcome:
@@ -180,7 +185,7 @@ class Verifier:
             return layout.VERDICT_STALE
         if not hmac.compare_digest(tag.compute(key, scent[: layout.TAGGED_LEN], found), given):
             return layout.VERDICT_BAD_TAG
-        if not self._fresh(receiving.incoming.slot, epoch):
+        if not self._fresh(receiving, epoch):
             return layout.VERDICT_REPLAYED_EPOCH
         return receiving
 
@@ -195,15 +200,19 @@ class Verifier:
             return bool(found.ports)
         return not found.ports or len(packet) > ip.PORTLESS_MIN
 
-    def _fresh(self, slot: int, epoch: int) -> bool:
-        """Whether an authentic epoch is the highest yet, or the one before for `grace` seconds."""
+    def _fresh(self, receiving: Receiving, epoch: int) -> bool:
+        """Whether an authentic epoch is the highest yet, or for `grace` seconds not below the one before."""
+        slot = receiving.incoming.slot
         highest = self._epochs[2 * slot]
         if epoch > highest:
+            receiving.before = highest
             self._epochs[2 * slot + 1] = int(self._now)
             self._epochs[2 * slot] = epoch
             self._forget()
             return True
-        return epoch == highest or 0 <= self._now - self._epochs[2 * slot + 1] <= self._table.grace
+        if epoch == highest:
+            return True
+        return epoch >= receiving.before and 0 <= self._now - self._epochs[2 * slot + 1] <= self._table.grace
 
     def _note(self, receiving: Receiving, found: ip.Parsed, scent: bytes) -> None:
         """Hand on what an accepted scent says, each fragment once per epoch."""
@@ -213,6 +222,7 @@ class Verifier:
         if epoch < receiving.epoch:
             return
         if epoch > receiving.epoch:
+            receiving.before = max(receiving.before, receiving.epoch)  # another worker may have raised the highest
             receiving.epoch, receiving.seen = epoch, 0
         index = index_count >> 4
         if receiving.seen >> index & 1:

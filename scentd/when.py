@@ -50,7 +50,7 @@ def syntax_error(message: str) -> str:
     line, column, what = found.groups()
     if "Recursion limit" in what:
         what = "brackets nested too deep; make two policies of it"
-    what = re.sub(r"\s*expecting \{.*", "", what).replace("mismatched input '<EOF>'", "ends too early")
+    what = re.sub(r"\s*expecting .*", "", what).replace("mismatched input '<EOF>'", "ends too early")
     if "has() macro" in what:
         what = 'has takes a text: has("region=eu-west")'
     return f"{'' if line == '1' else f'line {line}, '}column {column}: {what}"

@@ -101,7 +101,8 @@ def test_names_that_are_no_addresses_are_not_affected():
 
 
 @pytest.mark.parametrize(
-    ("value", "steps", "level"), [(0.01, 50, 0.02), (0.0099, 50, 0.0), (0.25, 2, 0.5), (0.5, 5, 0.6), (0.002, 250, 0.004)]
+    ("value", "steps", "level"),
+    [(0.01, 50, 0.02), (0.0099, 50, 0.0), (0.25, 2, 0.5), (0.5, 5, 0.6), (0.002, 250, 0.004)],
 )
 def test_quantise_rounds_half_up(value, steps, level):
     assert score.quantise(value, steps) == level
@@ -139,7 +140,9 @@ def test_items_are_bounded_and_keep_events_and_highs():
 
 def test_a_full_set_of_items_leaves_the_filter_useful():
     items = [f"role=r{i};metric=cpu;level=high" for i in range(score.MAX_ITEMS)]
-    wrong = sum(bloom.contains(bloom.make(items, epoch), epoch, f"x={epoch}.{i}") for epoch in range(20) for i in range(50))
+    wrong = sum(
+        bloom.contains(bloom.make(items, epoch), epoch, f"x={epoch}.{i}") for epoch in range(20) for i in range(50)
+    )
     assert wrong < 100  # of 1000; 48 expected
 
 
@@ -149,7 +152,9 @@ numbers = st.one_of(
     st.sampled_from([math.nan, math.inf, -math.inf, -0.0, 1.0, 1.0000000000000002, 5e-324, 1.7e308]),
 )
 names = st.sampled_from(["", "db", "10.0.0.1", "fd00::1", "x;y=z", "\udcff"])
-samples_ = st.builds(Sample, st.sampled_from(["cpu", "memory", "threat", "latency", "q", "?"]), numbers, numbers, names, names)
+samples_ = st.builds(
+    Sample, st.sampled_from(["cpu", "memory", "threat", "latency", "q", "?"]), numbers, numbers, names, names
+)
 events_ = st.builds(Event, names, numbers, numbers, numbers, names)
 
 

@@ -29,7 +29,7 @@ def test_selectors_match_as_in_promql(text, labels, matches):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "1up", "up{", "up}", "up{a}", 'up{a=b}', 'up{a="b"c="d"}', 'up{a="b"}x', 'up{a=~"("}', 'up{,,}', "a b"]
+    "text", ["", "1up", "up{", "up}", "up{a}", "up{a=b}", 'up{a="b"c="d"}', 'up{a="b"}x', 'up{a=~"("}', "up{,,}", "a b"]
 )
 def test_mistakes_are_refused_with_an_example(text):
     with pytest.raises(ValueError, match="http_requests_total"):
@@ -39,6 +39,7 @@ def test_mistakes_are_refused_with_an_example(text):
 @given(st.text(alphabet='up{}="a,\\~! \n(é', max_size=40))
 def test_any_text_is_a_selector_or_a_value_error(text):
     try:
-        series.parse(text).matches({"a": "b"})
-    except ValueError as error:
-        assert series.EXAMPLE in str(error)
+        selector = series.parse(text)
+    except ValueError:
+        return
+    assert selector.matches({"a": "b"}) in (True, False)

@@ -9,11 +9,12 @@ A new rate is set in place; nothing that waits in the class is lost.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_network
 from socket import ntohs
+from struct import Struct
 from typing import Any
 
 from pyroute2 import IPRoute, NetlinkError
@@ -29,6 +30,8 @@ MINOR_MAX = 0xFFFE
 ETHER_TYPE = {4: 0x0800, 6: 0x86DD}
 DESTINATION_AT = {4: 16, 6: 24}  # offset in the IP header
 PRIORITY = {4: 100, 6: 200}  # of the longest prefix; one priority per length, and none for two protocols
+SELECTOR_LEN = 20  # struct tc_u32_sel (linux/pkt_cls.h) behind its attribute header
+KEY = Struct("=4s4sii")  # struct tc_u32_key: mask and value as in the packet, offset, offset mask
 BURST_SECONDS = 0.005
 BURST_MIN = 3200  # bytes: two full packets
 QUANTUM = (1514, 60000)  # bytes; outside of 1000..200000 the kernel complains
@@ -58,7 +61,7 @@ class Bandwidth:
         self._prefixes = prefixes
 
     def have(self) -> dict[str, float]:
-        """network -> bits per second, as the kernel has it. A class with other filters than the network's is no match."""
+        """network -> bits per second, as the kernel has it; without those whose filters are not complete."""
         with netlink(self.interface) as ipr:
             index = index_of(ipr, self.interface)
             if not ours(ipr, index, self.interface):
@@ -82,7 +85,7 @@ class Bandwidth:
             filters = {prefix: minors[n] for n in want for prefix in self._prefixes[n]}
             changes += self._set_filters(ipr, index, tree, filters)
             for minor in tree.rates.keys() - minors.values():
-                ipr.tc("del-class", "htb", index, handle=ROOT | minor, parent=ROOT)
+                ipr.tc("del-class", index=index, handle=ROOT | minor, parent=ROOT)
                 changes += 1
             return changes
 
@@ -119,8 +122,12 @@ class Bandwidth:
             if want.get(old.prefix) == old.minor and old.prefix not in kept:
                 kept.add(old.prefix)
                 continue
-            protocol = ETHER_TYPE[old.prefix.version]
-            ipr.tc("del-filter", "u32", index, handle=old.handle, parent=ROOT, prio=old.priority, protocol=protocol)
+            where = {
+                "prio": old.priority,
+                "protocol": ETHER_TYPE[old.prefix.version],
+                "target": 0,
+            }  # pyroute2 wants one
+            ipr.tc("del-filter", "u32", index, handle=old.handle, parent=ROOT, **where)
             changes += 1
         for prefix, minor in want.items():
             if prefix not in kept:
@@ -129,11 +136,11 @@ class Bandwidth:
         return changes
 
 
-def remove_all() -> list[str]:
-    """Take our root qdiscs from all interfaces (clean-up). The names of those that had one."""
+def remove_all(besides: Collection[str] = ()) -> list[str]:
+    """Take our root qdiscs from all interfaces `besides` these. The names of those that had one."""
     with netlink("all interfaces") as ipr:
         names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in ipr.get_links()}
-        return [name for index, name in names.items() if remove_from(ipr, index)]
+        return [name for index, name in names.items() if name not in besides and remove_from(ipr, index)]
 
 
 def remove_from(ipr: IPRoute, index: int) -> bool:
@@ -155,8 +162,8 @@ def ours(ipr: IPRoute, index: int, interface: str) -> bool:
         if qdisc["parent"] == TC_H_ROOT and qdisc["handle"] != 0:
             kind, major = qdisc.get_attr("TCA_KIND"), qdisc["handle"] >> 16
             raise HostError(
-                f"interface {interface}: has a root qdisc that is not ours ({kind} {major:x}:); give the bandwidth policy "
-                f"another interface, or take it away with: tc qdisc del dev {interface} root"
+                f"interface {interface}: has a root qdisc that is not ours ({kind} {major:x}:); give the bandwidth "
+                f"policy another interface, or take it away with: tc qdisc del dev {interface} root"
             )
     return False
 
@@ -181,11 +188,14 @@ def decode_filter(entry: Any) -> Filter | None:
     if selector is None or version is None:
         return None
     bits, value, mask = (32 if version == 4 else 128), 0, 0
-    for key in selector["keys"]:
-        shift = bits - 32 - 8 * (key["key_off"] - DESTINATION_AT[version])
+    for i in range(selector["nkeys"]):
+        # struct tc_u32_key, read from the message: pyroute2 0.9.7 decodes the keys four bytes too early
+        at = selector.offset + SELECTOR_LEN + KEY.size * i
+        key_mask, key_value, offset, _ = KEY.unpack_from(selector.data, at)
+        shift = bits - 32 - 8 * (offset - DESTINATION_AT[version])
         if 0 <= shift < bits:
-            value |= key["key_val"] << shift
-            mask |= key["key_mask"] << shift
+            value |= int.from_bytes(key_value, "big") << shift
+            mask |= int.from_bytes(key_mask, "big") << shift
     address = value.to_bytes(bits // 8, "big")
     prefix = ip_network((address, mask.bit_count()), strict=False)
     return Filter(prefix, options.get_attr("TCA_U32_CLASSID") & 0xFFFF, entry["info"] >> 16, entry["handle"])

@@ -42,6 +42,15 @@ def library() -> ctypes.CDLL:
     return lib
 
 
+def available() -> bool:
+    """Whether the library is there: without it nothing of ours can be in nftables."""
+    try:
+        library()
+    except HostError:
+        return False
+    return True
+
+
 class Nftables:
     """A context of the library. Raises HostError if there is none to be had."""
 

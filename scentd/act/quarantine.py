@@ -1,8 +1,7 @@
 """Drops what comes from quarantined addresses and prefixes: the nftables table `inet scentd`.
 
-The chain hooks prerouting at priority raw (-300): before defragmentation (-400 is conntrack's
-defrag; a fragment's source address is as good), conntrack (-200) and our verifier's queue in mangle (-150), so
-that a quarantined node costs next to nothing. What comes in over `lo` is let through.
+The chain hooks prerouting at priority raw (-300), before conntrack (-200) and our verifier's queue in mangle (-150),
+so that a quarantined node costs next to nothing. What comes in over `lo` is let through.
 
 There is one hash set for each prefix length in use (`ipv4_32`, `ipv6_64`), asked by `saddr & mask`. An interval
 set would refuse overlapping prefixes, each with its own end. The kernel removes an element when its
@@ -13,10 +12,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from ipaddress import ip_network
 from typing import Any
 
 from scentd import plan
+from scentd.act import nft
 from scentd.act.nft import Nftables
 from scentd.model import Prefix
 
@@ -112,6 +113,14 @@ class Quarantine:
         return commands
 
 
+def remove_all() -> bool:
+    """Take our table away (clean-up). Whether there was one."""
+    if not nft.available():
+        return False
+    with closing(Quarantine()) as quarantine:
+        return quarantine.remove()
+
+
 def rule(comment: str, expression: list[dict[str, Any]]) -> dict[str, Any]:
     return {**IN_TABLE, "chain": CHAIN, "comment": comment, "expr": expression}
 
@@ -131,7 +140,7 @@ def set_name(prefix: Prefix) -> str:
 
 
 def isolate(want: Mapping[Prefix, float]) -> list[dict[str, Any]]:
-    """Before Linux 6.12 `add` leaves the timeout of an element alone, and `delete` of none is an error: so all three."""
+    """Before Linux 6.12 `add` leaves an old element's timeout alone, and `delete` of none is an error: so all three."""
     return [*release(want), *element_commands("add", want)]
 
 

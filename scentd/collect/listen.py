@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -115,6 +116,8 @@ def listening_socket(path: Path) -> socket.socket:
         new.rename(path)
     except OSError as error:
         sock.close()
+        with contextlib.suppress(OSError):  # a name too long to bind is too long to remove
+            new.unlink(missing_ok=True)
         reason = error.strerror or str(error)
         raise HostError(
             f"{path}: {reason}; `socket` needs a short path in a directory that exists and that scentd may write"

@@ -99,7 +99,7 @@ def established() -> list[Connection]:
 
 
 class Marshal(MarshalDiag):
-    """Decodes the four numbers that are read here, in 4 us a connection instead of 100.
+    """Decodes the four numbers that are read here: about 18 us a connection in all instead of 100.
 
     It also sees the kernel's refusals: MarshalDiag does not (it takes the first byte of
     the error code for an address family) and would wait for an answer for ever.

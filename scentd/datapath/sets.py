@@ -49,7 +49,7 @@ ENTRY = {
 
 
 class BulkMessage(nfgen_msg):
-    """IPSET_CMD_ADD with its entries as bytes: pyroute2 encodes one in 80 us, a Struct in 1 us (100,000: 8 s, 0.2 s)."""
+    """IPSET_CMD_ADD with its entries as bytes: pyroute2 takes 80 us to encode one, a Struct 1 us."""
 
     nla_map = (
         (1, "IPSET_ATTR_PROTOCOL", "uint8"),

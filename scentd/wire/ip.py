@@ -14,7 +14,7 @@ from scentd.wire import layout
 
 TCP, UDP = 6, 17
 HOP_BY_HOP, ROUTING, FRAGMENT, DESTINATION = 0, 43, 44, 60
-AUTHENTICATION, MOBILITY = 51, 135
+SOURCE_ROUTES = (131, 137)  # RFC 791: loose and strict
 PORT_PROTOCOLS = frozenset((TCP, UDP, 33, 132, 136))  # also DCCP, SCTP, UDP-Lite
 MAX_HEADERS = 8  # IPv6 extension headers that are walked before a packet is called malformed
 
@@ -37,6 +37,7 @@ class Parsed:
     scent_at: int = 0  # offset of the 34 bytes; 0: there is none
     insert_at: int = 0  # where a scent would go
     room: bool = True  # and whether it may
+    routed: bool = False  # the destination that the tag would bind is not the one that it arrives with
     transport_at: int = 0
     protocol: int = 0
     fragment: bool = False
@@ -69,8 +70,9 @@ def _parse_ipv4(packet: bytes) -> Parsed:
     found.dont_fragment = packet[6] & 0x40 != 0
     found.transport_at = header
     found.insert_at = 20
-    found.room = header + layout.IPV4_OPTION_LEN <= 60
     _find_ipv4_option(packet, header, found)
+    found.room = header + layout.IPV4_OPTION_LEN <= 60 and not found.routed
+    found.malformed |= found.routed and found.scent_at > 0
     _find_ports(packet, found)
     return found
 
@@ -83,6 +85,8 @@ def _find_ipv4_option(packet: bytes, end: int, found: Parsed) -> None:
             at += 1
             continue
         length = packet[at + 1] if at + 1 < end else 0
+        if kind in SOURCE_ROUTES:
+            found.routed = True
         if length < 2 or at + length > end:
             found.malformed = True
             return
@@ -124,10 +128,12 @@ def _parse_ipv6(packet: bytes) -> Parsed:
                 protocol, at = packet[at], at + 8
                 break
         else:
-            found.room = False  # Routing changes the destination; a late Hop-by-Hop is an error
+            found.routed = True  # Routing changes the destination; a late Hop-by-Hop is an error
         protocol, at = packet[at], at + length
     else:
         found.malformed = True
+    found.room = not found.routed
+    found.malformed |= found.routed and found.scent_at > 0
     found.protocol, found.transport_at = protocol, at
     _find_ports(packet, found)
     return found

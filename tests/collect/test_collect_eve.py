@@ -140,7 +140,10 @@ def test_other_records_are_only_counted():
     assert {k: v for k, v in held.counters.items() if v} == {"eve_lines": 1}
 
 
-@given(st.binary(max_size=200) | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(lambda v: repr(v).encode()))
+@given(
+    st.binary(max_size=200)
+    | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(lambda v: repr(v).encode())
+)
 def test_no_line_raises(text):
     held = alerts()
     held.line(text, 0.0, 0.0)

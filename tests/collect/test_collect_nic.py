@@ -35,7 +35,7 @@ def test_more_than_the_capacity_is_full_load():
 
 
 def test_an_interface_that_is_not_there():
-    with pytest.raises(CollectError, match="interface sc-none: No such device; .*`interface`"):
+    with pytest.raises(CollectError, match=r"interface sc-none: No such device; .*`interface`"):
         nic.link_counters("sc-none")
 
 

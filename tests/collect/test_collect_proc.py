@@ -59,7 +59,9 @@ def test_used_share():
     assert proc.used_share("MemTotal: 1000 kB\nMemAvailable: 2000 kB\n") == 0.0
 
 
-@pytest.mark.parametrize("text", ["", "MemTotal: 5 kB", "MemTotal: 0 kB\nMemAvailable: 0 kB", "MemTotal:\nMemAvailable:"])
+@pytest.mark.parametrize(
+    "text", ["", "MemTotal: 5 kB", "MemTotal: 0 kB\nMemAvailable: 0 kB", "MemTotal:\nMemAvailable:"]
+)
 def test_odd_meminfo(text):
     with pytest.raises(CollectError, match="/proc/meminfo"):
         proc.used_share(text)

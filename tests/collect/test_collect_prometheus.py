@@ -1,12 +1,19 @@
 """Against a real HTTP server on loopback."""
 
 import contextlib
+import datetime
 import socket
+import ssl
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -196,10 +203,52 @@ def test_a_server_that_trickles_costs_the_timeout_and_no_more(greeting):
     url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
     reader = prometheus.Prometheus(PrometheusSource(url=url, series="a", full=1.0, timeout=0.3))
     began = time.monotonic()
-    with pytest.raises(CollectError, match="no complete answer within 0.3 s"):
+    with pytest.raises(CollectError, match=r"no complete answer within 0\.3 s"):
         reader.read(0.0)
     assert time.monotonic() - began < 1.5
     listener.close()
+
+
+@pytest.fixture
+def authority(tmp_path):
+    """A server context with a self-signed certificate for 127.0.0.1, and the certificate's file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "sc")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    file = tmp_path / "certificate"
+    file.write_bytes(certificate.public_bytes(Encoding.PEM))
+    both = tmp_path / "both"
+    both.write_bytes(file.read_bytes() + key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(both)
+    return context, file
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_https_is_verified(authority, monkeypatch, trusted):
+    context, file = authority
+    if trusted:
+        monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http.pages = {"/": b"load 5\n"}
+    http.socket = context.wrap_socket(http.socket, server_side=True)
+    threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    url = f"https://127.0.0.1:{http.server_port}"
+    reader = prometheus.Prometheus(PrometheusSource(url=url, series="load", full=10.0))
+    if trusted:
+        assert value(reader) == 0.5
+    else:
+        with pytest.raises(CollectError, match=r"self.signed certificate; add its authority"):
+            reader.read(0.0)
+    http.shutdown()
+    http.server_close()
 
 
 def test_something_that_is_not_http():
@@ -213,7 +262,7 @@ def test_something_that_is_not_http():
 
     threading.Thread(target=answer, daemon=True).start()
     url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
-    with pytest.raises(CollectError, match="SSH-2.0"):
+    with pytest.raises(CollectError, match=r"SSH-2\.0"):
         prometheus.Prometheus(PrometheusSource(url=url, series="a", full=1.0)).read(0.0)
     listener.close()
 

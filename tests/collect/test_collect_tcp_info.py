@@ -24,7 +24,9 @@ def test_the_mean_is_weighted_by_segments_moved():
 
 
 def test_new_connections_count_in_full_and_counters_wrap():
-    assert tcp_info.weighted([Connection(1, 0.1, 0.0, 3), Connection(2, 0.3, 0.0, 2)], {2: 2**32 - 1})[0] == pytest.approx(0.2)
+    assert tcp_info.weighted([Connection(1, 0.1, 0.0, 3), Connection(2, 0.3, 0.0, 2)], {2: 2**32 - 1})[
+        0
+    ] == pytest.approx(0.2)
     assert tcp_info.weighted([Connection(1, 0.1, 0.0, 3)], {1: 3}) is None
     assert tcp_info.weighted([], {}) is None
 
@@ -73,7 +75,7 @@ def inside(name, function, *arguments):
 def wire():
     if os.geteuid():
         pytest.skip("namespaces need root")
-    names = [f"sc{end}{os.getpid()}" for end in "Ca Cb".split()]
+    names = [f"sc{end}{os.getpid()}" for end in ("Ca", "Cb")]
     try:
         for name in names:
             ip("netns", "add", name)
@@ -94,7 +96,9 @@ class Pair:
 
     def __init__(self, wire, host, where, family=None):
         family = family or (AF_INET6 if ":" in host else socket.AF_INET)
-        listener = inside(where, lambda: socket.create_server(("", 0), family=family, dualstack_ipv6=family == AF_INET6))
+        listener = inside(
+            where, lambda: socket.create_server(("", 0), family=family, dualstack_ipv6=family == AF_INET6)
+        )
         self.near = inside(wire[0], lambda: socket.socket(family))
         self.near.settimeout(5)
         self.near.connect((host, listener.getsockname()[1]))

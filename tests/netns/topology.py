@@ -63,7 +63,7 @@ class Host:
             try:
                 netns.setns(self.namespace)
                 box.extend([function(*args, **kwargs), None])
-            except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
+            except BaseException as error:  # raised again in the caller's thread
                 box.extend([None, error])
 
         thread = threading.Thread(target=inside, name=f"in {self.name}")

@@ -1,0 +1,147 @@
+"""The control socket: one request line of JSON in, one or more lines of JSON out. It only reads.
+
+    {"command": "status"}                      -> one object
+    {"command": "explain", "network": "acme"}  -> one object
+    {"command": "monitor"}                     -> one object per event, until the client goes
+
+A wrong request gets {"error": "..."}.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import grp
+import logging
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from scentd.errors import HostError
+
+log = logging.getLogger(__name__)
+
+REQUEST_MAX = 4096
+CLIENTS_MAX = 32
+BACKLOG = 1000  # events kept for a slow monitor before it is told how many it missed
+
+
+class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    command: str
+    network: str = ""
+    limit: int = 20
+
+
+class Queue(asyncio.Queue):
+    """A monitor's events, and how many it was too slow for."""
+
+    missed = 0
+
+
+class Server:
+    """Serves the socket. `answers` maps a command to a function of the Request that returns JSON-able data."""
+
+    def __init__(self, path: str, group: str, answers: dict[str, Callable[[Request], object]]) -> None:
+        self._path = Path(path)
+        self._group = group
+        self._answers = answers
+        self._server: asyncio.Server | None = None
+        self._monitors: set[Queue] = set()
+        self._clients: set[asyncio.StreamWriter] = set()
+
+    async def start(self) -> None:
+        """Raises HostError, also when another scentd answers there."""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+            self._clear()
+            self._server = await asyncio.start_unix_server(self._serve, self._path, limit=REQUEST_MAX)
+            self._restrict()
+        except OSError as error:
+            raise HostError(f"daemon.control_socket {self._path}: {error.strerror or error}") from None
+
+    async def stop(self) -> None:
+        if self._server is None:
+            return
+        self._server.close()
+        for writer in list(self._clients):
+            writer.close()
+        with contextlib.suppress(FileNotFoundError):
+            self._path.unlink()
+
+    def tell(self, event: dict) -> None:
+        """Pass an event to every monitor; a slow one loses it and is told so."""
+        for queue in self._monitors:
+            if queue.full():
+                queue.get_nowait()
+                queue.missed += 1
+            queue.put_nowait(event)
+
+    def _clear(self) -> None:
+        """Remove what a killed daemon left; refuse to take a living one's place."""
+        if not self._path.exists():
+            return
+        if not self._path.is_socket():
+            raise HostError(f"daemon.control_socket {self._path}: a file that is not a socket is in the way; remove it")
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(str(self._path))
+            except OSError:
+                self._path.unlink()
+                return
+        raise HostError(f"daemon.control_socket {self._path}: another scentd is running; stop it first")
+
+    def _restrict(self) -> None:
+        os.chmod(self._path, 0o660 if self._group else 0o600)
+        if self._group:
+            try:
+                os.chown(self._path, -1, grp.getgrnam(self._group).gr_gid)
+            except KeyError:
+                raise HostError(f"daemon.control_group: there is no group {self._group!r}; make it with groupadd") from None
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._clients) >= CLIENTS_MAX:
+            writer.close()
+            return
+        self._clients.add(writer)
+        try:
+            await self._answer(reader, writer)
+        except (ConnectionError, asyncio.TimeoutError):
+            log.debug("a client of the control socket went")
+        finally:
+            self._clients.discard(writer)
+            writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            line = await asyncio.wait_for(reader.readuntil(b"\n"), 10)
+            request = msgspec.json.decode(line, type=Request)
+        except (asyncio.LimitOverrunError, asyncio.IncompleteReadError, msgspec.MsgspecError) as error:
+            await self._write(writer, {"error": f"bad request: {error}"})
+            return
+        if request.command == "monitor":
+            await self._monitor(writer)
+        elif request.command in self._answers:
+            await self._write(writer, self._answers[request.command](request))
+        else:
+            known = ", ".join([*self._answers, "monitor"])
+            await self._write(writer, {"error": f"unknown command {request.command!r}; known: {known}"})
+
+    async def _monitor(self, writer: asyncio.StreamWriter) -> None:
+        queue = Queue(BACKLOG)
+        self._monitors.add(queue)
+        try:
+            while not writer.is_closing():
+                await self._write(writer, await queue.get())
+                if queue.missed:
+                    missed, queue.missed = queue.missed, 0
+                    await self._write(writer, {"event": "missed", "count": missed})
+        finally:
+            self._monitors.discard(queue)
+
+    @staticmethod
+    async def _write(writer: asyncio.StreamWriter, data: object) -> None:
+        writer.write(msgspec.json.encode(data) + b"\n")
+        await writer.drain()

@@ -1,0 +1,97 @@
+"""Beacons: fragments that a quiet network's own packets did not carry in time.
+
+Minimal UDP packets to the peer's beacon port, their scent made here and given to
+the kernel as socket options, so that they need no queue.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from ipaddress import ip_address, ip_network
+
+from scentd import stamp
+from scentd.pairs import Pair
+from scentd.tables import Outgoing
+from scentd.wire import ip, layout
+
+log = logging.getLogger(__name__)
+
+_IPV6_DSTOPTS = 59  # linux/in6.h
+_SO_MARK = 36
+
+
+def endpoints(pair: Pair) -> list[str]:
+    """Addresses that a peer's beacons go to: the configured ones, or its host addresses."""
+    if pair.peer.endpoint:
+        return list(pair.peer.endpoint)
+    hosts = [ip_network(a) for a in pair.peer.addresses]
+    return [str(n.network_address) for n in hosts if n.prefixlen == n.max_prefixlen]
+
+
+class Beacons:
+    """Sends beacons; counts what it sent and what it could not."""
+
+    def __init__(self, mark: int) -> None:
+        self._mark = mark
+        self.sent = 0
+        self.failed = 0
+        self._complained: set[tuple[str, str]] = set()
+
+    def send(self, pair: Pair, outgoing: Outgoing, missing: list[int]) -> None:
+        """Send the missing fragments to the first endpoint that can be reached."""
+        for address in endpoints(pair):
+            try:
+                self._send(pair, outgoing, missing, address)
+                return
+            except OSError as error:
+                self.failed += 1
+                self._complain(pair, address, str(error))
+
+    def _send(self, pair: Pair, outgoing: Outgoing, missing: list[int], address: str) -> None:
+        version = ip_address(address).version
+        family = socket.AF_INET if version == 4 else socket.AF_INET6
+        with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as end:
+            end.setsockopt(socket.SOL_SOCKET, _SO_MARK, self._mark)
+            for source in pair.network.beacon_source:
+                if ip_address(source).version == version:
+                    end.bind((source, 0))
+            end.connect((address, layout.BEACON_PORT))
+            found = self._anatomy(end, version)
+            if not self._is_own(pair, found.source):
+                source = str(ip_address(found.source))
+                raise OSError(f"source {source} is not in the network's addresses: set network.beacon_source")
+            sender_bound = pair.peer.bind == "sender"
+            for index in missing:
+                made = stamp.scent(outgoing, found, index, sender_bound, layout.FLAG_BEACON)
+                if version == 4:
+                    option = bytes((layout.IPV4_OPTION_TYPE, layout.IPV4_OPTION_LEN)) + made
+                    end.setsockopt(socket.IPPROTO_IP, socket.IP_OPTIONS, option)
+                else:
+                    end.setsockopt(socket.IPPROTO_IPV6, _IPV6_DSTOPTS, ip.ipv6_header(0, made))
+                end.send(b"")
+                self.sent += 1
+
+    @staticmethod
+    def _anatomy(end: socket.socket, version: int) -> ip.Parsed:
+        source, destination = end.getsockname(), end.getpeername()
+        return ip.Parsed(
+            version=version,
+            protocol=ip.UDP,
+            source=ip_address(source[0]).packed,
+            destination=ip_address(destination[0]).packed,
+            ports=source[1].to_bytes(2, "big") + destination[1].to_bytes(2, "big"),
+        )
+
+    @staticmethod
+    def _is_own(pair: Pair, source: bytes) -> bool:
+        if not pair.network.addresses:
+            return True
+        address = ip_address(source)
+        return any(address in n for n in map(ip_network, pair.network.addresses) if n.version == address.version)
+
+    def _complain(self, pair: Pair, address: str, why: str) -> None:
+        key = (pair.peer.name, address)
+        if key not in self._complained:
+            self._complained.add(key)
+            log.warning("no beacons to peer %s at %s: %s", pair.peer.name, address, why)

@@ -1,0 +1,53 @@
+"""What the configuration refuses so that no source meets it later."""
+
+import pytest
+
+from scentd import config
+from scentd.errors import ConfigError
+
+PROMETHEUS = {"kind": "prometheus", "url": "http://[::1]:9187/metrics", "series": "load", "full": 5.0}
+
+
+def network(*collect):
+    return {"name": "a", "key_file": "k", "collect": list(collect)}
+
+
+def problems(*networks):
+    try:
+        config.from_dict({"network": list(networks)})
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+@pytest.mark.parametrize(
+    ("source", "where"),
+    [
+        ({"kind": "bandwidth", "interface": "eth0", "capacity": "0mbit"}, "capacity: must be more than 0"),
+        ({"kind": "tcp", "latency_full": "0s"}, "latency_full: must be more than 0"),
+        ({"kind": "tcp", "jitter_full": "-1s"}, "jitter_full: must be more than 0"),
+        ({"kind": "eve", "socket": "s", "hold": "0s"}, "hold: must be more than 0"),
+        (PROMETHEUS | {"timeout": "0s"}, "timeout: must be more than 0"),
+        (PROMETHEUS | {"full": float("inf")}, "full: must be more than 0"),
+        (PROMETHEUS | {"series": "load{"}, "series: 'load{' selects no series"),
+        (PROMETHEUS | {"url": "file:///etc/shadow"}, "url: 'file:///etc/shadow'; write http://host:port"),
+        (PROMETHEUS | {"url": "http://"}, "url: "),
+        (PROMETHEUS | {"url": "http://host:99999/"}, "url: "),
+        (PROMETHEUS | {"url": "http://me:secret@host/"}, "url: "),
+        (PROMETHEUS | {"url": "http://["}, "url: "),
+    ],
+)
+def test_a_source_that_could_never_work(source, where):
+    (problem,) = problems(network(source))
+    assert problem.startswith(f"network[0].collect[0].{where}")
+
+
+def test_sources_that_can_work():
+    assert problems(network(PROMETHEUS, PROMETHEUS | {"url": "https://host/"}, {"kind": "tcp"})) == []
+
+
+def test_two_sources_on_one_socket():
+    eve = {"kind": "eve", "socket": "/run/eve.sock"}
+    assert problems(network(eve), network(eve) | {"name": "b"}) == [
+        "network.collect: two sources listen on '/run/eve.sock'; give each a socket of its own"
+    ]

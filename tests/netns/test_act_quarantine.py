@@ -1,0 +1,185 @@
+"""Quarantine in the real kernel.
+
+node 10.7.0.1, fd07::1 ------ host 10.7.0.2, fd07::2
+"""
+
+import socket
+import subprocess
+import time
+from contextlib import closing
+from ipaddress import ip_network
+
+import pytest
+
+from scentd import act
+from scentd.act import quarantine
+from scentd.act.quarantine import Quarantine
+from scentd.errors import HostError
+from tests.netns.topology import Topology
+
+pytestmark = pytest.mark.netns
+
+
+@pytest.fixture(scope="module")
+def net():
+    with Topology("actq") as made:
+        node, host = made.host("node"), made.host("host")
+        made.link(node, host, ipv4="10.7.0.0/24", ipv6="fd07::/64")
+        node.run("ping", "-c1", "-W2", host.ipv4)  # neighbours are known from here on
+        node.run("ping", "-c1", "-W2", host.ipv6)
+        yield made
+
+
+@pytest.fixture
+def host(net):
+    yield net.hosts["host"]
+    net.hosts["host"].call(act.cleanup)
+
+
+@pytest.fixture
+def node(net):
+    return net.hosts["node"]
+
+
+def do(host, method, *args):
+    """Call a method of a Quarantine in the host."""
+
+    def inside():
+        with closing(Quarantine()) as actuator:
+            return getattr(actuator, method)(*args)
+
+    return host.call(inside)
+
+
+def answers(node, host, family=4):
+    address = host.ipv4 if family == 4 else host.ipv6
+    return node.run("ping", "-c1", "-W0.3", address, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("target", "family"),
+    [("10.7.0.1/32", 4), ("10.7.0.0/25", 4), ("10.0.0.0/8", 4), ("fd07::1/128", 6), ("fd07::/64", 6), ("fd00::/9", 6)],
+)
+def test_drops_this_source_and_no_other(host, node, target, family):
+    assert do(host, "apply", {ip_network(target): 60.0}) == 1
+    assert not answers(node, host, family)
+    assert answers(node, host, 10 - family)
+    assert do(host, "counters")[f"dropped_ipv{family}"] >= 1
+    assert do(host, "counters")[f"dropped_ipv{10 - family}"] == 0
+    assert do(host, "apply", {}) == 1
+    assert answers(node, host, family)
+
+
+def test_a_neighbouring_address_passes(host, node):
+    do(host, "apply", {ip_network("10.7.0.3/32"): 60.0, ip_network("10.7.1.0/24"): 60.0})
+    assert answers(node, host)
+
+
+def test_the_kernel_releases_after_the_timeout(host, node):
+    do(host, "apply", {ip_network("10.7.0.1/32"): 0.5})  # rounded up to a second
+    start = time.monotonic()
+    assert not answers(node, host)
+    while not answers(node, host):
+        assert time.monotonic() - start < 5
+    assert time.monotonic() - start > 0.7
+    assert do(host, "have") == {}
+
+
+def test_have_apply_again_extend_shorten_overlap(host, node):
+    wide, narrow, six = ip_network("10.0.0.0/8"), ip_network("10.7.0.0/24"), ip_network("fd07::/64")
+    assert do(host, "apply", {wide: 30.0, narrow: 60.0, six: 60.0}) == 3
+    have = do(host, "have")
+    assert set(have) == {wide, narrow, six}
+    assert 27 < have[wide] <= 30
+    assert do(host, "apply", {wide: 30.0, narrow: 60.0, six: 60.0}) == 0
+    assert do(host, "apply", {wide: 90.0, narrow: 10.0}) == 3
+    have = do(host, "have")
+    assert 87 < have[wide] <= 90
+    assert 7 < have[narrow] <= 10
+    assert do(host, "apply", {narrow: 10.0}) == 1
+    assert not answers(node, host)
+
+
+def test_takes_effect_within_milliseconds(host, node):
+    """UDP arrives until apply() is called and not after it returned."""
+
+    def inside():
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver, closing(Quarantine()) as actuator:
+            receiver.bind((host.ipv4, 7000))
+            receiver.settimeout(2)
+            receiver.recv(100)
+            actuator.ensure([ip_network("10.7.0.1/32")])
+            start = time.monotonic()
+            actuator.apply({ip_network("10.7.0.1/32"): 60.0})
+            took = time.monotonic() - start
+            receiver.setblocking(False)
+            try:
+                while receiver.recv(100):  # what was in the socket's queue
+                    pass
+            except BlockingIOError:
+                pass
+            receiver.settimeout(0.2)
+            with pytest.raises(TimeoutError):
+                receiver.recv(100)
+            return took
+
+    flood = "import socket,time\ns=socket.socket(2,2)\nwhile 1: s.sendto(b'x',('10.7.0.2',7000)); time.sleep(.001)"
+    sender = node.start("python3", "-c", flood, stderr=subprocess.DEVNULL)
+    try:
+        assert host.call(inside) < 0.1
+    finally:
+        sender.kill()
+        sender.wait()
+
+
+def test_loopback_is_let_through(host):
+    do(host, "apply", {ip_network("10.7.0.0/24"): 60.0, ip_network("127.0.0.0/8"): 60.0})
+    host.run("ping", "-c1", "-W1", host.ipv4)
+
+
+def test_what_others_took_away_comes_back(host, node):
+    want = {ip_network("10.7.0.1/32"): 60.0}
+    do(host, "apply", want)
+    host.run("nft", "flush", "chain", "inet", "scentd", "prerouting")
+    assert answers(node, host)
+    do(host, "apply", want)
+    assert not answers(node, host)
+    host.run("nft", "flush", "ruleset")
+    assert answers(node, host)
+    assert do(host, "apply", want) == 1
+    assert not answers(node, host)
+    rules = host.out("nft", "list", "chain", "inet", "scentd", "prerouting")
+    assert rules.count("drop") == 1
+    assert rules.index('"lo"') < rules.index("@ipv4_32")
+
+
+def test_touches_its_own_table_only(host):
+    host.run("nft", "add table inet other; add set inet other ipv4_32 { type ipv4_addr; elements = { 1.2.3.4 } }")
+    before = host.out("nft", "list", "table", "inet", "other")
+    do(host, "ensure")
+    do(host, "ensure")
+    do(host, "apply", {ip_network("10.7.0.1/32"): 60.0})
+    assert do(host, "remove") is True
+    assert do(host, "remove") is False
+    assert host.call(quarantine.remove_all) is False
+    assert host.out("nft", "list", "ruleset") == before
+    host.run("nft", "delete", "table", "inet", "other")
+
+
+def test_cleanup_twice(host):
+    do(host, "apply", {ip_network("10.7.0.1/32"): 60.0})
+    assert host.call(act.cleanup) == ["nftables table inet scentd"]
+    assert host.call(act.cleanup) == []
+
+
+def test_an_error_of_the_kernel_is_a_host_error(host):
+    host.run("nft", "add table inet scentd; add set inet scentd ipv4_32 { type ipv6_addr; }")
+    with pytest.raises(HostError, match="nftables: "):
+        do(host, "apply", {ip_network("10.7.0.1/32"): 60.0})
+
+
+def test_thousands_at_once(host):
+    want = {ip_network((0x0B000000 + i, 32)): 60.0 for i in range(3000)}
+    assert do(host, "apply", want) == 3000
+    assert do(host, "apply", want) == 0
+    assert do(host, "apply", {}) == 3000
