@@ -251,8 +251,22 @@ def from_dict(data: dict[str, Any]) -> Config:
     return config
 
 
+def same_peer(peers: list[Peer]) -> list[str]:
+    """Two peers cannot share a public key."""
+    problems = []
+    first: dict[str, int] = {}
+    for i, peer in enumerate(peers):
+        if peer.public_key in first:
+            other = f"peer[{first[peer.public_key]}]"
+            problems.append(f"peer[{i}].public_key: is that of {other} as well; list all addresses there")
+        first.setdefault(peer.public_key, i)
+    return problems
+
+
 def check_config(config: Config) -> list[str]:
     """The rules between sections."""
+    from scentd import when  # the language of policies knows the policies' type
+
     problems = [
         *duplicates("network", [n.name for n in config.network]),
         *duplicates("peer", [p.name for p in config.peer]),
@@ -268,6 +282,8 @@ def check_config(config: Config) -> list[str]:
         if policy.network != "*" and policy.network not in peers:
             near = schema.suggestion(policy.network, peers)
             problems.append(f"policy[{i}].network: no peer is named {policy.network!r}{near}")
+    problems += same_peer(config.peer)
+    problems += when.check(config.policy, {name for peer in config.peer for name in peer.metrics})
     if config.peer and not config.network:
         problems.append("network: missing; a host with peers needs an identity of its own: [[network]] with key_file")
     return problems

@@ -276,5 +276,8 @@ def bits(rate: float) -> str:
 
 def site(url: str) -> str:
     """Scheme and host only: the path of a webhook often is its secret."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # http://[::1
+        return "(not a URL)"
     return f"{parts.scheme}://{parts.hostname or ''}"

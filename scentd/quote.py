@@ -35,9 +35,7 @@ def is_too_big(packet: bytes, found: ip.Parsed) -> bool:
     return found.protocol == ICMPV6 and packet[at] == 2
 
 
-def unquote(
-    packet: bytes, found: ip.Parsed, outgoing_for: Callable[[ip.Parsed], Outgoing | None]
-) -> Unquoted | None:
+def unquote(packet: bytes, found: ip.Parsed, outgoing_for: Callable[[ip.Parsed], Outgoing | None]) -> Unquoted | None:
     """The error without the scent, or None if it quotes no packet of ours."""
     if not is_too_big(packet, found):
         return None

@@ -81,9 +81,7 @@ class Stamper:
         self._limits = PrefixMap(table.limits)
         self._pairs = {(p.network, p.peer): p for p in table.pairs}
         known = {p.pair: p for p in table.pairs}
-        self._sending = {
-            n: self._moved(sending, known[n]) for n, sending in self._sending.items() if n in known
-        }
+        self._sending = {n: self._moved(sending, known[n]) for n, sending in self._sending.items() if n in known}
         self.forget_flows()
 
     @staticmethod

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 import cel
 
@@ -65,9 +66,17 @@ def check(policies: Sequence[config.Policy], private_metrics: Collection[str]) -
     known = sorted({*layout.METRICS.values(), *private_metrics, *NUMBERS, "network"})
     for i, policy in enumerate(policies):
         problems += [f"policy[{i}].when: {mistake}" for mistake in check_when(policy.when, known)]
-        if isinstance(policy.do, config.Webhook) and not re.match(r"https?://[^/\s]", policy.do.url, re.IGNORECASE):
+        if isinstance(policy.do, config.Webhook) and not is_web(policy.do.url):
             problems.append(f"policy[{i}].do.url: {policy.do.url!r} is not a http:// or https:// address")
     return problems
+
+
+def is_web(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of the host or the port
+        return False
 
 
 def check_when(when: str, known: Sequence[str]) -> list[str]:

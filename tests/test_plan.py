@@ -145,6 +145,10 @@ def test_commands_and_webhooks_are_errands_with_their_decision():
     assert made.desired == EMPTY
 
 
+def test_a_bad_url_is_no_trouble_here():
+    assert plan.plan(EMPTY, [firing(config.Webhook(url="http://[::1"))], 0.0).decisions[0].after == "(not a URL)"
+
+
 # --- diff
 
 

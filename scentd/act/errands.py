@@ -51,12 +51,15 @@ class Errands:
 
     def __init__(self, tally: Tally) -> None:
         self._tally = tally
-        self._queue: queue.Queue[Errand] = queue.Queue(WAITING_MAX)
+        self._queue: queue.Queue[Errand | None] = queue.Queue(WAITING_MAX)  # None: the end
         self._threads: list[threading.Thread] = []
         self._closing = threading.Event()
 
     def add(self, errand: Errand) -> None:
         """Does not wait. A full queue loses the errand, counted and logged."""
+        if self._closing.is_set():
+            self._lose(errand, "scentd stops")
+            return
         try:
             self._queue.put_nowait(errand)
         except queue.Full:
@@ -73,19 +76,19 @@ class Errands:
         self._closing.set()
         while True:
             try:
-                self._lose(self._queue.get_nowait(), "scentd stops")
+                waiting = self._queue.get_nowait()
             except queue.Empty:
                 break
+            if waiting is not None:
+                self._lose(waiting, "scentd stops")
+        for _ in self._threads:
+            self._queue.put_nowait(None)
         deadline = time.monotonic() + timeout
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def _work(self) -> None:
-        while not self._closing.is_set():
-            try:
-                errand = self._queue.get(timeout=0.5)
-            except queue.Empty:
-                continue
+        while (errand := self._queue.get()) is not None:
             try:
                 self._carry_out(errand)
             except Exception:  # a mistake of ours in one errand must not end the others

@@ -83,7 +83,7 @@ def prepare(path: Path, ids: Sequence[bytes]) -> Epochs:
                 path.rename(path.with_suffix(".bad"))
         _write(path, ids, before)
     except OSError as error:
-        raise HostError(f"daemon.state_dir {path.parent}: {error.strerror}; scentd keeps the highest epochs there") from None
+        raise HostError(f"daemon.state_dir {path.parent}: {error.strerror}; it keeps the highest epochs") from None
     return Epochs(path)
 
 

@@ -41,13 +41,15 @@ def load(key_file: str) -> keys.Identity:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        raise KeyFileError(f"key_file {path}: {error.strerror}; make one with: (umask 077; scentd keygen > {path})") from None
+        hint = f"make one with: (umask 077; scentd keygen > {path})"
+        raise KeyFileError(f"key_file {path}: {error.strerror}; {hint}") from None
     with os.fdopen(fd, "rb") as file:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise KeyFileError(f"key_file {path}: not a regular file")
         if status.st_mode & 0o077:
-            raise KeyFileError(f"key_file {path}: others may read it (mode {status.st_mode & 0o777:04o}): chmod 0600 {path}")
+            mode = f"{status.st_mode & 0o777:04o}"
+            raise KeyFileError(f"key_file {path}: others may read it (mode {mode}): chmod 0600 {path}")
         content = file.read(_MAX)
     try:
         return keys.identity(parse_secret(content.decode("ascii", "replace")))

@@ -83,7 +83,7 @@ class Profiler:
             await asyncio.sleep(ISSUE_PAUSE)
             try:
                 await asyncio.wait_for(self._alarm.wait(), max(0.0, due - time.monotonic()))
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 continue
 
     def _issue(self, samples: Sequence[Sample], epochs: Epochs, slot: bytes, alarmed: bool) -> None:

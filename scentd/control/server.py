@@ -99,7 +99,7 @@ class Server:
             try:
                 os.chown(self._path, -1, grp.getgrnam(self._group).gr_gid)
             except KeyError:
-                raise HostError(f"daemon.control_group: there is no group {self._group!r}; make it with groupadd") from None
+                raise HostError(f"daemon.control_group: no group {self._group!r}; make it with groupadd") from None
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._clients) >= CLIENTS_MAX:
@@ -108,7 +108,7 @@ class Server:
         self._clients.add(writer)
         try:
             await self._answer(reader, writer)
-        except (ConnectionError, asyncio.TimeoutError):
+        except (TimeoutError, ConnectionError):
             log.debug("a client of the control socket went")
         finally:
             self._clients.discard(writer)

@@ -11,6 +11,7 @@ import socket
 from ipaddress import ip_address, ip_network
 
 from scentd import stamp
+from scentd.config import Config, Peer
 from scentd.pairs import Pair
 from scentd.tables import Outgoing
 from scentd.wire import ip, layout
@@ -21,12 +22,17 @@ _IPV6_DSTOPTS = 59  # linux/in6.h
 _SO_MARK = 36
 
 
-def endpoints(pair: Pair) -> list[str]:
+def endpoints(peer: Peer) -> list[str]:
     """Addresses that a peer's beacons go to: the configured ones, or its host addresses."""
-    if pair.peer.endpoint:
-        return list(pair.peer.endpoint)
-    hosts = [ip_network(a) for a in pair.peer.addresses]
+    if peer.endpoint:
+        return list(peer.endpoint)
+    hosts = [ip_network(a) for a in peer.addresses]
     return [str(n.network_address) for n in hosts if n.prefixlen == n.max_prefixlen]
+
+
+def unreachable(config: Config) -> list[Peer]:
+    """Peers that beacons cannot go to."""
+    return [p for p in config.peer if p.stamp and not endpoints(p)]
 
 
 class Beacons:
@@ -40,7 +46,7 @@ class Beacons:
 
     def send(self, pair: Pair, outgoing: Outgoing, missing: list[int]) -> None:
         """Send the missing fragments to the first endpoint that can be reached."""
-        for address in endpoints(pair):
+        for address in endpoints(pair.peer):
             try:
                 self._send(pair, outgoing, missing, address)
                 return

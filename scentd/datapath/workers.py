@@ -124,7 +124,7 @@ class Workers:
         messages = link.Reader(link.FromWorker)
         try:
             first = await asyncio.wait_for(self._first(reader, messages), START_SECONDS)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise HostError(f"worker {worker.number} did not start within {START_SECONDS:.0f} s") from None
         if isinstance(first, link.Failed):
             raise HostError(first.error)
@@ -174,7 +174,7 @@ class Workers:
         while True:
             try:
                 await asyncio.wait_for(worker.process.wait(), 1.0)
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 if time.monotonic() - worker.heard < SILENT_SECONDS:
                     backoff = 0.1
                     continue
@@ -200,7 +200,7 @@ class Workers:
             return
         try:
             await asyncio.wait_for(worker.process.wait(), 3.0)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             with contextlib.suppress(ProcessLookupError):
                 worker.process.kill()
             await worker.process.wait()

@@ -1,7 +1,7 @@
 """Identities and the keys of a pair: derivation only, no files (README.md section 3).
 
-    secret (32 bytes) -> Ed25519 and X25519 private keys -> public key (base64 of both)
-    X25519(mine, theirs) -> pair secret -> tag, glance and seal keys per direction and period
+secret (32 bytes) -> Ed25519 and X25519 private keys -> public key (base64 of both)
+X25519(mine, theirs) -> pair secret -> tag, glance and seal keys per direction and period
 """
 
 from __future__ import annotations

@@ -68,9 +68,7 @@ def fragments(sealed: bytes) -> tuple[bytes, ...]:
     return tuple(sealed[i : i + size] for i in range(0, layout.PROFILE_LEN, size))
 
 
-def open_sealed(
-    sealed: bytes, seal_key: bytes, verifier: Ed25519PublicKey, key_id: bytes, epoch: int
-) -> Body | int:
+def open_sealed(sealed: bytes, seal_key: bytes, verifier: Ed25519PublicKey, key_id: bytes, epoch: int) -> Body | int:
     """The Body, or one of layout.PROFILE_ERROR_*: nothing of it is decoded before the signature holds."""
     if len(sealed) != layout.PROFILE_LEN:
         return layout.PROFILE_ERROR_LENGTH

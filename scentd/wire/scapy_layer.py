@@ -5,7 +5,7 @@ nothing on the packet path may import this file. Both code points are experiment
 and everybody's (RFC 4727): an option of our type without our magic and length
 stays what scapy makes of it.
 
-    IP(options=[IPOption_Scent(key_id=..., epoch=..., fragment=..., tag=...)])
+    IP(options=[IPOption_Scent(key_id=..., epoch=..., data=..., tag=...)])
     IPv6() / IPv6ExtHdrDestOpt(options=[IPv6Option_Scent(...)])
 """
 
@@ -46,7 +46,7 @@ def _scent_fields() -> list[Any]:
         IntField("epoch", 0),
         BitField("index", 0, 4),
         BitField("count", layout.FRAGMENTS, 4),
-        XStrFixedLenField("fragment", b"\0" * layout.FRAGMENT_LEN, layout.FRAGMENT_LEN),
+        XStrFixedLenField("data", b"\0" * layout.FRAGMENT_LEN, layout.FRAGMENT_LEN),  # Packet.fragment is a method
         XStrFixedLenField("tag", b"\0" * layout.TAG_LEN, layout.TAG_LEN),
     ]
 

@@ -239,6 +239,18 @@ def test_sets_hold_more_than_the_default_and_more_than_one_message(sender):
 
 
 @pytest.mark.netns
+def test_what_a_crash_left_is_no_hindrance(sender):
+    def crash() -> None:
+        with sets.opened() as ipset:
+            sets.create(ipset, sets.temporary("stamp", 4), 4, 0)
+            sets.fill(ipset, sets.temporary("stamp", 4), frozenset([ip_network("10.66.0.0/16")]))
+
+    sender.call(crash)
+    sender.call(sets.apply, config())
+    assert sender.call(sets.have) == sets.wanted(config())
+
+
+@pytest.mark.netns
 def test_a_refused_entry_is_an_error(sender):
     def fill_wrong_family() -> None:
         with sets.opened() as ipset:
@@ -329,6 +341,35 @@ def test_only_packets_to_peers_that_are_not_marked_reach_the_stamp_queue(sender,
             sender.call(udp, address, b"to a peer")
         assert wait_for(lambda: queues.count(STAMP_QUEUE, b"to a peer") == 2)
         assert [queues.count(STAMP_QUEUE, b) for b in (b"not a peer", b"marked", b"loopback")] == [0, 0, 0]
+
+
+@pytest.mark.netns
+def test_loopback_and_broadcast_are_left_alone_even_if_a_peer_is_everybody(sender):
+    install(sender, config(["0.0.0.0/0", "::/0"]))
+
+    def broadcast() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            s.sendto(b"broadcast", ("10.1.0.255", 9))
+
+    with Queues(sender) as queues:
+        sender.call(broadcast)
+        for address in ("127.0.0.1", "::1", "10.1.0.1", "fd00:1::1"):
+            sender.call(udp, address, b"loopback")
+        sender.call(udp, "10.1.0.2", b"to a peer")
+        assert wait_for(lambda: queues.count(STAMP_QUEUE, b"to a peer"))
+        assert [packet for _, packet in queues.seen if b"loopback" in packet or b"broadcast" in packet] == []
+
+
+@pytest.mark.netns
+def test_destinations_outside_the_configured_networks_are_not_verified(sender, receiver):
+    receiver.ip("addr add 10.1.0.8/24 dev sender0")
+    install(receiver, config(local=["10.1.0.8"]))
+    with Queues(receiver) as queues:
+        sender.call(udp, "10.1.0.2", b"to the host")
+        sender.call(udp, "10.1.0.8", b"to the network")
+        assert wait_for(lambda: queues.count(VERIFY_QUEUE, b"to the network"))
+        assert not queues.count(VERIFY_QUEUE, b"to the host")
 
 
 @pytest.mark.netns
@@ -476,7 +517,8 @@ def test_forwarded_packets_of_our_networks_are_stamped_if_asked_for():
 
         ours = (("10.5.0.1", "10.1.0.2"), ("fd00:5::1", "fd00:1::2"))
         others = (("10.5.0.77", "10.1.0.2"), ("fd00:5::77", "fd00:1::2"))
-        install(gateway, wish)
+        host_itself = Network(name="host", key_file="")  # its packets are stamped, those of strangers still are not
+        install(gateway, Config(network=[*wish.network, host_itself], peer=wish.peer, stamp=wish.stamp))
         with Queues(gateway) as queues:
             for pair in (*others, *ours):
                 node.call(send, *pair)

@@ -1,0 +1,8 @@
+"""python -m scentd"""
+
+import sys
+
+from scentd.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

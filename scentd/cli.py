@@ -1,0 +1,257 @@
+"""The command line. Noun commands show, verb commands change."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+from scentd import __version__, show
+from scentd.config import Config, load
+from scentd.errors import ConfigError, HostError, ScentdError
+
+CONFIG = "/etc/scentd/scentd.toml"
+OK, FAILED, USAGE = 0, 1, 2
+
+DESCRIPTION = """\
+Authenticated, in-band load and health for networks: signs what a network reports of
+itself, puts it on the packets that leave, verifies and strips it where they arrive,
+and lets policies act on it.
+"""
+EPILOG = """\
+first steps:
+  (umask 077; scentd keygen > /etc/scentd/acme.key)    make an identity
+  scentd pubkey < /etc/scentd/acme.key                 what the other end's [[peer]] gets
+  scentd check-config                                  every mistake of the configuration at once
+  scentd doctor                                        can this host and kernel do it?
+  scentd run                                           serve (systemd does this: scentd.service)
+  scentd                                               show what a running daemon knows
+
+exit status: 0 done, 1 it failed (one line says why and the way out), 2 wrong usage or configuration
+signals of `scentd run`: HUP reads the configuration again, TERM and INT stop and clean up
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except ConfigError as error:
+        print(f"scentd: {arguments.config}: {len(error.problems)} mistake(s):", file=sys.stderr)
+        for problem in error.problems:
+            print(f"  {problem}", file=sys.stderr)
+        return USAGE
+    except ScentdError as error:
+        print(f"scentd: {error}", file=sys.stderr)
+        return FAILED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except KeyboardInterrupt:
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--config", default=CONFIG, metavar="FILE", help=f"configuration file (default {CONFIG})")
+    common.add_argument("--socket", metavar="PATH", help="control socket (default: the configuration's)")
+    common.add_argument("--json", action="store_true", help="one JSON document on standard output")
+    top = argparse.ArgumentParser(
+        prog="scentd",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[common],
+    )
+    top.add_argument("--version", action="version", version=f"scentd {__version__}")
+    top.set_defaults(run=status)
+    commands = top.add_subparsers(title="commands", metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        # SUPPRESS: `scentd --json status` and `scentd status --json` mean the same.
+        shared = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+        shared.add_argument("--config", metavar="FILE", help=f"configuration file (default {CONFIG})")
+        shared.add_argument("--socket", metavar="PATH", help="control socket (default: the configuration's)")
+        shared.add_argument("--json", action="store_true", help="one JSON document on standard output")
+        made = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", parents=[shared])
+        made.set_defaults(run=run)
+        return made
+
+    command("run", run_daemon, "run the daemon in the foreground until TERM or INT")
+    command("status", status, "show networks, peers, counters and the allocation of a running daemon")
+    command("monitor", monitor, "print epochs, profiles, alarms, decisions and refusals as they happen")
+    explain = command("explain", explain_network, "say how each policy stands for a network and what was decided")
+    explain.add_argument("network", metavar="NETWORK", help="a peer's name")
+    explain.add_argument("--limit", type=int, default=20, help="decisions shown (default 20)")
+    command("metrics", metrics, "print the counters in Prometheus text format")
+    exporter = command("exporter", export, "serve the metrics over HTTP; run it as an unprivileged user")
+    exporter.add_argument("--listen", default="127.0.0.1:9736", metavar="HOST:PORT", help="default 127.0.0.1:9736")
+    command("keygen", keygen, "print a new secret key; keep it in a file of mode 0600")
+    command("pubkey", pubkey, "read a secret key on standard input, print its public key")
+    command("check-config", check_config, "check the configuration and its key files, report every mistake")
+    rules = command("rules", redirect_rules, "show, apply or remove the sets, routes and iptables rules")
+    rules.add_argument("action", choices=("show", "apply", "remove"))
+    cleanup = command("cleanup", clean_up, "remove all that a daemon may have left on this host")
+    cleanup.add_argument(
+        "--unless-crashed",
+        action="store_true",
+        help="for ExecStopPost=: after a crash with verify.fail = closed leave the rules until the restart",
+    )
+    command("doctor", doctor, "say what this kernel and host can do, what is missing and the way out")
+    decode = command("decode", decode_packets, "decode the scents in a capture file")
+    decode.add_argument("file", metavar="PCAP", help="a capture of tcpdump -w, or - for standard input")
+    return top
+
+
+def run_daemon(arguments: argparse.Namespace) -> int:
+    from scentd.daemon import Daemon
+
+    level = load(arguments.config).daemon.log_level
+    logging.basicConfig(level=level.upper(), format="%(levelname).1s %(name)s: %(message)s", stream=sys.stderr)
+    if os.geteuid() != 0:
+        raise HostError("scentd run needs root (or CAP_NET_ADMIN and CAP_NET_RAW); see `scentd doctor`")
+
+    async def serve() -> None:
+        await Daemon(arguments.config).run()
+
+    asyncio.run(serve())
+    return OK
+
+
+def status(arguments: argparse.Namespace) -> int:
+    data = ask(arguments, {"command": "status"})
+    print(json.dumps(data) if arguments.json else show.status(data))
+    return OK
+
+
+def monitor(arguments: argparse.Namespace) -> int:
+    from scentd.control.client import follow
+
+    for event in follow(control_socket(arguments), {"command": "monitor"}):
+        print(json.dumps(event) if arguments.json else show.event(event), flush=True)
+    return OK
+
+
+def explain_network(arguments: argparse.Namespace) -> int:
+    data = ask(arguments, {"command": "explain", "network": arguments.network, "limit": arguments.limit})
+    print(json.dumps(data) if arguments.json else show.explanation(data))
+    return OK
+
+
+def metrics(arguments: argparse.Namespace) -> int:
+    from scentd.control.metrics import exposition
+
+    sys.stdout.write(exposition(ask(arguments, {"command": "status"})))
+    return OK
+
+
+def export(arguments: argparse.Namespace) -> int:
+    from scentd.control.metrics import serve
+
+    host, _, port = arguments.listen.rpartition(":")
+    if not host or not port.isdigit():
+        raise HostError(f"--listen {arguments.listen}: write HOST:PORT, e.g. 127.0.0.1:9736")
+    serve(control_socket(arguments), host.strip("[]"), int(port))
+    return OK
+
+
+def keygen(_: argparse.Namespace) -> int:
+    from scentd.control import keys
+
+    if sys.stdout.isatty():
+        print("keep this in a file of mode 0600: (umask 077; scentd keygen > FILE)", file=sys.stderr)
+    print(keys.generate())
+    return OK
+
+
+def pubkey(_: argparse.Namespace) -> int:
+    from scentd.control import keys
+    from scentd.errors import KeyFileError
+    from scentd.wire.keys import identity
+
+    try:
+        print(identity(keys.parse_secret(sys.stdin.readline(1024))).public)
+    except ValueError as error:
+        raise KeyFileError(f"standard input: {error}") from None
+    return OK
+
+
+def check_config(arguments: argparse.Namespace) -> int:
+    from scentd.daemon import load_identities
+    from scentd.datapath.beacon import unreachable
+
+    config = load(arguments.config)
+    identities = load_identities(config)
+    notes = [f"peer {p.name}: no beacons, as it has no single address; set endpoint" for p in unreachable(config)]
+    if arguments.json:
+        public = {name: str(identity.public) for name, identity in identities.items()}
+        print(json.dumps({"ok": True, "public_keys": public, "notes": notes}))
+        return OK
+    for name, identity in identities.items():
+        print(f"network {name}: key id {identity.public.key_id.hex()}, public key {identity.public}")
+    print("\n".join([*notes, f"{arguments.config}: ok"]))
+    return OK
+
+
+def redirect_rules(arguments: argparse.Namespace) -> int:
+    from scentd.datapath import host
+
+    config = load(arguments.config)
+    if arguments.action == "show":
+        print(host.show(config), end="")
+    elif arguments.action == "apply":
+        host.install(config)
+    else:
+        host.cleanup(config)
+    return OK
+
+
+def clean_up(arguments: argparse.Namespace) -> int:
+    from scentd import act
+    from scentd.datapath import host
+
+    config = load_or_default(arguments.config)
+    crashed = os.environ.get("SERVICE_RESULT", "success") != "success"
+    if arguments.unless_crashed and crashed and config.verify.fail == "closed":
+        print("the daemon crashed and verify.fail is closed: its rules stay until it is back", file=sys.stderr)
+        return OK
+    host.cleanup(config)
+    act.cleanup()
+    return OK
+
+
+def load_or_default(path: str) -> Config:
+    """The configuration, or the defaults if it is wrong: cleaning up must not depend on it."""
+    try:
+        return load(path)
+    except ConfigError as error:
+        print(f"scentd: {path}: {error.problems[0]}; cleaning up with the default settings", file=sys.stderr)
+        return Config()
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+    from scentd import doctor
+
+    return doctor.run(arguments.json, arguments.config if os.path.exists(arguments.config) else None)
+
+
+def decode_packets(arguments: argparse.Namespace) -> int:
+    from scentd.decode import scents
+
+    for found in scents(sys.stdin.buffer if arguments.file == "-" else arguments.file):
+        print(json.dumps(found) if arguments.json else show.scent(found))
+    return OK
+
+
+def control_socket(arguments: argparse.Namespace) -> str:
+    return arguments.socket or load(arguments.config).daemon.control_socket
+
+
+def ask(arguments: argparse.Namespace, request: dict) -> dict:
+    from scentd.control.client import ask as ask_socket
+
+    return ask_socket(control_socket(arguments), request)

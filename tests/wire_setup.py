@@ -1,0 +1,128 @@
+"""Who is who in the vectors and in the tests of the pure core.
+
+    alice 192.0.2.0/24    2001:db8:a::/64   sends to bob and to frank
+    carol 203.0.113.0/24  2001:db8:c::/64   sends to bob from behind NAT: bind = "sender"
+    erin  10.5.0.0/24                       a network of the same stamper that has signed nothing
+    bob   198.51.100.0/24 2001:db8:b::/64   receives; the path to 198.51.100.192/26 carries 1200 bytes
+    frank                 2001:db8:f::/64   receives IPv6 fragments before they are defragmented
+"""
+
+from ipaddress import ip_address, ip_network
+
+from scentd.issue import IssuedPair, Issuer, metric_slots
+from scentd.model import Statement
+from scentd.stamp import Stamper
+from scentd.tables import Incoming, StampPair, StampTable, Treatments, VerifyTable
+from scentd.verify import Verifier
+from scentd.wire import keys, layout
+
+NAMES = ("alice", "bob", "carol", "erin", "frank")
+SECRETS = {name: bytes((i + 1,)) * 32 for i, name in enumerate(NAMES)}
+IDENTITIES = {name: keys.identity(secret) for name, secret in SECRETS.items()}
+DIRECTIONS = (("alice", "bob"), ("bob", "alice"), ("carol", "bob"), ("alice", "frank"))
+PAIRS = {("alice", "bob"): 0, ("carol", "bob"): 1, ("alice", "frank"): 2, ("erin", "bob"): 3}
+PREFIXES = {
+    "alice": ("192.0.2.0/24", "2001:db8:a::/64"),
+    "bob": ("198.51.100.0/24", "2001:db8:b::/64"),
+    "carol": ("203.0.113.0/24", "2001:db8:c::/64"),
+    "erin": ("10.5.0.0/24",),
+    "frank": ("2001:db8:f::/64",),
+}
+EPOCH = 1_800_000_005
+PERIOD = EPOCH // layout.PERIOD  # begins five seconds before
+BEFORE = EPOCH - 6  # in the period before
+NOW = EPOCH + 1.0
+STATEMENT = Statement(5, 0.52, {"cpu": 0.9, "threat": 0.2}, frozenset(("region=eu-west",)))
+ALICE_TREATMENTS = Treatments("drop", "pass", "pass")
+CAROL_TREATMENTS = Treatments("reject", "drop", "pass")
+
+STAMP_TABLE = StampTable(
+    networks=tuple((p, i) for i, n in enumerate(("alice", "carol", "erin")) for p in PREFIXES[n]),
+    peers=tuple((p, i) for i, n in enumerate(("bob", "frank")) for p in PREFIXES[n]),
+    pairs=(
+        StampPair(0, 0, 0),
+        StampPair(1, 1, 0, sender_bound=True),
+        StampPair(2, 0, 1, ipv6_fragments=True),
+        StampPair(3, 2, 0),
+    ),
+    limits=(
+        ("198.51.100.0/24", 1500),
+        ("198.51.100.192/26", 1200),
+        ("2001:db8:b::/64", 1500),
+        ("2001:db8:f::/64", 1500),
+    ),
+    beacon_port=layout.BEACON_PORT,
+)
+
+
+def pair_secret(one, other):
+    return keys.pair_secret(IDENTITIES[one], IDENTITIES[other].public)
+
+
+def keys_of(sender, receiver, epoch):
+    one, other = IDENTITIES[sender].public, IDENTITIES[receiver].public
+    return keys.direction_keys(pair_secret(sender, receiver), one, other, epoch // layout.PERIOD)
+
+
+def pseudonym_key_of(sender, receiver):
+    one, other = IDENTITIES[sender].public, IDENTITIES[receiver].public
+    return keys.pseudonym_key(pair_secret(sender, receiver), one, other)
+
+
+def outgoing(epoch=EPOCH, statement=STATEMENT):
+    """What the stampers of alice and carol send in an epoch; erin has nothing."""
+    made = []
+    for (sender, receiver), number in PAIRS.items():
+        if sender != "erin":
+            issued = IssuedPair(number, IDENTITIES[sender], IDENTITIES[receiver].public)
+            made += Issuer(IDENTITIES[sender], [issued], metric_slots({})).issue(statement, epoch)
+    return made
+
+
+def stamper(epoch=EPOCH, now=NOW, table=STAMP_TABLE):
+    made = Stamper()
+    made.configure(table)
+    made.tick(now)
+    made.update(outgoing(epoch))
+    return made
+
+
+def incoming(sender, receiver):
+    periods = range(PERIOD - 1, PERIOD + 2)
+    made = {p: keys_of(sender, receiver, p * layout.PERIOD) for p in periods}
+    number = PAIRS[sender, receiver]
+    return Incoming(
+        pair=number,
+        key_id=IDENTITIES[sender].public.key_id,
+        network=PREFIXES[receiver],
+        peer=PREFIXES[sender],
+        slot=number,
+        tag_keys={p: k.tag for p, k in made.items()},
+        glance_keys={p: k.glance for p, k in made.items()},
+        sender_bound=sender == "carol",
+    )
+
+
+VERIFY_TABLE = VerifyTable(
+    incoming=(incoming("alice", "bob"), incoming("carol", "bob"), incoming("alice", "frank")),
+    treatments=(
+        *((p, ALICE_TREATMENTS) for p in PREFIXES["alice"]),
+        *((p, CAROL_TREATMENTS) for p in PREFIXES["carol"]),
+    ),
+)
+
+
+def verifier(now=NOW, epochs=None, table=VERIFY_TABLE):
+    """The verifier of bob and frank in one, with an empty history unless one is given."""
+    made = Verifier([0] * 8 if epochs is None else epochs)
+    made.configure(table)
+    made.tick(now)
+    return made
+
+
+def owner(address):
+    """Whose prefix a packed address is in, or None."""
+    for name, prefixes in PREFIXES.items():
+        if any(ip_address(address) in ip_network(p) for p in prefixes):
+            return name
+    return None
