@@ -24,6 +24,7 @@ from scentd.schema import Table
 from scentd.units import Bits, Seconds
 from scentd.wire import keys, layout
 
+RESERVED = ("age", "epoch", "interval", "load", "network", "overall")  # variables of policies besides metrics
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Treatment = Literal["drop", "reject", "pass"]
@@ -353,6 +354,7 @@ def check_metric_slots(metrics: dict[str, int], path: str) -> list[str]:
     problems = [f"{path}.{m}: is a standard metric already" for m in metrics if m in layout.METRICS.values()]
     if len(set(metrics.values())) < len(metrics):
         problems.append(f"{path}: two names share a slot; use each of 16..21 once")
+    problems += [f"{path}.{m}: policies have a variable of that name; choose another" for m in metrics if m in RESERVED]
     return problems + [
         f"{path}.{m}: a name is letters, digits and _, because policies use it" for m in metrics if not m.isidentifier()
     ]
@@ -381,6 +383,11 @@ def check_policy(policy: Policy, path: str) -> list[str]:
     if isinstance(policy.do, Bandwidth) and policy.do.floor > policy.do.ceiling:
         problems.append(f"{path}.do.floor: is above {path}.do.ceiling")
     return problems
+
+
+def stamped_peers(config: Config) -> list[Peer]:
+    """Whom this host sends scents: nobody, if it has no network that signs anything."""
+    return [p for p in config.peer if p.stamp] if any(n.collect for n in config.network) else []
 
 
 def prefixes(addresses: list[str]) -> tuple[Prefix, ...]:

@@ -29,6 +29,7 @@ from scentd.datapath import host, link
 from scentd.datapath.beacon import Beacons
 from scentd.datapath.workers import Workers
 from scentd.errors import ConfigError, ScentdError
+from scentd.model import View
 from scentd.pairs import Pair, Pairs
 from scentd.tables import Fragment, Outgoing
 from scentd.view import NetworkView
@@ -166,6 +167,7 @@ class Daemon:
         self.config, self._pairs, self._identities, self._epochs = new, pairs, identities, epochs
         self._publish_tables(self._limits)
         self._allocator.reload(new)
+        assert self._host is not None  # a reload comes after the start
         try:
             self._publish_tables(await asyncio.to_thread(self._host.apply, new))
         finally:
@@ -286,13 +288,13 @@ class Daemon:
             return False
         self._received["profiles"] += 1
         made = view.take_profile(body, now)
-        self._tell("profile", {"network": made.network} | describe_profile(view, now))
+        self._tell("profile", {"network": made.network} | (describe_profile(view, now) or {}))
         return True
 
     def _decide(self, pairs: set[int]) -> None:
         """Let the policies look at these pairs' networks; of several views of a network the newest counts."""
         now = time.time()
-        newest: dict[str, object] = {}
+        newest: dict[str, View] = {}
         for number in sorted(pairs):
             view = self._views[number].view(now) if number in self._views else None
             if view is not None and (
@@ -309,6 +311,7 @@ class Daemon:
         if keys.period_of(int(time.time())) != self._period:
             self._publish_tables(self._limits)
         self._decide(set(self._views))
+        self._allocator.tick()
         totals = Counter(rejected_counts(self._workers.counters()))
         if fresh := dict(totals - self._rejected_told):
             self._tell("rejected", {"since_last": fresh})
@@ -319,13 +322,13 @@ class Daemon:
     def _tell(self, event: str, fields: dict) -> None:
         self._server.tell({"event": event, "at": round(time.time(), 3), **fields})
 
-    def _explain(self, request: Request) -> dict:
+    async def _explain(self, request: Request) -> dict:
         number = next((p.number for p in self._pairs.all if p.peer.name == request.network), None)
         if number is None:
             known = ", ".join(p.name for p in self.config.peer)
             return {"error": f"no peer is named {request.network!r}; known: {known}"}
         limit = max(1, min(request.limit, 1000))
-        return self._allocator.explain(request.network, self._views.get(number), limit)
+        return await asyncio.to_thread(self._allocator.explain, request.network, self._views.get(number), limit)
 
     def status(self) -> dict:
         """The whole state for people and programs; holds no secret."""

@@ -20,6 +20,7 @@ from scentd.wire import ip, layout, tag
 
 MAX_NODES = 4096  # source addresses remembered per pair between two drains
 
+Slots = MutableSequence[int] | memoryview
 Unquote = Callable[[bytes, ip.Parsed], bytes | None]
 
 _NOPS = b"\x01" * layout.IPV4_OPTION_LEN
@@ -68,7 +69,7 @@ class Verifier:
     daemon has to know; the edge drains it after each batch.
     """
 
-    def __init__(self, epochs: MutableSequence[int], unquote: Unquote | None = None) -> None:
+    def __init__(self, epochs: Slots, unquote: Unquote | None = None) -> None:
         """`unquote` rewrites an ICMP error that quotes a packet of ours, or returns None."""
         self._unquote = unquote
         self.unquoted = 0
@@ -82,7 +83,7 @@ class Verifier:
         self._kept = 0
         self.events: list[Fragment] = []
 
-    def configure(self, table: VerifyTable, epochs: MutableSequence[int] | None = None) -> None:
+    def configure(self, table: VerifyTable, epochs: Slots | None = None) -> None:
         """Take a new table; what was seen of pairs that stay is kept."""
         if epochs is not None:
             self._epochs = epochs

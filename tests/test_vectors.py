@@ -193,7 +193,7 @@ def test_scapy_names_the_fields_and_builds_the_same_bytes(vector):
 
 def all_options(packet):
     while packet:
-        yield from getattr(packet, "options", None) or ()
+        yield from packet.fields.get("options") or ()
         packet = packet.payload
 
 

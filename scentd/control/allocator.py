@@ -53,8 +53,11 @@ class Allocator:
     def decide(self, views: list[View], now: float) -> None:
         """One round over these views; quarantines that have served their time are released."""
         firings = [f for view in views for f in self._decider.decide(view, now)]
-        made = plan.plan(self._desired, firings, now)
-        self._settle(made, now)
+        self._settle(plan.plan(self._desired, firings, now))
+
+    def tick(self) -> None:
+        """Once a second: what the disk did not take before may go now."""
+        self._log.flush()
 
     def explain(self, network: str, view: NetworkView | None, limit: int) -> dict:
         """How each policy stands for a network and what was decided for it, newest first."""
@@ -82,9 +85,9 @@ class Allocator:
     def _restart_plan(self) -> None:
         networks = [p.name for p in self._config.peer]
         self._decider.retain(networks)
-        self._settle(plan.reload(self._desired, self._config.policy, networks, time.time()), time.time(), force=True)
+        self._settle(plan.reload(self._desired, self._config.policy, networks, time.time()), force=True)
 
-    def _settle(self, made: plan.Plan, now: float, force: bool = False) -> None:
+    def _settle(self, made: plan.Plan, force: bool = False) -> None:
         changed = force or made.desired != self._desired
         self._desired = made.desired
         self._log.append(made.decisions)

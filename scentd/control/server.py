@@ -42,7 +42,7 @@ class Queue(asyncio.Queue):
 
 
 class Server:
-    """Serves the socket. `answers` maps a command to a function of the Request that returns JSON-able data."""
+    """Serves the socket. `answers` maps a command to a function, or coroutine function, of the Request to JSON-able data."""
 
     def __init__(self, path: str, group: str, answers: dict[str, Callable[[Request], object]]) -> None:
         self._path = Path(path)
@@ -124,7 +124,8 @@ class Server:
         if request.command == "monitor":
             await self._monitor(writer)
         elif request.command in self._answers:
-            await self._write(writer, self._answers[request.command](request))
+            answer = self._answers[request.command](request)
+            await self._write(writer, await answer if asyncio.iscoroutine(answer) else answer)
         else:
             known = ", ".join([*self._answers, "monitor"])
             await self._write(writer, {"error": f"unknown command {request.command!r}; known: {known}"})

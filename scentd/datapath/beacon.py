@@ -11,7 +11,7 @@ import socket
 from ipaddress import ip_address, ip_network
 
 from scentd import stamp
-from scentd.config import Config, Peer
+from scentd.config import Config, Peer, stamped_peers
 from scentd.pairs import Pair
 from scentd.tables import Outgoing
 from scentd.wire import ip, layout
@@ -32,7 +32,7 @@ def endpoints(peer: Peer) -> list[str]:
 
 def unreachable(config: Config) -> list[Peer]:
     """Peers that beacons cannot go to."""
-    return [p for p in config.peer if p.stamp and not endpoints(p)]
+    return [p for p in stamped_peers(config) if not endpoints(p)]
 
 
 class Beacons:

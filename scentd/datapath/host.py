@@ -68,7 +68,7 @@ def show(config: Config) -> str:
         lines.append(f"{name}: {' '.join(sorted(map(str, prefixes))) or '-'}\n")
     lines.append(f"# routes in table {config.datapath.route_table}\n")
     for route in routes.have(config.datapath):
-        lines.append(f"{route.prefix} mtu {route.mtu}\n")
+        lines.append(f"{route}\n")
     return "".join(lines)
 
 

@@ -30,7 +30,7 @@ from pyroute2.netlink.rtnl import rt_type
 from pyroute2.netlink.rtnl.fibmsg import FR_ACT_GOTO, FR_ACT_NOP, FR_ACT_TO_TBL
 
 from scentd import room
-from scentd.config import Config, Datapath, prefixes
+from scentd.config import Config, Datapath, prefixes, stamped_peers
 from scentd.datapath.rules import families
 from scentd.errors import HostError
 from scentd.model import Prefix
@@ -49,7 +49,7 @@ TOO_LATE = (errno.ENODEV, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH,
 
 def peer_prefixes(config: Config) -> list[Prefix]:
     """Where stamped packets go."""
-    return [prefix for peer in config.peer if peer.stamp for prefix in prefixes(peer.addresses)]
+    return [prefix for peer in stamped_peers(config) for prefix in prefixes(peer.addresses)]
 
 
 def apply(config: Config) -> Plan:

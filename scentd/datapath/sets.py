@@ -72,7 +72,7 @@ def wanted(config: Config) -> dict[str, frozenset[Prefix]]:
     """What each set should hold, by name; all six are there, empty or not."""
     contents: dict[str, Iterable[Prefix]] = {
         "local": chain.from_iterable(prefixes(n.addresses) for n in config.network),
-        "stamp": chain.from_iterable(prefixes(p.addresses) for p in config.peer if p.stamp),
+        "stamp": chain.from_iterable(prefixes(p.addresses) for p in stamped_peers(config)),
         "verify": chain.from_iterable(prefixes(p.addresses) for p in config.peer if p.verify),
     }
     sets: dict[str, set[Prefix]] = {name(kind, family): set() for kind in KINDS for family in FAMILIES}

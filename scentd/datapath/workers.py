@@ -171,7 +171,7 @@ class Workers:
     async def _tend(self, worker: Worker) -> None:
         """Keep one worker running: start it anew when it ended or hangs, ever more slowly."""
         backoff = 0.1
-        while True:
+        while worker.process is not None:
             try:
                 await asyncio.wait_for(worker.process.wait(), 1.0)
             except TimeoutError:

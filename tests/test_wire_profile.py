@@ -1,0 +1,73 @@
+import pytest
+import wire_setup as setup
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
+from hypothesis import given
+from hypothesis import strategies as st
+from wire_strategies import quick
+
+from scentd.wire import layout, profile
+
+ALICE = setup.IDENTITIES["alice"]
+KEY = bytes(range(32))
+level = st.floats(0, 1)
+
+
+def test_chacha20_is_rfc_8439s():
+    """Section 2.4.2, and that `seal` counts from block 0 with the epoch as the nonce's last word."""
+    text = b"Ladies and Gentlemen of the class of '99: If I could offer you only one tip for the future, sunscreen would be it."
+    nonce = bytes.fromhex("01000000" "000000000000004a00000000")
+    assert Cipher(ChaCha20(KEY, nonce), None).encryptor().update(text).hex().startswith("6e2e359a2568f98041ba0728dd0d6981")
+    stream = Cipher(ChaCha20(KEY, bytes(12) + b"\x01\x02\x03\x04"), None).encryptor().update(bytes(130))
+    assert profile.seal(KEY, 0x01020304, bytes(130)) == stream
+
+
+@quick
+@given(
+    st.integers(1, 60), st.none() | level, st.dictionaries(st.integers(0, 21), level), st.binary(min_size=32, max_size=32),
+    st.integers(0, 2**32 - 1),
+)  # fmt: skip
+def test_what_is_signed_and_sealed_opens_as_it_was(interval, overall, levels, bloom, epoch):
+    key_id = ALICE.public.key_id
+    body = profile.encode_body(key_id, epoch, interval, overall, levels, bloom)
+    sealed = profile.seal(KEY, epoch, profile.sign(ALICE.signer, body))
+    opened = profile.open_sealed(b"".join(profile.fragments(sealed)), KEY, ALICE.public.verifier(), key_id, epoch)
+    assert (opened.interval, opened.bloom, opened.epoch) == (interval, bloom, epoch)
+    assert opened.levels == pytest.approx(levels, abs=0.00201)
+    assert opened.overall == (None if overall is None else pytest.approx(overall, abs=0.00201))
+
+
+@quick
+@given(st.integers(0, 130 * 8 - 1))
+def test_any_bit_of_a_sealed_profile_counts(bit):
+    """Invariant 1: nothing of a profile is decoded before its signature holds."""
+    body = profile.encode_body(ALICE.public.key_id, 7, 5, 0.5, {0: 0.5}, bytes(32))
+    sealed = bytearray(profile.seal(KEY, 7, profile.sign(ALICE.signer, body)))
+    sealed[bit // 8] ^= 1 << bit % 8
+    opened = profile.open_sealed(bytes(sealed), KEY, ALICE.public.verifier(), ALICE.public.key_id, 7)
+    assert opened == layout.PROFILE_ERROR_SIGNATURE
+
+
+@quick
+@given(st.binary(max_size=140))
+def test_arbitrary_bytes_never_raise(data):
+    opened = profile.open_sealed(data, KEY, ALICE.public.verifier(), ALICE.public.key_id, 7)
+    assert opened in (layout.PROFILE_ERROR_LENGTH, layout.PROFILE_ERROR_SIGNATURE)
+
+
+@quick
+@given(st.binary(min_size=66, max_size=66))
+def test_decoding_any_signed_body_never_raises(body):
+    """A peer that is authentic may still be hostile."""
+    made = profile.decode_body(body, body[1:5], int.from_bytes(body[5:9], "big"))
+    if isinstance(made, profile.Body):
+        assert all(0 <= v <= 1 for v in made.levels.values())
+    else:
+        assert made in layout.PROFILE_ERRORS
+
+
+def test_levels_are_250_steps_and_255_is_unknown():
+    body = profile.encode_body(b"abcd", 1, 5, None, {0: 0.0, 1: 1.0, 2: 0.5019, 3: 0.502}, bytes(32))
+    assert list(body[10:16]) == [255, 0, 250, 125, 126, 255]
+    opened = profile.decode_body(body, b"abcd", 1)
+    assert opened.levels == {0: 0.0, 1: 1.0, 2: 0.5, 3: 0.504}
