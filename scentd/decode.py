@@ -18,7 +18,7 @@ from scentd.wire import ip, layout
 def scents(file: str | BinaryIO) -> Iterator[dict]:
     """A dict for each scented packet. Raises HostError for what is no capture."""
     try:
-        with PcapReader(file) as reader:
+        with PcapReader(file) as reader:  # type: ignore[arg-type]  # takes open files, too
             for packet in reader:
                 for kind in (IP, IPv6):
                     if kind in packet:

@@ -26,7 +26,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.nfnetlink import nfgen_msg
 from pyroute2.netlink.nfnetlink.ipset import IPSET_CMD_ADD, IPSET_ERR_BUSY
 
-from scentd.config import Config, prefixes
+from scentd.config import Config, prefixes, stamped_peers
 from scentd.errors import HostError
 from scentd.model import Prefix
 

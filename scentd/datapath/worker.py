@@ -88,7 +88,7 @@ class Worker:
     def _on_outbound(self, packet) -> None:
         try:
             made = self._stamper.stamp(packet.get_payload())
-            if type(made) is bytes:
+            if isinstance(made, bytes):
                 self._stamped += 1
                 packet.set_payload(made)
                 if len(made) > MARK_ABOVE:
@@ -104,7 +104,7 @@ class Worker:
     def _on_inbound(self, packet) -> None:
         try:
             result = self._verifier.verify(packet.get_payload())
-            if type(result) is bytes:
+            if isinstance(result, bytes):
                 self._accepted += 1
                 packet.set_payload(result)
                 packet.accept()

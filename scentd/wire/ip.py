@@ -167,7 +167,7 @@ def _find_ports(packet: bytes, found: Parsed) -> None:
         found.ports = packet[at : at + 4]
 
 
-def checksum(header: bytes) -> int:
+def checksum(header: bytes | bytearray) -> int:
     """The Internet checksum (RFC 1071) over an even number of bytes, its own field zero."""
     total = sum(int.from_bytes(header[i : i + 2], "big") for i in range(0, len(header), 2))
     while total >> 16:
