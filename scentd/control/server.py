@@ -42,7 +42,7 @@ class Queue(asyncio.Queue):
 
 
 class Server:
-    """Serves the socket. `answers` maps a command to a (coroutine) function of the Request that returns JSON-able data."""
+    """Serves the socket. `answers`: command -> (coroutine) function of the Request that gives JSON-able data."""
 
     def __init__(self, path: str, group: str, answers: dict[str, Callable[[Request], object]]) -> None:
         self._path = Path(path)
