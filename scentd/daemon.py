@@ -224,12 +224,19 @@ class Daemon:
         before, self._profilers = self._profilers, {}
         for network in config.network:
             old = before.get(network.name)
-            if network.collect:
-                made = Profiler(
-                    network, identities[network.name], pairs.of_network(network.name), self._publish, self._on_epoch
-                )
-                self._profilers[network.name] = made
-                await made.start(self._epochs, issued_slot(identities[network.name]), old)
+            if not network.collect:
+                continue
+            identity = identities[network.name]
+            made = Profiler(network, identity, pairs.of_network(network.name), self._publish, self._on_epoch)
+            try:
+                await made.start(self._epochs, issued_slot(identity), old)
+            except ScentdError as error:
+                await made.stop()
+                if old is None:
+                    raise
+                log.error("network %s: %s; its old sources stay", network.name, error)
+                made = before.pop(network.name)
+            self._profilers[network.name] = made
         for old in before.values():
             await old.stop()
 

@@ -134,9 +134,7 @@ def body(key_id, epoch, interval, overall, levels, items):
         return 255 if x is None else int(x * 250 + 0.5)
 
     slots = bytes(level(levels.get(i)) for i in range(22))
-    return (
-        b"\x01" + key_id + struct.pack(">IBB", epoch, interval, level(overall)) + slots + b"\0" + bloom(items, epoch)
-    )
+    return b"\x01" + key_id + struct.pack(">IBB", epoch, interval, level(overall)) + slots + b"\0" + bloom(items, epoch)
 
 
 def signed_by(public, data):

@@ -285,4 +285,3 @@ def vector(name, sentence, verdict, packet, before=(), now=NOW):
         "verdict": verdict,
         "treatment": None if isinstance(outcome, bytes) else outcome.treatment,
     }
-

@@ -49,7 +49,9 @@ def test_a_c_compiler_sees_the_same_sizes(tmp_path):
     checks = "".join(f'_Static_assert(sizeof(struct {n}) == {s}, "{n}");\n' for n, s in structs.items())
     source = tmp_path / "sizes.c"
     source.write_text(f'#include "{ROOT}/bpf/scent_wire.h"\n{checks}')
-    compiler = next((c for c in ("cc", "gcc", "clang") if subprocess.run(["which", c], capture_output=True).stdout), None)
+    compiler = next(
+        (c for c in ("cc", "gcc", "clang") if subprocess.run(["which", c], capture_output=True).stdout), None
+    )
     if compiler is None:
         pytest.skip("no C compiler")
     run = subprocess.run([compiler, "-fsyntax-only", source], capture_output=True, text=True)

@@ -53,7 +53,10 @@ def test_every_reason_has_a_vector():
 
 
 def test_names_are_unique_and_sentences_there():
-    for file, kinds in {"packets.json": ("stamped", "unstamped", "flows", "beacons"), "rejected.json": ("packets",)}.items():
+    for file, kinds in {
+        "packets.json": ("stamped", "unstamped", "flows", "beacons"),
+        "rejected.json": ("packets",),
+    }.items():
         vectors = [v for kind in kinds for v in load(file)[kind]]
         names = [v["name"] for v in vectors]
         assert sorted(set(names)) == sorted(names)
@@ -94,9 +97,7 @@ def test_profile_by_the_text(vector):
     receiver = foreign.Identity(setup.SECRETS[vector["receiver"]])
     pair, epoch = foreign.pair_secret(sender, receiver.public), vector["epoch"]
     _, glance_key, seal_key = foreign.direction_keys(pair, sender.public, receiver.public, epoch // 3600)
-    names = [
-        foreign.pseudonym(pair, sender.public, receiver.public, ip_address(a).packed) for a in vector["affected"]
-    ]
+    names = [foreign.pseudonym(pair, sender.public, receiver.public, ip_address(a).packed) for a in vector["affected"]]
     items = vector["items"] + [f"node={n};event=intrusion" for n in names]
     levels = {int(k): v for k, v in vector["levels"].items()}
     made = foreign.body(sender.key_id, epoch, vector["interval"], vector["overall"], levels, items)
@@ -127,9 +128,7 @@ def test_profile_opens(vector):
 def test_wrong_profile(vector):
     own = setup.IDENTITIES[vector["sender"]].public
     seal_key = setup.keys_of(vector["sender"], vector["receiver"], vector["epoch"]).seal
-    opened = profile.open_sealed(
-        bytes.fromhex(vector["sealed"]), seal_key, own.verifier(), own.key_id, vector["epoch"]
-    )
+    opened = profile.open_sealed(bytes.fromhex(vector["sealed"]), seal_key, own.verifier(), own.key_id, vector["epoch"])
     if vector["error"] is None:
         assert isinstance(opened, profile.Body)
     else:

@@ -16,8 +16,10 @@ level = st.floats(0, 1)
 def test_chacha20_is_rfc_8439s():
     """Section 2.4.2, and that `seal` counts from block 0 with the epoch as the nonce's last word."""
     text = b"Ladies and Gentlemen of the class of '99: If I could offer you only one tip for the future, sunscreen would be it."
-    nonce = bytes.fromhex("01000000" "000000000000004a00000000")
-    assert Cipher(ChaCha20(KEY, nonce), None).encryptor().update(text).hex().startswith("6e2e359a2568f98041ba0728dd0d6981")
+    nonce = bytes.fromhex("01000000000000000000004a00000000")
+    assert (
+        Cipher(ChaCha20(KEY, nonce), None).encryptor().update(text).hex().startswith("6e2e359a2568f98041ba0728dd0d6981")
+    )
     stream = Cipher(ChaCha20(KEY, bytes(12) + b"\x01\x02\x03\x04"), None).encryptor().update(bytes(130))
     assert profile.seal(KEY, 0x01020304, bytes(130)) == stream
 

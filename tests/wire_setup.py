@@ -1,10 +1,10 @@
 """Who is who in the vectors and in the tests of the pure core.
 
-    alice 192.0.2.0/24    2001:db8:a::/64   sends to bob and to frank
-    carol 203.0.113.0/24  2001:db8:c::/64   sends to bob from behind NAT: bind = "sender"
-    erin  10.5.0.0/24                       a network of the same stamper that has signed nothing
-    bob   198.51.100.0/24 2001:db8:b::/64   receives; the path to 198.51.100.192/26 carries 1200 bytes
-    frank                 2001:db8:f::/64   receives IPv6 fragments before they are defragmented
+alice 192.0.2.0/24    2001:db8:a::/64   sends to bob and to frank
+carol 203.0.113.0/24  2001:db8:c::/64   sends to bob from behind NAT: bind = "sender"
+erin  10.5.0.0/24                       a network of the same stamper that has signed nothing
+bob   198.51.100.0/24 2001:db8:b::/64   receives; the path to 198.51.100.192/26 carries 1200 bytes
+frank                 2001:db8:f::/64   receives IPv6 fragments before they are defragmented
 """
 
 from ipaddress import ip_address, ip_network

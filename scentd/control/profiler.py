@@ -92,7 +92,8 @@ class Profiler:
         epoch = issue.next_epoch(now, epochs.epoch(slot))
         if epoch > now + 5:
             log.warning(
-                "network %s: the clock is %d s behind the last epoch; peers refuse epochs ahead of their clocks",
+                "network %s: the clock is %d s behind the last epoch issued, and peers refuse epochs ahead of their "
+                "clocks; if the clock was wrong before, wait so long or make a new key",
                 self.network.name,
                 epoch - now,
             )
