@@ -236,7 +236,8 @@ def load_or_default(path: str) -> Config:
 def doctor(arguments: argparse.Namespace) -> int:
     from scentd import doctor
 
-    return doctor.run(arguments.json, arguments.config if os.path.exists(arguments.config) else None)
+    named = arguments.config != CONFIG or os.path.exists(CONFIG)
+    return doctor.run(arguments.json, arguments.config if named else None)
 
 
 def decode_packets(arguments: argparse.Namespace) -> int:

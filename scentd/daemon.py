@@ -14,6 +14,7 @@ import logging
 import signal
 import time
 from collections import Counter
+from collections.abc import Coroutine
 from pathlib import Path
 
 from scentd import __version__
@@ -97,10 +98,10 @@ class Daemon:
         await self._server.start()
         await self._workers.start()
         self._views = self._make_views(self._pairs)
-        self._publish_tables(())
+        # Before the rules send anything; those of a killed daemon may be there already.
+        self._publish_tables(await asyncio.to_thread(host.planned, self.config))
         self._host = host.Host(self._on_routes)
-        limits = await asyncio.to_thread(self._host.apply, self.config)
-        self._publish_tables(limits)
+        self._on_routes(await asyncio.to_thread(self._host.apply, self.config))
         self._allocator.start()
         await self._replace_profilers(self.config, self._pairs, self._identities)
 
@@ -114,7 +115,7 @@ class Daemon:
                 ticks += 1
                 self._tick()
                 if ticks % SYNC_TICKS == 0:
-                    await asyncio.to_thread(self._epochs.sync)
+                    await asyncio.to_thread(self._sync_epochs)
             if watchdog and self._workers.alive():
                 notify.notify("WATCHDOG=1")
 
@@ -132,8 +133,14 @@ class Daemon:
         await self._workers.stop()
         await asyncio.to_thread(self._allocator.close)
         await self._server.stop()
-        self._epochs.sync()
+        self._sync_epochs()
         log.info("stopped")
+
+    def _sync_epochs(self) -> None:
+        try:
+            self._epochs.sync()
+        except OSError as error:
+            log.error("daemon.state_dir: %s: %s; the epochs stay in memory", self._epochs_path, error.strerror)
 
     async def reload(self) -> None:
         """Apply the difference to a new configuration, or keep the old one and say what is wrong with the new."""
@@ -164,6 +171,7 @@ class Daemon:
         """Workers first, so that they know whom the new rules send them."""
         self._views = self._make_views(pairs)
         self._assembler.keep_only(set(pairs.by_number))
+        before = self._epochs
         self.config, self._pairs, self._identities, self._epochs = new, pairs, identities, epochs
         self._publish_tables(self._limits)
         self._allocator.reload(new)
@@ -171,12 +179,17 @@ class Daemon:
         try:
             self._publish_tables(await asyncio.to_thread(self._host.apply, new))
         finally:
-            await self._replace_profilers(new, pairs, identities)
+            await self._replace_profilers(new, pairs, identities, before)
 
-    def _spawn(self, coroutine) -> None:
+    def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a task failed; the daemon goes on", exc_info=task.exception())
 
     # -- tables ----------------------------------------------------------
 
@@ -219,26 +232,43 @@ class Daemon:
     # -- sending ---------------------------------------------------------
 
     async def _replace_profilers(
-        self, config: schema.Config, pairs: Pairs, identities: dict[str, keys.Identity]
+        self,
+        config: schema.Config,
+        pairs: Pairs,
+        identities: dict[str, keys.Identity],
+        epochs_before: epoch_file.Epochs | None = None,
     ) -> None:
+        """Raises the first HostError of a network that had no sources before, once all others run.
+
+        The old profilers issue nothing more before the new ones begin: no epoch is used twice.
+        """
         before, self._profilers = self._profilers, {}
+        for profiler in before.values():
+            await profiler.pause()
+        if epochs_before is not None:
+            self._epochs.raise_to(epochs_before)
+        failed: list[ScentdError] = []
         for network in config.network:
-            old = before.get(network.name)
             if not network.collect:
                 continue
-            identity = identities[network.name]
-            made = Profiler(network, identity, pairs.of_network(network.name), self._publish, self._on_epoch)
+            identity, old, served = identities[network.name], before.get(network.name), pairs.of_network(network.name)
+            made = Profiler(network, identity, served, self._publish, self._on_epoch)
             try:
-                await made.start(self._epochs, issued_slot(identity), old)
+                await made.open(old)
             except ScentdError as error:
                 await made.stop()
                 if old is None:
-                    raise
+                    failed.append(error)
+                    continue
                 log.error("network %s: %s; its old sources stay", network.name, error)
                 made = before.pop(network.name)
+                made.serve(identity, served)
+            made.begin(self._epochs, issued_slot(identity))
             self._profilers[network.name] = made
-        for old in before.values():
-            await old.stop()
+        for unused in before.values():
+            await unused.stop()
+        if failed:
+            raise failed[0]
 
     def _publish(self, outgoing: list[Outgoing]) -> None:
         self._workers.publish_epochs(outgoing)
@@ -248,13 +278,14 @@ class Daemon:
         if event != "epoch":
             return
         delay = 0.0 if fields["alarm"] else BEACON_AT * fields["interval"]
-        asyncio.get_running_loop().call_later(delay, self._send_beacons, fields["epoch"], fields["alarm"])
+        loop = asyncio.get_running_loop()
+        loop.call_later(delay, self._send_beacons, fields["network"], fields["epoch"], fields["alarm"])
 
-    def _send_beacons(self, epoch: int, alarm: bool) -> None:
+    def _send_beacons(self, network: str, epoch: int, alarm: bool) -> None:
         """What of an epoch has not left in other packets; all of an alarm, at once."""
         for outgoing in self._workers.outgoing():
             pair = self._pairs.by_number.get(outgoing.pair)
-            if outgoing.epoch != epoch or pair is None:
+            if pair is None or pair.network.name != network or outgoing.epoch != epoch:
                 continue
             sent = 0 if alarm else self._workers.sent(outgoing.pair, epoch)
             missing = [i for i in range(layout.FRAGMENTS) if not sent >> i & 1]
@@ -361,7 +392,7 @@ class Daemon:
             "absent": verdict_counts(counters, "absent"),
             "rejected": rejected_counts(counters),
             "treated": {k: v for k, v in sorted(counters.items()) if ":" in k and not k.startswith("unstamped:")},
-            "unstamped": {k.removeprefix("unstamped:"): v for k, v in sorted(counters.items()) if "unstamped:" in k},
+            "unstamped": {reason: counters[f"unstamped:{reason}"] for reason in layout.UNSTAMPED.values()},
             "profiles": self._received["profiles"],
             "profile_errors": {name: self._received[f"error:{name}"] for name in layout.PROFILE_ERRORS.values()},
             "beacons": {
@@ -417,20 +448,36 @@ def rejected_counts(counters: Counter[str]) -> dict[str, int]:
 
 
 def load_identities(config: schema.Config) -> dict[str, keys.Identity]:
-    """The identities of all networks. Raises ConfigError with every wrong key file at once."""
-    identities, problems = {}, []
+    """The identities of all networks. Raises ConfigError with every wrong key at once."""
+    identities: dict[str, keys.Identity] = {}
+    problems = []
     for i, network in enumerate(config.network):
         try:
-            identities[network.name] = key_files.load(network.key_file)
+            made = key_files.load(network.key_file)
         except ScentdError as error:
             problems.append(f"network[{i}].{error}")
-    own = {identity.public.raw for identity in identities.values()}
+            continue
+        same = [name for name, other in identities.items() if other.public == made.public]
+        if same:
+            problems.append(f"network[{i}].key_file: holds the key of network {same[0]!r}; make one for each")
+        identities[network.name] = made
     for i, peer in enumerate(config.peer):
-        if keys.parse_public(peer.public_key).raw in own:
-            problems.append(f"peer[{i}].public_key: is a key of this host; name the other end's")
+        problems += [f"peer[{i}].public_key: {why}" for why in wrong_key(peer, list(identities.values()))]
     if problems:
         raise ConfigError(problems)
     return identities
+
+
+def wrong_key(peer: schema.Peer, identities: list[keys.Identity]) -> list[str]:
+    public = keys.parse_public(peer.public_key)
+    if any(public == identity.public for identity in identities):
+        return ["is a key of this host; name the other end's"]
+    try:
+        for identity in identities[:1]:
+            keys.pair_secret(identity, public)
+    except ValueError as error:
+        return [f"{error}; take the output of `scentd pubkey`"]
+    return []
 
 
 def refuse_restart_only(old: schema.Config, new: schema.Config) -> None:

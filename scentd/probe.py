@@ -12,7 +12,6 @@ import ctypes
 import errno
 import json
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -271,12 +270,6 @@ PROBES: dict[str, Callable[[], Finding]] = {
     "receive buffer": receive_buffer,
     "clsact": clsact,
 }
-
-
-def extensions_of(rules: str) -> set[str]:
-    """The matches and targets in lines of iptables rules; the built-in targets are left out."""
-    found = set(re.findall(r"-m (\w+)", rules)) | set(re.findall(r"-j (\w+)(?![\w-])", rules))
-    return found - {"RETURN", "ACCEPT", "DROP"}
 
 
 def main() -> int:

@@ -8,6 +8,7 @@ checksum), so it is computed once and kept; README.md of the wire has the format
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from scentd import quote
 from scentd.prefixes import PrefixMap
@@ -18,6 +19,8 @@ RUN = 16  # packets of a flow that share a fragment once every fragment has left
 MAX_FLOWS = 65536  # flows kept; beyond it all are forgotten and computed anew
 IP_MAX = 65535  # bytes: what the length fields of both families hold
 WHOLE = (b"\x40\x00", b"\x00\x00")  # IPv4 flags and offset of what is not a fragment
+
+Flow = list[Any]  # what `_remember` puts there; a list, because reading it is the packet path
 
 _IPV4_GROWTH = ((layout.IPV4_OPTION_LEN // 4) << 88) + (layout.IPV4_OPTION_LEN << 64)
 _IPV4_GROWTH_SUM = ((layout.IPV4_OPTION_LEN // 4) << 8) + layout.IPV4_OPTION_LEN
@@ -69,8 +72,8 @@ class Stamper:
         self._pairs: dict[tuple[int, int], StampPair] = {}
         self._sending: dict[int, Sending] = {}
         self._now = 0.0
-        self._ipv4: list[dict[bytes, list]] = [{} for _ in range(256)]  # by protocol, then addresses and ports
-        self._ipv6: list[dict[bytes, list]] = [{} for _ in range(256)]
+        self._ipv4: list[dict[bytes, Flow]] = [{} for _ in range(256)]  # by protocol, then addresses and ports
+        self._ipv6: list[dict[bytes, Flow]] = [{} for _ in range(256)]
         self._flows = 0
 
     def configure(self, table: StampTable) -> None:
@@ -142,18 +145,24 @@ class Stamper:
         try:
             if packet[0] == 0x45:
                 flow = self._ipv4[packet[9]].get(packet[12:24])
-                if flow is not None and flow[0] and len(packet) <= flow[1] and packet[6:8] in WHOLE:
-                    flow[0] -= 1
+                if flow is not None and len(packet) <= flow[1] and packet[6:8] in WHOLE:
+                    if flow[0]:
+                        flow[0] -= 1
+                    else:
+                        self._next_run(flow)
                     head = int.from_bytes(packet[:12], "big")
                     # RFC 1624: the checksum goes down by what is added elsewhere, borrowing from 0xffff.
-                    head += flow[2] if head & 0xFFFF >= flow[4] else flow[3]
-                    return head.to_bytes(12, "big") + packet[12:20] + flow[5] + packet[20:]
+                    head += flow[3] if head & 0xFFFF >= flow[5] else flow[4]
+                    return head.to_bytes(12, "big") + flow[2] + packet[20:]
             elif packet[0] >> 4 == 6:
                 flow = self._ipv6[packet[6]].get(packet[8:44])
-                if flow is not None and flow[0] and len(packet) <= flow[1]:
-                    flow[0] -= 1
-                    head = int.from_bytes(packet[:8], "big") + flow[2]
-                    return head.to_bytes(8, "big") + packet[8:40] + flow[3] + packet[40:]
+                if flow is not None and len(packet) <= flow[1]:
+                    if flow[0]:
+                        flow[0] -= 1
+                    else:
+                        self._next_run(flow)
+                    head = int.from_bytes(packet[:8], "big") + flow[3]
+                    return head.to_bytes(8, "big") + flow[2] + packet[40:]
         except IndexError:  # shorter than its header; a try costs nothing, a check would
             return layout.UNSTAMPED_MALFORMED
         return self._stamp_new(packet)
@@ -179,7 +188,7 @@ class Stamper:
         index, run = sending.take()
         made = scent(sending.outgoing, found, index, sending.pair.sender_bound)
         if steady and found.ports:
-            self._remember(found, made, run, limit)
+            self._remember(found, sending, made, run, limit)
         return ip.insert(packet, found, made)
 
     def _pair(self, found: ip.Parsed) -> StampPair | None:
@@ -223,22 +232,39 @@ class Stamper:
         found.ports = b""
         return None, False
 
-    def _remember(self, found: ip.Parsed, made: bytes, run: int, limit: int) -> None:
+    def _remember(self, found: ip.Parsed, sending: Sending, made: bytes, run: int, limit: int) -> None:
         """Keep what is constant for the flow's next packets; the caller used one of the run."""
         if self._flows >= MAX_FLOWS:
             self.forget_flows()
         self._flows += 1
-        left = run - 1
-        if found.version == 4:
-            if found.transport_at != 20:
-                return
-            option = bytes((layout.IPV4_OPTION_TYPE, layout.IPV4_OPTION_LEN)) + made
-            added = ip.word_sum(_IPV4_GROWTH_SUM.to_bytes(2, "big") + option)
-            delta = _IPV4_GROWTH - added
-            flow = [left, limit - layout.IPV4_OPTION_LEN, delta, delta + 0xFFFF, added, option]
+        if found.version == 4 and found.transport_at == 20:
+            # left of the run, longest packet, addresses and option, header delta without and with borrow, option's sum
+            flow: Flow = [run - 1, limit - layout.IPV4_OPTION_LEN, b"", 0, 0, 0, sending, found]
             self._ipv4[found.protocol][found.source + found.destination + found.ports] = flow
-        elif found.transport_at == 40:
-            header = ip.ipv6_header(found.protocol, made)
+        elif found.version == 6 and found.transport_at == 40:
             delta = (layout.IPV6_HEADER_LEN << 16) + ((ip.DESTINATION - found.protocol) << 8)
-            flow = [left, limit - layout.IPV6_HEADER_LEN, delta, header]
+            flow = [run - 1, limit - layout.IPV6_HEADER_LEN, b"", delta, sending, found]
             self._ipv6[found.protocol][found.source + found.destination + found.ports] = flow
+        else:
+            return
+        self._fill(flow, made)
+
+    def _next_run(self, flow: Flow) -> None:
+        """The flow's next fragment, for the packet at hand and the run behind it."""
+        sending, found = flow[-2:]
+        index, run = sending.take()
+        flow[0] = run - 1
+        self._fill(flow, scent(sending.outgoing, found, index, sending.pair.sender_bound))
+
+    @staticmethod
+    def _fill(flow: Flow, made: bytes) -> None:
+        """Put what follows from a scent into the flow's entry."""
+        found = flow[-1]
+        addresses = found.source + found.destination
+        if found.version == 6:
+            flow[2] = addresses + ip.ipv6_header(found.protocol, made)
+            return
+        option = bytes((layout.IPV4_OPTION_TYPE, layout.IPV4_OPTION_LEN)) + made
+        added = ip.word_sum(_IPV4_GROWTH_SUM.to_bytes(2, "big") + option)
+        delta = _IPV4_GROWTH - added
+        flow[2:6] = addresses + option, delta, delta + 0xFFFF, added

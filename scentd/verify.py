@@ -78,7 +78,8 @@ class Verifier:
         self._by_key: dict[bytes, list[Receiving]] = {}
         self._treatments: PrefixMap[Treatments] = PrefixMap()
         self._now = 0.0
-        self._believed4: list[dict[bytes, int]] = [{} for _ in range(256)]  # by protocol; value: checksum delta
+        # By protocol; the values are the checksum's delta and what stands in place of addresses and option.
+        self._believed4: list[dict[bytes, tuple[int, bytes]]] = [{} for _ in range(256)]
         self._believed6: dict[bytes, int] = {}
         self._kept = 0
         self.events: list[Fragment] = []
@@ -121,13 +122,13 @@ class Verifier:
         try:
             first = packet[0]
             if first == _IPV4_FIRST:
-                delta = self._believed4[packet[9]].get(packet[12 : _IPV4_END + 4])
-                if delta is not None and packet[6:8] in WHOLE:
+                believed = self._believed4[packet[9]].get(packet[12 : _IPV4_END + 4])
+                if believed is not None and packet[6:8] in WHOLE:
                     head = int.from_bytes(packet[:12], "big")
                     if head >> 64 & 0xFFFF == len(packet):
-                        total = (head & 0xFFFF) + delta
-                        head += delta if total < 0xFFFF else delta - 0xFFFF
-                        return head.to_bytes(12, "big") + packet[12:20] + _NOPS + packet[_IPV4_END:]
+                        delta, middle = believed
+                        head += delta if (head & 0xFFFF) + delta < 0xFFFF else delta - 0xFFFF
+                        return head.to_bytes(12, "big") + middle + packet[_IPV4_END:]
             elif first >> 4 == 6 and packet[6] == ip.DESTINATION:
                 delta = self._believed6.get(packet[8 : _IPV6_END + 4])
                 if delta is not None:
@@ -213,7 +214,8 @@ class Verifier:
             return True
         if epoch == highest:
             return True
-        return epoch >= receiving.before and 0 <= self._now - self._epochs[2 * slot + 1] <= self._table.grace
+        oldest = receiving.before or receiving.epoch  # a verifier that has just started has seen neither: no grace
+        return 0 < oldest <= epoch and 0 <= self._now - self._epochs[2 * slot + 1] <= self._table.grace
 
     def _note(self, receiving: Receiving, found: ip.Parsed, scent: bytes) -> None:
         """Hand on what an accepted scent says, each fragment once per epoch."""
@@ -243,7 +245,7 @@ class Verifier:
             self._forget()
         if found.version == 4 and found.scent_at == 22 and found.transport_at == _IPV4_END:
             delta = (ip.word_sum(packet[20:_IPV4_END]) - _NOPS_SUM) % 0xFFFF
-            self._believed4[found.protocol][packet[12 : _IPV4_END + 4]] = delta
+            self._believed4[found.protocol][packet[12 : _IPV4_END + 4]] = delta, packet[12:20] + _NOPS
         elif found.version == 6 and found.transport_at == _IPV6_END:
             delta = -(layout.IPV6_HEADER_LEN << 16) + ((found.protocol - ip.DESTINATION) << 8)
             self._believed6[packet[8 : _IPV6_END + 4]] = delta

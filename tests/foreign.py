@@ -1,7 +1,7 @@
-"""A foreign implementation of the wire format, written from scentd/wire/README.md alone.
+"""A second implementation of scentd/wire/README.md that shares no line with scentd.
 
-It shares no line with scentd: what the vectors say must follow from the text. Only
-X25519, Ed25519 and ChaCha20 come from a library.
+What the vectors say must follow from that text. Only X25519, Ed25519 and ChaCha20
+come from a library.
 """
 
 import base64

@@ -126,6 +126,9 @@ UNSTAMPED = [
      lambda: ip6(dst=F6) / IPv6ExtHdrFragment(nh=17, offset=0, m=1, id=5) / raw(1448)),
     ("routing header", "a Routing header changes the destination on the way", "headers",
      lambda: ip6() / IPv6ExtHdrRouting(type=3, segleft=0, addresses=[]) / tcp()),
+    ("eight headers", "with ours it would have nine extension headers", "headers",
+     lambda: ip6() / IPv6ExtHdrHopByHop() / IPv6ExtHdrDestOpt() / IPv6ExtHdrDestOpt() / IPv6ExtHdrDestOpt()
+     / IPv6ExtHdrDestOpt() / IPv6ExtHdrDestOpt() / IPv6ExtHdrDestOpt() / IPv6ExtHdrDestOpt() / tcp()),
     ("late hop by hop", "Hop-by-Hop in a wrong place", "headers",
      lambda: ip6() / IPv6ExtHdrDestOpt() / IPv6ExtHdrHopByHop() / tcp()),
     ("wrong length4", "the length field does not say what there is", "malformed", lambda: ip4(len=41) / tcp()),
@@ -176,8 +179,8 @@ def flow(name, packet):
     """The scents of the first packets of a flow: ten fragments, then each for a run."""
     one = setup.stamper()
     made = [one.stamp(bytes(packet)) for _ in range(12)]
-    return {"name": f"flow {name}", "sentence": "the first ten packets carry all fragments", "before": bytes(packet).hex(),
-            "stamped": [m.hex() for m in made]}  # fmt: skip
+    return {"name": f"flow {name}", "sentence": "the first ten packets carry all fragments",
+            "before": bytes(packet).hex(), "stamped": [m.hex() for m in made]}  # fmt: skip
 
 
 def beacon(name, header):

@@ -3,6 +3,7 @@
 import json
 import re
 import secrets
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -14,7 +15,7 @@ import msgspec
 import pytest
 from pyroute2 import netns
 
-from scentd import config, schema, when
+from scentd import cli, config, schema, when
 from scentd.wire import keys
 
 ROOT = Path(__file__).parent.parent
@@ -72,6 +73,15 @@ def test_what_the_daemon_relies_on():
     assert found["ExecStopPost"] == ["/usr/bin/scentd cleanup --unless-crashed --config /etc/scentd/scentd.toml"]
     assert found["Restart"] == ["on-failure"]
     assert found["StartLimitIntervalSec"] == ["0"], "fail = closed must not end in a service that stays down"
+
+
+@pytest.mark.parametrize(("directive", "command"), [("ExecStart", "run_daemon"), ("ExecStopPost", "clean_up")])
+def test_the_commands_of_the_unit_exist(directive, command):
+    program, *argv = shlex.split(unit()[directive][0])
+    assert program == "/usr/bin/scentd"
+    arguments = cli.parser().parse_args(argv)
+    assert arguments.run.__name__ == command
+    assert arguments.config == cli.CONFIG
 
 
 def test_the_units_directories_are_the_configurations_defaults():
@@ -206,7 +216,9 @@ def all_tables(kind: type) -> set[type]:
 def test_the_example_has_every_key_of_every_section():
     """A key may be left out only where another table of its kind in the file has it."""
     missing = {
-        (kind.__name__, field.encode_name) for kind in all_tables(config.Config) for field in msgspec.structs.fields(kind)
+        (kind.__name__, field.encode_name)
+        for kind in all_tables(config.Config)
+        for field in msgspec.structs.fields(kind)
     }
     for data, kind in tables(example(optional=True), config.Config):
         missing -= {(kind.__name__, key) for key in data}
@@ -217,9 +229,7 @@ def test_what_the_example_calls_a_default_is_the_default():
     """Each `#key = value` line: the value equals the schema's, or the comment above says it is an example."""
     shown, given = example(optional=True), example()
     wrong = []
-    for (data, kind), (active, _) in zip(
-        tables(shown, config.Config), tables(given, config.Config), strict=True
-    ):
+    for (data, kind), (active, _) in zip(tables(shown, config.Config), tables(given, config.Config), strict=True):
         problems: list[str] = []
         made = schema.convert(data, kind, "", problems)
         assert problems == []

@@ -1,4 +1,4 @@
-"""The vectors, in both directions, by scentd and by a foreign implementation that was written from the text."""
+"""The vectors, in both directions, by scentd and by a second implementation of the text."""
 
 import base64
 import json
@@ -152,7 +152,7 @@ def test_stamped(vector):
 
 @named("packets.json", "stamped")
 def test_stamped_by_the_text(vector):
-    """The foreign implementation makes the same packet when it is told what is in the scent and which ports there are."""
+    """The foreign implementation makes the same packet, told the 26 bytes that the tag covers."""
     before, made = bytes.fromhex(vector["before"]), bytes.fromhex(vector["stamped"])
     given, found = scent_of(made)
     bound = foreign_key(given, found)

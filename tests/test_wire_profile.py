@@ -15,7 +15,8 @@ level = st.floats(0, 1)
 
 def test_chacha20_is_rfc_8439s():
     """Section 2.4.2, and that `seal` counts from block 0 with the epoch as the nonce's last word."""
-    text = b"Ladies and Gentlemen of the class of '99: If I could offer you only one tip for the future, sunscreen would be it."
+    text = b"Ladies and Gentlemen of the class of '99: If I could offer you only one tip for the future, "
+    text += b"sunscreen would be it."
     nonce = bytes.fromhex("01000000000000000000004a00000000")
     assert (
         Cipher(ChaCha20(KEY, nonce), None).encryptor().update(text).hex().startswith("6e2e359a2568f98041ba0728dd0d6981")
@@ -26,9 +27,12 @@ def test_chacha20_is_rfc_8439s():
 
 @quick
 @given(
-    st.integers(1, 60), st.none() | level, st.dictionaries(st.integers(0, 21), level), st.binary(min_size=32, max_size=32),
+    st.integers(1, 60),
+    st.none() | level,
+    st.dictionaries(st.integers(0, 21), level),
+    st.binary(min_size=32, max_size=32),
     st.integers(0, 2**32 - 1),
-)  # fmt: skip
+)
 def test_what_is_signed_and_sealed_opens_as_it_was(interval, overall, levels, bloom, epoch):
     key_id = ALICE.public.key_id
     body = profile.encode_body(key_id, epoch, interval, overall, levels, bloom)

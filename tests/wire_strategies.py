@@ -30,7 +30,7 @@ def ip_like(data):
 
 @st.composite
 def mutated(draw, packets):
-    """One of the packets, some of its bytes changed, perhaps cut or continued, its lengths and checksum often mended."""
+    """One of the packets, some bytes changed, perhaps cut or continued, lengths and checksum often mended."""
     packet = bytearray(draw(st.sampled_from(packets)))
     for _ in range(draw(st.integers(0, 4))):
         # Mostly in the headers: the payload is nobody's business.

@@ -19,6 +19,7 @@ from scentd.errors import HostError
 MAGIC = b"scentd epochs 1\n"
 _HEADER = len(MAGIC) + 8
 _SLOT = 16
+_FREE = b"\0" * 8
 _SPARE = 256  # slots beyond those in use, so that most reloads need no new file
 
 
@@ -35,15 +36,31 @@ class Epochs:
         with open(path, "r+b") as file:
             self._map = mmap.mmap(file.fileno(), 0)
         count = int.from_bytes(self._map[len(MAGIC) : _HEADER], "big")
-        self._ids = [self._map[_HEADER + 8 * i : _HEADER + 8 * i + 8] for i in range(count)]
-        self._slots = {id_: i for i, id_ in enumerate(self._ids) if id_ != b"\0" * 8}
+        ids = [self._map[_HEADER + 8 * i : _HEADER + 8 * i + 8] for i in range(count)]
+        self._slots = {id_: i for i, id_ in enumerate(ids) if id_ != _FREE}
+        self._free = [i for i, id_ in enumerate(ids) if id_ == _FREE]
         self.values = memoryview(self._map)[_HEADER + 8 * count :].cast("I")
 
     def slot(self, id_: bytes) -> int:
         return self._slots[id_]
 
-    def has(self, ids: Sequence[bytes]) -> bool:
-        return all(i in self._slots for i in ids)
+    def claim(self, ids: Sequence[bytes]) -> bool:
+        """Give each id a slot, in the file that others have mapped, too; False if there is not room for all."""
+        new = [i for i in dict.fromkeys(ids) if i not in self._slots]
+        if len(new) > len(self._free):
+            return False
+        for id_ in new:
+            slot = self._free.pop(0)
+            self._map[_HEADER + 8 * slot : _HEADER + 8 * slot + 8] = id_
+            self._slots[id_] = slot
+        return True
+
+    def raise_to(self, other: Epochs) -> None:
+        """No epoch below that of `other`, a file that this one replaced and that was still in use for a moment."""
+        for id_, (epoch, seen) in other.entries().items():
+            if id_ in self._slots and epoch > self.epoch(id_):
+                self.values[2 * self._slots[id_] + 1] = seen
+                self.set_epoch(id_, epoch)
 
     def epoch(self, id_: bytes) -> int:
         return self.values[2 * self._slots[id_]]
@@ -75,7 +92,7 @@ def prepare(path: Path, ids: Sequence[bytes]) -> Epochs:
         if path.exists():
             if valid(path):
                 epochs = Epochs(path)
-                if epochs.has(ids):
+                if epochs.claim(ids):
                     return epochs
                 before = epochs.entries()
                 epochs.close()

@@ -8,13 +8,16 @@ import time
 
 
 def notify(*lines: str) -> bool:
-    """Send lines such as "READY=1"; False if no service manager listens."""
+    """Send lines such as "READY=1"; False if no service manager listens, which is no error."""
     path = os.environ.get("NOTIFY_SOCKET")
     if not path:
         return False
     address = "\0" + path[1:] if path.startswith("@") else path
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as end:
-        end.sendto("\n".join(lines).encode(), address)
+        try:
+            end.sendto("\n".join(lines).encode(), address)
+        except OSError:
+            return False
     return True
 
 

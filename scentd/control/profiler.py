@@ -41,23 +41,34 @@ class Profiler:
         self.issued = 0
         self.refused = 0  # profiles of ours that did not verify
         self.collectors = Collectors(network, self._on_alarm)
-        self._issuer = issue.Issuer(identity, [p.issued for p in pairs], issue.metric_slots(network.metrics))
+        self.serve(identity, pairs)
         self._publish = publish
         self._report = report
         self._alarm = asyncio.Event()
         self._task: asyncio.Task | None = None
 
-    async def start(self, epochs: Epochs, slot: bytes, before: Profiler | None = None) -> None:
-        """Open the sources and begin; `before` is the one this replaces at a reload. Raises HostError."""
+    async def open(self, before: Profiler | None = None) -> None:
+        """Open the sources; `before` is the one this replaces at a reload. Raises HostError."""
         if before is not None:
             self.collectors.adopt(before.collectors)
         await self.collectors.start()
+
+    def begin(self, epochs: Epochs, slot: bytes) -> None:
+        """Issue from now on, from the sources that are open."""
         self._task = asyncio.create_task(self._run(epochs, slot))
 
-    async def stop(self) -> None:
+    def serve(self, identity: keys.Identity, pairs: Sequence[Pair]) -> None:
+        """Issue for these pairs from the next epoch on."""
+        self._issuer = issue.Issuer(identity, [p.issued for p in pairs], issue.metric_slots(self.network.metrics))
+
+    async def pause(self) -> None:
+        """Issue nothing more; the sources stay open."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+
+    async def stop(self) -> None:
+        await self.pause()
         await self.collectors.close()
 
     def _on_alarm(self, event: Event) -> None:

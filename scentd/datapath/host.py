@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable
 
 from scentd.config import Config
@@ -28,11 +29,16 @@ class Host:
         self._loop = asyncio.get_running_loop()
         self._config: Config | None = None
         self._watch: Watch | None = None
+        self._busy = threading.Lock()  # the watch, a reload and the stop are different threads
+        self._removed = False
 
     def apply(self, config: Config) -> Limits:
         """Make the host as the configuration wants it. Raises HostError."""
-        limits = install(config)
-        self._config = config
+        with self._busy:
+            if self._removed:  # a reload that the stop has overtaken
+                return ()
+            limits = install(config)
+            self._config = config
         if self._watch is None:
             self._watch = Watch(config.datapath, self._replan)
             self._watch.start()
@@ -41,16 +47,24 @@ class Host:
     def remove(self, config: Config) -> None:
         if self._watch is not None:
             self._watch.stop()
-        cleanup(config)
+        with self._busy:
+            self._removed = True
+            cleanup(config)
 
     def _replan(self) -> None:
         assert self._config is not None  # the watch is started after it is set
         try:
-            limits = routes.apply(self._config).limits()
+            with self._busy:
+                limits = routes.apply(self._config).limits()
         except ScentdError as error:
             log.error("routes to peers: %s", error)
             return
         self._loop.call_soon_threadsafe(self._on_limits, limits)
+
+
+def planned(config: Config) -> Limits:
+    """The full path MTUs that `install` will find; touches nothing. Raises HostError."""
+    return routes.planned(config).limits()
 
 
 def install(config: Config) -> Limits:

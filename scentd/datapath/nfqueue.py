@@ -29,10 +29,11 @@ _COPY_PACKET = 2
 _FLAG_FAIL_OPEN = 1
 _SOL_NETLINK, _NETLINK_NO_ENOBUFS = 270, 5
 _SO_RCVBUFFORCE = 33
+_BATCH = 128  # packets handled in one run: a busy queue must not keep its owner from everything else
 
 
 class Queue:
-    """A bound queue. `run()` hands every waiting packet to `callback` and returns.
+    """A bound queue. `run()` hands the waiting packets to `callback`, a bounded number of them, and returns.
 
     The callback must give each packet a verdict and must not raise. Raises HostError
     if the queue cannot be bound.
@@ -56,6 +57,7 @@ class Queue:
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_NO_ENOBUFS, 1)
         self._buffer = bytearray(_BUFFER)
         self._early: list[bytes] = []
+        self._left = 0
         self._configure(_CFG_PARAMS, struct.pack(">IB", PACKET_MAX, _COPY_PACKET))
         if fail_open:
             flag = struct.pack(">I", _FLAG_FAIL_OPEN)
@@ -65,13 +67,17 @@ class Queue:
         return self._socket.fileno()
 
     def run(self) -> None:
-        """Handle what is waiting; returns when nothing is."""
+        """Handle what is waiting, at most a batch; packets that still wait make the descriptor readable."""
+        self._left = _BATCH
         self._queue.run_socket(self)  # type: ignore[arg-type]  # it asks for recv() alone
 
     def recv(self, _size: int) -> bytes | bytearray:
         """What run_socket reads: one message. A zero header behind it ends the parser's walk."""
         if self._early:
             return self._early.pop(0)
+        if self._left <= 0:
+            raise BlockingIOError(errno.EAGAIN, "the batch is full")
+        self._left -= 1
         size = self._socket.recv_into(self._buffer)
         self._buffer[size : size + 4] = b"\0\0\0\0"
         return self._buffer

@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from scentd import room
 from scentd.control.epochs import Epochs
 from scentd.datapath import icmp, link
 from scentd.datapath.nfqueue import Queue
@@ -28,15 +29,17 @@ log = logging.getLogger("scentd.worker")
 
 HOOK_FORWARD = 2  # NF_INET_FORWARD
 REPORT_SECONDS = 1.0
-# Only a packet near the path's MTU must be routed again past the lowered route: the mark costs the kernel 1 us.
-MARK_ABOVE = ip.PORTLESS_MIN - layout.IPV6_HEADER_LEN
+# Only a packet that may be longer than the lowered route allows must be routed again past it: the mark costs the
+# kernel 1 us. No route is lowered below this: room.LOWEST_MTU; less than 576 bytes is not learned (ip_rt_min_pmtu).
+MARK_ABOVE = room.LOWEST_MTU[4] - layout.IPV4_OPTION_LEN
 
 
 class Worker:
-    def __init__(self, setup: link.Setup, end: socket.socket) -> None:
+    def __init__(self, setup: link.Setup, end: socket.socket, reader: link.Reader) -> None:
+        """`reader` is the one that `setup` came through: it may hold the start of what follows."""
         self._setup = setup
         self._end = end
-        self._reader = link.Reader(link.ToWorker)
+        self._reader = reader
         self._unsent = bytearray()
         self._epochs: Epochs | None = None
         self._stamper = Stamper()
@@ -149,13 +152,15 @@ class Worker:
             data = self._end.recv(1 << 20)
         except BlockingIOError:
             return True
+        except ConnectionResetError:  # the daemon was killed with messages of ours unread
+            return False
         if not data:
             return False
         for message in self._reader.feed(data):
-            self._handle(message)
+            self.handle(message)
         return True
 
-    def _handle(self, message: link.ToWorker) -> None:
+    def handle(self, message: link.ToWorker) -> None:
         if isinstance(message, link.NewEpochs):
             self._stamper.update(message.outgoing)
         elif isinstance(message, link.Tables):
@@ -176,7 +181,7 @@ class Worker:
                 del self._unsent[: self._end.send(self._unsent)]
         except BlockingIOError:
             pass  # the rest goes with the next message, in a second at most
-        except BrokenPipeError:
+        except (BrokenPipeError, ConnectionResetError):
             log.info("the daemon is gone")
 
     def _report(self) -> link.Report:
@@ -207,7 +212,9 @@ def main(argv: list[str]) -> int:
         messages = reader.feed(data)
     end.setblocking(False)
     try:
-        worker = Worker(messages[0], end)
+        worker = Worker(messages[0], end, reader)
+        for message in messages[1:]:
+            worker.handle(message)
     except (HostError, OSError) as error:
         end.send(link.frame(link.Failed(str(error))))
         return 1

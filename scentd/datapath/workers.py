@@ -107,6 +107,8 @@ class Workers:
         return all(time.monotonic() - w.heard < SILENT_SECONDS for w in self._workers)
 
     async def _spawn(self, worker: Worker) -> None:
+        if worker.writer is not None:
+            worker.writer.close()
         ours, theirs = link.pair()
         environment = {k: os.environ[k] for k in _ENVIRONMENT if k in os.environ}
         environment["SCENTD_LOG_LEVEL"] = self._log_level.upper()
@@ -163,7 +165,10 @@ class Workers:
                     if isinstance(message, link.Report):
                         worker.counters = Counter(message.counters)
                         worker.sent = {pair: (epoch, bits) for pair, epoch, bits in message.sent}
-                    self._on_message(message)
+                    try:
+                        self._on_message(message)
+                    except Exception:  # what is made of a message must not end the line that it came on
+                        log.exception("worker %d: a message could not be used", worker.number)
 
         self._listeners = {t for t in self._listeners if not t.done()}
         self._listeners.add(asyncio.create_task(listen()))
@@ -190,7 +195,7 @@ class Workers:
             backoff = min(backoff * 2, BACKOFF_MAX)
             try:
                 await self._spawn(worker)
-            except HostError as error:
+            except (HostError, OSError) as error:  # OSError: no process or descriptor to be had just now
                 log.error("worker %d: %s", worker.number, error)
 
     async def _end(self, worker: Worker) -> None:

@@ -16,7 +16,7 @@ TCP, UDP = 6, 17
 HOP_BY_HOP, ROUTING, FRAGMENT, DESTINATION = 0, 43, 44, 60
 SOURCE_ROUTES = (131, 137)  # RFC 791: loose and strict
 PORT_PROTOCOLS = frozenset((TCP, UDP, 33, 132, 136))  # also DCCP, SCTP, UDP-Lite
-MAX_HEADERS = 8  # IPv6 extension headers that are walked before a packet is called malformed
+MAX_HEADERS = 8  # IPv6 extension headers, ours included; with more a packet is called malformed
 
 # A stamper may leave the ports out of the tag of a packet that will be fragmented
 # behind it. A receiver with defragmentation sees it whole again and can tell it
@@ -107,11 +107,10 @@ def _parse_ipv6(packet: bytes) -> Parsed:
     found.source, found.destination = packet[8:24], packet[24:40]
     found.dont_fragment = True  # on the way: only a source fragments
     found.insert_at = 40
-    protocol, at = packet[6], 40
-    for _ in range(MAX_HEADERS):
-        if protocol not in (HOP_BY_HOP, ROUTING, FRAGMENT, DESTINATION):
-            break
-        if at + 8 > size:
+    protocol, at, headers = packet[6], 40, 0
+    while protocol in (HOP_BY_HOP, ROUTING, FRAGMENT, DESTINATION):
+        headers += 1
+        if headers > MAX_HEADERS or at + 8 > size:
             found.malformed = True
             return found
         length = 8 if protocol == FRAGMENT else (packet[at + 1] + 1) * 8
@@ -130,9 +129,7 @@ def _parse_ipv6(packet: bytes) -> Parsed:
         else:
             found.routed = True  # Routing changes the destination; a late Hop-by-Hop is an error
         protocol, at = packet[at], at + length
-    else:
-        found.malformed = True
-    found.room = not found.routed
+    found.room = not found.routed and headers < MAX_HEADERS
     found.malformed |= found.routed and found.scent_at > 0
     found.protocol, found.transport_at = protocol, at
     _find_ports(packet, found)

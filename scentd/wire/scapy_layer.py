@@ -82,7 +82,7 @@ class IPv6Option_Scent(Packet):
         return b"", data
 
 
-def _guard(base: type[Packet], start: bytes, layer: type[Packet]) -> None:
+def _guard(base: Any, start: bytes, layer: type[Packet]) -> None:
     """Let `base` dissect options that begin with `start` (type, length) and our magic as `layer`."""
     other: Callable[..., type[Packet]] = base.dispatch_hook
 

@@ -1,0 +1,153 @@
+"""The product under test: its own worker process, fed with tables and epochs as the daemon feeds it."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from scentd import config as schema
+from scentd import issue
+from scentd.control import epochs
+from scentd.datapath import link
+from scentd.model import Statement
+from scentd.pairs import Pairs
+from scentd.stamp import Stamper
+from scentd.tables import Outgoing, StampTable
+from scentd.verify import Verifier
+from scentd.wire import keys, layout
+
+from benchmarks.lab import FAR, MTU, NEAR, Lab, LabError
+
+STATEMENT = Statement(5, 0.42, {"cpu": 0.42, "memory": 0.6}, frozenset(("metric=cpu;level=medium",)))
+QUEUE_LENGTH = 4096
+LIMITS = tuple((FAR[family], MTU) for family in (4, 6))
+
+
+class Party:
+    """Both ends of a pair: near issues and stamps, far verifies."""
+
+    def __init__(self) -> None:
+        self.near, self.far = keys.identity(b"\1" * 32), keys.identity(b"\2" * 32)
+        self.sends = Pairs(self._config("near", NEAR, FAR, self.far), {"near": self.near}, {})
+        self.takes = Pairs(self._config("far", FAR, NEAR, self.near), {"far": self.far}, {})
+        pair = self.sends.all[0]
+        self._issuer = issue.Issuer(self.near, [pair.issued], issue.metric_slots({}))
+        self._epoch = 0
+        self.folder = tempfile.TemporaryDirectory(prefix="scentd-bench-")
+        self.epochs_path = Path(self.folder.name, "epochs")
+        self._slot = epochs.slot_id("seen", self.near.public.raw, self.far.public.raw)
+        epochs.prepare(self.epochs_path, [self._slot])
+
+    @staticmethod
+    def _config(name: str, own: dict[int, str], other: dict[int, str], peer: keys.Identity) -> schema.Config:
+        return schema.from_dict(
+            {
+                "network": [
+                    {"name": name, "key_file": "-", "addresses": list(own.values()), "collect": [{"kind": "cpu"}]}
+                ],
+                "peer": [{"name": "peer", "public_key": str(peer.public), "addresses": list(other.values())}],
+            }
+        )
+
+    def next_epoch(self) -> list[Outgoing]:
+        self._epoch = issue.next_epoch(time.time(), self._epoch)
+        return self._issuer.issue(STATEMENT, self._epoch)
+
+    def stamp_table(self) -> StampTable:
+        return self.sends.stamp_table(LIMITS)
+
+    def tables(self) -> link.Tables:
+        period = keys.period_of(int(time.time()))
+        slot = epochs.Epochs(self.epochs_path).slot(self._slot)
+        verify = self.takes.verify_table(period, {p.number: slot for p in self.takes.all})
+        return link.Tables(self.stamp_table(), verify, str(self.epochs_path))
+
+    def stamper(self) -> Stamper:
+        made = Stamper()
+        made.configure(self.stamp_table())
+        made.update(self.next_epoch())
+        made.tick(time.time())
+        return made
+
+    def verifier(self) -> Verifier:
+        made = Verifier([0, 0])
+        made.configure(self.tables().verify, [0] * 2 * 512)
+        made.tick(time.time())
+        return made
+
+    def stamped(self, packets: list[bytes]) -> list[bytes]:
+        """Each packet of the list with each of the ten fragments of a new epoch."""
+        result = []
+        stamper = self.stamper()
+        for _ in range(layout.FRAGMENTS):
+            stamper.forget_flows()
+            for packet in packets:
+                made = stamper.stamp(packet)
+                if isinstance(made, int):
+                    raise LabError(f"the stamper refuses a packet: {layout.UNSTAMPED[made]}")
+                result.append(made)
+        return result
+
+
+class Product:
+    """One worker process of scentd with its stamping and its verifying queue."""
+
+    def __init__(self, lab: Lab, end: str, party: Party, stamp_queue: int, verify_queue: int) -> None:
+        self.party = party
+        self.stamp_queue, self.verify_queue = stamp_queue, verify_queue
+        self._ours, theirs = link.pair()
+        fd = theirs.fileno()
+        # Closed, because a packet that a full queue lets pass would be counted by nobody.
+        setup = link.Setup(stamp_queue, verify_queue, QUEUE_LENGTH, False, False, 0x10000000, 0x20000000)
+        self.process: subprocess.Popen[bytes] = lab.python(end, "scentd.datapath.worker", str(fd), pass_fds=[fd])
+        theirs.close()
+        self.counters: dict[str, int] = {}
+        self._ours.sendall(link.frame(setup))
+        first = self._receive(link.Reader(link.FromWorker))
+        if not isinstance(first, link.Ready):
+            raise LabError(f"the worker did not start: {first}")
+        self._ours.sendall(link.frame(party.tables()))
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _receive(self, reader: link.Reader) -> link.FromWorker | None:
+        self._ours.settimeout(20)
+        while True:
+            data = self._ours.recv(1 << 16)
+            for message in reader.feed(data):
+                self._ours.settimeout(None)
+                return message
+            if not data:
+                return None
+
+    def _listen(self) -> None:
+        """Take what the worker says, so that its link never fills; keep its newest counters."""
+        reader = link.Reader(link.FromWorker)
+        while data := self._receive_some():
+            for message in reader.feed(data):
+                if isinstance(message, link.Report):
+                    self.counters = message.counters
+
+    def _receive_some(self) -> bytes:
+        try:
+            return self._ours.recv(1 << 16)
+        except OSError:
+            return b""
+
+    def new_epoch(self) -> None:
+        self._ours.sendall(link.frame(link.NewEpochs(tuple(self.party.next_epoch()))))
+
+    def check(self, counter: str) -> None:
+        """Raise LabError unless every packet was treated as meant: refused packets are cheap, and would flatter."""
+        others = {k: v for k, v in self.counters.items() if v and k not in (counter, "link_overflow")}
+        if others or not self.counters.get(counter):
+            raise LabError(f"not every packet was {counter}: {others}")
+
+    def close(self) -> None:
+        """Closing the link ends the worker."""
+        self._ours.shutdown(socket.SHUT_RDWR)
+        self._ours.close()
+        self.process.wait(5)
