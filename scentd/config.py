@@ -283,6 +283,15 @@ def check_config(config: Config) -> list[str]:
         if policy.network != "*" and policy.network not in peers:
             near = schema.suggestion(policy.network, peers)
             problems.append(f"policy[{i}].network: no peer is named {policy.network!r}{near}")
+    whole = [i for i, n in enumerate(config.network) if not n.addresses]
+    if whole and len(config.network) > 1:
+        problems += [f"network[{i}].addresses: missing; with several networks each names its own" for i in whole]
+    if config.stamp.forwarded:
+        problems += [
+            f"peer[{i}].stamp_ipv6_fragments: not with stamp.forwarded, as only a source may fragment (RFC 8200)"
+            for i, p in enumerate(config.peer)
+            if p.stamp_ipv6_fragments
+        ]
     problems += same_peer(config.peer)
     problems += when.check(config.policy, {name for peer in config.peer for name in peer.metrics})
     if config.peer and not config.network:

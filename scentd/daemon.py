@@ -86,7 +86,8 @@ class Daemon:
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self.reload()))
         try:
-            await self._start()
+            async with self._reloading:  # a SIGHUP that comes early waits for the start
+                await self._start()
             notify.notify("READY=1", f"STATUS=serving {len(self._pairs.all)} pairs")
             log.info("scentd %s: %d networks, %d peers", __version__, len(self.config.network), len(self.config.peer))
             await self._serve()

@@ -8,6 +8,7 @@ checksum), so it is computed once and kept; README.md of the wire has the format
 from __future__ import annotations
 
 from collections.abc import Iterable
+from struct import Struct
 from typing import Any
 
 from scentd import quote
@@ -16,13 +17,19 @@ from scentd.tables import Outgoing, StampPair, StampTable
 from scentd.wire import ip, layout, tag
 
 RUN = 16  # packets of a flow that share a fragment once every fragment has left: receivers merge equal headers
+LEARNED_MIN = {4: 552, 16: 1280}  # by address length: Linux ip.route.min_pmtu; RFC 8200 section 5
 MAX_FLOWS = 65536  # flows kept; beyond it all are forgotten and computed anew
 IP_MAX = 65535  # bytes: what the length fields of both families hold
-WHOLE = (b"\x40\x00", b"\x00\x00")  # IPv4 flags and offset of what is not a fragment
+FRAGMENTED = 0xBFFF  # IPv4 flags and offset: all but "don't fragment" are zero in what is not a fragment
 
 Flow = list[Any]  # what `_remember` puts there; a list, because reading it is the packet path
 
-_IPV4_GROWTH = ((layout.IPV4_OPTION_LEN // 4) << 88) + (layout.IPV4_OPTION_LEN << 64)
+# The parts of a header that change, as numbers: one call reads them, one writes them back with what is new behind.
+unpack_ipv4 = Struct(">QI").unpack_from  # version to fragment offset; TTL to checksum
+unpack_ipv6 = Struct(">Q").unpack_from  # version to hop limit
+_pack_ipv4 = Struct(f">QI{8 + layout.IPV4_OPTION_LEN}s").pack  # addresses and option
+_pack_ipv6 = Struct(f">Q{32 + layout.IPV6_HEADER_LEN}s").pack  # addresses and extension header
+_IPV4_GROWTH = ((layout.IPV4_OPTION_LEN // 4) << 56) + (layout.IPV4_OPTION_LEN << 32)
 _IPV4_GROWTH_SUM = ((layout.IPV4_OPTION_LEN // 4) << 8) + layout.IPV4_OPTION_LEN
 
 
@@ -111,7 +118,11 @@ class Stamper:
         self._now = now
 
     def learn_limit(self, destination: bytes, mtu: int, seconds: float = 600.0) -> None:
-        """A router said that packets of more than `mtu` bytes do not pass (RFC 1191, RFC 8201: 10 minutes)."""
+        """A router said that packets of more than `mtu` bytes do not pass (RFC 1191, RFC 8201: 10 minutes).
+
+        What no router has is not believed: a replayed quotation would turn stamping off for the destination.
+        """
+        mtu = max(mtu, LEARNED_MIN[len(destination)])
         if len(self._learned) >= MAX_FLOWS:
             self._learned.clear()
         self._learned[destination] = (mtu, self._now + seconds)
@@ -145,15 +156,16 @@ class Stamper:
         try:
             if packet[0] == 0x45:
                 flow = self._ipv4[packet[9]].get(packet[12:24])
-                if flow is not None and len(packet) <= flow[1] and packet[6:8] in WHOLE:
-                    if flow[0]:
-                        flow[0] -= 1
-                    else:
-                        self._next_run(flow)
-                    head = int.from_bytes(packet[:12], "big")
-                    # RFC 1624: the checksum goes down by what is added elsewhere, borrowing from 0xffff.
-                    head += flow[3] if head & 0xFFFF >= flow[5] else flow[4]
-                    return head.to_bytes(12, "big") + flow[2] + packet[20:]
+                if flow is not None and len(packet) <= flow[1]:
+                    first, rest = unpack_ipv4(packet)
+                    if not first & FRAGMENTED:
+                        if flow[0]:
+                            flow[0] -= 1
+                        else:
+                            self._next_run(flow)
+                        # RFC 1624: the checksum goes down by what is added elsewhere, borrowing from 0xffff.
+                        rest -= flow[3] if rest & 0xFFFF >= flow[3] else flow[3] - 0xFFFF
+                        return _pack_ipv4(first + _IPV4_GROWTH, rest, flow[2]) + packet[20:]
             elif packet[0] >> 4 == 6:
                 flow = self._ipv6[packet[6]].get(packet[8:44])
                 if flow is not None and len(packet) <= flow[1]:
@@ -161,8 +173,7 @@ class Stamper:
                         flow[0] -= 1
                     else:
                         self._next_run(flow)
-                    head = int.from_bytes(packet[:8], "big") + flow[3]
-                    return head.to_bytes(8, "big") + flow[2] + packet[40:]
+                    return _pack_ipv6(unpack_ipv6(packet)[0] + flow[3], flow[2]) + packet[40:]
         except IndexError:  # shorter than its header; a try costs nothing, a check would
             return layout.UNSTAMPED_MALFORMED
         return self._stamp_new(packet)
@@ -238,10 +249,11 @@ class Stamper:
             self.forget_flows()
         self._flows += 1
         if found.version == 4 and found.transport_at == 20:
-            # left of the run, longest packet, addresses and option, header delta without and with borrow, option's sum
-            flow: Flow = [run - 1, limit - layout.IPV4_OPTION_LEN, b"", 0, 0, 0, sending, found]
+            # left of the run, longest packet, addresses and option, what the checksum loses, ...
+            flow: Flow = [run - 1, limit - layout.IPV4_OPTION_LEN, b"", 0, sending, found]
             self._ipv4[found.protocol][found.source + found.destination + found.ports] = flow
         elif found.version == 6 and found.transport_at == 40:
+            # left of the run, longest packet, addresses and extension header, what the header gains, ...
             delta = (layout.IPV6_HEADER_LEN << 16) + ((ip.DESTINATION - found.protocol) << 8)
             flow = [run - 1, limit - layout.IPV6_HEADER_LEN, b"", delta, sending, found]
             self._ipv6[found.protocol][found.source + found.destination + found.ports] = flow
@@ -265,6 +277,5 @@ class Stamper:
             flow[2] = addresses + ip.ipv6_header(found.protocol, made)
             return
         option = bytes((layout.IPV4_OPTION_TYPE, layout.IPV4_OPTION_LEN)) + made
-        added = ip.word_sum(_IPV4_GROWTH_SUM.to_bytes(2, "big") + option)
-        delta = _IPV4_GROWTH - added
-        flow[2:6] = addresses + option, delta, delta + 0xFFFF, added
+        flow[2] = addresses + option
+        flow[3] = ip.word_sum(_IPV4_GROWTH_SUM.to_bytes(2, "big") + option)

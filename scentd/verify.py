@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable, MutableSequence
+from struct import Struct
 from typing import NamedTuple
 
 from scentd import quote
 from scentd.prefixes import PrefixMap
-from scentd.stamp import MAX_FLOWS, WHOLE
+from scentd.stamp import FRAGMENTED, MAX_FLOWS, unpack_ipv4, unpack_ipv6
 from scentd.tables import Fragment, Incoming, Treatment, Treatments, VerifyTable
 from scentd.wire import ip, layout, tag
 
@@ -28,6 +29,8 @@ _NOPS_SUM = ip.word_sum(_NOPS)
 _IPV4_FIRST = 0x40 | (20 + layout.IPV4_OPTION_LEN) // 4
 _IPV4_END = 20 + layout.IPV4_OPTION_LEN
 _IPV6_END = 40 + layout.IPV6_HEADER_LEN
+_pack_ipv4 = Struct(f">QI{8 + layout.IPV4_OPTION_LEN}s").pack  # as in stamp.py
+_pack_ipv6 = Struct(">Q32s").pack
 
 
 class Outcome(NamedTuple):
@@ -123,18 +126,18 @@ class Verifier:
             first = packet[0]
             if first == _IPV4_FIRST:
                 believed = self._believed4[packet[9]].get(packet[12 : _IPV4_END + 4])
-                if believed is not None and packet[6:8] in WHOLE:
-                    head = int.from_bytes(packet[:12], "big")
-                    if head >> 64 & 0xFFFF == len(packet):
+                if believed is not None:
+                    head, rest = unpack_ipv4(packet)
+                    if not head & FRAGMENTED and head >> 32 & 0xFFFF == len(packet):
                         delta, middle = believed
-                        head += delta if (head & 0xFFFF) + delta < 0xFFFF else delta - 0xFFFF
-                        return head.to_bytes(12, "big") + middle + packet[_IPV4_END:]
+                        rest += delta if (rest & 0xFFFF) + delta < 0xFFFF else delta - 0xFFFF
+                        return _pack_ipv4(head, rest, middle) + packet[_IPV4_END:]
             elif first >> 4 == 6 and packet[6] == ip.DESTINATION:
                 delta = self._believed6.get(packet[8 : _IPV6_END + 4])
                 if delta is not None:
-                    head = int.from_bytes(packet[:8], "big")
+                    (head,) = unpack_ipv6(packet)
                     if head >> 16 & 0xFFFF == len(packet) - 40:
-                        return (head + delta).to_bytes(8, "big") + packet[8:40] + packet[_IPV6_END:]
+                        return _pack_ipv6(head + delta, packet[8:40]) + packet[_IPV6_END:]
         except IndexError:  # shorter than its header; a try costs nothing, a check would
             return self._refuse(layout.VERDICT_MALFORMED, ip.Parsed(malformed=True))
         return self._verify_new(packet)

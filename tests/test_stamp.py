@@ -4,6 +4,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from wire_strategies import BEFORE, STAMPED, ip_like, mended, mutated, noise, quick, without_checksum
 
+from scapy.layers.inet import IP, TCP
+
 from scentd import stamp
 from scentd.stamp import Stamper
 from scentd.tables import StampPair, StampTable
@@ -153,16 +155,23 @@ def test_a_new_epoch_takes_over_at_once():
 
 def test_a_limit_that_a_router_named_holds_for_ten_minutes():
     one = warm()
-    destination = ip.parse(TCP4).destination
-    room = len(TCP4) + layout.IPV4_OPTION_LEN
+    packet = bytes(IP(src="192.0.2.7", dst="198.51.100.9", flags="DF") / TCP(sport=1, dport=2) / (b"x" * 600))
+    destination = ip.parse(packet).destination
+    room = len(packet) + layout.IPV4_OPTION_LEN
     one.learn_limit(destination, room)
-    assert isinstance(one.stamp(TCP4), bytes)
+    assert isinstance(one.stamp(packet), bytes)
     one.learn_limit(destination, room - 1)
-    assert one.stamp(TCP4) == layout.UNSTAMPED_TOO_BIG
+    assert one.stamp(packet) == layout.UNSTAMPED_TOO_BIG
     one.update(setup.outgoing(int(setup.NOW) + 600))
     one.tick(setup.NOW + 601)
-    assert isinstance(one.stamp(TCP4), bytes)
+    assert isinstance(one.stamp(packet), bytes)
     assert one.limit(destination) == 1500
+
+
+def test_a_limit_that_no_path_has_does_not_turn_stamping_off():
+    one = warm()
+    one.learn_limit(ip.parse(TCP4).destination, 68)
+    assert isinstance(one.stamp(TCP4), bytes)
 
 
 def test_learned_limits_are_bounded(monkeypatch):

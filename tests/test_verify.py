@@ -194,6 +194,12 @@ def test_the_epoch_before_has_its_grace_and_no_older_one():
     assert isinstance(one.verify(third), bytes)
 
 
+def test_the_first_epoch_seen_has_none_before_it():
+    one = setup.verifier()
+    assert isinstance(one.verify(TCP4), bytes)
+    assert verdict(one.verify(at_epoch(setup.EPOCH - 1))) == layout.VERDICT_REPLAYED_EPOCH
+
+
 def test_a_new_epoch_is_noticed_by_the_cache():
     """What was believed under the older epoch is checked anew as soon as a newer one is seen."""
     one = setup.verifier(table=verify.VerifyTable(incoming=setup.VERIFY_TABLE.incoming, grace=0.0))
@@ -211,6 +217,7 @@ def test_a_restart_opens_no_replay_window():
     again = setup.verifier(setup.NOW + 5, epochs)
     assert verdict(again.verify(old)) == layout.VERDICT_REPLAYED_EPOCH
     assert isinstance(again.verify(at_epoch(setup.EPOCH + 5)), bytes)
+    assert isinstance(again.verify(TCP4), bytes)  # the epoch before, known from the file
     assert verdict(again.verify(old)) == layout.VERDICT_REPLAYED_EPOCH  # in the new one's grace, but older than before
 
 
@@ -254,6 +261,8 @@ def test_each_fragment_is_handed_on_once_an_epoch():
 def test_an_older_epoch_in_grace_says_nothing():
     one, older = setup.verifier(), setup.stamper(setup.EPOCH - 1, setup.EPOCH - 1)
     bare = ip.remove(TCP4, ip.parse(TCP4))
+    one.verify(older.stamp(bare))
+    one.verify(older.stamp(bare))  # grace is for what a verifier has seen: one that starts anew grants none
     one.verify(TCP4)
     one.events.clear()
     assert all(isinstance(one.verify(older.stamp(bare)), bytes) for _ in range(10))

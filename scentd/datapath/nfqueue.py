@@ -4,6 +4,11 @@ A thin wrapper around netfilterqueue, which truncates packets above 4016 bytes a
 has no call for the kernel's fail-open flag. A duplicate of its descriptor shares the
 netlink port, so the missing settings go there as plain nfnetlink_queue messages
 (linux/netfilter/nfnetlink_queue.h).
+
+Two ways to read. Narrow is the library's own loop in C: a tenth less CPU a packet, but
+its buffer holds 4096 bytes. Wide reads everything, through a Python call. A queue begins
+narrow; the first packet that comes cut off makes it wide, and that packet is sent through
+its hook once more (NF_REPEAT) to come back whole. Without long packets it turns narrow again.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ from netfilterqueue import NetfilterQueue
 from scentd.errors import HostError
 
 PACKET_MAX = 65531  # a netlink attribute's length is 16 bits with its own header
+NARROW = 4016  # bytes: what netfilterqueue asks the kernel for, and all that its buffer has room for
 _BUFFER = PACKET_MAX + 4096
 _NLMSG_ERROR, _NLM_F_REQUEST, _NLM_F_ACK = 2, 1, 4
 _MSG_CONFIG = 3 << 8 | 2  # NFNL_SUBSYS_QUEUE, NFQNL_MSG_CONFIG
@@ -30,6 +36,11 @@ _FLAG_FAIL_OPEN = 1
 _SOL_NETLINK, _NETLINK_NO_ENOBUFS = 270, 5
 _SO_RCVBUFFORCE = 33
 _BATCH = 128  # packets handled in one run: a busy queue must not keep its owner from everything else
+_WIDE_RUNS = 1000  # runs without a long packet, then the queue turns narrow
+
+
+class _BatchDone(Exception):
+    """The only way out of netfilterqueue's loop while packets wait: raised behind a packet's verdict."""
 
 
 class Queue:
@@ -41,11 +52,19 @@ class Queue:
 
     def __init__(self, number: int, callback: Callable[[Any], None], length: int, fail_open: bool) -> None:
         self.number = number
+        self._length = length
+        self._range = NARROW  # bytes that the kernel copies
+        self._wide = False  # how packets are read
+        self._plain_runs = 0  # wide: runs since the last long packet
+        self._repeats = 0  # wide: how many more packets may have come cut off
+        self._left = 0  # of the batch
+        self._early: list[bytes] = []
+        self._buffer = bytearray(_BUFFER)
         self._queue = NetfilterQueue()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of the receive buffer, which is set below
-                self._queue.bind(number, callback, max_len=length)
+                self._queue.bind(number, self._taker(callback), max_len=length, range=NARROW)
         except OSError as error:
             raise HostError(
                 f"cannot bind NFQUEUE {number}: {error}. Is another program (or another scentd) bound to it? "
@@ -55,10 +74,6 @@ class Queue:
         self._socket.setblocking(False)
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, min(length, 16384) * 2048)
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_NO_ENOBUFS, 1)
-        self._buffer = bytearray(_BUFFER)
-        self._early: list[bytes] = []
-        self._left = 0
-        self._configure(_CFG_PARAMS, struct.pack(">IB", PACKET_MAX, _COPY_PACKET))
         if fail_open:
             flag = struct.pack(">I", _FLAG_FAIL_OPEN)
             self._configure(_CFG_FLAGS, flag, _CFG_MASK, flag)
@@ -67,20 +82,76 @@ class Queue:
         return self._socket.fileno()
 
     def run(self) -> None:
-        """Handle what is waiting, at most a batch; packets that still wait make the descriptor readable."""
-        self._left = _BATCH
+        """Handle what is waiting, about a batch at most; packets that still wait make the descriptor readable."""
+        while True:
+            try:
+                if self._wide or self._early:
+                    self._run_wide()
+                else:
+                    self._queue.run(block=False)
+            except _BatchDone:
+                pass
+            if not self._early:
+                return
+
+    def _run_wide(self) -> None:
+        self._plain_runs += 1
+        if self._plain_runs == _WIDE_RUNS:
+            self._set_range(NARROW)
+        # What was put into the socket before may be too long for the small buffer: at most a queue full of packets.
+        if self._plain_runs > _WIDE_RUNS + self._length // _BATCH + 1:
+            self._wide = False
         self._queue.run_socket(self)  # type: ignore[arg-type]  # it asks for recv() alone
+        if self._range == NARROW:  # and the socket is empty
+            self._wide = False
 
     def recv(self, _size: int) -> bytes | bytearray:
         """What run_socket reads: one message. A zero header behind it ends the parser's walk."""
         if self._early:
             return self._early.pop(0)
-        if self._left <= 0:
-            raise BlockingIOError(errno.EAGAIN, "the batch is full")
-        self._left -= 1
         size = self._socket.recv_into(self._buffer)
         self._buffer[size : size + 4] = b"\0\0\0\0"
         return self._buffer
+
+    def _taker(self, callback: Callable[[Any], None]) -> Callable[[Any], None]:
+        """What netfilterqueue calls with each packet. A closure, because it is the packet path."""
+
+        def take(packet: Any) -> None:
+            if packet.get_payload_len() >= NARROW and self._comes_again(packet):
+                raise _BatchDone  # the small buffer is of no use any more
+            callback(packet)
+            nonlocal left
+            left -= 1
+            if not left:
+                left = _BATCH
+                raise _BatchDone
+
+        left = _BATCH
+        return take
+
+    def _comes_again(self, packet: Any) -> bool:
+        """Send a packet that was cut off through its hook again, to be queued whole. False: take it as it is.
+
+        No packet does so for ever: at most a queue full of them was cut off before the kernel knew of the
+        wide range, and the rest have an IP header that promises more bytes than there are.
+        """
+        self._plain_runs = 0
+        payload = packet.get_payload()
+        if len(payload) > NARROW or not is_cut(payload):
+            return False
+        if self._range == NARROW:
+            self._set_range(PACKET_MAX)
+            self._wide, self._repeats = True, self._length
+        if self._repeats == 0:
+            return False
+        self._repeats -= 1
+        packet.repeat()
+        return True
+
+    def _set_range(self, size: int) -> None:
+        """Tell the kernel how much of a packet to copy. It is in force when this returns."""
+        self._socket.send(self._message(0, _CFG_PARAMS, struct.pack(">IB", size, _COPY_PACKET)))
+        self._range = size
 
     def close(self) -> None:
         self._socket.close()
@@ -88,13 +159,9 @@ class Queue:
 
     def _configure(self, *attributes: Any) -> None:
         """Send one configuration message and wait for its acknowledgement; packets that come first are kept."""
-        body = struct.pack(">BBH", socket.AF_UNSPEC, 0, self.number)
-        for kind, value in zip(attributes[::2], attributes[1::2], strict=True):
-            body += struct.pack("=HH", 4 + len(value), kind) + value + b"\0" * (-len(value) % 4)
-        header = struct.pack("=IHHII", 16 + len(body), _MSG_CONFIG, _NLM_F_REQUEST | _NLM_F_ACK, 0x5CE7, 0)
         self._socket.setblocking(True)
         self._socket.settimeout(5)
-        self._socket.send(header + body)
+        self._socket.send(self._message(_NLM_F_ACK, *attributes))
         while True:
             message = self._socket.recv(_BUFFER)
             _, kind, _, sequence, _ = struct.unpack_from("=IHHII", message)
@@ -106,3 +173,16 @@ class Queue:
         if code:
             name = errno.errorcode.get(-code, str(-code))
             raise HostError(f"NFQUEUE {self.number}: the kernel refused a setting ({name}); is it older than 3.8?")
+
+    def _message(self, flags: int, *attributes: Any) -> bytes:
+        body = struct.pack(">BBH", socket.AF_UNSPEC, 0, self.number)
+        for kind, value in zip(attributes[::2], attributes[1::2], strict=True):
+            body += struct.pack("=HH", 4 + len(value), kind) + value + b"\0" * (-len(value) % 4)
+        return struct.pack("=IHHII", 16 + len(body), _MSG_CONFIG, _NLM_F_REQUEST | flags, 0x5CE7, 0) + body
+
+
+def is_cut(payload: bytes) -> bool:
+    """Whether an IP packet's header says that it is longer than what is there."""
+    if payload[0] >> 4 == 4:
+        return int.from_bytes(payload[2:4], "big") > len(payload)
+    return 40 + int.from_bytes(payload[4:6], "big") > len(payload)

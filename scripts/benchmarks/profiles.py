@@ -1,15 +1,144 @@
-"""Profiles a second on one core: issuing (score, Bloom, sign, seal) and verifying (open, check, decode)."""
+"""Profiles a second on one core: issuing (score, Bloom, sign, seal) and verifying (open, check, decode).
+
+One network with one peer and ten samples of three nodes an interval; a new epoch for every profile.
+Rates are whole profiles by CPU time; the steps are measured each alone and say where it goes.
+"""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
-ROUNDS = 7
+from scentd import issue, score
+from scentd.config import Network
+from scentd.model import Sample
+from scentd.pairs import Pair
+from scentd.view import NetworkView
+from scentd.wire import bloom, profile
+
+from benchmarks.report import columns, spread
+from benchmarks.subject import Party
+
+ROUNDS = 9
+GOALS = {"issue": 10_000, "verify": 5_000}  # a second
+EPOCH = 1_800_000_000  # within one period of keys for an hour
+PER_PERIOD = 3600
+READINGS = (
+    ("cpu", 0.42, "db"),
+    ("cpu", 0.61, "web"),
+    ("cpu", 0.35, "cache"),
+    ("memory", 0.7, "db"),
+    ("memory", 0.5, "web"),
+    ("memory", 0.81, "cache"),
+    ("bandwidth_in", 0.2, ""),
+    ("bandwidth_out", 0.25, ""),
+    ("latency", 0.1, ""),
+    ("jitter", 0.05, ""),
+)
 
 
 def run(rounds: int, quick: bool) -> dict[str, Any]:
-    return {}
+    party = Party()
+    seconds = 0.02 if quick else 0.3
+    rows = []
+    for direction, steps in (("issue", issuing(party)), ("verify", verifying(party))):
+        for name, step in steps.items():
+            used = [per_call(step, seconds) for _ in range(rounds)]
+            rows.append({"what": direction, "step": name, "us": spread(used)})
+    rates = {r["what"]: round(1e6 / r["us"]["median"]) for r in rows if r["step"] == "whole"}
+    return {
+        "benchmark": "profiles",
+        "quick": quick,
+        "rounds": rounds,
+        "rows": rows,
+        "per_second": rates,
+        "goals": GOALS,
+    }
+
+
+def samples(now: float) -> list[Sample]:
+    return [Sample(metric, value, now, f"10.0.0.{n % 3}", role) for n, (metric, value, role) in enumerate(READINGS)]
+
+
+def issuing(party: Party) -> dict[str, Callable[[int], Any]]:
+    """By name, what is done for one epoch."""
+    pair = party.sends.all[0]
+    issuer = issue.Issuer(party.near, [pair.issued], issue.metric_slots({}))
+    network = Network(name="near", key_file="-", labels=["region=eu-west"], interval=10.0)
+    readings = samples(EPOCH)
+    statement = score.statement(network, readings, [], EPOCH)
+    slots = issue.metric_slots({})
+    levels = {slots[m]: v for m, v in statement.levels.items()}
+    key_id, seal_key = party.near.public.key_id, pair.issued.keys_at(EPOCH).seal
+    body = profile.encode_body(key_id, EPOCH, 10, statement.overall, levels, bloom.make(statement.items, EPOCH))
+    signed = profile.sign(party.near.signer, body)
+    return {
+        "whole": lambda epoch: issuer.issue(score.statement(network, readings, [], epoch), epoch),
+        "score": lambda epoch: score.statement(network, readings, [], epoch),
+        "bloom": lambda epoch: bloom.make(statement.items, epoch),
+        "encode": lambda epoch: profile.encode_body(key_id, epoch, 10, statement.overall, levels, b""),
+        "sign": lambda _: profile.sign(party.near.signer, body),
+        "seal": lambda epoch: profile.fragments(profile.seal(seal_key, epoch, signed)),
+        # What the daemon does besides: it opens its own profile once before it is sent.
+        "whole, and checked": lambda epoch: issuer.verified(
+            issuer.issue(score.statement(network, readings, [], epoch), epoch)[0]
+        ),
+    }
+
+
+def verifying(party: Party) -> dict[str, Callable[[int], Any]]:
+    """By name, what is done with the ten fragments of one profile."""
+    pair: Pair = party.takes.all[0]
+    network = Network(name="near", key_file="-", interval=10.0)
+    statement = score.statement(network, samples(EPOCH), [], EPOCH)
+    issuer = issue.Issuer(party.near, [party.sends.all[0].issued], issue.metric_slots({}))
+    sealed = b"".join(issuer.issue(statement, EPOCH)[0].fragments)
+    seal_key = pair.receive_keys(EPOCH // PER_PERIOD).seal
+    verifier, key_id = pair.public.verifier(), pair.public.key_id
+    view = NetworkView("near", pair.pseudonym_key(), (), pair.slots())
+    opened = profile.seal(seal_key, EPOCH, sealed)
+    body, signature = opened[:66], opened[66:]
+    decoded = profile.decode_body(body, key_id, EPOCH)
+    assert isinstance(decoded, profile.Body)
+
+    def whole(_: int) -> Any:
+        made = profile.open_sealed(sealed, seal_key, verifier, key_id, EPOCH)
+        assert isinstance(made, profile.Body)
+        return view.take_profile(made, EPOCH)
+
+    return {
+        "whole": whole,
+        "unseal": lambda _: profile.seal(seal_key, EPOCH, sealed),
+        "check": lambda _: verifier.verify(signature, profile.LABEL_SIGNATURE + body),
+        "decode": lambda _: profile.decode_body(body, key_id, EPOCH),
+        "view": lambda _: view.take_profile(decoded, EPOCH),
+    }
+
+
+def epochs() -> Iterator[int]:
+    """Ever new seconds of one period: a pair's keys are derived once an hour, and that is not what is measured."""
+    while True:
+        yield from range(EPOCH, EPOCH + PER_PERIOD)
+
+
+def per_call(step: Callable[[int], Any], seconds: float) -> float:
+    """CPU microseconds of one call."""
+    begin, calls = time.process_time(), 0
+    for epoch in epochs():
+        step(epoch)
+        calls += 1
+        if calls % 16 == 0 and time.process_time() >= begin + seconds:
+            break
+    return (time.process_time() - begin) / calls * 1e6
 
 
 def table(result: dict[str, Any]) -> str:
-    return ""
+    """For people."""
+    lines = [("", "us", "min", "max")]
+    for r in result["rows"]:
+        lines.append((f"{r['what']}: {r['step']}", *(f"{r['us'][k]:.1f}" for k in ("median", "min", "max"))))
+    text = columns(lines)
+    for what, rate in result["per_second"].items():
+        text += f"\n{what}: {rate} profiles/s on one core (goal {GOALS[what]})"
+    return text

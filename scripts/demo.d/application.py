@@ -16,8 +16,6 @@ from collections import Counter
 
 from lab import Host, Lab, wait_for
 
-from scentd.wire import layout
-
 UDP_PORT = 5300
 HTTP_PORT = 80
 BIG = 256 * 1024 * 1024  # bytes, a sparse file
@@ -29,7 +27,6 @@ IP_RECVOPTS = 6
 IPV6_RECVHOPOPTS, IPV6_HOPOPTS = 53, 54
 IPV6_RECVDSTOPTS, IPV6_DSTOPTS = 58, 59
 ANCILLARY = 512
-MAGIC = layout.MAGIC.to_bytes(2, "big")
 
 NGINX = """\
 daemon off;
@@ -90,7 +87,7 @@ class Application:
         for family in (4, 6):
             for kind in ("udp", "tap"):
                 end = lab.inside(host, listener, family, kind)
-                self._selector.register(end, selectors.EVENT_READ, (family, kind))
+                self._selector.register(end, selectors.EVENT_READ, (family, kind, end))
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
@@ -105,14 +102,14 @@ class Application:
         self._stop.set()
         self._thread.join()
         for key in list(self._selector.get_map().values()):
-            key.fileobj.close()
+            key.data[2].close()
         self._selector.close()
 
     def _serve(self) -> None:
         while not self._stop.is_set():
             for key, _ in self._selector.select(0.1):
-                family, kind = key.data
-                data, ancillary, *_ = key.fileobj.recvmsg(65535, ANCILLARY)
+                family, kind, end = key.data
+                data, ancillary, *_ = end.recvmsg(65535, ANCILLARY)
                 if kind == "udp":
                     self._take(data)
                 elif not self.tapping:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -52,7 +53,7 @@ class Lab:
 
     def __init__(self) -> None:
         self.prefix = f"scdemo-{os.getpid()}-"
-        self.directory = Path(tempfile.mkdtemp(prefix=self.prefix))
+        self.directory = Path(tempfile.gettempdir(), self.prefix + secrets.token_hex(4))
         self.switch = Host("switch", self.prefix + "switch")
         self.tenant, self.service, self.attacker = (
             Host(name, self.prefix + name, f"02:00:00:00:77:0{n}", f"10.77.0.{n}", f"fd77::{n}")
@@ -73,9 +74,11 @@ class Lab:
         self.close()
 
     def _build(self) -> None:
+        self.directory.mkdir(mode=0o700)
         for host in (self.switch, self.tenant, self.service, self.attacker):
-            command("ip", "netns", "add", host.namespace)
-            self._made.append(host)
+            with uninterrupted():
+                command("ip", "netns", "add", host.namespace)
+                self._made.append(host)
             self.run(host, "sysctl", "-qw", *QUIET)
         self.ip(self.switch, f"link add {BRIDGE} type bridge mcast_snooping 0", f"link set {BRIDGE} up")
         for host in (self.tenant, self.service, self.attacker):
@@ -97,7 +100,8 @@ class Lab:
                 self.stop(process)
             self._started.clear()
             while self._made:
-                subprocess.run(["ip", "netns", "del", self._made.pop().namespace], check=False)
+                argv = ["ip", "netns", "del", self._made.pop().namespace]
+                subprocess.run(argv, check=False, start_new_session=True)
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def left_behind(self) -> list[str]:
@@ -117,11 +121,11 @@ class Lab:
 
         In a session of its own: Ctrl-C is for us, and we end the others in their order.
         """
-        with open(self.directory / log, "wb") as file:
+        with open(self.directory / log, "wb") as file, uninterrupted():
             process = subprocess.Popen(
                 host.argv(*argv), stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
             )
-        self._started.append(process)
+            self._started.append(process)
         return process
 
     def stop(self, process: subprocess.Popen[Any]) -> int:
@@ -160,7 +164,9 @@ class Lab:
 def command(*argv: str, stdin: str = "", statuses: tuple[int, ...] = (0,), timeout: float = 20.0) -> str:
     """What a program prints. Raises DemoError."""
     try:
-        done = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=timeout, check=False)
+        done = subprocess.run(
+            argv, input=stdin, capture_output=True, text=True, timeout=timeout, check=False, start_new_session=True
+        )
     except FileNotFoundError:
         raise DemoError(f"{argv[0]}: not found; scripts/setup installs what the demo needs") from None
     except subprocess.TimeoutExpired:
@@ -170,7 +176,7 @@ def command(*argv: str, stdin: str = "", statuses: tuple[int, ...] = (0,), timeo
     return done.stdout
 
 
-def wait_for(what: str, ready: Callable[[], Result], seconds: float, pause: float = 0.05) -> Result:
+def wait_for(what: str, ready: Callable[[], Result | None], seconds: float, pause: float = 0.05) -> Result:
     """The first true result of `ready`. Raises DemoError after `seconds`."""
     end = time.monotonic() + seconds
     while True:
@@ -184,10 +190,17 @@ def wait_for(what: str, ready: Callable[[], Result], seconds: float, pause: floa
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Signals that would end us are ignored in the block (a mask would be the thread's alone)."""
-    before = {n: signal.signal(n, signal.SIG_IGN) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    """Signals that would end us wait until the block is done: what it makes is then known, and removed.
+
+    A mask would not do: it is the thread's alone, and there are others.
+    """
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {n: signal.signal(n, lambda number, _frame: came.append(number)) for n in numbers}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if came:
+        signal.raise_signal(came[0])

@@ -65,10 +65,15 @@ def tell(story: Story, lab: Lab, tenant: End, service: End, limit: float) -> dic
     )
     story.check(
         "the tenant's download gets faster",
-        0.5 * rate_before < before < 1.1 * rate_before and after > 1.5 * before,
+        fills(before, rate_before) and fills(after, rate_after) and after > before,
         f"{before:.1f} -> {after:.1f} Mbit/s",
     )
     return {"bandwidth_mbit": {"before": round(before, 2), "after": round(after, 2)}}
+
+
+def fills(measured: float, class_rate: float) -> bool:
+    """Whether a download had the rate of its class; the machine may be slow, but HTB does not let more through."""
+    return 0.7 * class_rate < measured < 1.1 * class_rate
 
 
 def cpu_level(service: End) -> float:

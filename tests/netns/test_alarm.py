@@ -1,0 +1,58 @@
+"""From a sensor's alert at one end to a quarantine at the other, and back to normal.
+
+tenants ---- gateway (a) ---- b       a's own address is the node that is attacked
+"""
+
+from __future__ import annotations
+
+import pytest
+from hosts import Node, acquainted, answered, pair, start, until
+
+pytestmark = pytest.mark.netns
+
+QUARANTINE = {"kind": "quarantine", "timeout": "2s"}
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory):
+    with pair("al", tmp_path_factory.mktemp("al")) as (a, b):
+        a.network["interval"] = "6s"
+        a.network["collect"][1]["hold"] = "3s"
+        b.sections["policy"] = [{"name": "isolate", "when": "threat >= 0.5", "do": QUARANTINE}]
+        start(a, b)
+        yield a, b
+
+
+def test_beacons_complete_a_profile_of_a_silent_network(nodes):
+    """The tenant sends nothing at all; 0.6 of the interval after the epoch its beacons are there."""
+    a, b = nodes
+    acquainted(b, a)
+    until(lambda: b.status()["beacons"]["received"] >= 10, "b counts the beacons")
+    assert a.status()["beacons"]["sent"] >= 10
+    assert a.status()["beacons"]["failed"] == 0
+
+
+def test_alarm_to_quarantine_to_release(nodes):
+    """An alert makes an epoch at once; its profile quarantines the node at b; when the time is over it is released."""
+    a, b = nodes
+    with a.socket(4) as sender, b.socket(4) as receiver:
+        assert answered(sender, receiver)
+        issued = count_issued(a)
+        until(lambda: count_issued(a) > issued, "the beginning of an interval")
+        before, issued = b.profile(a)["epoch"], count_issued(a)
+        a.alarm(a.host.ipv4)
+        until(lambda: count_issued(a) > issued, "a new epoch long before the interval is over", 4)
+        until(lambda: b.status()["allocation"]["quarantined"], "b quarantines", 5)
+        assert b.profile(a)["epoch"] > before
+        assert b.profile(a)["affected"] == [a.host.ipv4]
+        assert set(b.status()["allocation"]["quarantined"]) == {f"{a.host.ipv4}/32"}
+        until(lambda: not answered(sender, receiver, seconds=0.1), "the node is cut off", 5)
+        until(lambda: answered(sender, receiver, seconds=0.1), "the node is released", 20)
+    until(lambda: not b.status()["allocation"]["quarantined"], "the plan forgets it")
+    decisions = b.cli("explain", a.name, "--json").stdout
+    assert '"isolate"' in decisions
+    assert '"quarantine"' in decisions
+
+
+def count_issued(a: Node) -> int:
+    return a.status()["networks"][0]["issued"]
