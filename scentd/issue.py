@@ -41,6 +41,7 @@ class Issuer:
     def __init__(self, identity: keys.Identity, peers: Sequence[IssuedPair], slots: Mapping[str, int]) -> None:
         """`slots` maps metric names to the levels' slots, standard and private ones."""
         self._identity = identity
+        self._verifier = identity.public.verifier()
         self._peers = peers
         self._slots = slots
 
@@ -81,7 +82,7 @@ class Issuer:
         opened = profile.open_sealed(
             b"".join(outgoing.fragments),
             peer.keys_at(outgoing.epoch).seal,
-            self._identity.public.verifier(),
+            self._verifier,
             self._identity.public.key_id,
             outgoing.epoch,
         )

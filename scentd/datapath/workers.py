@@ -152,14 +152,14 @@ class Workers:
 
     @staticmethod
     async def _first(reader: asyncio.StreamReader, messages: link.Reader) -> link.FromWorker | None:
-        while data := await reader.read(1 << 16):
+        while data := await received(reader):
             for message in messages.feed(data):
                 return message
         return None
 
     def _listen(self, worker: Worker, reader: asyncio.StreamReader, messages: link.Reader) -> None:
         async def listen() -> None:
-            while data := await reader.read(1 << 20):
+            while data := await received(reader):
                 for message in messages.feed(data):
                     worker.heard = time.monotonic()
                     if isinstance(message, link.Report):
@@ -209,3 +209,11 @@ class Workers:
             with contextlib.suppress(ProcessLookupError):
                 worker.process.kill()
             await worker.process.wait()
+
+
+async def received(reader: asyncio.StreamReader) -> bytes:
+    """What a worker sent; empty when it has ended, also by kill -9 with messages to it unread."""
+    try:
+        return await reader.read(1 << 20)
+    except ConnectionError:
+        return b""

@@ -1,0 +1,167 @@
+"""The queue hands over every packet whole, long ones too, whichever way it reads.
+
+    a ----- MTU 9000 ----- b
+    queues in mangle OUTPUT of a and mangle PREROUTING of b
+"""
+
+import select
+import socket
+import time
+
+import pytest
+from tests.netns.topology import Topology
+
+from scentd.datapath import nfqueue
+from scentd.datapath.nfqueue import NARROW, Queue
+
+pytestmark = pytest.mark.netns
+
+OUT, IN = 1, 2
+PORT = 9000
+LENGTH = 64
+HEADERS = {4: 28, 6: 48}
+IPV6_HDRINCL = 36
+
+
+class Bench:
+    """Both queues, with what they were handed, and a receiver."""
+
+    def __init__(self, net):
+        self.a, self.b = net.host("a"), net.host("b")
+        net.link(self.a, self.b, ipv4="10.1.0.0/24", ipv6="fd00:1::/64", mtu=9000)
+        self.address = {4: self.b.ipv4, 6: self.b.ipv6}
+        self.seen = {OUT: [], IN: []}
+        self.queues = {}
+        for host, number, rule in ((self.a, OUT, "OUTPUT"), (self.b, IN, "PREROUTING")):
+            for program in ("iptables", "ip6tables"):
+                # `! icmp`: neighbour discovery stays out of it.
+                match = ["-p", "udp"] if program == "iptables" else ["!", "-p", "ipv6-icmp"]
+                host.run(program, "-t", "mangle", "-A", rule, *match, "-j", "NFQUEUE", "--queue-num", str(number))
+            self.queues[number] = host.call(Queue, number, self.taker(number), LENGTH, False)
+        self.sockets = {}
+        for family, kind in ((4, socket.AF_INET), (6, socket.AF_INET6)):
+            receiver = self.b.call(socket.socket, kind, socket.SOCK_DGRAM)
+            receiver.setsockopt(socket.SOL_SOCKET, 33, 8 << 20)  # SO_RCVBUFFORCE
+            receiver.bind((self.address[family], PORT))
+            receiver.setblocking(False)
+            self.sockets[family] = self.a.call(socket.socket, kind, socket.SOCK_DGRAM), receiver
+
+    def taker(self, number):
+        def take(packet):
+            self.seen[number].append(packet.get_payload())
+            packet.accept()
+
+        return take
+
+    def send(self, family, size):
+        self.sockets[family][0].sendto(bytes([size % 251]) * size, (self.address[family], PORT))
+
+    def serve(self, quiet=0.05):
+        """Run the queues until nothing comes any more."""
+        poll = select.poll()
+        by_fd = {q.fileno(): q for q in self.queues.values()}
+        for fd in by_fd:
+            poll.register(fd, select.POLLIN)
+        end = time.monotonic() + 10
+        while (ready := poll.poll(quiet * 1000)) and time.monotonic() < end:
+            for fd, _ in ready:
+                by_fd[fd].run()
+
+    def received(self, family):
+        sizes = []
+        try:
+            while True:
+                data = self.sockets[family][1].recv(70000)
+                assert data == bytes([len(data) % 251]) * len(data)
+                sizes.append(len(data))
+        except BlockingIOError:
+            return sizes
+
+    def whole(self, number, family, size):
+        return [p for p in self.seen[number] if len(p) == size + HEADERS[family] and not nfqueue.is_cut(p)]
+
+    def close(self):
+        for queue in self.queues.values():
+            queue.close()
+        for pair in self.sockets.values():
+            for one in pair:
+                one.close()
+
+
+@pytest.fixture
+def bench():
+    with Topology("nq") as net:
+        made = Bench(net)
+        yield made
+        made.close()
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_every_packet_comes_whole_and_once(bench, family):
+    """Small, just short, just too long, jumbo; UDP of 60 kB leaves in fragments behind OUTPUT."""
+    edge = NARROW - HEADERS[family]
+    sizes = [100, edge - 1, edge, edge + 1, 100, 8000, 8900, 200, 60000]
+    for size in sizes:
+        bench.send(family, size)
+        bench.serve()
+    for size in sizes:
+        assert len(bench.whole(OUT, family, size)) == sizes.count(size)
+    assert bench.received(family) == sizes
+    assert not any(map(nfqueue.is_cut, bench.seen[OUT] + bench.seen[IN]))
+
+
+def test_a_burst_that_waited_cut_off_comes_whole(bench):
+    """All of it was copied for the small buffer before the first one could tell."""
+    for _ in range(20):
+        bench.send(4, 8000)
+        bench.send(4, 100)
+    bench.serve()
+    assert sorted(bench.received(4)) == [100] * 20 + [8000] * 20
+
+
+def test_it_turns_narrow_again_and_wide_again(bench, monkeypatch):
+    monkeypatch.setattr(nfqueue, "_WIDE_RUNS", 5)
+    for _ in range(2):
+        bench.send(4, 8000)
+        bench.serve()
+        assert bench.queues[OUT]._wide
+        for _ in range(8):
+            bench.send(4, 100)
+            bench.serve()
+        assert not bench.queues[OUT]._wide
+    assert bench.received(4) == ([8000] + [100] * 8) * 2
+
+
+def test_narrow_is_not_read_before_long_packets_are(bench, monkeypatch):
+    """Messages of the wide range that still wait do not fit into the small buffer."""
+    monkeypatch.setattr(nfqueue, "_WIDE_RUNS", 1)
+    monkeypatch.setattr(nfqueue, "_BATCH", 4)
+    bench.send(4, 8000)
+    bench.serve()
+    for size in [100] * 9 + [7000] * 3 + [100] * 9 + [7500] * 3:
+        bench.send(4, size)
+    bench.serve()
+    assert sorted(bench.received(4)) == [100] * 18 + [7000] * 3 + [7500] * 3 + [8000]
+
+
+def test_a_header_that_lies_is_not_sent_round_for_ever(bench):
+    """A raw IPv6 socket may say any length; the packet is handed over as it is."""
+    raw = bench.a.call(socket.socket, socket.AF_INET6, socket.SOCK_RAW, 253)
+    raw.setsockopt(socket.IPPROTO_IPV6, IPV6_HDRINCL, 1)
+    source, destination = (socket.inet_pton(socket.AF_INET6, h.ipv6) for h in (bench.a, bench.b))
+    lie = b"\x60\0\0\0" + (9000).to_bytes(2, "big") + b"\xfd\x40" + source + destination
+    raw.sendto(lie + bytes(NARROW - 40), (bench.b.ipv6, 0))
+    bench.serve()
+    raw.close()
+    assert [len(p) for p in bench.seen[OUT]] == [NARROW]
+    assert bench.queues[OUT]._repeats == 0
+
+
+def test_a_busy_queue_lets_go_after_a_batch(bench):
+    for _ in range(60):
+        bench.send(4, 100)
+    queue = bench.queues[OUT]
+    nfqueue_batch = nfqueue._BATCH
+    assert nfqueue_batch >= 60
+    queue.run()
+    assert len(bench.seen[OUT]) == 60
