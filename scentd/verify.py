@@ -129,8 +129,8 @@ class Verifier:
                 if believed is not None:
                     head, rest = unpack_ipv4(packet)
                     if not head & FRAGMENTED and head >> 32 & 0xFFFF == len(packet):
-                        delta, middle = believed
-                        rest += delta if (rest & 0xFFFF) + delta < 0xFFFF else delta - 0xFFFF
+                        gain, middle = believed
+                        rest += gain if (rest & 0xFFFF) + gain < 0xFFFF else gain - 0xFFFF
                         return _pack_ipv4(head, rest, middle) + packet[_IPV4_END:]
             elif first >> 4 == 6 and packet[6] == ip.DESTINATION:
                 delta = self._believed6.get(packet[8 : _IPV6_END + 4])

@@ -39,14 +39,19 @@ def _connected(path: str) -> socket.socket:
 
 
 def _lines(end: socket.socket, request: dict) -> Iterator[dict]:
-    end.sendall(json.dumps(request).encode() + b"\n")
-    with end.makefile("rb") as file:
+    answered = False
+    try:
+        end.sendall(json.dumps(request).encode() + b"\n")
+        with end.makefile("rb") as file:
+            for line in file:
+                answered = True
+                answer = json.loads(line)
+                if set(answer) == {"error"}:
+                    raise ScentdError(answer["error"])
+                yield answer
+    except TimeoutError:
+        raise ScentdError(f"no answer on the control socket within {TIMEOUT:.0f} s; see the daemon's log") from None
+    except ConnectionError:
         answered = False
-        for line in file:
-            answered = True
-            answer = json.loads(line)
-            if set(answer) == {"error"}:
-                raise ScentdError(answer["error"])
-            yield answer
     if not answered:
         raise ScentdError("the daemon closed the control socket without an answer; see its log")

@@ -57,7 +57,6 @@ class Queue:
         self._wide = False  # how packets are read
         self._plain_runs = 0  # wide: runs since the last long packet
         self._repeats = 0  # wide: how many more packets may have come cut off
-        self._left = 0  # of the batch
         self._early: list[bytes] = []
         self._buffer = bytearray(_BUFFER)
         self._queue = NetfilterQueue()
@@ -115,18 +114,18 @@ class Queue:
 
     def _taker(self, callback: Callable[[Any], None]) -> Callable[[Any], None]:
         """What netfilterqueue calls with each packet. A closure, because it is the packet path."""
+        left = _BATCH
 
         def take(packet: Any) -> None:
+            nonlocal left
             if packet.get_payload_len() >= NARROW and self._comes_again(packet):
                 raise _BatchDone  # the small buffer is of no use any more
             callback(packet)
-            nonlocal left
             left -= 1
             if not left:
                 left = _BATCH
                 raise _BatchDone
 
-        left = _BATCH
         return take
 
     def _comes_again(self, packet: Any) -> bool:

@@ -1,4 +1,7 @@
-"""The loop to compare with: netfilterqueue as its README shows it, accepting every packet. Arguments: queue, its length."""
+"""The loop to compare with: netfilterqueue as its README shows it, accepting all.
+
+Arguments: the queue and its length in packets.
+"""
 
 import sys
 

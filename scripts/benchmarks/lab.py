@@ -75,11 +75,9 @@ class Lab:
 
     def _wire(self) -> None:
         near, far = self.names.values()
-        hardware = HARDWARE["near"], HARDWARE["far"]
-        call(
-            ["ip", "-n", near, "link", "add", INTERFACE, "mtu", str(MTU), "address", hardware[0], "type", "veth"]
-            + ["peer", "name", INTERFACE, "address", hardware[1], "mtu", str(MTU), "netns", far]
-        )
+        ends = {e: [INTERFACE, "mtu", str(MTU), "address", address] for e, address in HARDWARE.items()}
+        link = ["link", "add", *ends["near"], "type", "veth", "peer", "name", *ends["far"], "netns", far]
+        call(["ip", "-n", near, *link])
         for end, mine, theirs, gone in (("near", NEAR, FAR, "far"), ("far", FAR, NEAR, "near")):
             lines = [f"link set {INTERFACE} addrgenmode none", f"link set {INTERFACE} up", "link set lo up"]
             for family in (4, 6):

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import pure
-from benchmarks.lab import HARDWARE, INTERFACE, MTU, PORT, Lab, LabError, read
+from benchmarks.lab import HARDWARE, INTERFACE, PORT, Lab, LabError, read
 from benchmarks.packets import SIZES, bare, payload
 from benchmarks.report import columns, spread
 from benchmarks.subject import QUEUE_LENGTH, Party, Product
@@ -39,15 +39,14 @@ def run(rounds: int, quick: bool) -> dict[str, Any]:
     packets = 500 if quick else BURST
     cores = sorted(os.sched_getaffinity(0))
     rows: list[dict[str, Any]] = []
-    with Lab() as lab:
-        party = Party()
+    with Party() as party, Lab() as lab:
         for what in ("stamp", "verify"):
             with served(lab, party, what, cores) as (accept, product):
                 for family in (4, 6):
                     for size in SIZES:
                         rows.append(compare(lab, accept, product, (what, family, size), rounds, packets))
         two = two_queues(lab, party, rounds, packets, cores)
-    rows += pure.rows(party, rounds, 0.01 if quick else 0.05)
+        rows += pure.rows(party, rounds, 0.01 if quick else 0.05)
     small = [r for r in rows if r["size"] == "small" and "ratio" in r]
     return {
         "benchmark": "nfqueue",

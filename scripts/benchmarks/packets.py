@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import socket
 
-from scentd.wire import ip, layout
-
 from benchmarks.blast import flows
 from benchmarks.lab import MTU, PORT
+from scentd.wire import ip, layout
 
 SIZES = ("small", "full")
 SMALL = 32  # bytes of UDP payload

@@ -10,15 +10,14 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from benchmarks.report import columns, spread
+from benchmarks.subject import Party
 from scentd import issue, score
 from scentd.config import Network
 from scentd.model import Sample
 from scentd.pairs import Pair
 from scentd.view import NetworkView
 from scentd.wire import bloom, profile
-
-from benchmarks.report import columns, spread
-from benchmarks.subject import Party
 
 ROUNDS = 9
 GOALS = {"issue": 10_000, "verify": 5_000}  # a second
@@ -39,13 +38,13 @@ READINGS = (
 
 
 def run(rounds: int, quick: bool) -> dict[str, Any]:
-    party = Party()
     seconds = 0.02 if quick else 0.3
     rows = []
-    for direction, steps in (("issue", issuing(party)), ("verify", verifying(party))):
-        for name, step in steps.items():
-            used = [per_call(step, seconds) for _ in range(rounds)]
-            rows.append({"what": direction, "step": name, "us": spread(used)})
+    with Party() as party:
+        for direction, steps in (("issue", issuing(party)), ("verify", verifying(party))):
+            for name, step in steps.items():
+                used = [per_call(step, seconds) for _ in range(rounds)]
+                rows.append({"what": direction, "step": name, "us": spread(used)})
     rates = {r["what"]: round(1e6 / r["us"]["median"]) for r in rows if r["step"] == "whole"}
     return {
         "benchmark": "profiles",

@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+from benchmarks.lab import FAR, MTU, NEAR, Lab, LabError
 from scentd import config as schema
 from scentd import issue
 from scentd.control import epochs
@@ -20,15 +21,13 @@ from scentd.tables import Outgoing, StampTable
 from scentd.verify import Verifier
 from scentd.wire import keys, layout
 
-from benchmarks.lab import FAR, MTU, NEAR, Lab, LabError
-
 STATEMENT = Statement(5, 0.42, {"cpu": 0.42, "memory": 0.6}, frozenset(("metric=cpu;level=medium",)))
 QUEUE_LENGTH = 4096
 LIMITS = tuple((FAR[family], MTU) for family in (4, 6))
 
 
 class Party:
-    """Both ends of a pair: near issues and stamps, far verifies."""
+    """Both ends of a pair: near issues and stamps, far verifies. A context manager for its temporary files."""
 
     def __init__(self) -> None:
         self.near, self.far = keys.identity(b"\1" * 32), keys.identity(b"\2" * 32)
@@ -41,6 +40,12 @@ class Party:
         self.epochs_path = Path(self.folder.name, "epochs")
         self._slot = epochs.slot_id("seen", self.near.public.raw, self.far.public.raw)
         epochs.prepare(self.epochs_path, [self._slot])
+
+    def __enter__(self) -> Party:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.folder.cleanup()
 
     @staticmethod
     def _config(name: str, own: dict[int, str], other: dict[int, str], peer: keys.Identity) -> schema.Config:

@@ -1,6 +1,7 @@
 """A gateway that scents what it forwards, for hosts behind it that know nothing of scentd.
 
-tenant ---- gateway (a) ---- b      10.7.0.0/24, fd00:7::/64 is the network's prefix; b drops what is unscented
+tenant ---- gateway (a) ---- b      10.7.0.0/24, fd00:7::/64 is the network's prefix; b drops what is unscented, and
+sends nothing scented itself: nothing but the gateway's ICMP tells the tenant of the smaller room
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def hosts(tmp_path_factory):
         a.network |= {"addresses": prefixes, "beacon_source": ["10.7.0.2", "fd00:7::2"]}
         a.sections["stamp"] = {"forwarded": True}
         a.peers = [peer_of(b)]
-        b.peers = [{**peer_of(a, absent="drop", absent_ipv6_fragments="drop"), "addresses": prefixes}]
+        b.peers = [{**peer_of(a, absent="drop", stamp=False), "addresses": prefixes}]
         with a, b:
             start(a, b)
             acquainted(b, a)
