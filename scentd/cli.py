@@ -181,17 +181,17 @@ def pubkey(_: argparse.Namespace) -> int:
 
 
 def check_config(arguments: argparse.Namespace) -> int:
-    from scentd.daemon import load_identities
+    from scentd.control import identities
     from scentd.datapath.beacon import unreachable
 
     config = load(arguments.config)
-    identities = load_identities(config)
+    loaded = identities.load(config)
     notes = [f"peer {p.name}: no beacons, as it has no single address; set endpoint" for p in unreachable(config)]
     if arguments.json:
-        public = {name: str(identity.public) for name, identity in identities.items()}
+        public = {name: str(identity.public) for name, identity in loaded.items()}
         print(json.dumps({"ok": True, "public_keys": public, "notes": notes}))
         return OK
-    for name, identity in identities.items():
+    for name, identity in loaded.items():
         print(f"network {name}: key id {identity.public.key_id.hex()}, public key {identity.public}")
     print("\n".join([*notes, f"{arguments.config}: ok"]))
     return OK

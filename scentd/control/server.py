@@ -118,7 +118,12 @@ class Server:
         try:
             line = await asyncio.wait_for(reader.readuntil(b"\n"), 10)
             request = msgspec.json.decode(line, type=Request)
-        except (asyncio.LimitOverrunError, asyncio.IncompleteReadError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (
+            asyncio.LimitOverrunError,
+            asyncio.IncompleteReadError,
+            msgspec.MsgspecError,
+            UnicodeDecodeError,
+        ) as error:
             await self._write(writer, {"error": f"bad request: {error}"})
             return
         if request.command == "monitor":

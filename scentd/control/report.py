@@ -1,0 +1,35 @@
+"""The workers' counters as the status document shows them. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from scentd.wire import layout
+
+OTHER = ("icmp_unquoted", "icmp_too_big_sent", "internal_errors", "link_overflow")
+
+
+def packets(counters: Counter[str]) -> dict:
+    """What became of packets: totals, refusals and unstamped ones by reason, what was done with them."""
+    return {
+        "stamped": counters["stamped"],
+        "accepted": counters["accepted"] + counters["accepted:drop"],
+        "absent": verdict(counters, "absent"),
+        "rejected": rejected(counters),
+        "treated": {k: v for k, v in sorted(counters.items()) if ":" in k and not k.startswith("unstamped:")},
+        "unstamped": {reason: counters[f"unstamped:{reason}"] for reason in layout.UNSTAMPED.values()},
+    }
+
+
+def rejected(counters: Counter[str]) -> dict[str, int]:
+    """By reason; every reason is there."""
+    return {
+        name: verdict(counters, name)
+        for number, name in layout.VERDICTS.items()
+        if number not in (layout.VERDICT_ACCEPTED, layout.VERDICT_ABSENT)
+    }
+
+
+def verdict(counters: Counter[str], name: str) -> int:
+    """Packets of one verdict, whatever was done with them."""
+    return sum(n for key, n in counters.items() if key.partition(":")[0] == name)
