@@ -20,10 +20,12 @@ from msgspec import Meta
 from scentd import schema, series
 from scentd.errors import ConfigError
 from scentd.model import Prefix
-from scentd.schema import Table
+from scentd.prefixes import overlaps
+from scentd.schema import Table, duplicates
 from scentd.units import Bits, Seconds
 from scentd.wire import keys, layout
 
+MAX_LABELS = 8
 RESERVED = ("age", "epoch", "interval", "load", "network", "overall")  # variables of policies besides metrics
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
@@ -108,6 +110,7 @@ class EveSource(Table, tag_field="kind", tag="eve"):
     socket: str
     hold: Seconds = 60.0  # how long one event keeps the threat level up
     alarm: Share = 0.5  # an event at least this severe makes a new epoch at once
+    affected: Literal["either", "source"] = "either"  # the end of ours that an alert names; or only one that sent
 
     def mistakes(self, path: str) -> list[str]:
         return check_positive(self, path, "hold")
@@ -264,6 +267,16 @@ def same_peer(peers: list[Peer]) -> list[str]:
     return problems
 
 
+def shared_addresses(peers: list[Peer]) -> list[str]:
+    """Where two peers overlap, one could speak, and be quarantined, for the other. Behind one NAT they may."""
+    entries = [(i, a) for i, peer in enumerate(peers) for a in peer.addresses]
+    return [
+        f'peer[{i}].addresses: {inner} lies in {outer} of peer[{other}]; only peers with bind = "sender" may share'
+        for i, inner, other, outer in overlaps(entries)
+        if {peers[i].bind, peers[other].bind} != {"sender"}
+    ]
+
+
 def check_config(config: Config) -> list[str]:
     """The rules between sections."""
     from scentd import when  # the language of policies knows the policies' type
@@ -293,18 +306,11 @@ def check_config(config: Config) -> list[str]:
             if p.stamp_ipv6_fragments
         ]
     problems += same_peer(config.peer)
+    problems += shared_addresses(config.peer)
     problems += when.check(config.policy, {name for peer in config.peer for name in peer.metrics})
     if config.peer and not config.network:
         problems.append("network: missing; a host with peers needs an identity of its own: [[network]] with key_file")
     return problems
-
-
-def duplicates(section: str, names: list[str]) -> list[str]:
-    return [
-        f"{section}[{i}].name: {name!r} is there already; names are unique"
-        for i, name in enumerate(names)
-        if name in names[:i]
-    ]
 
 
 def check_prefixes(addresses: list[str], path: str) -> list[str]:
@@ -333,6 +339,8 @@ def check_network(network: Network, path: str) -> list[str]:
     for i, source in enumerate(network.collect):
         if isinstance(source, PrometheusSource) and source.metric not in known:
             problems.append(f"{path}.collect[{i}].metric: no such metric: {source.metric!r}; name it in {path}.metrics")
+    if len(network.labels) > MAX_LABELS:
+        problems.append(f"{path}.labels: more than {MAX_LABELS}; the Bloom filter has to hold the rest as well")
     for i, label in enumerate(network.labels):
         if "=" not in label or len(label) > 200:
             problems.append(f'{path}.labels[{i}]: write name=value, e.g. "region=eu-west", at most 200 characters')

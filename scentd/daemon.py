@@ -220,7 +220,8 @@ class Daemon:
             return {"error": f"no peer is named {request.network!r}; known: {known}"}
         limit = max(1, min(request.limit, 1000))
         view = self._receiver.view_of(pair)
-        return await asyncio.to_thread(self._allocator.explain, request.network, view, limit)
+        seen = view.view(time.time()) if view is not None else None
+        return await asyncio.to_thread(self._allocator.explain, request.network, seen, limit)
 
     def status(self) -> dict:
         """The whole state for people and programs; holds no secret."""

@@ -33,3 +33,27 @@ class PrefixMap(Generic[T]):
             if value is not None:
                 return value
         return None
+
+
+def overlaps(entries: Iterable[tuple[int, str]]) -> list[tuple[int, str, int, str]]:
+    """(owner, prefix, other owner, prefix around it) where two owners overlap; what is no prefix is skipped.
+
+    One sweep over the sorted prefixes; a prefix is told once, with the farthest-reaching one that covers it.
+    """
+    ranges = []
+    for owner, text in entries:
+        try:
+            network = ip_network(text)
+        except ValueError:
+            continue
+        first = int(network.network_address)
+        ranges.append((network.version, first, -(first + network.num_addresses - 1), owner, text))
+    found = []
+    reach: dict[int, tuple[int, int, str]] = {}  # by version: the farthest end so far, its owner, its prefix
+    for version, first, negative_end, owner, text in sorted(ranges):
+        end, other, around = reach.get(version, (-1, owner, ""))
+        if first <= end and owner != other:
+            found.append((owner, text, other, around))
+        if -negative_end > end:
+            reach[version] = -negative_end, owner, text
+    return found

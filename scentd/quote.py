@@ -3,7 +3,8 @@
 A router in the middle of the path quotes what it saw (RFC 792, RFC 4443) and names
 an MTU for packets with a scent. The sender's stack must see its own packet and the
 MTU that leaves room. The quoted tag is checked first: only an error about a packet
-that we sent is touched, which also tells a genuine error from a blind forgery.
+that we sent lately is touched, which also tells a genuine error from a blind forgery.
+Who sees our packets can still forge one, so what no genuine error says is refused, too.
 """
 
 from __future__ import annotations
@@ -12,17 +13,21 @@ import hmac
 from collections.abc import Callable
 from typing import NamedTuple
 
-from scentd.tables import Outgoing
 from scentd.wire import ip, layout, tag
 
 ICMP, ICMPV6 = 1, 58
-_IPV6_MIN_MTU = 1280  # RFC 8200 section 5
+MAX_AGE = 120  # seconds between the quoted epoch and ours: an error comes a round trip after its packet
+_OVERHEAD = {4: layout.IPV4_OPTION_LEN, 6: layout.IPV6_HEADER_LEN}
+_LEAST_MTU = {4: 68, 6: 1280}  # RFC 791 section 3.2, RFC 8200 section 5
+
+TagKey = Callable[[ip.Parsed, int], bytes | None]  # (a packet's anatomy, its epoch): the tag key if we sent such lately
 
 
 class Unquoted(NamedTuple):
     packet: bytes  # the whole error, rewritten
     destination: bytes  # of the quoted packet
     mtu: int  # what the router allows, scent included
+    flow_bound: bool  # whether the quoted tag vouches for the destination
 
 
 def is_too_big(packet: bytes, found: ip.Parsed) -> bool:
@@ -35,29 +40,43 @@ def is_too_big(packet: bytes, found: ip.Parsed) -> bool:
     return found.protocol == ICMPV6 and packet[at] == 2
 
 
-def unquote(packet: bytes, found: ip.Parsed, outgoing_for: Callable[[ip.Parsed], Outgoing | None]) -> Unquoted | None:
-    """The error without the scent, or None if it quotes no packet of ours."""
+def unquote(packet: bytes, found: ip.Parsed, tag_key: TagKey) -> Unquoted | None:
+    """The error without the scent, or None if it quotes no packet of ours or is not what a router would say of it."""
     if not is_too_big(packet, found):
         return None
     at = found.transport_at
+    mtu = int.from_bytes(packet[at + 6 : at + 8] if found.version == 4 else packet[at + 4 : at + 8], "big")
     quoted = packet[at + 8 :]
     inner = _parse_quoted(quoted, found.version)
     if inner is None:
         return None
     whole, parsed = inner
-    outgoing = outgoing_for(parsed)
-    if outgoing is None or not _ours(whole, parsed, outgoing):
+    if found.destination != parsed.source or not 0 < mtu < _stated_length(quoted, found.version):
         return None
-    bare = _remove(quoted, whole, parsed)
+    if not _checksum_holds(packet, found) or not _ours(whole, parsed, tag_key):
+        return None
+    room = max(mtu - _OVERHEAD[found.version], _LEAST_MTU[found.version])
     if found.version == 4:
-        mtu = int.from_bytes(packet[at + 6 : at + 8], "big")
-        room = max(mtu - layout.IPV4_OPTION_LEN, 68)
-        message = packet[at : at + 2] + b"\0\0" + packet[at + 4 : at + 6] + room.to_bytes(2, "big") + bare
-        return Unquoted(_icmp(packet, found, message), parsed.destination, mtu)
-    mtu = int.from_bytes(packet[at + 4 : at + 8], "big")
-    room = max(mtu - layout.IPV6_HEADER_LEN, _IPV6_MIN_MTU)
-    message = packet[at : at + 2] + b"\0\0" + room.to_bytes(4, "big") + bare
-    return Unquoted(_icmpv6(packet, found, message), parsed.destination, mtu)
+        message = packet[at : at + 2] + b"\0\0" + packet[at + 4 : at + 6] + room.to_bytes(2, "big")
+    else:
+        message = packet[at : at + 2] + b"\0\0" + room.to_bytes(4, "big")
+    message += _remove(quoted, whole, parsed)
+    rewritten = _icmp(packet, found, message) if found.version == 4 else _icmpv6(packet, found, message)
+    flow_bound = not whole[parsed.scent_at + layout.SCENT_VERSION_FLAGS_AT] & layout.FLAG_SENDER
+    return Unquoted(rewritten, parsed.destination, mtu, flow_bound)
+
+
+def _stated_length(quoted: bytes, version: int) -> int:
+    """How long the quoted packet was when the router saw it, bytes, by its own header."""
+    return int.from_bytes(quoted[2:4], "big") if version == 4 else 40 + int.from_bytes(quoted[4:6], "big")
+
+
+def _checksum_holds(packet: bytes, found: ip.Parsed) -> bool:
+    """The error's own checksum: rewriting writes a right one, and must not make a damaged error a good one."""
+    message = packet[found.transport_at :]
+    if found.version == 6:
+        message = _pseudo_header(found, len(message)) + message
+    return ip.word_sum(message + b"\0" * (len(message) % 2)) == 0xFFFF
 
 
 def _parse_quoted(quoted: bytes, version: int) -> tuple[bytes, ip.Parsed] | None:
@@ -72,12 +91,12 @@ def _parse_quoted(quoted: bytes, version: int) -> tuple[bytes, ip.Parsed] | None
     return None if parsed.malformed or not parsed.scent_at else (whole, parsed)
 
 
-def _ours(whole: bytes, parsed: ip.Parsed, outgoing: Outgoing) -> bool:
+def _ours(whole: bytes, parsed: ip.Parsed, tag_key: TagKey) -> bool:
     scent = whole[parsed.scent_at : parsed.scent_at + layout.LEN]
-    epoch = int.from_bytes(scent[layout.SCENT_EPOCH_AT : layout.SCENT_EPOCH_AT + 4], "big")
-    if epoch // layout.PERIOD != outgoing.epoch // layout.PERIOD:
+    key = tag_key(parsed, int.from_bytes(scent[layout.SCENT_EPOCH_AT : layout.SCENT_EPOCH_AT + 4], "big"))
+    if key is None:
         return False
-    made = tag.compute(outgoing.tag_key, scent[: layout.TAGGED_LEN], parsed)
+    made = tag.compute(key, scent[: layout.TAGGED_LEN], parsed)
     return hmac.compare_digest(made, scent[layout.SCENT_TAG_AT :])
 
 
@@ -104,9 +123,13 @@ def _icmp(packet: bytes, found: ip.Parsed, message: bytes) -> bytes:
 
 
 def _icmpv6(packet: bytes, found: ip.Parsed, message: bytes) -> bytes:
-    pseudo = found.source + found.destination + len(message).to_bytes(4, "big") + b"\0\0\0" + bytes((ICMPV6,))
-    total = ip.checksum(pseudo + message + b"\0" * (len(message) % 2))
+    total = ip.checksum(_pseudo_header(found, len(message)) + message + b"\0" * (len(message) % 2))
     message = message[:2] + total.to_bytes(2, "big") + message[4:]
     header = bytearray(packet[: found.transport_at])
     header[4:6] = (len(header) - 40 + len(message)).to_bytes(2, "big")
     return bytes(header) + message
+
+
+def _pseudo_header(found: ip.Parsed, size: int) -> bytes:
+    """What an ICMPv6 checksum covers besides the message (RFC 8200 section 8.1)."""
+    return found.source + found.destination + size.to_bytes(4, "big") + bytes((0, 0, 0, ICMPV6))

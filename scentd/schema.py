@@ -109,3 +109,12 @@ def join(path: str, key: str) -> str:
 def suggestion(key: str, known: Any) -> str:
     close = difflib.get_close_matches(key, known, n=1)
     return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"
+
+
+def duplicates(section: str, names: list[str]) -> list[str]:
+    """Mistakes of an array of tables whose names are not unique."""
+    return [
+        f"{section}[{i}].name: {name!r} is there already; names are unique"
+        for i, name in enumerate(names)
+        if name in names[:i]
+    ]

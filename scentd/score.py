@@ -21,9 +21,12 @@ from scentd.wire import layout
 
 STANDARD_METRICS = frozenset(layout.METRICS.values())
 
-# 40 items set at most 200 of the filter's 256 bits, in the mean 139: one foreign item in twenty is a
-# false positive, (1 - e^(-200/256))^5. With 60 it would be one in six.
-MAX_ITEMS = 40
+# 24 items set at most 120 of the filter's 256 bits: one foreign item in 140 is a false positive,
+# (1 - e^(-120/256))^5. Where nodes are named (two items, ten bits each) the others make room: 12 items and 8 nodes
+# set 140 bits at most, and an innocent node is taken for an affected one once in 5,800.
+MAX_ITEMS = 24
+MAX_ITEMS_BESIDE_NODES = 12
+MAX_AFFECTED = 8
 
 
 def statement(network: Network, samples: Sequence[Sample], events: Sequence[Event], now: float) -> Statement:
@@ -50,14 +53,27 @@ def statement(network: Network, samples: Sequence[Sample], events: Sequence[Even
     overall = weighted_mean(metrics, network.weights)
     levels = {metric: quantise(value, steps) for metric, value in metrics.items()}
     by_role = {key: quantise(value, steps) for key, value in roles.items()}
-    nodes = {node for _, node in active}
+    nodes = affected(active)
     return Statement(
         interval=int(network.interval),
         overall=None if overall is None else quantise(overall, steps),
         levels=levels,
-        items=characteristics(network, levels, by_role, {kind for kind, _ in active}),
-        affected=frozenset(a for a in map(address, nodes) if a is not None) if nodes else frozenset(),
+        items=characteristics(
+            network, levels, by_role, {kind for kind, _ in active}, MAX_ITEMS_BESIDE_NODES if nodes else MAX_ITEMS
+        ),
+        affected=nodes,
     )
+
+
+def affected(active: Mapping[tuple[str, str], float]) -> frozenset[Address]:
+    """The nodes with the most severe events, at most MAX_AFFECTED: the filter must keep its meaning."""
+    worst: dict[Address, float] = {}
+    for (_, name), severity in active.items():
+        node = address(name) if name else None
+        if node is not None:
+            worst[node] = max(severity, worst.get(node, 0.0))
+    ranked = sorted(worst, key=lambda node: (-worst[node], node.version, int(node)))
+    return frozenset(ranked[:MAX_AFFECTED])
 
 
 def means(network: Network, samples: Sequence[Sample]) -> tuple[dict[str, float], dict[tuple[str, str], float]]:
@@ -122,13 +138,17 @@ def quantise(value: float, steps: int) -> float:
 
 
 def characteristics(
-    network: Network, levels: Mapping[str, float], by_role: Mapping[tuple[str, str], float], kinds: set[str]
+    network: Network,
+    levels: Mapping[str, float],
+    by_role: Mapping[tuple[str, str], float],
+    kinds: set[str],
+    most: int = MAX_ITEMS,
 ) -> frozenset[str]:
-    """At most MAX_ITEMS items: events, then what is high (network, role, region), then labels, then the rest."""
+    """At most `most` items: events, labels, what is high (network, role, region), then the rest."""
     high, low = network.high, network.low
     regions = [label for label in network.labels if label.startswith("region=")]
-    items = [f"event={kind}" for kind in sorted(kinds)]
-    rest = list(network.labels)
+    items = [*(f"event={kind}" for kind in sorted(kinds)), *network.labels]
+    rest: list[str] = []
     regional = []
     for metric in sorted(levels):
         level = levels[metric]
@@ -144,7 +164,7 @@ def characteristics(
         else:
             rest.append(f"role={role};metric={metric};level={'low' if level < low else 'medium'}")
     # dict.fromkeys, not set: what is cut off must not depend on the hash seed of the process.
-    return frozenset(list(dict.fromkeys(items + regional + rest))[:MAX_ITEMS])
+    return frozenset(list(dict.fromkeys(items + regional + rest))[:most])
 
 
 @lru_cache(maxsize=4096)

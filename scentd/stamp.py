@@ -46,13 +46,28 @@ def scent(out: Outgoing, found: ip.Parsed, index: int, sender_bound: bool = Fals
 class Sending:
     """One pair's current epoch: which fragments have left and which is next."""
 
-    __slots__ = ("next", "outgoing", "pair", "sent")
+    __slots__ = ("before", "next", "outgoing", "pair", "sent")
 
-    def __init__(self, pair: StampPair, outgoing: Outgoing) -> None:
+    def __init__(self, pair: StampPair, outgoing: Outgoing, previous: Sending | None = None) -> None:
+        """`previous` is what the pair sent until now: routers still complain of its packets."""
         self.pair = pair
         self.outgoing = outgoing
+        self.before: tuple[int, bytes] | None = None  # (period, tag key), other than the current one
+        if previous is not None:
+            period = previous.outgoing.epoch // layout.PERIOD
+            changed = period != outgoing.epoch // layout.PERIOD
+            self.before = (period, previous.outgoing.tag_key) if changed else previous.before
         self.sent = 0  # bit i: fragment i has left
         self.next = 0
+
+    def tag_key(self, epoch: int) -> bytes | None:
+        """The key of an epoch's packets, if they left lately."""
+        if not 0 <= self.outgoing.epoch - epoch <= quote.MAX_AGE:
+            return None
+        period = epoch // layout.PERIOD
+        if period == self.outgoing.epoch // layout.PERIOD:
+            return self.outgoing.tag_key
+        return self.before[1] if self.before is not None and self.before[0] == period else None
 
     def take(self) -> tuple[int, int]:
         """(fragment index, for how many packets of a flow it may be used)."""
@@ -104,7 +119,7 @@ class Stamper:
         known = {p.pair: p for p in self._table.pairs}
         for o in outgoing:
             if o.pair in known:
-                self._sending[o.pair] = Sending(known[o.pair], o)
+                self._sending[o.pair] = Sending(known[o.pair], o, self._sending.get(o.pair))
         self.forget_flows()
 
     def tick(self, now: float) -> None:
@@ -123,23 +138,29 @@ class Stamper:
         What no router has is not believed: a replayed quotation would turn stamping off for the destination.
         """
         mtu = max(mtu, LEARNED_MIN[len(destination)])
+        if mtu >= self.limit(destination):
+            return  # nothing new: a replayed quotation costs us no flow
         if len(self._learned) >= MAX_FLOWS:
             self._learned.clear()
         self._learned[destination] = (mtu, self._now + seconds)
-        self.forget_flows()
+        self._forget_flows_to(destination)
 
     def unquote(self, packet: bytes, found: ip.Parsed) -> bytes | None:
-        """An ICMP "too big" about a packet that we scented, as if we had not; its MTU is learned."""
-        made = quote.unquote(packet, found, self._outgoing)
+        """An ICMP "too big" about a packet that we scented, as if we had not; its MTU is learned.
+
+        Not from a sender-bound scent: whoever has seen one can quote it with any destination.
+        """
+        made = quote.unquote(packet, found, self._tag_key)
         if made is None:
             return None
-        self.learn_limit(made.destination, made.mtu)
+        if made.flow_bound:
+            self.learn_limit(made.destination, made.mtu)
         return made.packet
 
-    def _outgoing(self, found: ip.Parsed) -> Outgoing | None:
+    def _tag_key(self, found: ip.Parsed, epoch: int) -> bytes | None:
         pair = self._pair(found)
         sending = None if pair is None else self._sending.get(pair.pair)
-        return None if sending is None else sending.outgoing
+        return None if sending is None else sending.tag_key(epoch)
 
     def sent(self) -> list[tuple[int, int, int]]:
         """(pair, epoch, bits of the fragments that have left) of every pair."""
@@ -150,6 +171,15 @@ class Stamper:
             if table:
                 table.clear()
         self._flows = 0
+
+    def _forget_flows_to(self, destination: bytes) -> None:
+        """A flow's key begins with its source and destination."""
+        size = len(destination)
+        for table in self._ipv4 if size == 4 else self._ipv6:
+            gone = [key for key in table if key[size : 2 * size] == destination]
+            for key in gone:
+                del table[key]
+            self._flows -= len(gone)
 
     def stamp(self, packet: bytes) -> bytes | int:
         """The packet with a scent, or a reason of layout.UNSTAMPED."""

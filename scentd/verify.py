@@ -206,18 +206,26 @@ class Verifier:
         return not found.ports or len(packet) > ip.PORTLESS_MIN
 
     def _fresh(self, receiving: Receiving, epoch: int) -> bool:
-        """Whether an authentic epoch is the highest yet, or for `grace` seconds not below the one before."""
+        """Whether an authentic epoch is the highest yet, or for `grace` seconds not below the one before.
+
+        Workers share the highest without a lock. Two that write at once may lower it for a
+        moment, or mix the second of one with the epoch of the other; the next packet of the
+        newer epoch mends it.
+        """
         slot = receiving.incoming.slot
         highest = self._epochs[2 * slot]
         if epoch > highest:
             receiving.before = highest
-            self._epochs[2 * slot + 1] = int(self._now)
-            self._epochs[2 * slot] = epoch
+            if epoch > self._epochs[2 * slot]:  # read again: another worker may have just written a higher one
+                self._epochs[2 * slot + 1] = int(self._now)
+                self._epochs[2 * slot] = epoch
             self._forget()
             return True
         if epoch == highest:
             return True
-        oldest = receiving.before or receiving.epoch  # a verifier that has just started has seen neither: no grace
+        # Where another worker raised the highest, our own newest is the best that we know of the one before it.
+        # A verifier that has just started has seen neither: no grace.
+        oldest = receiving.epoch if 0 < receiving.epoch < highest else receiving.before
         return 0 < oldest <= epoch and 0 <= self._now - self._epochs[2 * slot + 1] <= self._table.grace
 
     def _note(self, receiving: Receiving, found: ip.Parsed, scent: bytes) -> None:
@@ -265,7 +273,9 @@ class Verifier:
     def _absent(self, packet: bytes, found: ip.Parsed) -> Outcome:
         treatments = self._treatments.get(found.source) or self._table.default
         treatment = treatments.absent
-        if found.version == 6 and (found.fragment or (found.protocol != ip.TCP and len(packet) > ip.PORTLESS_MIN)):
+        # Stampers leave only what they cannot: TCP is segmented, never fragmented, and what is small stays whole.
+        in_parts = found.fragment or len(packet) > ip.PORTLESS_MIN
+        if found.version == 6 and found.protocol != ip.TCP and in_parts:
             treatment = treatments.absent_ipv6_fragment
         return Outcome(layout.VERDICT_ABSENT, treatment, found.source)
 

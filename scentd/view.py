@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
 
 from scentd.model import Address, Prefix, Profile, View
-from scentd.wire import bloom, profile
+from scentd.wire import bloom, layout, profile
 
 HISTORY = 16  # profiles kept per network, newest first
 NODE_SECONDS = 300.0  # an address not seen for so long is no node any more
+PRUNE_SECONDS = 1.0
 MAX_NODES = 4096  # nodes remembered per network
 
 
@@ -22,11 +23,15 @@ class NetworkView:
         self.prefixes = prefixes
         self._pseudonym_key = pseudonym_key
         self._names = {slot: name for name, slot in slots.items()}
+        self._bits = bloom.load(bytes(layout.BLOOM_LEN))
         self._profiles: tuple[Profile, ...] = ()
         self._received_at = 0.0
         self._glance = (0.0, 0.0)
         self._glance_epoch = 0
-        self._nodes: dict[Address, float] = {}
+        self._nodes: dict[Address, float] = {}  # last seen, oldest first
+        self._items: dict[Address, list[str]] = {}  # what marks a node; computed once
+        self._marked: dict[Address, bool] = {}  # by the newest profile
+        self._pruned_at = 0.0
 
     def take_glance(self, epoch: int, load: float, threat: float) -> bool:
         """Note an accepted packet's glance; True if it says something new."""
@@ -41,14 +46,27 @@ class NetworkView:
         made = Profile(self.network, body.epoch, body.interval, body.overall, levels, body.bloom)
         self._profiles = (made, *self._profiles[: HISTORY - 1])
         self._received_at = now
+        self._marked.clear()
+        self._bits = bloom.load(body.bloom)
         return made
 
     def take_nodes(self, addresses: Iterable[bytes], now: float) -> None:
+        """Note source addresses. When there are too many the one not seen for longest goes, so none can hide."""
         for packed in addresses:
-            if len(self._nodes) < MAX_NODES or ip_address(packed) in self._nodes:
-                self._nodes[ip_address(packed)] = now
-        if len(self._nodes) > MAX_NODES // 2:
-            self._nodes = {a: at for a, at in self._nodes.items() if now - at <= NODE_SECONDS}
+            node = ip_address(packed)
+            self._nodes.pop(node, None)
+            self._nodes[node] = now
+            if len(self._nodes) > MAX_NODES:
+                self._forget(next(iter(self._nodes)))
+        if not 0 <= now - self._pruned_at < PRUNE_SECONDS:
+            self._pruned_at = now
+            for node in [n for n, at in self._nodes.items() if now - at > NODE_SECONDS]:
+                self._forget(node)
+
+    def _forget(self, node: Address) -> None:
+        del self._nodes[node]
+        self._items.pop(node, None)
+        self._marked.pop(node, None)
 
     def view(self, now: float) -> View | None:
         """The View, or None before the first profile."""
@@ -71,11 +89,13 @@ class NetworkView:
         newest = self._profiles[0]
         if not newest.threat:
             return frozenset()
-        return frozenset(
-            node
-            for node in nodes
-            if all(
-                bloom.contains(newest.bloom, newest.epoch, item)
-                for item in profile.event_items(self._pseudonym_key, (node,))
-            )
-        )
+        return frozenset(node for node in nodes if self._is_marked(node, newest.epoch))
+
+    def _is_marked(self, node: Address, epoch: int) -> bool:
+        marked = self._marked.get(node)
+        if marked is None:
+            if node not in self._items:
+                self._items[node] = profile.event_items(self._pseudonym_key, (node,))
+            marked = all(bloom.holds(self._bits, epoch, item) for item in self._items[node])
+            self._marked[node] = marked
+        return marked

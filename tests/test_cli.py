@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 
 import pytest
@@ -22,7 +23,7 @@ def files(tmp_path):
     config = tmp_path / "scentd.toml"
     config.write_text(
         f'[daemon]\ncontrol_socket = "{tmp_path}/control.sock"\n'
-        f'[[network]]\nname = "acme"\nkey_file = "{key}"\n'
+        f'[[network]]\nname = "acme"\nkey_file = "{key}"\ncollect = [{{kind = "cpu"}}]\n'
         f'[[peer]]\nname = "svc"\npublic_key = "{other}"\naddresses = ["10.0.0.0/24"]\n'
     )
     return tmp_path
@@ -50,9 +51,7 @@ def test_keygen_and_pubkey(capsys, monkeypatch):
     assert first.strip() not in made[0]
 
 
-def iter_file(text: str):
-    import io
-
+def iter_file(text: str) -> io.StringIO:
     return io.StringIO(text)
 
 

@@ -55,7 +55,10 @@ def test_not_a_file(tmp_path):
             keys.load(str(tmp_path / name))
 
 
-@pytest.mark.parametrize("content", [b"", b"\0" * 32, os.urandom(64), LINE[:-4].encode(), LINE.encode() * 2, b"A" * 9000])
+GARBAGE = (b"", b"\0" * 32, bytes(range(128, 192)), LINE[:-4].encode(), LINE.encode() * 2, b"A" * 9000)
+
+
+@pytest.mark.parametrize("content", GARBAGE, ids=["empty", "zeros", "binary", "short", "twice", "long"])
 def test_garbage(key, content):
     key.write_bytes(content)
     with pytest.raises(KeyFileError, match="scentd keygen") as error:
@@ -73,7 +76,7 @@ def test_no_text_breaks_the_parser_or_is_repeated(text):
 
 
 def test_an_identity_does_not_show_its_secrets():
-    shown = repr(identity(SECRET)) + str(vars(identity(SECRET).public) if hasattr(identity(SECRET), "__dict__") else "")
+    shown = repr(identity(SECRET))
     assert SECRET.hex() not in shown
     assert "PrivateKey" not in shown
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wire_strategies import quick
 
-from scentd.prefixes import PrefixMap
+from scentd.prefixes import PrefixMap, overlaps
 
 networks = st.tuples(st.integers(0, 2**32 - 1), st.sampled_from([0, 1, 7, 8, 9, 24, 31, 32])).map(
     lambda n: str(ip_network(((n[0] >> 32 - n[1] << 32 - n[1]) & 0xFFFFFFFF, n[1])))
@@ -40,3 +40,10 @@ def test_what_is_no_address_is_not_found(address):
 def test_host_bits_are_refused():
     with pytest.raises(ValueError, match="host bits"):
         PrefixMap([("10.0.0.1/8", 1)])
+
+
+def test_overlaps_are_told_with_both_owners():
+    assert overlaps([(0, "10.0.0.0/8"), (1, "10.1.0.0/16")]) == [(1, "10.1.0.0/16", 0, "10.0.0.0/8")]
+    assert overlaps([(0, "10.0.0.0/8"), (1, "11.0.0.0/8"), (2, "10.255.0.1")]) == [(2, "10.255.0.1", 0, "10.0.0.0/8")]
+    assert overlaps([(0, "10.0.0.0/8"), (0, "10.1.0.0/16"), (1, "fd00::/8"), (2, "0.0.0.1")]) == []
+    assert overlaps([(0, "not a prefix"), (1, "::1"), (2, "::1")]) == [(2, "::1", 1, "::1")]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scentd import score
 from scentd.config import EveSource, Network
 from scentd.model import Event, Sample
-from scentd.wire import bloom
+from scentd.wire import bloom, profile
 
 NOW = 1_000_000.0
 
@@ -128,14 +128,34 @@ def test_items_name_labels_and_the_region_of_what_is_high():
 
 def test_items_are_bounded_and_keep_events_and_highs():
     roles = [f"r{i:03}" for i in range(100)]
-    samples = [sample("memory", 0.1, role=r) for r in roles] + [sample("cpu", 1.0, role=r) for r in roles[:30]]
+    samples = [sample("memory", 0.1, role=r) for r in roles] + [sample("cpu", 1.0, role=r) for r in roles[:15]]
     events = [event(1.0, kind=k) for k in ("policy", "malware")]
     first = score.statement(network(labels=["a=b"]), samples, events, NOW).items
     again = score.statement(network(labels=["a=b"]), samples[::-1], events[::-1], NOW).items
     assert len(first) == score.MAX_ITEMS
     assert first == again
     assert {"event=policy", "event=malware", "metric=cpu;level=high", "a=b"} <= first
-    assert {f"role={r};metric=cpu;level=high" for r in roles[:30]} <= first
+    assert {f"role={r};metric=cpu;level=high" for r in roles[:15]} <= first
+
+
+def test_nodes_take_the_room_of_other_items():
+    """At most eight nodes, the most severe events first, and twelve other items: an innocent one is not marked."""
+    samples = [sample("cpu", 1.0, role=f"r{i}") for i in range(50)]
+    quiet = [event(0.2, node=f"10.0.1.{i}") for i in range(100)]
+    made = score.statement(network(), samples, [*quiet, event(0.9, node="10.0.0.9")], NOW)
+    assert len(made.affected) == score.MAX_AFFECTED
+    assert ip_address("10.0.0.9") in made.affected
+    assert len(made.items) == score.MAX_ITEMS_BESIDE_NODES
+    assert "event=intrusion" in made.items
+    marks = profile.event_items(bytes(16), made.affected)
+    innocent = [ip_address(f"10.7.{i >> 8}.{i & 255}") for i in range(3000)]
+    filters = {epoch: bloom.load(bloom.make([*made.items, *marks], epoch)) for epoch in range(5)}
+    wrong = sum(
+        all(bloom.holds(bits, epoch, item) for item in profile.event_items(bytes(16), (node,)))
+        for epoch, bits in filters.items()
+        for node in innocent
+    )
+    assert wrong <= 15  # of 15,000; with one item a node and no bound on nodes nearly all
 
 
 def test_a_full_set_of_items_leaves_the_filter_useful():

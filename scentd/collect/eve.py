@@ -116,7 +116,7 @@ class Alerts:
         if record.alert is None or record.alert.severity < 1:
             self.counters["eve_wrong_type"] += 1
             return None
-        node = affected(record, self._own)
+        node = affected(record, self._own, self._source.affected == "source")
         if node is None:
             self.counters["eve_not_ours"] += 1
             return None
@@ -186,12 +186,20 @@ def kind_of(category: str) -> str:
     return next((kind for kind, words in KINDS if any(word in text for word in words)), "intrusion")
 
 
-def affected(record: Record, own: Sequence[Prefix]) -> str | None:
+def affected(record: Record, own: Sequence[Prefix], senders_only: bool = False) -> str | None:
     """Address of the affected node, "" if the record names none, None if neither end is `own`.
+
+    With `senders_only` a node is affected only if it sent what was alerted on; an alert
+    about what others send to it counts as one that names none. A stranger who can set
+    off rules about a node then cannot have it quarantined.
 
     The destination is looked at first: it is the attacked end of most rules; a
     node that talks outwards is then the only own end.
     """
+    if senders_only:
+        if record.src_ip and (not own or is_own(record.src_ip, own)):
+            return record.src_ip
+        return None if affected(record, own) is None else ""
     if not own:
         return record.dest_ip or ""
     ends = [end for end in (record.dest_ip, record.src_ip) if end]

@@ -12,7 +12,6 @@ from scentd.act.decision_log import DecisionLog
 from scentd.act.runner import Runner
 from scentd.decide import Decider
 from scentd.model import Decision, View
-from scentd.view import NetworkView
 
 log = logging.getLogger(__name__)
 
@@ -59,11 +58,9 @@ class Allocator:
         """Once a second: what the disk did not take before may go now."""
         self._log.flush()
 
-    def explain(self, network: str, view: NetworkView | None, limit: int) -> dict:
+    def explain(self, network: str, seen: View | None, limit: int) -> dict:
         """How each policy stands for a network and what was decided for it, newest first."""
-        now = time.time()
-        seen = view.view(now) if view is not None else None
-        stands = self._decider.explain(seen, now) if seen is not None else []
+        stands = self._decider.explain(seen, time.time()) if seen is not None else []
         return {
             "network": network,
             "policies": [

@@ -43,14 +43,16 @@ def load(key_file: str) -> keys.Identity:
     except OSError as error:
         hint = f"make one with: (umask 077; scentd keygen > {path})"
         raise KeyFileError(f"key_file {path}: {error.strerror}; {hint}") from None
-    with os.fdopen(fd, "rb") as file:
+    try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise KeyFileError(f"key_file {path}: not a regular file")
         if status.st_mode & 0o077:
             mode = f"{status.st_mode & 0o777:04o}"
             raise KeyFileError(f"key_file {path}: others may read it (mode {mode}): chmod 0600 {path}")
-        content = file.read(_MAX)
+        content = os.read(fd, _MAX)
+    finally:
+        os.close(fd)
     try:
         return keys.identity(parse_secret(content.decode("ascii", "replace")))
     except ValueError as error:

@@ -34,6 +34,15 @@ def make(items: Iterable[str], epoch: int) -> bytes:
 
 def contains(bloom: bytes, epoch: int, item: str) -> bool:
     """Whether the item may be in the filter; never False for one that is."""
+    return holds(load(bloom), epoch, item)
+
+
+def load(bloom: bytes) -> bitarray:
+    """A filter in the form in which `holds` asks it many times."""
     bits = bitarray(endian="big")
     bits.frombytes(bloom)
+    return bits
+
+
+def holds(bits: bitarray, epoch: int, item: str) -> bool:
     return all(bits[p] for p in positions(item, epoch))

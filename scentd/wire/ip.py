@@ -18,6 +18,11 @@ SOURCE_ROUTES = (131, 137)  # RFC 791: loose and strict
 PORT_PROTOCOLS = frozenset((TCP, UDP, 33, 132, 136))  # also DCCP, SCTP, UDP-Lite
 MAX_HEADERS = 8  # IPv6 extension headers, ours included; with more a packet is called malformed
 
+# In one Destination Options header; a packet with more is called malformed. Linux drops the same
+# (net/ipv6/exthdrs.c, ip6_parse_tlv; sysctl max_dst_opts_number). They bound the walk.
+MAX_PADDING = 7  # bytes in a row
+MAX_OPTIONS = 8  # that are no padding
+
 # A stamper may leave the ports out of the tag of a packet that will be fragmented
 # behind it. A receiver with defragmentation sees it whole again and can tell it
 # only by its size: no stamper fragments what fits into the smallest IPv6 link.
@@ -26,6 +31,7 @@ PORTLESS_MIN = 1280  # bytes, with the scent
 _MAGIC = layout.MAGIC.to_bytes(2, "big")
 _IPV6_SCENT = bytes((layout.IPV6_OPTION_TYPE, layout.LEN))
 _IPV6_LENGTH = layout.IPV6_HEADER_LEN // 8 - 1
+_NOT_FIRST, _IN_PARTS = 0xFFF8, 0xFFF9  # of a Fragment header: the offset; the offset and "more fragments"
 
 
 @dataclass(slots=True)
@@ -37,6 +43,7 @@ class Parsed:
     scent_at: int = 0  # offset of the 34 bytes; 0: there is none
     insert_at: int = 0  # where a scent would go
     room: bool = True  # and whether it may
+    atomic: bool = False  # IPv6 with a Fragment header and yet whole (RFC 6946)
     routed: bool = False  # the destination that the tag would bind is not the one that it arrives with
     transport_at: int = 0
     protocol: int = 0
@@ -122,14 +129,19 @@ def _parse_ipv6(packet: bytes) -> Parsed:
         elif protocol == HOP_BY_HOP and at == 40:
             found.insert_at = 40 + length
         elif protocol == FRAGMENT:
-            found.fragment = True
-            if int.from_bytes(packet[at + 2 : at + 4], "big") & 0xFFF8:  # not the first: what follows is payload
+            offset = int.from_bytes(packet[at + 2 : at + 4], "big")
+            if offset & _IN_PARTS:
+                found.fragment = True
+            else:
+                found.atomic = True
+            if offset & _NOT_FIRST:  # what follows is payload
                 protocol, at = packet[at], at + 8
                 break
         else:
             found.routed = True  # Routing changes the destination; a late Hop-by-Hop is an error
         protocol, at = packet[at], at + length
-    found.room = not found.routed and headers < MAX_HEADERS
+    # Conntrack reassembles an atomic fragment, too, and like any other would drop it behind our header.
+    found.room = not found.routed and not found.atomic and headers < MAX_HEADERS
     found.malformed |= found.routed and found.scent_at > 0
     found.protocol, found.transport_at = protocol, at
     _find_ports(packet, found)
@@ -138,14 +150,15 @@ def _parse_ipv6(packet: bytes) -> Parsed:
 
 def _find_ipv6_option(packet: bytes, at: int, length: int, found: Parsed) -> None:
     """A scent counts only in a header of its own in the one form that we write, and in its place."""
-    end, option = at + length, at + 2
+    end, option, padding, options = at + length, at + 2, 0, 0
     while option < end:
         kind = packet[option]
-        if kind == 0:
-            option += 1
-            continue
         size = packet[option + 1] if option + 1 < end else 255
-        if option + 2 + size > end:
+        if kind > 1:
+            padding, options = 0, options + 1
+        else:
+            padding += 1 if kind == 0 else 2 + size
+        if padding > MAX_PADDING or options > MAX_OPTIONS or (kind and option + 2 + size > end):
             found.malformed = True
             return
         if kind == layout.IPV6_OPTION_TYPE and packet[option + 2 : min(option + 4, option + 2 + size)] == _MAGIC:
@@ -155,7 +168,7 @@ def _find_ipv6_option(packet: bytes, at: int, length: int, found: Parsed) -> Non
                 found.malformed = True
                 return
             found.scent_at = option + 2
-        option += 2 + size
+        option += 2 + size if kind else 1
 
 
 def _find_ports(packet: bytes, found: Parsed) -> None:

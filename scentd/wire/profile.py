@@ -103,4 +103,6 @@ def pseudonym(key: bytes, address: IPv4Address | IPv6Address) -> str:
 
 
 def event_items(key: bytes, affected: Iterable[IPv4Address | IPv6Address]) -> list[str]:
-    return [f"node={pseudonym(key, a)};event=intrusion" for a in affected]
+    """Two items a node, both of which a receiver asks for: an innocent node must not be marked by chance."""
+    names = [pseudonym(key, a) for a in affected]
+    return [item for name in names for item in (f"node={name};event=intrusion", f"event=intrusion;node={name}")]

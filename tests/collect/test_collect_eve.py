@@ -62,6 +62,15 @@ def test_the_affected_node_is_the_own_end():
     assert held.counters["eve_not_ours"] == 1
 
 
+def test_with_source_only_a_sender_is_affected():
+    """A stranger who sets off a rule about a node raises the threat, and has nobody quarantined."""
+    only = eve.Alerts(EveSource(socket="/x", affected="source"), OWN)
+    assert only.line(line(), 100.0, 0.0).node == ""
+    assert only.line(line(source="10.0.0.7", destination="192.0.2.9"), 100.0, 0.0).node == "10.0.0.7"
+    assert only.line(line(source="192.0.2.8", destination="192.0.2.9"), 100.0, 0.0) is None
+    assert only.counters["eve_not_ours"] == 1
+
+
 def test_without_own_prefixes_it_is_the_destination():
     assert alerts(own=()).line(line(destination="198.51.100.1"), 0.0, 0.0).node == "198.51.100.1"
 

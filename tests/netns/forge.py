@@ -60,7 +60,9 @@ def attach(end: socket.socket, made: bytes) -> None:
         end.setsockopt(socket.IPPROTO_IPV6, IPV6_DSTOPTS, ip.ipv6_header(0, made))
     else:
         header = bytes((0, 4, layout.IPV6_OPTION_TYPE, len(made))) + made
-        end.setsockopt(socket.IPPROTO_IPV6, IPV6_DSTOPTS, header + bytes((1, 38 - len(header))) + bytes(38 - len(header)))
+        end.setsockopt(
+            socket.IPPROTO_IPV6, IPV6_DSTOPTS, header + bytes((1, 38 - len(header))) + bytes(38 - len(header))
+        )
 
 
 def bent(made: bytes, at: int, value: int) -> bytes:

@@ -142,7 +142,9 @@ def captured(a: Node, b: Node) -> list[bytes]:
 def mutated(seeded: random.Random, packet: bytes) -> bytes:
     """Random bytes, or a packet with some bytes of its headers changed, cut, or lengthened, lengths mended or not."""
     if seeded.random() < 0.2:
-        return bytes((seeded.choice((0x45, 0x4F, 0x60, seeded.randrange(256))),)) + seeded.randbytes(seeded.randrange(200))
+        return bytes((seeded.choice((0x45, 0x4F, 0x60, seeded.randrange(256))),)) + seeded.randbytes(
+            seeded.randrange(200)
+        )
     made = bytearray(packet)
     for _ in range(seeded.randrange(4)):
         at = seeded.randrange(len(made))

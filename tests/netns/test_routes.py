@@ -15,7 +15,7 @@ import pytest
 from topology import Host, Topology
 
 from scentd import room
-from scentd.config import Config, Datapath, Peer
+from scentd.config import Config, CpuSource, Datapath, Network, Peer
 from scentd.datapath import routes, rules, sets, watch
 from scentd.datapath.nfqueue import Queue
 
@@ -24,7 +24,9 @@ TABLE = str(Datapath().route_table)
 
 
 def config(*addresses: str) -> Config:
-    return Config(peer=[Peer(name="p", public_key="", addresses=list(addresses))])
+    """Of a host that signs profiles: only then are its peers' packets scented, and room is made for that."""
+    network = Network(name="n", key_file="", collect=[CpuSource()])
+    return Config(network=[network], peer=[Peer(name="p", public_key="", addresses=list(addresses))])
 
 
 @pytest.fixture
@@ -86,6 +88,19 @@ def test_sockets_see_the_lowered_mtu_and_stamped_packets_the_full_one(host):
     for stranger in ("10.1.0.3", "10.8.1.9", "fd00:8::2"):
         full_mtu_is(host, stranger, None)
     assert dict(plan.limits()) == {"10.1.0.2/32": 1500, "10.8.0.0/24": 1400, "fd00:1::/64": 1500, "fd00:8::1/128": 1400}
+
+
+@pytest.mark.netns
+def test_a_host_that_signs_nothing_lowers_no_route(host):
+    """Without a collector nothing that it sends is ever scented, so nothing needs room."""
+    wish = config("10.1.0.2", "fd00:1::/64")
+    before = tables(host)
+    assert host.call(routes.apply, Config(network=[Network(name="n", key_file="")], peer=wish.peer)).routes == ()
+    assert tables(host) == before
+    host.call(routes.apply, wish)
+    full_mtu_is(host, "10.1.0.2", 1464)
+    host.call(routes.apply, Config(network=[Network(name="n", key_file="")], peer=wish.peer))  # a reload without
+    assert tables(host) == before
 
 
 @pytest.mark.netns
@@ -155,7 +170,7 @@ def test_rules_and_routes_of_others_stay(host):
 def test_a_changed_priority_or_mark_changes_the_rules(host):
     wish = config("10.1.0.2")
     host.call(routes.apply, wish)
-    other = Config(peer=wish.peer, datapath=Datapath(mark_stamped=0x400))
+    other = Config(network=wish.network, peer=wish.peer, datapath=Datapath(mark_stamped=0x400))
     host.call(routes.apply, other)
     assert host.out("ip", "rule").count("fwmark") == 1
     assert "fwmark 0x400/0x400 goto 22602" in host.out("ip", "rule")

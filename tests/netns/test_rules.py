@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from topology import Host, Topology
 
-from scentd.config import Config, Datapath, Network, Peer, Stamp, Verify
+from scentd.config import Config, CpuSource, Datapath, Network, Peer, Stamp, Verify
 from scentd.datapath import rules, sets
 from scentd.datapath.nfqueue import Queue
 from scentd.errors import HostError
@@ -33,7 +33,7 @@ PEER = ["10.1.0.0/24", "fd00:1::/64"]
 
 
 def config(peer: list[str] = PEER, local: list[str] | None = None, **more) -> Config:
-    network = Network(name="n", key_file="", addresses=local or [])
+    network = Network(name="n", key_file="", addresses=local or [], collect=[CpuSource()])  # it signs: peers are scented
     return Config(network=[network], peer=[Peer(name="p", public_key="", addresses=peer)], **more)
 
 
@@ -341,6 +341,23 @@ def test_only_packets_to_peers_that_are_not_marked_reach_the_stamp_queue(sender,
             sender.call(udp, address, b"to a peer")
         assert wait_for(lambda: queues.count(STAMP_QUEUE, b"to a peer") == 2)
         assert [queues.count(STAMP_QUEUE, b) for b in (b"not a peer", b"marked", b"loopback")] == [0, 0, 0]
+
+
+@pytest.mark.netns
+def test_a_host_that_signs_nothing_queues_nothing_that_it_sends(sender):
+    """Without a collector there is never a scent: a packet that waits for one would pay for nothing."""
+    verifies_only = config()
+    verifies_only.network[0].collect.clear()
+    install(sender, verifies_only)
+    assert sender.call(sets.have)["scentd-stamp4"] == sender.call(sets.have)["scentd-stamp6"] == frozenset()
+    assert sender.call(sets.have)["scentd-verify4"] == {ip_network("10.1.0.0/24")}
+    with Queues(sender) as queues:
+        for address in ("10.1.0.2", "fd00:1::2"):
+            sender.call(udp, address, b"to a peer")
+        sender.call(sets.apply, config())  # the same host with a collector: the queue does see it
+        sender.call(udp, "10.1.0.2", b"with a collector")
+        assert wait_for(lambda: queues.count(STAMP_QUEUE, b"with a collector"))
+        assert not queues.count(STAMP_QUEUE, b"to a peer")
 
 
 @pytest.mark.netns

@@ -1,0 +1,150 @@
+"""The commands that ask a running daemon, against real ones."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import suppress
+
+import pytest
+from hosts import acquainted, environment, pair, start, until
+from prometheus_client.parser import text_string_to_metric_families
+
+from scentd.wire import layout
+
+pytestmark = pytest.mark.netns
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory):
+    with pair("co", tmp_path_factory.mktemp("co")) as (a, b):
+        b.sections["policy"] = [
+            {"name": "isolate", "when": "threat >= 0.5", "do": {"kind": "quarantine", "timeout": "1s"}}
+        ]
+        start(a, b)
+        acquainted(b, a)
+        yield a, b
+
+
+def test_status(nodes):
+    a, b = nodes
+    text = b.cli("status").stdout
+    for part in ("network b", "peer a", "stamped", "accepted", "rejected: none", "memory"):
+        assert part in text
+    data = json.loads(b.cli("status", "--json").stdout)
+    assert set(data["rejected"]) == set(layout.VERDICTS.values()) - {"accepted", "absent"}
+    assert set(data["unstamped"]) == set(layout.UNSTAMPED.values())
+    assert str(a.identity.public) not in json.dumps(data)
+    assert a.key_file.read_text().strip() not in json.dumps(data)
+    assert (
+        b.host.run(sys.executable, "-m", "scentd", "--config", str(b.config), env=environment()).stdout[:6] == text[:6]
+    )
+
+
+def test_metrics_parse_and_name_every_reason(nodes):
+    _, b = nodes
+    assert_metrics(b.cli("metrics").stdout)
+
+
+def assert_metrics(text: str) -> None:
+    families = {f.name: f for f in text_string_to_metric_families(text)}
+    reasons = {s.labels["reason"] for s in families["scentd_rejected_packets"].samples}
+    assert reasons == set(layout.VERDICTS.values()) - {"accepted", "absent"}
+    assert families["scentd_up"].samples[0].value == 1
+    assert families["scentd_accepted_packets"].samples[0].value > 0
+
+
+def test_exporter_over_http(nodes):
+    """On the address that it was told; when the daemon is gone, scentd_up is 0 and the rest is not there."""
+    _, b = nodes
+    argv = [sys.executable, "-m", "scentd", "exporter", "--config", str(b.config), "--listen", "127.0.0.1:19736"]
+    exporter = subprocess.Popen(argv, env=environment())
+    try:
+        assert_metrics(until(lambda: page("http://127.0.0.1:19736/metrics"), "the exporter answers"))
+    finally:
+        exporter.terminate()
+        exporter.wait()
+    argv[argv.index("--config") :] = ["--socket", str(b.directory / "none"), "--listen", "127.0.0.1:19737"]
+    exporter = subprocess.Popen(argv, env=environment())
+    try:
+        text = until(lambda: page("http://127.0.0.1:19737/metrics"), "the exporter answers")
+        assert [f.name for f in text_string_to_metric_families(text)] == ["scentd_up"]
+    finally:
+        exporter.terminate()
+        exporter.wait()
+
+
+def page(url: str) -> str | None:
+    with suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
+        return answer.read().decode()
+    return None
+
+
+def test_monitor_and_explain(nodes):
+    """An alarm as it is told: the epoch at the sender; the profile, the decision and its release at the receiver."""
+    a, b = nodes
+    monitors = {n: monitor(n) for n in (a, b)}
+    try:
+        until(lambda: all(json.loads(m.stdout.readline()) for m in monitors.values()), "they listen")
+        a.alarm(a.host.ipv4)
+        until(lambda: b.status()["allocation"]["decisions"].get("release"), "the quarantine comes and goes")
+    finally:
+        time.sleep(0.1)
+        for process in monitors.values():
+            process.terminate()
+    told = {n: [json.loads(line) for line in m.communicate()[0].splitlines()] for n, m in monitors.items()}
+    assert [e["node"] for e in told[a] if e["event"] == "alarm"] == [a.host.ipv4]
+    assert [e["alarm"] for e in told[a] if e["event"] == "epoch"].count(True) == 1
+    assert [e for e in told[b] if e["event"] == "profile" and e["levels"]["threat"] >= 0.5]
+    assert [e["action"] for e in told[b] if e["event"] == "decision"][:1] == ["quarantine"]
+    told_text = b.cli("explain", "a").stdout
+    for part in ("isolate", "quarantine", a.host.ipv4, "threat"):
+        assert part in told_text
+    data = json.loads(b.cli("explain", "a", "--json", "--limit", "1").stdout)
+    assert len(data["decisions"]) == 1
+    assert data["policies"][0]["policy"] == "isolate"
+
+
+def monitor(node) -> subprocess.Popen:
+    argv = [sys.executable, "-m", "scentd", "monitor", "--json", "--socket", str(node.control)]
+    return subprocess.Popen(argv, env=environment(), stdout=subprocess.PIPE, text=True)
+
+
+def test_explain_nobody(nodes):
+    _, b = nodes
+    done = b.cli("explain", "nobody")
+    assert done.returncode == 1
+    assert "no peer is named 'nobody'; known: a" in done.stderr
+
+
+def test_rules_show_apply_and_remove(nodes):
+    """`rules show` says whether the host is as wanted; taken away by hand, `apply` puts it back."""
+    a, b = nodes
+    assert b.cli("rules", "show").stdout.count("as wanted") == 2
+    b.host.run("iptables", "-t", "mangle", "-F", "SCENTD-IN")
+    assert "differs from what is wanted" in b.cli("rules", "show").stdout
+    assert b.cli("rules", "apply").returncode == 0
+    assert b.cli("rules", "show").stdout.count("as wanted") == 2
+    accepted = b.count("accepted")
+    a.host.run("ping", "-c", "2", "-i", "0.1", b.host.ipv4)
+    until(lambda: b.count("accepted") >= accepted + 2, "packets go through the queue")
+
+
+def test_decode_a_capture(nodes, tmp_path):
+    a, b = nodes
+    path = tmp_path / "scents.pcap"
+    with b.capture() as wire:
+        a.host.run("ping", "-c", "2", "-i", "0.1", b.host.ipv4)
+        packets = wire.packets()
+    header = (
+        (0xA1B2C3D4).to_bytes(4, "big") + b"\0\2\0\4" + bytes(8) + (65535).to_bytes(4, "big") + (101).to_bytes(4, "big")
+    )
+    path.write_bytes(header + b"".join(bytes(8) + len(p).to_bytes(4, "big") * 2 + p for p in packets))
+    done = b.cli("decode", "--json", str(path))
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(found) >= 2
+    assert a.identity.public.key_id.hex() in done.stdout
