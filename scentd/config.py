@@ -14,20 +14,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-import msgspec
 from msgspec import Meta
 
-from scentd import schema, series
+from scentd import schema, series, when
 from scentd.errors import ConfigError
 from scentd.model import Prefix
+from scentd.policy import Bandwidth, Command, Do, Policy, Quarantine, Webhook
 from scentd.prefixes import overlaps
-from scentd.schema import Table, duplicates
+from scentd.schema import Name, Table, duplicates
 from scentd.units import Bits, Seconds
 from scentd.wire import keys, layout
 
+__all__ = ["Bandwidth", "Command", "Do", "Policy", "Quarantine", "Webhook"]  # sections that policy.py defines
+
 MAX_LABELS = 8
 RESERVED = ("age", "epoch", "interval", "load", "network", "overall")  # variables of policies besides metrics
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Treatment = Literal["drop", "reject", "pass"]
 Fail = Literal["open", "closed"]
@@ -172,55 +173,6 @@ class Peer(Table):
         return check_peer(self, path)
 
 
-class Quarantine(Table, tag_field="kind", tag="quarantine"):
-    """Drop all packets from the affected nodes or the whole network for a time (nftables set)."""
-
-    target: Literal["node", "network"] = "node"
-    timeout: Seconds = 60.0
-
-
-class Bandwidth(Table, tag_field="kind", tag="bandwidth"):
-    """Set the rate of the network's HTB class on an interface, in steps."""
-
-    interface: str
-    step: Bits  # largest change at once; negative narrows
-    floor: Bits
-    ceiling: Bits
-    start: Bits | None = None  # before any policy fired; default: floor
-
-
-class Command(Table, tag_field="kind", tag="command"):
-    """Run a program (no shell) with the decision as JSON on its standard input."""
-
-    argv: Annotated[list[str], Meta(min_length=1)]
-    timeout: Seconds = 10.0
-    user: str = "nobody"
-
-
-class Webhook(Table, tag_field="kind", tag="webhook"):
-    """POST the decision as JSON."""
-
-    url: str
-    timeout: Seconds = 5.0
-
-
-Do = Quarantine | Bandwidth | Command | Webhook
-
-
-class Policy(Table):
-    name: Name
-    when: str  # CEL over the view: cpu > 0.8 && has("region=eu-west")
-    do: Do
-    network: str = "*"  # a peer's name, or * for all
-    hold: Seconds = msgspec.field(name="for", default=0.0)  # true for so long before it fires
-    cooldown: Seconds = 0.0  # pause after it fired for a network
-    matches: Annotated[int, Meta(ge=1, le=16)] = 1  # true in so many ...
-    profiles: Annotated[int, Meta(ge=1, le=16)] = 1  # ... of the last so many profiles
-
-    def mistakes(self, path: str) -> list[str]:
-        return check_policy(self, path)
-
-
 class Config(Table):
     daemon: Daemon = Daemon()
     datapath: Datapath = Datapath()
@@ -279,8 +231,6 @@ def shared_addresses(peers: list[Peer]) -> list[str]:
 
 def check_config(config: Config) -> list[str]:
     """The rules between sections."""
-    from scentd import when  # the language of policies knows the policies' type
-
     problems = [
         *duplicates("network", [n.name for n in config.network]),
         *duplicates("peer", [p.name for p in config.peer]),
@@ -390,15 +340,6 @@ def check_peer(peer: Peer, path: str) -> list[str]:
         keys.parse_public(peer.public_key)
     except ValueError as error:
         problems.append(f"{path}.public_key: {error}")
-    return problems
-
-
-def check_policy(policy: Policy, path: str) -> list[str]:
-    problems = []
-    if policy.matches > policy.profiles:
-        problems.append(f"{path}.matches: is more than {path}.profiles")
-    if isinstance(policy.do, Bandwidth) and policy.do.floor > policy.do.ceiling:
-        problems.append(f"{path}.do.floor: is above {path}.do.ceiling")
     return problems
 
 

@@ -10,11 +10,14 @@ from __future__ import annotations
 import difflib
 import types
 import typing
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from scentd import units
+
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 
 
 class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

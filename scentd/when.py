@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 
 import cel
 
-from scentd import config, schema
+from scentd import schema
+from scentd.policy import Policy, Webhook
 from scentd.wire import layout
 
 LENGTH_MAX = 1000  # characters; the CEL parser overflows its stack on chains of some 20,000 operators
@@ -57,7 +58,7 @@ def syntax_error(message: str) -> str:
     return f"{'' if line == '1' else f'line {line}, '}column {column}: {what}"
 
 
-def check(policies: Sequence[config.Policy], private_metrics: Collection[str]) -> list[str]:
+def check(policies: Sequence[Policy], private_metrics: Collection[str]) -> list[str]:
     """Mistakes in the policies' expressions and URLs, each as "policy[i].when: what, and the way out".
 
     `private_metrics` are the names that the peers' `metrics` give to private slots.
@@ -66,7 +67,7 @@ def check(policies: Sequence[config.Policy], private_metrics: Collection[str]) -
     known = sorted({*layout.METRICS.values(), *private_metrics, *NUMBERS, "network"})
     for i, policy in enumerate(policies):
         problems += [f"policy[{i}].when: {mistake}" for mistake in check_when(policy.when, known)]
-        if isinstance(policy.do, config.Webhook) and not is_web(policy.do.url):
+        if isinstance(policy.do, Webhook) and not is_web(policy.do.url):
             problems.append(f"policy[{i}].do.url: {policy.do.url!r} is not a http:// or https:// address")
     return problems
 
