@@ -41,6 +41,7 @@ EXTENSIONS: dict[str, tuple[tuple[int, ...], str, str]] = {
     "comment": ((4, 6), "mangle", "-m comment --comment scentd"),
     "icmp": ((4,), "mangle", "-p icmp -m icmp --icmp-type 3/4"),
     "icmp6": ((6,), "mangle", "-p ipv6-icmp -m icmp6 --icmpv6-type 2"),
+    "hl": ((6,), "mangle", "-p ipv6-icmp -m hl --hl-eq 255"),
     "NFQUEUE": ((4, 6), "mangle", "-j NFQUEUE --queue-balance 22600:22601 --queue-bypass"),
     "REJECT": ((4, 6), "filter", "-p tcp -j REJECT --reject-with tcp-reset"),
 }
@@ -164,7 +165,8 @@ def sample_config() -> Any:
 
     key = "A" * 86 + "=="
     peer = config.Peer(name="peer", public_key=key, addresses=["192.0.2.0/24", "2001:db8::/64"], rejected="reject")
-    network = config.Network(name="network", key_file="", addresses=["198.51.100.0/24", "2001:db8:1::/64"])
+    prefixes = ["198.51.100.0/24", "2001:db8:1::/64"]
+    network = config.Network(name="network", key_file="", addresses=prefixes, collect=[config.CpuSource()])
     whole_host = config.Network(name="host", key_file="")
     return config.Config(
         datapath=config.Datapath(workers=2),

@@ -112,6 +112,11 @@ def pseudonym(pair, sender, receiver, address):
     return f"{siphash24(expand(pair, b'scentd/1 pseudonym' + sender + receiver, 16), address):016x}"
 
 
+def node_items(name):
+    """Section 6.4: an affected node is in the filter twice."""
+    return [f"node={name};event=intrusion", f"event=intrusion;node={name}"]
+
+
 def bloom(items, epoch):
     bits = 0
     for item in items:

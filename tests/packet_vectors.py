@@ -10,6 +10,8 @@ from scapy.layers.inet6 import (
     IPv6ExtHdrFragment,
     IPv6ExtHdrHopByHop,
     IPv6ExtHdrRouting,
+    Pad1,
+    PadN,
     RouterAlert,
 )
 from scapy.packet import Raw
@@ -21,6 +23,7 @@ A4, B4, C4, N4 = "192.0.2.7", "198.51.100.9", "203.0.113.5", "198.51.100.200"
 A6, B6, C6, F6 = "2001:db8:a::7", "2001:db8:b::9", "2001:db8:c::5", "2001:db8:f::9"
 PORTS = {"sport": 40000, "dport": 443}
 DATA = Raw(b"payload!")
+BEACON_INDEX = 7
 
 
 def ip4(**changes):
@@ -129,8 +132,14 @@ UNSTAMPED = [
     ("eight headers", "with ours it would have nine extension headers", "headers",
      lambda: ip6() / IPv6ExtHdrHopByHop() / IPv6ExtHdrDestOpt() / IPv6ExtHdrDestOpt() / IPv6ExtHdrDestOpt()
      / IPv6ExtHdrDestOpt() / IPv6ExtHdrDestOpt() / IPv6ExtHdrDestOpt() / IPv6ExtHdrDestOpt() / tcp()),
+    ("atomic fragment", "whole, but with a Fragment header: conntrack would take it for a fragment",
+     "headers",
+     lambda: ip6(dst=F6) / IPv6ExtHdrFragment(nh=6, offset=0, m=0, id=5) / tcp()),
     ("late hop by hop", "Hop-by-Hop in a wrong place", "headers",
      lambda: ip6() / IPv6ExtHdrDestOpt() / IPv6ExtHdrHopByHop() / tcp()),
+    ("eight bytes of padding", "more padding in a row than receivers take", "malformed",
+     lambda: ip6() / IPv6ExtHdrDestOpt(options=[HBHOptUnknown(otype=0x3E, optdata=b"ab"), PadN(optdata=bytes(6)),
+                                                Pad1(), Pad1()], autopad=0) / tcp()),
     ("wrong length4", "the length field does not say what there is", "malformed", lambda: ip4(len=41) / tcp()),
     ("wrong length6", "the length field does not say what there is", "malformed", lambda: ip6(plen=21) / tcp()),
     ("option overruns4", "an option ends behind the header", "malformed",
@@ -147,6 +156,7 @@ def packets():
     six = bytes.fromhex(next(v for v in stamped if v["name"] == "tcp6")["stamped"])
     unstamped.append(unstamped_vector("already6", "it has a scent", "already", six))
     return {
+        "setup": setup.described(stamping=True, receiving=True) | {"beacon_index": BEACON_INDEX},
         "epoch": setup.EPOCH,
         "now": setup.NOW,
         "stamped": stamped,
@@ -184,9 +194,9 @@ def flow(name, packet):
 
 
 def beacon(name, header):
-    """An empty datagram to the beacon port, fragment 7."""
+    """An empty datagram to the beacon port."""
     before = bytes(header / UDP(sport=50000, dport=layout.BEACON_PORT))
     found = ip.parse(before)
     out = next(o for o in setup.outgoing() if o.pair == 0)
-    made = ip.insert(before, found, stamp.scent(out, found, 7, False, layout.FLAG_BEACON))
+    made = ip.insert(before, found, stamp.scent(out, found, BEACON_INDEX, False, layout.FLAG_BEACON))
     return {"name": name, "sentence": "accepted and consumed", "before": before.hex(), "stamped": made.hex()}

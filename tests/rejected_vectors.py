@@ -70,13 +70,16 @@ def chain(count):
     return packet
 
 
+NOTHING = HBHOptUnknown(otype=0x3E, optdata=b"")  # two bytes, and no padding
+
+
 def opt6(data):
     return HBHOptUnknown(otype=data[0], optlen=data[1], optdata=data[2:])
 
 
 def absent():
     four, six = scent4(), scent6()
-    foreign = IPv6Option_Scent(magic=0x5CE8)
+    foreign, foreign_pair = IPv6Option_Scent(magic=0x5CE8), HBHOptUnknown(otype=0x3E, optdata=bytes(1))
     return [
         ("plain4", "no scent", ip4() / tcp()),
         ("plain6", "no scent", ip6() / tcp()),
@@ -96,6 +99,27 @@ def absent():
         ("inside another6", "our bytes as the content of a foreign option",
          ip6() / IPv6ExtHdrDestOpt(options=[HBHOptUnknown(otype=0x3E, optdata=six)]) / tcp()),
         ("in the payload", "our bytes as data", ip6() / udp() / Raw(six)),
+        ("in a routing header", "only Destination Options are walked: a Routing header's content is not looked at",
+         ip6(nh=43) / Raw(b"\x06\x04\x1e\x22" + six[2:] + b"\x01\0") / tcp()),
+        ("foreign in the fragment", "options behind a first fragment's header are walked; a foreign one is nothing",
+         ip6() / IPv6ExtHdrFragment(nh=60, offset=0, m=1)
+         / IPv6ExtHdrDestOpt(nh=17, options=[foreign]) / udp(len=1200, chksum=1)),
+        ("small fragment of carol", "an IPv6 fragment that is not TCP has a treatment of its own, however small",
+         ip6(src=C6) / IPv6ExtHdrFragment(nh=17, offset=8, m=0) / raw(8)),
+        ("large udp of carol", "so has what was perhaps a fragment: not TCP, over 1280 bytes",
+         ip6(src=C6) / udp() / raw(1281 - 48)),
+        ("small udp of carol", "not what came whole", ip6(src=C6) / udp() / raw(1280 - 48)),
+        ("atomic fragment of carol", "nor an atomic fragment, which is whole, too",
+         ip6(src=C6) / IPv6ExtHdrFragment(nh=17, offset=0, m=0) / udp()),
+        ("tcp fragment of carol", "nor TCP, which is never fragmented",
+         ip6(src=C6) / IPv6ExtHdrFragment(nh=6, offset=0, m=1) / tcp() / raw(4)),
+        ("large tcp of carol", "nor large TCP", ip6(src=C6) / tcp() / raw(1400)),
+        ("seven bytes of padding", "as much padding in a row as is taken",
+         ip6() / IPv6ExtHdrDestOpt(options=[foreign_pair, PadN(optdata=bytes(5)), NOTHING, PadN(optdata=b"")],
+                                   autopad=0) / tcp()),
+        ("eight options", "as many options in one header as are walked",
+         ip6() / IPv6ExtHdrDestOpt(options=[NOTHING] * 7 + [HBHOptUnknown(otype=0x3E, optdata=bytes(6))],
+                                   autopad=0) / tcp()),
         ("later fragment6", "what follows a later fragment's header is data, whatever it looks like",
          ip6() / IPv6ExtHdrFragment(nh=60, offset=8, m=0) / Raw(b"\x06\x04" + six + b"\x01\x00")),
     ]  # fmt: skip
@@ -166,6 +190,18 @@ def malformed6():
          ip6() / IPv6ExtHdrDestOpt(options=[foreign]) / ours / tcp()),
         ("behind the fragment header", "a scent in the fragmentable part",
          ip6() / IPv6ExtHdrFragment(nh=60, offset=0, m=0) / ours / tcp()),
+        ("in a first fragment", "the same in the first of several",
+         ip6() / IPv6ExtHdrFragment(nh=60, offset=0, m=1) / ours / tcp()),
+        ("pad1 in a row", "eight bytes of Pad1", ip6() / IPv6ExtHdrDestOpt(options=[NOTHING] + [Pad1()] * 8 + [NOTHING],
+                                                                           autopad=0) / tcp()),
+        ("padn too long", "one PadN of eight bytes",
+         ip6() / IPv6ExtHdrDestOpt(options=[PadN(optdata=bytes(6)), NOTHING, NOTHING, NOTHING], autopad=0) / tcp()),
+        ("padding behind the scent", "eight bytes of padding in a second header behind a right scent",
+         ip6() / ours / IPv6ExtHdrDestOpt(options=[PadN(optdata=bytes(6)), NOTHING, NOTHING, NOTHING], autopad=0)
+         / tcp()),
+        ("nine options", "more options in one header than are walked",
+         ip6() / IPv6ExtHdrDestOpt(options=[NOTHING] * 8 + [HBHOptUnknown(otype=0x3E, optdata=bytes(4))],
+                                   autopad=0) / tcp()),
         ("with a routing header", "no stamper scents a packet with a Routing header",
          ip6() / ours / IPv6ExtHdrRouting(type=3, segleft=0, addresses=[]) / tcp()),
         ("behind a routing header", "the same, behind it",
@@ -199,6 +235,8 @@ def refused():
          insert(ip4() / udp() / raw(1280 - 36 - 28), flags=nothing)),
         ("ports without ports", "ICMP with the ports flag", binding, insert(ip4() / ICMP(), flags=own)),
         ("ports in a fragment", "a fragment with the ports flag", binding, insert(part, flags=own)),
+        ("portless atomic fragment", "an atomic fragment is whole and has ports", binding,
+         insert(ip6() / IPv6ExtHdrFragment(nh=17, offset=0, m=0) / udp(), flags=nothing)),
         ("sender bound", "alice is bound to the flow, this scent to the sender alone", binding,
          insert(ip4() / tcp(), flags=sender)),
         ("flow bound", "carol is bound to the sender, this scent to the flow", binding,
@@ -236,6 +274,8 @@ def accepted():
         ("stale limit", "an epoch exactly 60 s old, of the period before", insert(ip4() / tcp(), epoch=int(NOW) - 60)),
         ("portless 1281", "the smallest packet that may be portless",
          insert(ip4(flags=0) / udp() / raw(1281 - 36 - 28), flags=0)),
+        ("atomic fragment", "a stamper that scents an atomic fragment binds its ports",
+         insert(ip6() / IPv6ExtHdrFragment(nh=17, offset=0, m=0) / udp())),
         ("icmp", "no ports to bind", insert(ip4() / ICMP(), flags=0)),
         ("eight headers", "as many extension headers as are walked",
          insert(chain(7) / tcp())),
@@ -249,9 +289,14 @@ def replays():
     older = insert(ip4() / tcp(), epoch=EPOCH - 10)
     newer = insert(ip4() / tcp(), epoch=EPOCH)
     both = [(first, NOW - 5), (newer, NOW)]
+    early = [(first, NOW - 5), (newer, NOW + 0.9)]  # of this second: grace runs from where it began
     return [
         ("replayed epoch", "the epoch before, when the grace of 2 s is over", "replayed-epoch", both, first, NOW + 2.5),
         ("grace", "the epoch before, 2 s after the new one was first seen", "accepted", both, first, NOW + 2.0),
+        ("grace by seconds", "the second of first sight is rounded down, the time is not", "replayed-epoch",
+         early, first, NOW + 2.1),
+        ("no grace for the unknown", "the first epoch that a receiver sees has none before it", "replayed-epoch",
+         [(newer, NOW)], first, NOW),
         ("older than grace", "two epochs before, though in grace", "replayed-epoch", both, older, NOW + 1),
         ("clock back", "a clock set back grants no grace", "replayed-epoch", both, first, NOW - 1),
         ("same epoch", "within an epoch a scent may be used again", "accepted", both, newer, NOW + 3),
@@ -268,7 +313,9 @@ def rejected():
     made += [vector(*r) for r in refused()]
     made += [vector(n, s, "accepted", p) for n, s, p in accepted()]
     made += [vector(n, s, v, p, before, now) for n, s, v, before, p, now in replays()]
-    return {"max_age": 60.0, "max_future": 10.0, "grace": 2.0, "packets": made}
+    described = setup.described(stamping=False, receiving=True)
+    described["content"] = {"glance_masked": 0x5A, "fragment": bytes(range(13)).hex(), "index": 0}
+    return {"setup": described, "max_age": 60.0, "max_future": 10.0, "grace": 2.0, "packets": made}
 
 
 def vector(name, sentence, verdict, packet, before=(), now=NOW):

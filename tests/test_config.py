@@ -127,7 +127,7 @@ def test_a_missing_field_and_a_wrong_table():
 
 def test_files(tmp_path):
     path = tmp_path / "scentd.toml"
-    with pytest.raises(ConfigError, match="No such file.*--config"):
+    with pytest.raises(ConfigError, match=r"No such file.*--config"):
         config.load(path)
     path.write_bytes(b"\xff")
     with pytest.raises(ConfigError, match="not valid TOML"):
@@ -145,26 +145,26 @@ values = st.recursive(
 sections = st.sampled_from([*config.Config.__struct_fields__, "other"])
 
 
-@given(st.dictionaries(sections, values, max_size=4))
-def test_no_toml_breaks_it(data):
-    """A Config, or ConfigError with paths: never anything else."""
+def told(data: dict) -> list[str]:
+    """The mistakes of any data; none is fine, another exception is not."""
     try:
         config.from_dict(data)
     except ConfigError as error:
-        assert all(": " in problem for problem in error.problems)
+        return error.problems
+    return []
+
+
+@given(st.dictionaries(sections, values, max_size=4))
+def test_no_toml_breaks_it(data):
+    """A Config, or ConfigError with paths: never anything else."""
+    assert all(": " in problem for problem in told(data))
 
 
 @given(st.sampled_from(config.Network.__struct_fields__), values)
 def test_no_value_of_a_network_breaks_it(field, value):
-    try:
-        config.from_dict({"network": [{**NETWORK, field: value}]})
-    except ConfigError as error:
-        assert all(": " in problem for problem in error.problems)
+    assert all(": " in problem for problem in told({"network": [{**NETWORK, field: value}]}))
 
 
 @given(st.sampled_from(config.Peer.__struct_fields__), values)
 def test_no_value_of_a_peer_breaks_it(field, value):
-    try:
-        config.from_dict({"network": [NETWORK], "peer": [{**PEER, field: value}]})
-    except ConfigError as error:
-        assert all(": " in problem for problem in error.problems)
+    assert all(": " in problem for problem in told({"network": [NETWORK], "peer": [{**PEER, field: value}]}))

@@ -5,6 +5,7 @@ from ipaddress import ip_address
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from scentd.issue import LIFETIME, IssuedPair, Issuer, metric_slots, next_epoch
 from scentd.model import Statement
@@ -49,7 +50,7 @@ def test_the_glance_is_masked_and_right():
 
 
 def test_affected_nodes_are_pseudonyms_of_the_pair():
-    """Each peer finds the node under its own pseudonym; under the other's it is not there."""
+    """Invariant 9: each peer finds the node under its own pseudonym; under the other's it is not there."""
     for_bob, for_eve = issuer().issue(statement(affected=frozenset((NODE,))), EPOCH)
     for made, receiver, other in ((for_bob, BOB, EVE), (for_eve, EVE, BOB)):
         body, _ = opened(made, receiver)
@@ -86,8 +87,6 @@ def test_it_expires():
 def test_verified_finds_what_is_wrong():
     made = issuer().issue(statement(), EPOCH)[0]
     assert issuer().verified(made)
-    from msgspec.structs import replace
-
     spoilt = (bytes(13), *made.fragments[1:])
     assert not issuer().verified(replace(made, fragments=spoilt))
     assert not issuer().verified(replace(made, pair=77))

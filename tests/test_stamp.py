@@ -2,9 +2,8 @@ import pytest
 import wire_setup as setup
 from hypothesis import example, given
 from hypothesis import strategies as st
-from wire_strategies import BEFORE, STAMPED, ip_like, mended, mutated, noise, quick, without_checksum
-
 from scapy.layers.inet import IP, TCP
+from wire_strategies import BEFORE, STAMPED, ip_like, mended, mutated, noise, quick, without_checksum
 
 from scentd import stamp
 from scentd.stamp import Stamper
@@ -172,6 +171,44 @@ def test_a_limit_that_no_path_has_does_not_turn_stamping_off():
     one = warm()
     one.learn_limit(ip.parse(TCP4).destination, 68)
     assert isinstance(one.stamp(TCP4), bytes)
+
+
+@pytest.mark.parametrize("packet", [TCP4, TCP6], ids=["4", "6"])
+def test_learning_a_limit_forgets_only_the_flows_to_its_destination(packet):
+    one = warm()
+    destination = ip.parse(packet).destination
+    last = 19 if packet[0] >> 4 == 4 else 39
+    one.stamp(mended(packet[:last] + b"\x77" + packet[last + 1 :]))
+
+    def flows():
+        """Those to the destination, and how many there are."""
+        found = [(n, key) for n, table in enumerate((*one._ipv4, *one._ipv6)) for key in table]
+        assert one._flows >= len(found)
+        size = len(destination)
+        return {(n, key) for n, key in found if key[size : 2 * size] == destination}, len(found)
+
+    to_destination, all_of_them = flows()
+    assert 0 < len(to_destination) < all_of_them
+    one.learn_limit(destination, 1400)
+    assert flows() == (set(), all_of_them - len(to_destination))
+    assert isinstance(one.stamp(packet), bytes)
+    before = flows()
+    assert before[0]
+    for known in (1400, 1401, 1500, 9000):  # a replayed error costs no flow
+        one.learn_limit(destination, known)
+        assert flows() == before
+        assert one.limit(destination) == 1400
+    one.learn_limit(destination, 1399)
+    assert not flows()[0]
+
+
+def test_a_flow_that_is_known_keeps_to_a_new_limit():
+    """The longest packet is part of what is kept of a flow."""
+    one = warm()
+    long = mended(TCP4 + bytes(1450 - len(TCP4)))
+    assert isinstance(one.stamp(long), bytes)
+    one.learn_limit(ip.parse(TCP4).destination, 1400)
+    assert one.stamp(long) == layout.UNSTAMPED_TOO_BIG
 
 
 def test_learned_limits_are_bounded(monkeypatch):

@@ -63,6 +63,31 @@ def test_names_are_unique_and_sentences_there():
         assert all(v["sentence"] for v in vectors)
 
 
+@pytest.mark.parametrize("file", ["keys.json", "profiles.json", "packets.json", "rejected.json"])
+def test_each_file_begins_with_what_it_assumes(file):
+    """A foreign reader has the file and the text, not wire_setup.py."""
+    text = load(file)
+    assert next(iter(text)) == "setup"
+    assert text["setup"]["identities"]["alice"]["prefixes"] == list(setup.PREFIXES["alice"])
+
+
+def test_the_described_statement_is_what_the_fragments_carry():
+    given = load("packets.json")["setup"]["stamper"]["statement_of_all_but_erin"]
+    alice, bob = (
+        foreign.Identity(bytes.fromhex(load("packets.json")["setup"]["identities"][n]["secret"]))
+        for n in ("alice", "bob")
+    )
+    levels = {int(slot): value for slot, value in given["levels"].items()}
+    epoch = given["epoch"]
+    made = foreign.body(alice.key_id, epoch, given["interval"], given["overall"], levels, given["items"])
+    assert made.hex() == given["body_of_alice"]
+    pair = foreign.pair_secret(alice, bob.public)
+    seal_key = foreign.direction_keys(pair, alice.public, bob.public, epoch // 3600)[2]
+    sealed = foreign.chacha(seal_key, epoch, made + alice.signer.sign(b"scentd/1 profile" + made))
+    flow = load("packets.json")["flows"][0]
+    assert b"".join(scent_of(bytes.fromhex(p))[0][13:26] for p in flow["stamped"][:10]) == sealed
+
+
 @named("keys.json", "identities")
 def test_identity(vector):
     one = foreign.Identity(bytes.fromhex(vector["secret"]))
@@ -98,7 +123,7 @@ def test_profile_by_the_text(vector):
     pair, epoch = foreign.pair_secret(sender, receiver.public), vector["epoch"]
     _, glance_key, seal_key = foreign.direction_keys(pair, sender.public, receiver.public, epoch // 3600)
     names = [foreign.pseudonym(pair, sender.public, receiver.public, ip_address(a).packed) for a in vector["affected"]]
-    items = vector["items"] + [f"node={n};event=intrusion" for n in names]
+    items = vector["items"] + [item for n in names for item in foreign.node_items(n)]
     levels = {int(k): v for k, v in vector["levels"].items()}
     made = foreign.body(sender.key_id, epoch, vector["interval"], vector["overall"], levels, items)
     assert made.hex() == vector["body"]
@@ -255,7 +280,7 @@ def test_a_stamper_does_not_touch_what_has_our_option_or_is_malformed(vector):
     elif isinstance(reason, bytes):
         assert ip.remove(reason, ip.parse(reason)) == packet
     else:
-        assert vector["name"] in ("foreign magic4", "behind the end4", "inside another4", "later fragment6")
+        assert layout.UNSTAMPED[reason] in ("no-room", "headers", "ipv6-fragment")
 
 
 def test_the_packet_path_does_not_import_scapy():

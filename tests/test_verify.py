@@ -1,3 +1,6 @@
+import json
+from pathlib import Path
+
 import pytest
 import wire_setup as setup
 from hypothesis import example, given
@@ -8,6 +11,7 @@ from scentd import verify
 from scentd.verify import Outcome
 from scentd.wire import ip, layout
 
+REJECTED = json.loads((Path(__file__).parent / "vectors" / "rejected.json").read_text())["packets"]
 PACKETS = sorted(SMALL.values())
 TCP4, TCP6 = STAMPED["tcp4"], STAMPED["tcp6"]
 FLOW = ("tcp4", "tcp6", "udp4", "udp6", "sctp4", "dccp4", "icmp4", "gre4", "esp6", "hop by hop", "options4 room",
@@ -234,6 +238,52 @@ def test_two_workers_share_the_highest_epoch():
         assert isinstance(worker.verify(new), bytes)
 
 
+def test_grace_is_for_the_newest_that_a_worker_knows_and_no_older_one():
+    """Another worker raised the highest: what stood before it here is two epochs old by now."""
+    epochs = [0] * 8
+    one, other = setup.verifier(epochs=epochs), setup.verifier(epochs=epochs)
+    first, second, third = (at_epoch(setup.EPOCH + n) for n in (-10, -5, 0))
+    assert isinstance(one.verify(first), bytes)
+    assert isinstance(one.verify(second), bytes)
+    assert isinstance(other.verify(third), bytes)
+    one.tick(setup.NOW + 1)
+    assert verdict(one.verify(first)) == layout.VERDICT_REPLAYED_EPOCH
+    assert isinstance(one.verify(second), bytes)
+    assert isinstance(one.verify(third), bytes)
+    assert isinstance(one.verify(second), bytes)
+    assert verdict(one.verify(first)) == layout.VERDICT_REPLAYED_EPOCH
+
+
+def test_a_worker_that_has_seen_nothing_of_the_pair_grants_no_grace():
+    epochs = [0] * 8
+    one, other = setup.verifier(epochs=epochs), setup.verifier(epochs=epochs)
+    old = at_epoch(setup.EPOCH - 5)
+    assert isinstance(one.verify(old), bytes)
+    assert isinstance(one.verify(TCP4), bytes)
+    assert isinstance(one.verify(old), bytes)
+    assert verdict(other.verify(old)) == layout.VERDICT_REPLAYED_EPOCH
+
+
+class Raced(list):
+    """Another worker writes its epoch between our first look and our writing."""
+
+    higher = 0
+
+    def __getitem__(self, index):
+        found = super().__getitem__(index)
+        if index == 0 and self.higher:
+            self[0], self.higher = self.higher, 0
+        return found
+
+
+def test_a_worker_does_not_lower_what_another_wrote_meanwhile():
+    epochs = Raced([0] * 8)
+    one = setup.verifier(epochs=epochs)
+    epochs.higher = setup.EPOCH + 5
+    assert isinstance(one.verify(TCP4), bytes)
+    assert epochs[:2] == [setup.EPOCH + 5, 0]
+
+
 @quick
 @given(st.lists(st.tuples(st.integers(-70, 70), st.integers(-70, 70)), min_size=1, max_size=12))
 def test_no_clock_and_no_order_of_epochs_accepts_what_is_out_of_time(steps):
@@ -341,6 +391,21 @@ def test_ipv6_that_came_in_fragments_has_an_absent_treatment_of_its_own():
     assert one.verify(mended(base + bytes(1281 - len(base)))).treatment == "pass"
     tcp = base[:6] + b"\x06" + base[7:]
     assert one.verify(mended(tcp + bytes(1281 - len(tcp)))).treatment == "drop"
+
+
+ABSENT = {v["name"]: v["treatment"] for v in REJECTED if v["verdict"] == "absent" and v["name"].endswith("of carol")}
+
+
+def test_only_what_may_have_come_in_fragments_escapes_the_absent_treatment():
+    """Neither a Fragment header of one piece nor a fragment of TCP is a way around absent = drop."""
+    assert ABSENT == {
+        "small fragment of carol": "pass",
+        "large udp of carol": "pass",
+        "small udp of carol": "drop",
+        "atomic fragment of carol": "drop",
+        "tcp fragment of carol": "drop",
+        "large tcp of carol": "drop",
+    }
 
 
 def test_a_rejected_packet_never_comes_back_as_bytes():

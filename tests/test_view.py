@@ -16,8 +16,7 @@ def made(slots=None) -> NetworkView:
 
 
 def body(epoch: int, items=(), **levels) -> profile.Body:
-    numbers = {slot: name for slot, name in layout.METRICS.items()}
-    slots = {slot: levels[name] for slot, name in numbers.items() if name in levels}
+    slots = {slot: levels[name] for slot, name in layout.METRICS.items() if name in levels}
     return profile.Body(b"abcd", epoch, 5, 0.5, slots, bloom.make(frozenset(items), epoch))
 
 

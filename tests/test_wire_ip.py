@@ -74,3 +74,86 @@ def test_a_late_fragment_has_no_headers_behind_it():
     packet = STAMPED["later fragment6"]
     found = ip.parse(packet)
     assert (found.fragment, found.protocol, found.ports) == (True, ip.UDP, b"")
+
+
+FIXED = b"\x60\0\0\0\0\0\x3c\x40" + bytes(32)  # IPv6, Destination Options follow
+
+
+def with_headers(*contents):
+    """An IPv6 packet with a Destination Options header around each of the contents, and nothing behind."""
+    made = FIXED
+    for number, content in enumerate(contents, 1):
+        assert len(content) % 8 == 6
+        made += bytes((59 if number == len(contents) else 60, len(content) // 8)) + content
+    return made[:4] + (len(made) - 40).to_bytes(2, "big") + made[6:]
+
+
+class Counted(bytes):
+    """Bytes that count how often they are looked at: the cost of a walk, without a clock."""
+
+    reads = 0
+
+    def __getitem__(self, key):
+        self.reads += 1
+        return super().__getitem__(key)
+
+
+NOTHING = b"\x3e\0"
+
+
+@pytest.mark.parametrize("content", [
+    b"\0" * 2046, b"\1\0" * 1023, b"\0\0\x3e\0" * 511 + b"\0\0", NOTHING * 1023, b"\0" * 7 + NOTHING * 1019 + b"\0",
+], ids=["pad1", "padn", "mixed", "options", "padding first"])  # fmt: skip
+def test_long_headers_full_of_small_options_are_malformed_soon(content):
+    """16 KB in eight headers cost no more than the limits allow in the first."""
+    packet = Counted(with_headers(*[content] * 8))
+    assert len(packet) > 16000
+    assert ip.parse(packet).malformed
+    assert packet.reads < 200
+
+
+def test_the_dearest_packet_within_the_limits_is_bounded():
+    content = b"\0" * 7 + (NOTHING + b"\0" * 7) * 7 + NOTHING + b"\0" * 6
+    packet = Counted(with_headers(*[content] * ip.MAX_HEADERS))
+    assert not ip.parse(packet).malformed
+    assert packet.reads < 2000
+
+
+@pytest.mark.parametrize(("content", "malformed"), [
+    (b"\0" * 6, False),
+    (NOTHING + b"\0" * 7 + NOTHING + b"\1\1\0", False),
+    (NOTHING + b"\0" * 8 + NOTHING + NOTHING, True),
+    (NOTHING + b"\1\5" + bytes(5) + NOTHING + b"\1\1\0", False),
+    (NOTHING + b"\1\6" + bytes(6) + NOTHING + NOTHING, True),
+    (NOTHING + b"\1\2\0\0" + b"\1\2\0\0" + NOTHING * 2, True),
+    (NOTHING * 7, False),
+    (NOTHING * 8 + b"\1\4" + bytes(4), False),
+    (NOTHING * 11, True),
+])  # fmt: skip
+def test_padding_and_options_have_limits(content, malformed):
+    """As in Linux: seven bytes of padding in a row, eight options that are none."""
+    assert ip.parse(with_headers(content)).malformed is malformed
+
+
+def test_limits_are_counted_anew_in_each_header():
+    assert not ip.parse(with_headers(NOTHING * 7, NOTHING * 7, b"\0" * 6, b"\0" * 6)).malformed
+
+
+def fragmented(field, inner=ip.UDP):
+    packet = FIXED[:6] + bytes((ip.FRAGMENT,)) + FIXED[7:] + bytes((inner, 0)) + field.to_bytes(2, "big") + bytes(4)
+    packet += b"\x9c\x40\x01\xbb" + bytes(20)
+    return packet[:4] + (len(packet) - 40).to_bytes(2, "big") + packet[6:]
+
+
+@pytest.mark.parametrize("field", [0, 2, 4, 6])
+def test_an_atomic_fragment_is_a_whole_packet_with_ports(field):
+    """RFC 6946; the two reserved bits say nothing."""
+    found = ip.parse(fragmented(field))
+    assert (found.fragment, found.ports, found.transport_at) == (False, b"\x9c\x40\x01\xbb", 48)
+    assert (found.atomic, found.room) == (True, False)  # and a stamper leaves it alone
+
+
+@pytest.mark.parametrize("field", [1, 8, 9, 0xFFF8])
+def test_a_piece_of_a_packet_is_a_fragment(field):
+    found = ip.parse(fragmented(field))
+    assert (found.fragment, found.ports, found.atomic, found.room) == (True, b"", False, True)

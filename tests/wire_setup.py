@@ -9,12 +9,14 @@ frank                 2001:db8:f::/64   receives IPv6 fragments before they are 
 
 from ipaddress import ip_address, ip_network
 
+from msgspec import to_builtins
+
 from scentd.issue import IssuedPair, Issuer, metric_slots
 from scentd.model import Statement
 from scentd.stamp import Stamper
 from scentd.tables import Incoming, StampPair, StampTable, Treatments, VerifyTable
 from scentd.verify import Verifier
-from scentd.wire import keys, layout
+from scentd.wire import keys, layout, profile
 
 NAMES = ("alice", "bob", "carol", "erin", "frank")
 SECRETS = {name: bytes((i + 1,)) * 32 for i, name in enumerate(NAMES)}
@@ -35,22 +37,24 @@ NOW = EPOCH + 1.0
 STATEMENT = Statement(5, 0.52, {"cpu": 0.9, "threat": 0.2}, frozenset(("region=eu-west",)))
 ALICE_TREATMENTS = Treatments("drop", "pass", "pass")
 CAROL_TREATMENTS = Treatments("reject", "drop", "pass")
+NETWORKS, PEERS = ("alice", "carol", "erin"), ("bob", "frank")
+LIMITS = (
+    ("198.51.100.0/24", 1500),
+    ("198.51.100.192/26", 1200),
+    ("2001:db8:b::/64", 1500),
+    ("2001:db8:f::/64", 1500),
+)
 
 STAMP_TABLE = StampTable(
-    networks=tuple((p, i) for i, n in enumerate(("alice", "carol", "erin")) for p in PREFIXES[n]),
-    peers=tuple((p, i) for i, n in enumerate(("bob", "frank")) for p in PREFIXES[n]),
+    networks=tuple((p, i) for i, n in enumerate(NETWORKS) for p in PREFIXES[n]),
+    peers=tuple((p, i) for i, n in enumerate(PEERS) for p in PREFIXES[n]),
     pairs=(
         StampPair(0, 0, 0),
         StampPair(1, 1, 0, sender_bound=True),
         StampPair(2, 0, 1, ipv6_fragments=True),
         StampPair(3, 2, 0),
     ),
-    limits=(
-        ("198.51.100.0/24", 1500),
-        ("198.51.100.192/26", 1200),
-        ("2001:db8:b::/64", 1500),
-        ("2001:db8:f::/64", 1500),
-    ),
+    limits=LIMITS,
     beacon_port=layout.BEACON_PORT,
 )
 
@@ -126,3 +130,54 @@ def owner(address):
         if any(ip_address(address) in ip_network(p) for p in prefixes):
             return name
     return None
+
+
+def described(stamping, receiving):
+    """All that a vector file assumes, for the head of the file."""
+    made = {"identities": {n: {"secret": s.hex(), "prefixes": PREFIXES[n]} for n, s in SECRETS.items()}}
+    if stamping or receiving:
+        made["pairs"] = [_described_pair(p, *ends) for ends, p in PAIRS.items()]
+    if stamping:
+        body = profile.seal(keys_of("alice", "bob", EPOCH).seal, EPOCH, b"".join(outgoing()[0].fragments))
+        made["stamper"] = {
+            "networks": NETWORKS,
+            "peers": PEERS,
+            "path_mtu": dict(LIMITS),
+            "now": NOW,
+            "statement_of_all_but_erin": {
+                "epoch": EPOCH,
+                "interval": STATEMENT.interval,
+                "overall": STATEMENT.overall,
+                "levels": {str(metric_slots({})[name]): value for name, value in STATEMENT.levels.items()},
+                "items": sorted(STATEMENT.items),
+                "body_of_alice": body[: layout.BODY_LEN].hex(),
+            },
+            "each_vector": "a stamper that has sent nothing in this epoch: its first packet has fragment 0",
+        }
+    if receiving:
+        made["verifier"] = {
+            "receives_for": PEERS,
+            "from": ["alice", "carol"],
+            "now": NOW,
+            "max_age": VERIFY_TABLE.max_age,
+            "max_future": VERIFY_TABLE.max_future,
+            "grace": VERIFY_TABLE.grace,
+            "treatments": {
+                "alice": to_builtins(ALICE_TREATMENTS),
+                "carol": to_builtins(CAROL_TREATMENTS),
+                "others": to_builtins(VERIFY_TABLE.default),
+            },
+            "each_vector": "a verifier that has seen nothing but the vector's own packets before",
+        }
+    return made
+
+
+def _described_pair(number, sender, receiver):
+    pair = STAMP_TABLE.pairs[number]
+    return {
+        "sender": sender,
+        "receiver": receiver,
+        "bind": "sender" if pair.sender_bound else "flow",
+        "stamp_ipv6_fragments": pair.ipv6_fragments,
+        "has_profile": sender != "erin",
+    }

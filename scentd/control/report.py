@@ -6,7 +6,7 @@ from collections import Counter
 
 from scentd.wire import layout
 
-OTHER = ("icmp_unquoted", "icmp_too_big_sent", "internal_errors", "link_overflow")
+OTHER = ("icmp_unquoted", "icmp_too_big_sent", "internal_errors", "link_overflow", "uncopyable")
 
 
 def packets(counters: Counter[str]) -> dict:

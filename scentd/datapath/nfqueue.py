@@ -14,6 +14,7 @@ its hook once more (NF_REPEAT) to come back whole. Without long packets it turns
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import socket
 import struct
@@ -24,6 +25,8 @@ from typing import Any
 from netfilterqueue import NetfilterQueue
 
 from scentd.errors import HostError
+
+log = logging.getLogger(__name__)
 
 PACKET_MAX = 65531  # a netlink attribute's length is 16 bits with its own header
 NARROW = 4016  # bytes: what netfilterqueue asks the kernel for, and all that its buffer has room for
@@ -46,12 +49,21 @@ class _BatchDone(Exception):
 class Queue:
     """A bound queue. `run()` hands the waiting packets to `callback`, a bounded number of them, and returns.
 
-    The callback must give each packet a verdict and must not raise. Raises HostError
-    if the queue cannot be bound.
+    The callbacks must give each packet a verdict and must not raise. `uncopyable` gets the packets of more than
+    PACKET_MAX bytes, which nobody can read whole; without it they go to `callback`, cut off. Raises HostError if
+    the queue cannot be bound.
     """
 
-    def __init__(self, number: int, callback: Callable[[Any], None], length: int, fail_open: bool) -> None:
+    def __init__(
+        self,
+        number: int,
+        callback: Callable[[Any], None],
+        length: int,
+        fail_open: bool,
+        uncopyable: Callable[[Any], None] | None = None,
+    ) -> None:
         self.number = number
+        self.refused_settings = 0  # what the kernel did not take while packets were handled
         self._length = length
         self._range = NARROW  # bytes that the kernel copies
         self._wide = False  # how packets are read
@@ -63,7 +75,7 @@ class Queue:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of the receive buffer, which is set below
-                self._queue.bind(number, self._taker(callback), max_len=length, range=NARROW)
+                self._queue.bind(number, self._taker(callback, uncopyable or callback), max_len=length, range=NARROW)
         except OSError as error:
             raise HostError(
                 f"cannot bind NFQUEUE {number}: {error}. Is another program (or another scentd) bound to it? "
@@ -95,8 +107,8 @@ class Queue:
 
     def _run_wide(self) -> None:
         self._plain_runs += 1
-        if self._plain_runs == _WIDE_RUNS:
-            self._set_range(NARROW)
+        if self._plain_runs == _WIDE_RUNS and not self._set_range(NARROW):
+            self._plain_runs = 0  # stays wide, and asks again when as much time has passed
         # What was put into the socket before may be too long for the small buffer: at most a queue full of packets.
         if self._plain_runs > _WIDE_RUNS + self._length // _BATCH + 1:
             self._wide = False
@@ -112,15 +124,20 @@ class Queue:
         self._buffer[size : size + 4] = b"\0\0\0\0"
         return self._buffer
 
-    def _taker(self, callback: Callable[[Any], None]) -> Callable[[Any], None]:
+    def _taker(self, callback: Callable[[Any], None], uncopyable: Callable[[Any], None]) -> Callable[[Any], None]:
         """What netfilterqueue calls with each packet. A closure, because it is the packet path."""
         left = _BATCH
 
         def take(packet: Any) -> None:
             nonlocal left
-            if packet.get_payload_len() >= NARROW and self._comes_again(packet):
+            if packet.get_payload_len() < NARROW:
+                callback(packet)
+            elif self._comes_again(packet):
                 raise _BatchDone  # the small buffer is of no use any more
-            callback(packet)
+            elif packet.get_payload_len() == PACKET_MAX and is_cut(packet.get_payload()):
+                uncopyable(packet)
+            else:
+                callback(packet)
             left -= 1
             if not left:
                 left = _BATCH
@@ -139,7 +156,8 @@ class Queue:
         if len(payload) > NARROW or not is_cut(payload):
             return False
         if self._range == NARROW:
-            self._set_range(PACKET_MAX)
+            if not self._set_range(PACKET_MAX):
+                return False
             self._wide, self._repeats = True, self._length
         if self._repeats == 0:
             return False
@@ -147,10 +165,17 @@ class Queue:
         packet.repeat()
         return True
 
-    def _set_range(self, size: int) -> None:
-        """Tell the kernel how much of a packet to copy. It is in force when this returns."""
-        self._socket.send(self._message(0, _CFG_PARAMS, struct.pack(">IB", size, _COPY_PACKET)))
+    def _set_range(self, size: int) -> bool:
+        """Tell the kernel how much of a packet to copy. True: it is in force. Never raises: packets go on."""
+        try:
+            self._socket.send(self._message(0, _CFG_PARAMS, struct.pack(">IB", size, _COPY_PACKET)))
+        except OSError as error:  # ENOBUFS, ENOMEM: the next long packet asks again
+            self.refused_settings += 1
+            if self.refused_settings <= 10:
+                log.warning("NFQUEUE %d: cannot have %d bytes of each packet copied: %s", self.number, size, error)
+            return False
         self._range = size
+        return True
 
     def close(self) -> None:
         self._socket.close()

@@ -37,8 +37,10 @@ OWN_CHAIN = re.compile(r"^SCENTD-[A-Z]+$")
 JUMPS_FIRST = ("INPUT", "FORWARD")  # in filter: before a rule accepts established connections
 
 COMMENT = "-m comment --comment scentd"
-# RFC 4861 and 2710, 3810: without these an IPv6 neighbour is not found, so no queue may stand in their way.
-IPV6_ALWAYS = (133, 134, 135, 136, 137, 130, 131, 132, 143)
+# Without these an IPv6 neighbour is not found, so no queue may stand in their way: ICMPv6 type -> hop limit. Only a
+# neighbour's are let past the verifier: RFC 4861 section 7.1 wants 255, which no router lets through; RFC 2710
+# section 3 and RFC 3810 section 5 send multicast listener messages with 1.
+IPV6_ALWAYS = {**dict.fromkeys((133, 134, 135, 136, 137), 255), **dict.fromkeys((130, 131, 132, 143), 1)}
 ICMP_TOO_BIG = {4: "-p icmp -m icmp --icmp-type 3/4", 6: "-p ipv6-icmp -m icmp6 --icmpv6-type 2"}
 # What may hold a scent: an IPv4 header of more than five words; a Destination Options header.
 HAS_OPTIONS = {4: '-m u32 --u32 "0x0>>0x18&0xf=0x6:0xf"', 6: "-m ipv6header --header ipv6-opts --soft"}
@@ -128,7 +130,10 @@ def has_whole_host(config: Config) -> bool:
 def never_queued(chain: str, family: int) -> list[str]:
     rules = [f"-A {chain} -m addrtype --dst-type {GROUP_TYPES[family]} {COMMENT} -j RETURN"]
     if family == 6:
-        rules += [f"-A {chain} -p ipv6-icmp -m icmp6 --icmpv6-type {t} {COMMENT} -j RETURN" for t in IPV6_ALWAYS]
+        rules += [
+            f"-A {chain} -p ipv6-icmp -m icmp6 --icmpv6-type {kind} -m hl --hl-eq {hops} {COMMENT} -j RETURN"
+            for kind, hops in IPV6_ALWAYS.items()
+        ]
     return rules
 
 

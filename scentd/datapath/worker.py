@@ -52,8 +52,16 @@ class Worker:
         self._outcomes: Counter[tuple[int, str]] = Counter()
         self._other: Counter[str] = Counter()
         self._queues = (
-            Queue(setup.stamp_queue, self._on_outbound, setup.queue_length, setup.stamp_fail_open),
-            Queue(setup.verify_queue, self._on_inbound, setup.queue_length, setup.verify_fail_open),
+            Queue(
+                setup.stamp_queue, self._on_outbound, setup.queue_length, setup.stamp_fail_open, self._pass_uncopyable
+            ),
+            Queue(
+                setup.verify_queue,
+                self._on_inbound,
+                setup.queue_length,
+                setup.verify_fail_open,
+                self._settle_uncopyable,
+            ),
         )
 
     def run(self) -> None:
@@ -132,8 +140,18 @@ class Worker:
             return
         found = ip.parse(payload)
         mtu = self._stamper.limit(found.destination) - icmp.overhead(found.version)
-        if not found.fragment and len(payload) > mtu and self._icmp.send(payload, mtu, self._now):
+        if len(payload) > mtu and icmp.may_answer(payload, found) and self._icmp.send(payload, mtu, self._now):
             self._other["icmp_too_big_sent"] += 1
+
+    def _pass_uncopyable(self, packet) -> None:
+        """Too long for the kernel to copy is too long to grow: it leaves as it is, like all that does not fit."""
+        self._other["uncopyable"] += 1
+        packet.accept()
+
+    def _settle_uncopyable(self, packet) -> None:
+        """Not seen whole is not verified: what it gets is what packets get that no verifier sees."""
+        self._other["uncopyable"] += 1
+        packet.accept() if self._setup.verify_fail_open else packet.drop()
 
     def _defect(self, packet, fail_open: bool) -> None:
         """A defect of ours must not leave a packet without a verdict. What the packet gets is the queue's `fail`."""

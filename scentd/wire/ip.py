@@ -126,6 +126,8 @@ def _parse_ipv6(packet: bytes) -> Parsed:
             return found
         if protocol == DESTINATION:
             _find_ipv6_option(packet, at, length, found)
+            if found.malformed:
+                return found
         elif protocol == HOP_BY_HOP and at == 40:
             found.insert_at = 40 + length
         elif protocol == FRAGMENT:
@@ -140,7 +142,7 @@ def _parse_ipv6(packet: bytes) -> Parsed:
         else:
             found.routed = True  # Routing changes the destination; a late Hop-by-Hop is an error
         protocol, at = packet[at], at + length
-    # Conntrack reassembles an atomic fragment, too, and like any other would drop it behind our header.
+    # Conntrack reassembles an atomic fragment, too, and drops it behind our header like any other (measured).
     found.room = not found.routed and not found.atomic and headers < MAX_HEADERS
     found.malformed |= found.routed and found.scent_at > 0
     found.protocol, found.transport_at = protocol, at

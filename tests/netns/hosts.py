@@ -11,6 +11,7 @@ because network namespaces do not divide the file system.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -322,6 +323,17 @@ def answered(sender: socket.socket, receiver: socket.socket, data: bytes = b"?",
     with suppress(OSError):
         sender.sendto(data, receiver.getsockname()[:2])
         return receiver.recv(70000) == data
+    return False
+
+
+def told_too_long(one: socket.socket, other: socket.socket, data: bytes) -> bool:
+    """Whether the socket says that a datagram is too long; if not it was sent."""
+    try:
+        one.sendto(data, other.getsockname()[:2])
+    except OSError as error:
+        if error.errno == errno.EMSGSIZE:
+            return True
+        raise
     return False
 
 

@@ -96,12 +96,10 @@ def unharmed(nodes):
 def test_sprayed_packets(nodes):
     """Invariants 1 and 4: 3,000 random and mutated packets, absent = drop: nothing that was not ours is delivered."""
     a, b = nodes
-    seeded = random.Random(7)
+    seeded = random.Random(7)  # noqa: S311 (the same packets on every run)
     seeds = captured(a, b)
     assert len(seeds) >= 4
     ends = [listening(b, v, kind) for v in (4, 6) for kind in (socket.SOCK_DGRAM, socket.SOCK_RAW)]
-    tuples = {bytes(p[12:24]) if p[0] >> 4 == 4 else bytes(p[8:40]) for p in seeds}
-    assert tuples
     out = a.host.call(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, 0)
     macs = [node.host.out("cat", f"/sys/class/net/{node.host.interfaces[0]}/address").strip() for node in (b, a)]
     ethernet = b"".join(bytes.fromhex(m.replace(":", "")) for m in macs)
@@ -115,8 +113,7 @@ def test_sprayed_packets(nodes):
     for end in ends:
         end.settimeout(0)
         with end, pytest.raises(BlockingIOError):
-            found = end.recv(2000)
-            raise AssertionError(f"delivered: {found.hex()}")
+            end.recv(2000)
 
 
 def listening(b: Node, version: int, kind: int) -> socket.socket:
@@ -189,7 +186,7 @@ def test_a_prometheus_page_with_nan_and_inf(nodes):
 
 
 def test_a_full_disk(nodes):
-    """Invariant 6: decisions cannot be written, and are kept; the datapath goes on; when there is room they are written."""
+    """Invariant 6: decisions that cannot be written are kept until they can; the datapath goes on."""
     _, b = nodes
     until(lambda: b.status()["actuators"]["decision_log_errors"], "the log cannot be written")
     assert b.status()["actuators"]["decision_log_waiting"]

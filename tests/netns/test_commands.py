@@ -37,6 +37,8 @@ def test_status(nodes):
     data = json.loads(b.cli("status", "--json").stdout)
     assert set(data["rejected"]) == set(layout.VERDICTS.values()) - {"accepted", "absent"}
     assert set(data["unstamped"]) == set(layout.UNSTAMPED.values())
+    for value in data["peers"][0]["profile"]["levels"].values():  # invariant 9: levels are quantised, in 50 steps
+        assert value * 50 == pytest.approx(round(value * 50))
     assert str(a.identity.public) not in json.dumps(data)
     assert a.key_file.read_text().strip() not in json.dumps(data)
     assert (
@@ -78,7 +80,7 @@ def test_exporter_over_http(nodes):
 
 
 def page(url: str) -> str | None:
-    with suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
+    with suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310
         return answer.read().decode()
     return None
 
@@ -91,6 +93,8 @@ def test_monitor_and_explain(nodes):
         until(lambda: all(json.loads(m.stdout.readline()) for m in monitors.values()), "they listen")
         a.alarm(a.host.ipv4)
         until(lambda: b.status()["allocation"]["decisions"].get("release"), "the quarantine comes and goes")
+        until(lambda: b.profile(a)["levels"]["threat"] < 0.5, "the alarm is over")
+        until(lambda: not b.status()["allocation"]["quarantined"], "and with it the last quarantine")
     finally:
         time.sleep(0.1)
         for process in monitors.values():

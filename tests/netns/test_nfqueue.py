@@ -4,14 +4,16 @@ a ----- MTU 9000 ----- b
 queues in mangle OUTPUT of a and mangle PREROUTING of b
 """
 
+import errno
 import select
 import socket
 import time
 
 import pytest
 
-from scentd.datapath import nfqueue
-from scentd.datapath.nfqueue import NARROW, Queue
+from scentd.datapath import link, nfqueue
+from scentd.datapath.nfqueue import NARROW, PACKET_MAX, Queue
+from scentd.datapath.worker import Worker
 from tests.netns.topology import Topology
 
 pytestmark = pytest.mark.netns
@@ -169,3 +171,102 @@ def test_a_busy_queue_lets_go_after_a_batch(bench):
         assert len(bench.seen[OUT]) == handled
     queue.run()
     assert len(bench.seen[OUT]) == 60
+
+
+class Refusing:
+    """A queue's socket to which the kernel takes no more settings."""
+
+    def __init__(self, real):
+        self._real = real
+
+    def send(self, _message):
+        raise OSError(errno.ENOBUFS, "No buffer space available")
+
+    def __getattr__(self, name):
+        return getattr(self._real, name)
+
+
+def test_a_refused_setting_is_not_the_end(bench, monkeypatch, caplog):
+    """A long packet is handed over cut off, with a verdict; the next one asks again."""
+    queue = bench.queues[OUT]
+    real = queue._socket
+    monkeypatch.setattr(queue, "_socket", Refusing(real))
+    for size in (100, 8000, 100):
+        bench.send(4, size)
+    bench.serve()
+    assert [len(p) for p in bench.seen[OUT]] == [128, NARROW, 128]
+    assert queue.refused_settings == 1
+    assert "cannot have 65531 bytes" in caplog.text
+    monkeypatch.setattr(queue, "_socket", real)
+    bench.send(4, 8000)
+    bench.serve()
+    assert len(bench.whole(OUT, 4, 8000)) == 1
+    assert sorted(bench.received(4)) == [100, 100, 8000, 8000]
+
+
+def test_a_queue_that_cannot_turn_narrow_stays_wide(bench, monkeypatch):
+    """Long packets that the kernel still copies whole must not meet the small buffer."""
+    monkeypatch.setattr(nfqueue, "_WIDE_RUNS", 3)
+    queue = bench.queues[OUT]
+    bench.send(4, 8000)
+    bench.serve()
+    real = queue._socket
+    monkeypatch.setattr(queue, "_socket", Refusing(real))
+    for size in [100] * 30 + [8000]:
+        bench.send(4, size)
+        bench.serve(quiet=0.005)
+    assert queue.refused_settings > 1
+    assert queue._wide
+    assert len(bench.whole(OUT, 4, 8000)) == 2
+    monkeypatch.setattr(queue, "_socket", real)
+    for _ in range(8):
+        bench.send(4, 100)
+        bench.serve(quiet=0.005)
+    assert not queue._wide
+    bench.serve()
+    assert bench.received(4) == [8000] + [100] * 30 + [8000] + [100] * 8
+
+
+LONGEST = {4: 65507, 6: 65527}  # what UDP can say
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_what_no_netlink_message_holds_is_handed_over_apart(bench, family):
+    """One byte less than PACKET_MAX and PACKET_MAX are whole; above it the kernel always cuts."""
+    apart = []
+
+    def uncopyable(packet):
+        apart.append(packet.get_payload_len())
+        packet.accept()
+
+    bench.queues[OUT].close()
+    bench.queues[OUT] = bench.a.call(Queue, OUT, bench.taker(OUT), LENGTH, False, uncopyable)
+    edge = PACKET_MAX - HEADERS[family]
+    sizes = [100, LONGEST[family], edge + 1, edge, edge - 1, 100]
+    for size in sizes:
+        bench.send(family, size)
+        bench.serve()
+    assert apart == [PACKET_MAX] * 2
+    assert [len(p) - HEADERS[family] for p in bench.seen[OUT] if not nfqueue.is_cut(p)] == [100, edge, edge - 1, 100]
+    assert bench.received(family) == sizes
+
+
+@pytest.mark.parametrize("fail_open", [False, True])
+@pytest.mark.parametrize("direction", ["stamp", "verify"])
+def test_a_worker_settles_what_it_cannot_see_whole(bench, direction, fail_open):
+    """What leaves is too big for a scent and leaves as it is; what comes in follows `verify.fail`. Both are counted."""
+    bench.queues.pop(OUT).close()
+    numbers = (OUT, 7) if direction == "stamp" else (7, OUT)
+    setup = link.Setup(*numbers, LENGTH, fail_open, fail_open, 0x100, 0x200)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        worker = bench.a.call(Worker, setup, ours, link.Reader(link.ToWorker))
+        bench.queues[OUT] = worker._queues[0 if direction == "stamp" else 1]
+        try:
+            bench.send(4, LONGEST[4])
+            bench.serve()
+            assert worker._report().counters["uncopyable"] == 1
+            assert bench.received(4) == ([LONGEST[4]] if fail_open or direction == "stamp" else [])
+        finally:
+            worker.close()
+            bench.queues.pop(OUT)

@@ -47,7 +47,7 @@ def stranger(node: Node, number: int) -> dict:
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_no_packet_is_lost(nodes, version):
-    """Peers come and go, weights and intervals change, with traffic both ways: 0 lost, none unscented (b would drop it)."""
+    """Peers come and go, weights and intervals change: 0 lost either way, none unscented (it would be dropped)."""
     a, b = nodes
     rejected = b.status()["rejected"], a.status()["rejected"]
     with steady(a, b, version) as there, steady(b, a, version) as back:

@@ -33,7 +33,9 @@ PEER = ["10.1.0.0/24", "fd00:1::/64"]
 
 
 def config(peer: list[str] = PEER, local: list[str] | None = None, **more) -> Config:
-    network = Network(name="n", key_file="", addresses=local or [], collect=[CpuSource()])  # it signs: peers are scented
+    network = Network(
+        name="n", key_file="", addresses=local or [], collect=[CpuSource()]
+    )  # it signs: peers are scented
     return Config(network=[network], peer=[Peer(name="p", public_key="", addresses=peer)], **more)
 
 
@@ -442,6 +444,27 @@ def test_what_the_verify_queue_sees(sender, receiver, address):
             sender.call(udp, address, b"unwelcome stranger")
             assert s.recv(100) == b"unwelcome stranger"
             assert queues.count(VERIFY_QUEUE, b"unwelcome stranger") == 1
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize(
+    ("kind", "hops"), [*((k, 255) for k in range(133, 138)), *((k, 1) for k in (130, 131, 132, 143))]
+)
+def test_only_a_neighbours_messages_pass_the_verifier_by(sender, receiver, kind, hops):
+    """RFC 4861 section 7.1: what came through a router has less than 255 hops left, whatever its type."""
+
+    def send(left: int) -> None:
+        with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as s:
+            s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, left)
+            s.sendto(bytes((kind, 0, 0, 0)) + bytes(4) + b"hops=%d." % left, ("fd00:1::2", 0))
+
+    install(receiver, config())  # the sender is a peer
+    with Queues(receiver) as queues:
+        for left in (hops, 254, 64, 2):
+            sender.call(send, left)
+        assert wait_for(lambda: queues.count(VERIFY_QUEUE, b"hops=2."))
+        assert queues.count(VERIFY_QUEUE, b"hops=254.") == queues.count(VERIFY_QUEUE, b"hops=64.") == 1
+        assert queues.count(VERIFY_QUEUE, b"hops=%d." % hops) == 0
 
 
 @pytest.mark.netns

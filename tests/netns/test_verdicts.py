@@ -69,8 +69,7 @@ def try_udp(a: Node, receiver: socket.socket, version: int, scented: bool) -> st
             end.settimeout(0.5)
             end.send(b"again")
         except OSError as error:
-            assert error.errno == PROHIBITED[version]
-            return "reject"
+            return "reject" if error.errno == PROHIBITED[version] else errno.errorcode[error.errno or 0]
         return "drop"
 
 
