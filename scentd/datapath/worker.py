@@ -149,9 +149,9 @@ class Worker:
         packet.accept()
 
     def _settle_uncopyable(self, packet) -> None:
-        """Not seen whole is not verified: what it gets is what packets get that no verifier sees."""
+        """Not seen whole is not verified, and must not be a way past the verifier."""
         self._other["uncopyable"] += 1
-        packet.accept() if self._setup.verify_fail_open else packet.drop()
+        packet.drop()
 
     def _defect(self, packet, fail_open: bool) -> None:
         """A defect of ours must not leave a packet without a verdict. What the packet gets is the queue's `fail`."""
