@@ -48,6 +48,7 @@ def test_sources_that_can_work():
 
 def test_two_sources_on_one_socket():
     eve = {"kind": "eve", "socket": "/run/eve.sock"}
-    assert problems(network(eve), network(eve) | {"name": "b"}) == [
+    first, second = {"addresses": ["10.0.0.1"]}, {"name": "b", "addresses": ["10.0.0.2"]}
+    assert problems(network(eve) | first, network(eve) | second) == [
         "network.collect: two sources listen on '/run/eve.sock'; give each a socket of its own"
     ]

@@ -254,7 +254,7 @@ def test_what_no_netlink_message_holds_is_handed_over_apart(bench, family):
 @pytest.mark.parametrize("fail_open", [False, True])
 @pytest.mark.parametrize("direction", ["stamp", "verify"])
 def test_a_worker_settles_what_it_cannot_see_whole(bench, direction, fail_open):
-    """What leaves is too big for a scent and leaves as it is; what comes in is dropped, also with fail = open. Both are counted."""
+    """What leaves is too big for a scent and leaves as it is; what comes in is dropped. Both count."""
     bench.queues.pop(OUT).close()
     numbers = (OUT, 7) if direction == "stamp" else (7, OUT)
     setup = link.Setup(*numbers, LENGTH, fail_open, fail_open, 0x100, 0x200)
