@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ BENCH = ROOT / "scripts" / "bench"
 
 
 def bench(*argv):
-    done = subprocess.run([sys.executable, BENCH, *argv], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([BENCH, *argv], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -71,8 +70,6 @@ def test_help(argv):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to stop being it")
 def test_without_root_it_says_why():
-    done = subprocess.run(
-        [sys.executable, BENCH, "nfqueue", "--quick"], capture_output=True, text=True, check=False, user=65534
-    )
+    done = subprocess.run([BENCH, "nfqueue", "--quick"], capture_output=True, text=True, check=False, user=65534)
     assert done.returncode != 0
     assert "needs root" in done.stderr or "Permission denied" in done.stderr

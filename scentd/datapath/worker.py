@@ -14,7 +14,9 @@ import socket
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from scentd import room
 from scentd.control.epochs import Epochs
@@ -27,6 +29,7 @@ from scentd.wire import ip, layout
 
 log = logging.getLogger("scentd.worker")
 
+STAMPED, ACCEPTED = 0, 1
 HOOK_FORWARD = 2  # NF_INET_FORWARD
 REPORT_SECONDS = 1.0
 # Only a packet that may be longer than the lowered route allows must be routed again past it: the mark costs the
@@ -46,18 +49,17 @@ class Worker:
         self._verifier = Verifier([0, 0], self._stamper.unquote)
         self._icmp = icmp.Sender()
         self._now = time.time()
-        self._stamped = 0
-        self._accepted = 0
+        self._passed = [0, 0]  # packets STAMPED and ACCEPTED
         self._unstamped = [0] * len(layout.UNSTAMPED)
         self._outcomes: Counter[tuple[int, str]] = Counter()
         self._other: Counter[str] = Counter()
         self._queues = (
             Queue(
-                setup.stamp_queue, self._on_outbound, setup.queue_length, setup.stamp_fail_open, self._pass_uncopyable
+                setup.stamp_queue, self._outbound(), setup.queue_length, setup.stamp_fail_open, self._pass_uncopyable
             ),
             Queue(
                 setup.verify_queue,
-                self._on_inbound,
+                self._inbound(),
                 setup.queue_length,
                 setup.verify_fail_open,
                 self._settle_uncopyable,
@@ -96,33 +98,50 @@ class Worker:
 
     # -- packets ---------------------------------------------------------
 
-    def _on_outbound(self, packet) -> None:
-        try:
-            made = self._stamper.stamp(packet.get_payload())
-            if isinstance(made, bytes):
-                self._stamped += 1
-                packet.set_payload(made)
-                if len(made) > MARK_ABOVE:
-                    packet.set_mark(packet.mark | self._setup.mark_stamped)
-            else:
-                self._unstamped[made] += 1
-                if packet.hook == HOOK_FORWARD:
-                    self._forwarded_unstamped(packet.get_payload(), made)
-            packet.accept()
-        except Exception:
-            self._defect(packet, self._setup.stamp_fail_open)
+    def _outbound(self) -> Callable[[Any], None]:
+        """What stamps one packet of the queue. A closure, because attribute lookups are a tenth of its cost."""
+        stamp, passed, mark, mark_above = self._stamper.stamp, self._passed, self._setup.mark_stamped, MARK_ABOVE
 
-    def _on_inbound(self, packet) -> None:
-        try:
-            result = self._verifier.verify(packet.get_payload())
-            if isinstance(result, bytes):
-                self._accepted += 1
-                packet.set_payload(result)
-                packet.accept()
-            else:
-                self._settle(packet, result)
-        except Exception:
-            self._defect(packet, self._setup.verify_fail_open)
+        def handle(packet: Any) -> None:
+            try:
+                made = stamp(packet.get_payload())
+                if isinstance(made, bytes):
+                    packet.set_payload(made)
+                    if len(made) > mark_above:
+                        packet.set_mark(packet.mark | mark)
+                    packet.accept()
+                    passed[STAMPED] += 1
+                else:
+                    self._leave(packet, made)
+            except Exception:
+                self._defect(packet, self._setup.stamp_fail_open)
+
+        return handle
+
+    def _inbound(self) -> Callable[[Any], None]:
+        """What verifies one packet of the queue."""
+        verify, passed = self._verifier.verify, self._passed
+
+        def handle(packet: Any) -> None:
+            try:
+                result = verify(packet.get_payload())
+                if isinstance(result, bytes):
+                    packet.set_payload(result)
+                    packet.accept()
+                    passed[ACCEPTED] += 1
+                else:
+                    self._settle(packet, result)
+            except Exception:
+                self._defect(packet, self._setup.verify_fail_open)
+
+        return handle
+
+    def _leave(self, packet: Any, reason: int) -> None:
+        """A packet that goes out unstamped."""
+        self._unstamped[reason] += 1
+        if packet.hook == HOOK_FORWARD:
+            self._forwarded_unstamped(packet.get_payload(), reason)
+        packet.accept()
 
     def _settle(self, packet, outcome: Outcome) -> None:
         treatment = outcome.treatment
@@ -204,8 +223,8 @@ class Worker:
 
     def _report(self) -> link.Report:
         counters = {
-            "stamped": self._stamped,
-            "accepted": self._accepted - self._verifier.unquoted,
+            "stamped": self._passed[STAMPED],
+            "accepted": self._passed[ACCEPTED] - self._verifier.unquoted,
             "icmp_unquoted": self._verifier.unquoted,
             **self._other,
         }
