@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from scentd import config as schema
 from scentd.issue import IssuedPair, metric_slots
 from scentd.tables import Incoming, StampPair, StampTable, Treatments, VerifyTable
-from scentd.wire import keys, layout
+from scentd.wire import keys
 
 ANY = ("0.0.0.0/0", "::/0")
 
@@ -87,7 +87,6 @@ class Pairs:
                 if p.peer.stamp and p.network.name in networks
             ),
             limits=tuple(limits),
-            beacon_port=layout.BEACON_PORT,
         )
 
     def verify_table(self, period: int, slots: Mapping[int, int]) -> VerifyTable:

@@ -40,7 +40,6 @@ class StampTable(Struct, frozen=True):
     peers: tuple[tuple[str, int], ...] = ()  # prefix -> peer
     pairs: tuple[StampPair, ...] = ()
     limits: tuple[tuple[str, int], ...] = ()
-    beacon_port: int = 0
 
 
 class Incoming(Struct, frozen=True):

@@ -55,7 +55,6 @@ STAMP_TABLE = StampTable(
         StampPair(3, 2, 0),
     ),
     limits=LIMITS,
-    beacon_port=layout.BEACON_PORT,
 )
 
 

@@ -126,6 +126,7 @@ class Profiler:
             "network": self.network.name,
             "epoch": self.epoch,
             "issued": self.issued,
+            "refused": self.refused,
             "interval": self.network.interval,
             "overall": None if made is None else made.overall,
             "levels": {} if made is None else dict(sorted(made.levels.items())),
