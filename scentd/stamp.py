@@ -86,7 +86,7 @@ class Stamper:
     """
 
     def __init__(self) -> None:
-        self._table = StampTable()
+        self._by_number: dict[int, StampPair] = {}
         self._networks: PrefixMap[int] = PrefixMap()
         self._peers: PrefixMap[int] = PrefixMap()
         self._limits: PrefixMap[int] = PrefixMap()
@@ -100,26 +100,22 @@ class Stamper:
 
     def configure(self, table: StampTable) -> None:
         """Take a new table; epochs of pairs that stay are kept."""
-        self._table = table
         self._networks = PrefixMap(table.networks)
         self._peers = PrefixMap(table.peers)
         self._limits = PrefixMap(table.limits)
         self._pairs = {(p.network, p.peer): p for p in table.pairs}
-        known = {p.pair: p for p in table.pairs}
-        self._sending = {n: self._moved(sending, known[n]) for n, sending in self._sending.items() if n in known}
+        self._by_number = {p.pair: p for p in table.pairs}
+        self._sending = {n: sending for n, sending in self._sending.items() if n in self._by_number}
+        for number, sending in self._sending.items():
+            sending.pair = self._by_number[number]
         self.forget_flows()
-
-    @staticmethod
-    def _moved(sending: Sending, pair: StampPair) -> Sending:
-        sending.pair = pair
-        return sending
 
     def update(self, outgoing: Iterable[Outgoing]) -> None:
         """Begin new epochs. A pair that is not in the table is ignored."""
-        known = {p.pair: p for p in self._table.pairs}
         for o in outgoing:
-            if o.pair in known:
-                self._sending[o.pair] = Sending(known[o.pair], o, self._sending.get(o.pair))
+            pair = self._by_number.get(o.pair)
+            if pair is not None:
+                self._sending[o.pair] = Sending(pair, o, self._sending.get(o.pair))
         self.forget_flows()
 
     def tick(self, now: float) -> None:
