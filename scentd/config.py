@@ -145,6 +145,7 @@ class Network(Table):
     steps: Literal[2, 5, 10, 25, 50, 125, 250] = 50  # levels are rounded to one of so many steps
     high: Share = 0.8  # a level from here on is "high" in a characteristic
     low: Share = 0.3  # below it is "low"
+    min_nodes: Annotated[int, Meta(ge=1)] = 1  # a role that fewer nodes share is not told in characteristics
     labels: list[str] = []  # characteristics of the whole network, e.g. "region=eu-west"
     weights: dict[str, Annotated[float, Meta(ge=0)]] = {}  # of metrics in the overall score; default 1
     metrics: dict[str, Annotated[int, Meta(ge=16, le=21)]] = {}  # names for private metric slots

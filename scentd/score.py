@@ -77,7 +77,10 @@ def affected(active: Mapping[tuple[str, str], float]) -> frozenset[Address]:
 
 
 def means(network: Network, samples: Sequence[Sample]) -> tuple[dict[str, float], dict[tuple[str, str], float]]:
-    """Mean per metric, and per (role, metric) where a role is given, of the newest sample of each node and role."""
+    """Mean per metric, and per (role, metric) where a role is given, of the newest sample of each node and role.
+
+    A role of fewer than `network.min_nodes` nodes is left out: it would tell of single nodes.
+    """
     newest: dict[tuple[str, str, str], tuple[float, float]] = {}
     for sample in samples:
         value = sample.value
@@ -102,7 +105,7 @@ def means(network: Network, samples: Sequence[Sample]) -> tuple[dict[str, float]
             role_sums[role, metric] = total + value, count + 1
     return (
         {key: total / count for key, (total, count) in sums.items()},
-        {key: total / count for key, (total, count) in role_sums.items()},
+        {key: total / count for key, (total, count) in role_sums.items() if count >= network.min_nodes},
     )
 
 

@@ -138,6 +138,18 @@ def test_items_are_bounded_and_keep_events_and_highs():
     assert {f"role={r};metric=cpu;level=high" for r in roles[:15]} <= first
 
 
+def test_a_role_of_few_nodes_is_not_told():
+    """Invariant 9: characteristics that fewer than k nodes share are suppressed."""
+    few = [sample("cpu", 1.0, role="db", node=f"n{i}") for i in range(2)]
+    many = [sample("cpu", 1.0, role="web", node=f"n{i}") for i in range(3)]
+    repeated = [sample("cpu", 1.0, role="db", node="n0", at=NOW - i) for i in range(5)]
+    made = score.statement(network(min_nodes=3), [*few, *many, *repeated], [], NOW)
+    assert "role=web;metric=cpu;level=high" in made.items
+    assert not any("role=db" in item for item in made.items)
+    assert made.levels["cpu"] == 1.0
+    assert "role=db;metric=cpu;level=high" in score.statement(network(min_nodes=2), few, [], NOW).items
+
+
 def test_nodes_take_the_room_of_other_items():
     """At most eight nodes, the most severe events first, and twelve other items: an innocent one is not marked."""
     samples = [sample("cpu", 1.0, role=f"r{i}") for i in range(50)]
