@@ -22,8 +22,8 @@ class IssuedPair:
         self.pair = pair
         self.identity = identity
         self.peer = peer
-        self._secret = keys.pair_secret(identity, peer)
-        self.pseudonym_key = keys.pseudonym_key(self._secret, identity.public, peer)
+        self.secret = keys.pair_secret(identity, peer)
+        self.pseudonym_key = keys.pseudonym_key(self.secret, identity.public, peer)
         self._period = -1
         self._keys: keys.PairKeys | None = None
 
@@ -31,7 +31,7 @@ class IssuedPair:
         period = keys.period_of(epoch)
         if period != self._period or self._keys is None:
             self._period = period
-            self._keys = keys.direction_keys(self._secret, self.identity.public, self.peer, period)
+            self._keys = keys.direction_keys(self.secret, self.identity.public, self.peer, period)
         return self._keys
 
 

@@ -24,17 +24,16 @@ class Pair:
     number: int
     network: schema.Network
     peer: schema.Peer
-    issued: IssuedPair  # this end sends
-    secret: bytes
+    issued: IssuedPair  # this end sends; it holds the pair's secret
     identity: keys.Identity
     public: keys.Public
 
     def receive_keys(self, period: int) -> keys.PairKeys:
-        return keys.direction_keys(self.secret, self.public, self.identity.public, period)
+        return keys.direction_keys(self.issued.secret, self.public, self.identity.public, period)
 
     def pseudonym_key(self) -> bytes:
         """Of the peer's nodes, as it names them to us."""
-        return keys.pseudonym_key(self.secret, self.public, self.identity.public)
+        return keys.pseudonym_key(self.issued.secret, self.public, self.identity.public)
 
     def slots(self) -> dict[str, int]:
         return metric_slots(self.peer.metrics)
@@ -58,9 +57,8 @@ class Pairs:
                 identity = identities[network.name]
                 key = (identity.public.raw, public.raw)
                 number = numbers.setdefault(key, len(numbers))
-                secret = keys.pair_secret(identity, public)
                 issued = IssuedPair(number, identity, public)
-                self.all.append(Pair(number, network, peer, issued, secret, identity, public))
+                self.all.append(Pair(number, network, peer, issued, identity, public))
         self.by_number = {p.number: p for p in self.all}
 
     def of_network(self, name: str) -> list[Pair]:

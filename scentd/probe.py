@@ -105,18 +105,12 @@ def nfqueue() -> Finding:
     return "NFQUEUE", "yes", "bound, and a packet came through", ""
 
 
-def restore(program: str, table: str, *rules: str) -> None:
+def restore(program: str, table: str, *lines: str) -> None:
     """Load rules. Raises HostError."""
-    argv = [f"{program}-restore", "--noflush", "-w", "5"]
-    text = "\n".join((f"*{table}", *rules, "COMMIT", ""))
-    try:
-        done = subprocess.run(argv, input=text, capture_output=True, text=True, timeout=TIMEOUT, check=False)
-    except FileNotFoundError:
-        raise HostError(f"{argv[0]}: not found; install the package iptables") from None
-    except subprocess.TimeoutExpired:
-        raise HostError(f"{argv[0]}: no end after {TIMEOUT:.0f} s") from None
-    if done.returncode:
-        raise HostError(f"{argv[0]}: {' '.join(done.stderr.split())}")
+    from scentd.datapath import rules
+
+    text = "\n".join((f"*{table}", *lines, "COMMIT", ""))
+    rules.run([f"{program}-restore", "--noflush", *rules.WAIT], text)
 
 
 def iptables(family: int) -> Finding:

@@ -17,8 +17,6 @@ from scentd.wire import ip, layout, tag
 
 ICMP, ICMPV6 = 1, 58
 MAX_AGE = 120  # seconds between the quoted epoch and ours: an error comes a round trip after its packet
-_OVERHEAD = {4: layout.IPV4_OPTION_LEN, 6: layout.IPV6_HEADER_LEN}
-_LEAST_MTU = {4: 68, 6: 1280}  # RFC 791 section 3.2, RFC 8200 section 5
 
 TagKey = Callable[[ip.Parsed, int], bytes | None]  # (a packet's anatomy, its epoch): the tag key if we sent such lately
 
@@ -55,7 +53,7 @@ def unquote(packet: bytes, found: ip.Parsed, tag_key: TagKey) -> Unquoted | None
         return None
     if not _checksum_holds(packet, found) or not _ours(whole, parsed, tag_key):
         return None
-    room = max(mtu - _OVERHEAD[found.version], _LEAST_MTU[found.version])
+    room = max(mtu - ip.OVERHEAD[found.version], ip.LEAST_MTU[found.version])
     if found.version == 4:
         message = packet[at : at + 2] + b"\0\0" + packet[at + 4 : at + 6] + room.to_bytes(2, "big")
     else:

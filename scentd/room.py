@@ -21,9 +21,8 @@ from typing import Literal
 
 from scentd.model import Address, Prefix
 from scentd.prefixes import PrefixMap
-from scentd.wire import layout
+from scentd.wire import ip
 
-OVERHEAD = {4: layout.IPV4_OPTION_LEN, 6: layout.IPV6_HEADER_LEN}
 # Every link carries this much: RFC 8200 section 5; 576 is what every IPv4 host accepts (RFC 791).
 LOWEST_MTU = {4: 576, 6: 1280}
 IPV6_METRIC = 1024  # the kernel's, where none is given
@@ -199,7 +198,7 @@ def lower(routes: list[Route], links: Mapping[int, Link]) -> list[Route]:
     prefix = routes[0].prefix
     if any(route.odd for route in routes):
         return [thrown(prefix)]
-    mtu, overhead = group_mtu(routes, links), OVERHEAD[prefix.version]
+    mtu, overhead = group_mtu(routes, links), ip.OVERHEAD[prefix.version]
     enough = mtu is not None and mtu - overhead >= LOWEST_MTU[prefix.version]
     copies = []
     for route in routes:

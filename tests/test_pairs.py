@@ -112,5 +112,5 @@ def test_fragments_are_treated_as_absent_ones_by_default():
 
 def test_no_secret_is_shown():
     shown = repr(pairs(made()).all[0])
-    assert pairs(made()).all[0].secret.hex() not in shown
+    assert pairs(made()).all[0].issued.secret.hex() not in shown
     assert "secret" not in shown

@@ -10,11 +10,10 @@ from __future__ import annotations
 import socket
 import struct
 
-from scentd.wire import ip, layout
+from scentd.wire import ip
 
 _QUOTE_IPV4 = 548  # RFC 1812 section 4.3.2.3: as much as fits into 576 bytes
 _QUOTE_IPV6 = 1232  # RFC 4443 section 2.4: as much as fits into 1280 bytes
-_LEAST_MTU = {4: 68, 6: 1280}  # RFC 791 section 3.2, RFC 8200 section 5: what every source may send
 # What asks or answers; every other type of ICMP is an error message or unknown, and may be one (linux icmp_pointers).
 _QUERIES_IPV4 = frozenset((0, 8, 9, 10, 13, 14, 15, 16, 17, 18))
 _ICMPV6_FIRST_QUERY, _ICMPV6_REDIRECT = 128, 137  # RFC 4443 section 2.1, 2.4 (e.2)
@@ -36,7 +35,7 @@ def may_answer(packet: bytes, found: ip.Parsed) -> bool:
     RFC 1122 section 3.2.2, RFC 1812 section 4.3.2.7, RFC 4443 section 2.4 (e). Of fragments we are stricter than
     they are: not even the first is answered.
     """
-    if found.malformed or found.fragment or not found.dont_fragment or len(packet) <= _LEAST_MTU[found.version]:
+    if found.malformed or found.fragment or not found.dont_fragment or len(packet) <= ip.LEAST_MTU[found.version]:
         return False
     return not _names_no_host(found.source) and not _may_be_icmp_error(packet, found)
 
@@ -82,11 +81,11 @@ class Sender:
         try:
             if packet[0] >> 4 == 4:
                 self._ipv4.sendto(
-                    too_big(packet, max(mtu, _LEAST_MTU[4])), (socket.inet_ntop(socket.AF_INET, packet[12:16]), 0)
+                    too_big(packet, max(mtu, ip.LEAST_MTU[4])), (socket.inet_ntop(socket.AF_INET, packet[12:16]), 0)
                 )
             else:
                 source = socket.inet_ntop(socket.AF_INET6, packet[8:24])
-                self._ipv6.sendto(too_big(packet, max(mtu, _LEAST_MTU[6])), (source, 0))
+                self._ipv6.sendto(too_big(packet, max(mtu, ip.LEAST_MTU[6])), (source, 0))
         except OSError:
             return False
         return True
@@ -94,7 +93,3 @@ class Sender:
     def close(self) -> None:
         self._ipv4.close()
         self._ipv6.close()
-
-
-def overhead(version: int) -> int:
-    return layout.IPV4_OPTION_LEN if version == 4 else layout.IPV6_HEADER_LEN

@@ -33,7 +33,7 @@ STAMPED, ACCEPTED = 0, 1
 HOOK_FORWARD = 2  # NF_INET_FORWARD
 REPORT_SECONDS = 1.0
 # Only a packet that may be longer than the lowered route allows must be routed again past it: the mark costs the
-# kernel 1 us. No route is lowered below this: room.LOWEST_MTU; less than 576 bytes is not learned (ip_rt_min_pmtu).
+# kernel 1 us. No route is lowered below this: room.LOWEST_MTU; less than 552 bytes is not learned (stamp.LEARNED_MIN).
 MARK_ABOVE = room.LOWEST_MTU[4] - layout.IPV4_OPTION_LEN
 
 
@@ -158,7 +158,7 @@ class Worker:
         if reason not in (layout.UNSTAMPED_TOO_BIG, layout.UNSTAMPED_IPV6_FRAGMENT):
             return
         found = ip.parse(payload)
-        mtu = self._stamper.limit(found.destination) - icmp.overhead(found.version)
+        mtu = self._stamper.limit(found.destination) - ip.OVERHEAD[found.version]
         if len(payload) > mtu and icmp.may_answer(payload, found) and self._icmp.send(payload, mtu, self._now):
             self._other["icmp_too_big_sent"] += 1
 

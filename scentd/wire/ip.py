@@ -23,6 +23,10 @@ MAX_HEADERS = 8  # IPv6 extension headers, ours included; with more a packet is 
 MAX_PADDING = 7  # bytes in a row
 MAX_OPTIONS = 8  # that are no padding
 
+# By IP version, bytes: what a scent adds, and what every source may send (RFC 791 section 3.2, RFC 8200 section 5).
+OVERHEAD = {4: layout.IPV4_OPTION_LEN, 6: layout.IPV6_HEADER_LEN}
+LEAST_MTU = {4: 68, 6: 1280}
+
 # A stamper may leave the ports out of the tag of a packet that will be fragmented
 # behind it. A receiver with defragmentation sees it whole again and can tell it
 # only by its size: no stamper fragments what fits into the smallest IPv6 link.
