@@ -50,11 +50,12 @@ class Datapath(Table):
     mark_rejected: Annotated[int, Meta(gt=0, lt=2**32)] = 0x20000000
     route_table: Annotated[int, Meta(gt=255, lt=2**31)] = 22600  # routes to peers with room for the scent
     rule_priority: Annotated[int, Meta(gt=0, lt=32764)] = 22600  # of our three `ip rule`s
+    offload: Literal["auto", "off"] = "auto"  # BPF programs do what they can where the kernel has them
+    pin_dir: str = "/sys/fs/bpf/scentd"  # on a bpf file system: programs and maps outlive the daemon there
+    mark_verified: Annotated[int, Meta(gt=0, lt=2**32)] = 0x40000000  # what the program has decided; offload only
 
     def mistakes(self, path: str) -> list[str]:
-        if self.mark_stamped & self.mark_rejected:
-            return [f"{path}.mark_rejected: shares bits with {path}.mark_stamped; give each a bit of its own"]
-        return []
+        return check_marks(self, path)
 
 
 class Stamp(Table):
@@ -69,6 +70,13 @@ class Verify(Table):
     grace: Seconds = 2.0  # how long the epoch before the highest is still accepted
     rejected: Treatment = "drop"  # for senders that are nobody's peer
     absent: Treatment = "pass"
+    mark_glance: Annotated[int, Meta(ge=0, lt=2**32)] = 0  # eight bits of the packet mark for load and threat; 0: none
+
+    def mistakes(self, path: str) -> list[str]:
+        lowest = self.mark_glance & -self.mark_glance
+        if self.mark_glance not in (0, 0xFF * lowest):
+            return [f"{path}.mark_glance: {self.mark_glance:#x} is not eight neighbouring bits, like 0x00ff0000"]
+        return []
 
 
 class CpuSource(Table, tag_field="kind", tag="cpu"):
@@ -258,10 +266,24 @@ def check_config(config: Config) -> list[str]:
         ]
     problems += same_peer(config.peer)
     problems += shared_addresses(config.peer)
+    own = config.datapath.mark_stamped | config.datapath.mark_rejected | config.datapath.mark_verified
+    if config.verify.mark_glance & own:
+        problems.append("verify.mark_glance: shares bits with a mark of [datapath]; choose other bits")
     problems += when.check(config.policy, {name for peer in config.peer for name in peer.metrics})
     if config.peer and not config.network:
         problems.append("network: missing; a host with peers needs an identity of its own: [[network]] with key_file")
     return problems
+
+
+def check_marks(datapath: Datapath, path: str) -> list[str]:
+    """Each mark needs bits of its own."""
+    names = ("mark_stamped", "mark_rejected", "mark_verified")
+    return [
+        f"{path}.{name}: shares bits with {path}.{other}; give each a bit of its own"
+        for i, name in enumerate(names)
+        for other in names[:i]
+        if getattr(datapath, name) & getattr(datapath, other)
+    ]
 
 
 def check_prefixes(addresses: list[str], path: str) -> list[str]:

@@ -1,0 +1,208 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What the daemon and its BPF programs say to each other: keys and values of the
+ * maps, events, counters. scentd/wire/maps.py is generated from this file by
+ * scripts/gen-layout.
+ *
+ * Enums and structs alone, as in scent_wire.h. Numbers are in the host's byte
+ * order; every member is aligned to its size and padding is written out, so that C
+ * and Python agree without asking the compiler. A change of anything here is a
+ * change of SCENT_MAPS_VERSION: a daemon takes over only maps of its own version.
+ */
+#ifndef SCENT_MAPS_H
+#define SCENT_MAPS_H
+
+#ifndef SCENT_WIRE_NO_TYPES
+#include <linux/types.h>
+#include <linux/bpf.h>
+#endif
+
+enum scent_maps_constants {
+	SCENT_MAPS_VERSION = 1,
+	SCENT_LENGTHS_MAX = 15,		/* different prefix lengths of one kind and family */
+	SCENT_CANDIDATES = 4,		/* peers with the same key id that are told apart by address */
+	SCENT_PERIODS = 3,		/* keys of the period before, this one and the next */
+	SCENT_NODES = 4096,		/* source addresses noted of a pair between two readings */
+	SCENT_NO_PAIR = 0xffffffff,	/* a route to a peer whose network signs nothing */
+};
+
+/* The first member of struct scent_prefix: which table of prefixes. */
+enum scent_scope {
+	SCENT_SCOPE_LOCAL = 1,		/* our networks' addresses -> number: network */
+	SCENT_SCOPE_SOURCE = 2,		/* senders -> detail: scent_treatments */
+	SCENT_SCOPE_QUARANTINE = 3,	/* senders -> number: the CLOCK_MONOTONIC second of release */
+	SCENT_SCOPE_ROUTE = 0x40000000,	/* + network: where its packets go -> number: pair, detail: path MTU */
+	SCENT_SCOPE_MEMBER = 0x80000000,	/* + peer: its addresses */
+};
+
+/*
+ * Longest prefix by hashing: one look-up for each length in use, longest first. A
+ * trie would cost a cache miss a bit; providers have millions of prefixes, of few lengths.
+ */
+struct scent_prefix {
+	__u32 scope;
+	__u16 family;			/* 4 or 6 */
+	__u16 length;			/* bits; the bits behind it are zero */
+	__u8 address[16];		/* as on the wire; IPv4: the first four bytes */
+};
+
+struct scent_prefix_value {
+	__u32 number;
+	__u32 detail;
+};
+
+struct scent_lengths {
+	__u8 count;
+	__u8 bits[15];			/* longest first */
+};
+
+/* -- stamping ---------------------------------------------------------- */
+
+enum scent_pair_flags {
+	SCENT_PAIR_SENDER = 1,		/* bind = sender */
+	SCENT_PAIR_IPV6_FRAGMENTS = 2,
+};
+
+/*
+ * Two of them: the one that is not in use is written, then the selector turned, so
+ * that no packet sees a half-written one.
+ */
+struct scent_stamp_settings {
+	__u64 run;			/* ns for which packets of a pair share a fragment */
+	__u32 forwarded;		/* stamp forwarded packets, too */
+	__u32 padding;
+	struct scent_lengths local4;
+	struct scent_lengths local6;
+	struct scent_lengths route4;
+	struct scent_lengths route6;
+};
+
+/* Bytes 8 to 25 of a scent, as the words that the tag's hash and the packet take. */
+struct scent_piece {
+	__u64 words[2];			/* epoch, fragment index and count, fragment[0..10] */
+	__u16 tail;			/* fragment[11..12] */
+	__u16 padding[3];
+};
+
+/* By pair. Replaced as a whole with each epoch; the three mutable members begin anew. */
+struct scent_outgoing {
+	__u64 tag_key[2];		/* little-endian, as SipHash reads a key */
+	__u64 expires;			/* CLOCK_MONOTONIC, ns */
+	__u64 run_until;		/* mutable: when the run of this fragment ends */
+	__u64 head;			/* bytes 0 to 7 of the scent, its flags zero */
+	__u32 sent;			/* mutable: packets stamped, counted up to ten */
+	__u32 index;			/* mutable: the fragment of this run */
+	__u32 epoch;
+	__u32 flags;			/* scent_pair_flags */
+	struct scent_piece pieces[10];
+};
+
+/* Indices into the stamper's counters. */
+enum scent_stamp_count {
+	SCENT_STAMP_COUNT_STAMPED = 0,
+	SCENT_STAMP_COUNT_UNSTAMPED = 1,	/* + scent_unstamped */
+	SCENT_STAMP_COUNT_DECLINED = 9,		/* options or extension headers: the queue has seen it */
+	SCENT_STAMP_COUNT_FAILED = 10,		/* the kernel would not make room */
+	SCENT_STAMP_COUNTERS = 11,
+};
+
+/* -- verifying --------------------------------------------------------- */
+
+enum scent_treatment {
+	SCENT_TREATMENT_DROP = 0,
+	SCENT_TREATMENT_REJECT = 1,
+	SCENT_TREATMENT_PASS = 2,
+};
+
+/* scent_prefix_value.detail of a sender, and the default: three treatments and a flag. */
+enum scent_treatments {
+	SCENT_TREATMENTS_REJECTED = 0,		/* bits to shift by */
+	SCENT_TREATMENTS_ABSENT = 2,
+	SCENT_TREATMENTS_ABSENT_IPV6_FRAGMENT = 4,
+	SCENT_TREATMENTS_EXPECTED = 6,		/* unscented packets are judged; else only what has a scent */
+};
+
+struct scent_verify_settings {
+	__u64 max_age;			/* ns */
+	__u64 max_future;
+	__u64 grace;
+	__u32 mark_verified;		/* packet mark of what is decided: the queue's rules let it by */
+	__u32 mark_rejected;
+	__u32 mark_glance;		/* eight neighbouring bits of the mark for load and threat, or 0 */
+	__u32 fallback;			/* scent_treatments of strangers */
+	struct scent_lengths local4;
+	struct scent_lengths local6;
+	struct scent_lengths source4;
+	struct scent_lengths source6;
+	struct scent_lengths member4;
+	struct scent_lengths member6;
+	struct scent_lengths quarantine4;
+	struct scent_lengths quarantine6;
+};
+
+/* Which pair a scent may be of. */
+struct scent_identity {
+	__u8 key_id[4];
+	__u32 network;			/* ours, by the destination */
+	__u32 candidate;		/* 0 .. SCENT_CANDIDATES - 1 */
+};
+
+struct scent_incoming {
+	__u32 pair;
+	__u32 peer;
+	__u32 flags;			/* scent_pair_flags */
+	__u32 period;			/* of the second of the three keys */
+	__u64 tag_keys[6];		/* three of two words */
+	__u64 glance_keys[6];
+};
+
+/* By pair; made by the daemon, changed by the program under its lock. */
+struct scent_receiving {
+	struct bpf_spin_lock lock;
+	__u32 highest;			/* epoch */
+	__u32 before;			/* the epoch before it, the oldest that grace is for */
+	__u32 since;			/* the Unix second at which the highest was first seen */
+	__u32 seen;			/* bit i: fragment i of the highest epoch is there */
+	__u32 nodes;			/* noted since the last reading */
+	__u32 glance;			/* of the highest epoch, unmasked */
+	__u32 padding;
+	__u8 sealed[130];		/* SCENT_PROFILE_LEN */
+	__u8 family;			/* 4 or 6, of `source` */
+	__u8 padding2[5];
+	__u8 source[16];		/* of the packet that began the epoch */
+};
+
+/* A source address that an accepted packet had. The value is the number 1. */
+struct scent_node {
+	__u32 pair;
+	__u32 family;
+	__u8 address[16];
+};
+
+enum scent_event_kind {
+	SCENT_EVENT_EPOCH = 1,		/* the first packet of a new epoch: its glance */
+	SCENT_EVENT_PROFILE = 2,	/* all ten fragments: `sealed` */
+};
+
+struct scent_event {
+	__u32 kind;
+	__u32 pair;
+	__u32 epoch;
+	__u32 glance;			/* unmasked */
+	__u8 source[16];
+	__u8 sealed[130];
+	__u8 family;
+	__u8 padding[5];
+};
+
+/* Indices into the verifier's counters; the first are 3 * scent_verdict + scent_treatment, "accepted" passes. */
+enum scent_verify_count {
+	SCENT_VERIFY_COUNT_DECLINED = 33,	/* left to the queue */
+	SCENT_VERIFY_COUNT_FAILED = 34,		/* the kernel would not take the scent off: left to the queue */
+	SCENT_VERIFY_COUNT_EVENTS_LOST = 35,
+	SCENT_VERIFY_COUNT_NODES_LOST = 36,
+	SCENT_VERIFY_COUNT_QUARANTINED = 37,
+	SCENT_VERIFY_COUNTERS = 38,
+};
+
+#endif
