@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The stamper at tc egress: behind the IP layer and before segmentation, so that one
+ * scent is computed for a large send and the kernel copies it to every segment.
+ *
+ * Check, grow, write: nothing in the packet changes before growing it has succeeded.
+ * Whatever happens the packet goes on, and TC_ACT_UNSPEC lets the programs of others
+ * run. bpf/README.md has the order of the hooks.
+ */
+#include "packet.h"
+#include "tag.h"
+
+char LICENSE[] SEC("license") = "GPL";
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);	/* an update replaces the whole value at once */
+	__uint(max_entries, 256);
+	__type(key, __u32);			/* pair */
+	__type(value, struct scent_outgoing);
+} outgoing SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 2);
+	__type(key, __u32);
+	__type(value, struct scent_stamp_settings);
+} settings SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, SCENT_STAMP_COUNTERS);
+	__type(key, __u32);
+	__type(value, __u64);
+} counters SEC(".maps");
+
+#define UNCOUNTED (-1)
+#define UNSTAMPED(reason) (SCENT_STAMP_COUNT_UNSTAMPED + SCENT_UNSTAMPED_##reason)
+
+/*
+ * Which fragment goes next: each of the first ten packets takes another; then one
+ * serves for a while, because receivers merge only segments with equal headers.
+ * Processors may race for the end of a run: it ends once or twice.
+ */
+static __always_inline __u32 take(struct scent_outgoing *out, __u64 now, __u64 run)
+{
+	__u32 index = SCENT_FRAGMENTS;
+
+	if (out->sent < SCENT_FRAGMENTS)
+		index = __sync_fetch_and_add(&out->sent, 1);
+	if (index < SCENT_FRAGMENTS)
+		return index;
+	index = out->index;
+	if (now >= out->run_until) {
+		if (out->run_until)
+			index++;
+		if (index >= SCENT_FRAGMENTS)
+			index = 0;
+		out->index = index;
+		out->run_until = now + run;
+	}
+	return index;
+}
+
+/* A reason to leave the packet alone, or SCENT_STAMP_COUNT_STAMPED. */
+static __always_inline int too_big(struct __sk_buff *skb, __u32 at, const struct packet *p, __u32 flags,
+				   __u32 limit)
+{
+	__u32 overhead = p->family == 4 ? SCENT_IPV4_OPTION_LEN : SCENT_IPV6_HEADER_LEN;
+	__u32 grown = wire_length(skb, at, p) + overhead;
+
+	/* Nobody fragments behind this hook: what does not fit may not grow, whatever its flags say. */
+	if (p->length + overhead > IP_MAX)
+		return UNSTAMPED(TOO_BIG);
+	if (p->family == 4)
+		return grown > limit ? UNSTAMPED(TOO_BIG) : SCENT_STAMP_COUNT_STAMPED;
+	if (grown > limit && (p->fragment || p->protocol == IPPROTO_TCP || flags & SCENT_PAIR_IPV6_FRAGMENTS))
+		return UNSTAMPED(TOO_BIG);
+	if (grown > limit || (p->fragment && !(flags & SCENT_PAIR_IPV6_FRAGMENTS)))
+		return UNSTAMPED(IPV6_FRAGMENT);
+	return SCENT_STAMP_COUNT_STAMPED;
+}
+
+/* The scent and what is around it: the first eight bytes leave room for the carrier's own. */
+struct carrier {
+	__u8 own[8];
+	__u64 scent[3];
+	__u16 tail[8];			/* two bytes of fragment, eight of tag, padding */
+} __attribute__((aligned(8)));
+
+static __always_inline void fill(struct carrier *c, const struct scent_outgoing *out, __u32 index,
+				 const struct packet *p)
+{
+	__u32 flags = out->flags & SCENT_PAIR_SENDER ? SCENT_FLAG_SENDER : p->has_ports ? SCENT_FLAG_PORTS : 0;
+	const struct scent_piece *piece = &out->pieces[index];
+	__u64 tag;
+
+	c->scent[0] = out->head | (__u64)flags << 16;
+	c->scent[1] = piece->words[0];
+	c->scent[2] = piece->words[1];
+	c->tail[0] = piece->tail;
+	tag = tag_of(out->tag_key, c->scent, piece->tail, p, flags);
+	c->tail[1] = tag;
+	c->tail[2] = tag >> 16;
+	c->tail[3] = tag >> 32;
+	c->tail[4] = tag >> 48;
+}
+
+static __always_inline int grow(struct __sk_buff *skb, __u32 by)
+{
+	/* The route's lowered MTU has left room in every segment, so their size stays. */
+	return bpf_skb_adjust_room(skb, by, BPF_ADJ_ROOM_NET, BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET);
+}
+
+static __always_inline int write_ipv4(struct __sk_buff *skb, __u32 at, struct carrier *c, struct packet *p)
+{
+	__u64 sum = (__u16)~(p->first[2] >> 16);
+	__u32 length = p->length + SCENT_IPV4_OPTION_LEN;
+	__u32 before = p->first[0];
+
+	*(__u16 *)(c->own + 6) = SCENT_IPV4_OPTION_TYPE | SCENT_IPV4_OPTION_LEN << 8;
+	p->first[0] = (before & 0xff00) | 0x4e | (__u32)bpf_htons(length) << 16;
+	sum += sum_word((__u32)~before) + p->first[0] + *(__u16 *)(c->own + 6);
+	sum += sum_word(c->scent[0]) + sum_word(c->scent[1]) + sum_word(c->scent[2]);
+	sum += c->tail[0] + c->tail[1] + c->tail[2] + c->tail[3] + c->tail[4];
+	p->first[2] = (p->first[2] & 0xffff) | (__u32)(__u16)~sum_fold(sum) << 16;
+	return bpf_skb_store_bytes(skb, at, p->first, 12, 0) ||
+	       bpf_skb_store_bytes(skb, at + IPV4_LEN, c->own + 6, SCENT_IPV4_OPTION_LEN, 0);
+}
+
+static __always_inline int write_ipv6(struct __sk_buff *skb, __u32 at, struct carrier *c, struct packet *p)
+{
+	__u32 next = p->first[1] >> 16 & 0xff;
+	__u32 payload = p->length - IPV6_LEN + SCENT_IPV6_HEADER_LEN;
+
+	*(__u32 *)(c->own + 4) = next | 4 << 8 | SCENT_IPV6_OPTION_TYPE << 16 | (__u32)SCENT_LEN << 24;
+	c->tail[5] = 1;			/* PadN without content */
+	p->first[1] = (p->first[1] & 0xff000000) | IPPROTO_DSTOPTS << 16 | bpf_htons(payload);
+	return bpf_skb_store_bytes(skb, at + 4, &p->first[1], 4, 0) ||
+	       bpf_skb_store_bytes(skb, at + IPV6_LEN, c->own + 4, SCENT_IPV6_HEADER_LEN, 0);
+}
+
+static __always_inline struct scent_stamp_settings *current_settings(void)
+{
+	__u32 zero = 0, *which = bpf_map_lookup_elem(&selector, &zero);
+	__u32 index = which ? *which & 1 : 0;
+
+	return bpf_map_lookup_elem(&settings, &index);
+}
+
+/* What becomes of the packet, as an index of its counter. */
+static __always_inline int stamp(struct __sk_buff *skb, __u32 at)
+{
+	struct scent_stamp_settings *s = current_settings();
+	struct query q = {};
+	struct scent_outgoing *out;
+	struct packet p = {};
+	struct carrier c = {};
+	enum form form;
+	__u32 index;
+	__u64 now;
+	int kept;
+
+	if (!s || (skb->ingress_ifindex && !s->forwarded))
+		return UNCOUNTED;
+	form = parse(skb, at, &p);
+	if (form == FORM_NONE || form == FORM_SCENTED || is_neighbourly(&p))
+		return UNCOUNTED;
+	q.key.family = p.family;
+	q.key.scope = SCENT_SCOPE_LOCAL;
+	if (!find(p.family == 4 ? &s->local4 : &s->local6, &p.source, &q))
+		return UNCOUNTED;
+	q.key.scope = SCENT_SCOPE_ROUTE + q.value.number;
+	if (!find(p.family == 4 ? &s->route4 : &s->route6, &p.destination, &q))
+		return UNCOUNTED;
+	if (form == FORM_DECLINED)
+		return SCENT_STAMP_COUNT_DECLINED;
+	if (q.value.number == SCENT_NO_PAIR)
+		return UNSTAMPED(NOT_A_PEER);
+	now = bpf_ktime_get_coarse_ns();
+	out = bpf_map_lookup_elem(&outgoing, &q.value.number);
+	if (!out || out->expires <= now)
+		return UNSTAMPED(NO_PROFILE);
+	kept = too_big(skb, at, &p, out->flags, q.value.detail);
+	if (kept)
+		return kept;
+	if (grow(skb, p.family == 4 ? SCENT_IPV4_OPTION_LEN : SCENT_IPV6_HEADER_LEN))
+		return SCENT_STAMP_COUNT_FAILED;
+	index = take(out, now, s->run);
+	if (index >= SCENT_FRAGMENTS)
+		return SCENT_STAMP_COUNT_FAILED;	/* cannot be, but the kernel's verifier wants to see it */
+	fill(&c, out, index, &p);
+	if (p.family == 4)
+		kept = write_ipv4(skb, at, &c, &p);
+	else
+		kept = write_ipv6(skb, at, &c, &p);
+	return kept ? SCENT_STAMP_COUNT_FAILED : SCENT_STAMP_COUNT_STAMPED;
+}
+
+/* Segments are counted, as the queue counts them. */
+static __always_inline int leave(__u32 packets, int outcome)
+{
+	__u32 index = outcome;
+	__u64 *count;
+
+	if (outcome != UNCOUNTED) {
+		count = bpf_map_lookup_elem(&counters, &index);
+		if (count)
+			*count += packets;
+	}
+	return TC_ACT_UNSPEC;
+}
+
+/* On an interface with Ethernet headers. Group addresses are nobody's peer. */
+SEC("tc")
+int scent_stamp_l2(struct __sk_buff *skb)
+{
+	__u8 *ethernet = (void *)(long)skb->data;
+	__u32 packets = skb->gso_segs ?: 1;
+
+	if ((void *)(ethernet + ETH_HLEN) > (void *)(long)skb->data_end || ethernet[0] & 1)
+		return TC_ACT_UNSPEC;
+	return leave(packets, stamp(skb, ETH_HLEN));
+}
+
+/* On one without: tunnels, PPP. */
+SEC("tc")
+int scent_stamp_l3(struct __sk_buff *skb)
+{
+	__u32 packets = skb->gso_segs ?: 1;
+
+	return leave(packets, stamp(skb, 0));
+}

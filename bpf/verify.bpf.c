@@ -1,0 +1,472 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The verifier at tc ingress: before the IP stack, before defragmentation. Verdicts
+ * and their order are those of scentd/wire/README.md, section 8.
+ *
+ * What is decided here carries the mark `mark_verified`, and the rules of the queue let
+ * it by; without the mark a packet is undecided and the queue judges it: whatever this
+ * program declines, or fails at, is never let in unseen. bpf/README.md says more.
+ *
+ * Only packets with a right tag change a map. Everything that is kept is bounded.
+ */
+#include "packet.h"
+#include "tag.h"
+
+char LICENSE[] SEC("license") = "GPL";
+
+#define SECOND 1000000000ULL
+#define MAX_NODES 65536
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 256);
+	__type(key, struct scent_identity);
+	__type(value, struct scent_incoming);
+} identities SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 256);
+	__type(key, __u32);			/* pair */
+	__type(value, struct scent_receiving);
+} receiving SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_NODES);
+	__type(key, struct scent_node);
+	__type(value, __u32);
+} nodes SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 2);
+	__type(key, __u32);
+	__type(value, struct scent_verify_settings);
+} settings SEC(".maps");
+
+/* Unix time less CLOCK_MONOTONIC, ns. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} clock SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+} events SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, SCENT_VERIFY_COUNTERS);
+	__type(key, __u32);
+	__type(value, __u64);
+} counters SEC(".maps");
+
+/* What becomes of a packet, and why. */
+struct outcome {
+	int verdict;			/* scent_verdict, or one of these: */
+#define LEAVE (-1)			/* not ours to judge */
+#define UNDECIDED (-2)			/* for the queue */
+	__u32 treatment;		/* scent_treatment */
+	__u32 glance;			/* unmasked, of an accepted packet */
+};
+
+static __always_inline void count(__u32 index, __u32 packets)
+{
+	__u64 *value = bpf_map_lookup_elem(&counters, &index);
+
+	if (value)
+		*value += packets;
+}
+
+static __always_inline struct scent_verify_settings *current_settings(void)
+{
+	__u32 zero = 0, *which = bpf_map_lookup_elem(&selector, &zero);
+	__u32 index = which ? *which & 1 : 0;
+
+	return bpf_map_lookup_elem(&settings, &index);
+}
+
+static __always_inline __u64 unix_time(void)
+{
+	__u32 zero = 0;
+	__u64 *offset = bpf_map_lookup_elem(&clock, &zero);
+
+	return bpf_ktime_get_coarse_ns() + (offset ? *offset : 0);
+}
+
+static __always_inline int same_epoch(__u64 now, __u32 since, __u64 grace)
+{
+	__u64 first = since * SECOND;
+
+	return now >= first && now - first <= grace;
+}
+
+/* The 34 bytes, as words. */
+struct read {
+	__u64 scent[3];
+	__u64 tag;
+	__u16 tail;
+	__u16 padding[3];
+};
+
+static __always_inline int read_scent(struct __sk_buff *skb, __u32 at, struct read *r)
+{
+	__u16 last[5];
+
+	if (bpf_skb_load_bytes(skb, at, r->scent, 24) || bpf_skb_load_bytes(skb, at + 24, last, 10))
+		return -1;
+	r->tail = last[0];
+	r->tag = last[1] | (__u64)last[2] << 16 | (__u64)last[3] << 32 | (__u64)last[4] << 48;
+	return 0;
+}
+
+#define FLAGS(r) ((__u32)((r)->scent[0] >> 16 & 0xf))
+#define VERSION(r) ((__u32)((r)->scent[0] >> 20 & 0xf))
+#define MASKED_GLANCE(r) ((__u32)((r)->scent[0] >> 24 & 0xff))
+#define KEY_ID(r) ((__u32)((r)->scent[0] >> 32))
+#define EPOCH(r) (bpf_ntohl((__u32)(r)->scent[1]))
+#define INDEX(r) ((__u32)((r)->scent[1] >> 36 & 0xf))
+#define COUNT(r) ((__u32)((r)->scent[1] >> 32 & 0xf))
+
+/* The sender that a scent names, if its addresses are his; NULL with the verdict otherwise. */
+static __always_inline struct scent_incoming *sender(const struct scent_verify_settings *s, const struct packet *p,
+						     const struct read *r, __u32 network, int *verdict)
+{
+	struct query q = {.key.family = p->family};
+	struct scent_identity id = {.network = network};
+	struct scent_incoming *in;
+
+	*(__u32 *)id.key_id = KEY_ID(r);
+	*verdict = SCENT_VERDICT_UNKNOWN_KEY;
+	for (__u32 i = 0; i < SCENT_CANDIDATES; i++) {
+		id.candidate = i;
+		in = bpf_map_lookup_elem(&identities, &id);
+		if (!in)
+			return NULL;
+		q.key.scope = SCENT_SCOPE_MEMBER + in->peer;
+		if (find(p->family == 4 ? &s->member4 : &s->member6, &p->source, &q))
+			return in;
+		*verdict = SCENT_VERDICT_WRONG_ADDRESS;
+	}
+	return NULL;
+}
+
+/* Whether the tag covers as much as this peer's packets must have covered. */
+static __always_inline int binding_holds(struct __sk_buff *skb, __u32 at, const struct packet *p, __u32 flags,
+					 __u32 sender_bound)
+{
+	if (flags & SCENT_FLAG_SENDER)
+		return sender_bound && !(flags & SCENT_FLAG_PORTS);
+	if (sender_bound)
+		return 0;
+	if (flags & SCENT_FLAG_PORTS)
+		return p->has_ports;
+	return !p->has_ports || wire_length(skb, at, p) > PORTLESS_MIN;
+}
+
+static __always_inline void tell(const struct scent_receiving *state, __u32 kind, __u32 pair, __u32 epoch,
+				 __u32 glance, const struct packet *p)
+{
+	struct scent_event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+
+	if (!event) {
+		count(SCENT_VERIFY_COUNT_EVENTS_LOST, 1);
+		return;
+	}
+	event->kind = kind;
+	event->pair = pair;
+	event->epoch = epoch;
+	event->glance = glance;
+	*(__u64 *)event->source = p->source.words[0];
+	*(__u64 *)(event->source + 8) = p->source.words[1];
+	/* Another processor may begin the next epoch meanwhile; then the signature fails and the profile is lost. */
+	__builtin_memcpy(event->sealed, state->sealed, SCENT_PROFILE_LEN);
+	event->family = p->family;
+	__builtin_memset(event->padding, 0, sizeof(event->padding));
+	bpf_ringbuf_submit(event, 0);
+}
+
+static __always_inline void store_fragment(__u8 *to, const struct read *r)
+{
+	for (int i = 0; i < 3; i++)
+		to[i] = r->scent[1] >> 8 * (5 + i);
+	for (int i = 0; i < 8; i++)
+		to[3 + i] = r->scent[2] >> 8 * i;
+	to[11] = r->tail;
+	to[12] = r->tail >> 8;
+}
+
+/*
+ * What an authentic scent says: freshness (section 7), and its fragment if it is new.
+ * Most packets of an epoch say nothing new and take no lock.
+ */
+static __always_inline int note(const struct scent_verify_settings *s, struct scent_receiving *state,
+				const struct scent_incoming *in, const __u64 *glance_key, const struct packet *p,
+				const struct read *r, __u64 now)
+{
+	__u32 epoch = EPOCH(r), index = INDEX(r), began = 0, whole = 0, old = 0, before = 0, since = 0, glance;
+
+	/* Checked before, but the kernel's verifier wants to see it on the register that is used. */
+	asm volatile("" : "+r"(index));
+	if (index >= SCENT_FRAGMENTS)
+		return SCENT_VERDICT_MALFORMED;
+	if (epoch == *(volatile __u32 *)&state->highest && *(volatile __u32 *)&state->seen >> index & 1)
+		return SCENT_VERDICT_ACCEPTED;
+	glance = MASKED_GLANCE(r) ^ glance_mask(glance_key, (__u32)r->scent[1]);
+	bpf_spin_lock(&state->lock);
+	if (epoch > state->highest) {
+		state->before = state->highest;
+		state->highest = epoch;
+		state->since = now / SECOND;
+		state->seen = 0;
+		state->glance = glance;
+		state->family = p->family;
+		*(__u64 *)state->source = p->source.words[0];
+		*(__u64 *)(state->source + 8) = p->source.words[1];
+		began = 1;
+	}
+	if (epoch < state->highest) {
+		old = 1;
+		before = state->before;
+		since = state->since;
+	} else if (!(state->seen >> index & 1)) {
+		store_fragment(state->sealed + SCENT_FRAGMENT_LEN * index, r);
+		state->seen |= 1U << index;
+		whole = state->seen == (1U << SCENT_FRAGMENTS) - 1;
+	}
+	bpf_spin_unlock(&state->lock);
+	if (old)
+		return before && before <= epoch && same_epoch(now, since, s->grace) ? SCENT_VERDICT_ACCEPTED :
+										       SCENT_VERDICT_REPLAYED_EPOCH;
+	if (began || whole)
+		tell(state, whole ? SCENT_EVENT_PROFILE : SCENT_EVENT_EPOCH, in->pair, epoch, glance, p);
+	return SCENT_VERDICT_ACCEPTED;
+}
+
+/* The source address of an accepted packet; of a pair no more than SCENT_NODES between two readings. */
+static __always_inline void note_node(struct scent_receiving *state, __u32 pair, const struct packet *p)
+{
+	struct scent_node key = {.pair = pair, .family = p->family};
+	__u32 one = 1;
+
+	*(__u64 *)key.address = p->source.words[0];
+	*(__u64 *)(key.address + 8) = p->source.words[1];
+	if (bpf_map_lookup_elem(&nodes, &key) || state->nodes >= SCENT_NODES)
+		return;
+	if (bpf_map_update_elem(&nodes, &key, &one, BPF_NOEXIST))
+		count(SCENT_VERIFY_COUNT_NODES_LOST, 1);
+	else
+		__sync_fetch_and_add(&state->nodes, 1);
+}
+
+/* Section 8, from "unsupported-version" on. */
+static __always_inline int check(struct __sk_buff *skb, __u32 at, const struct scent_verify_settings *s,
+				 const struct packet *p, const struct read *r, __u32 network, __u32 *glance)
+{
+	__u64 now = unix_time(), epoch = EPOCH(r) * SECOND;
+	__u32 flags = FLAGS(r), period, *pair;
+	struct scent_receiving *state;
+	struct scent_incoming *in;
+	int verdict;
+
+	if (VERSION(r) != SCENT_VERSION)
+		return SCENT_VERDICT_UNSUPPORTED_VERSION;
+	if (flags & 8 || COUNT(r) != SCENT_FRAGMENTS || INDEX(r) >= SCENT_FRAGMENTS)
+		return SCENT_VERDICT_MALFORMED;
+	in = sender(s, p, r, network, &verdict);
+	if (!in)
+		return verdict;
+	if (!binding_holds(skb, at, p, flags, in->flags & SCENT_PAIR_SENDER))
+		return SCENT_VERDICT_WRONG_BINDING;
+	if (epoch > now + s->max_future)
+		return SCENT_VERDICT_FUTURE;
+	period = EPOCH(r) / SCENT_PERIOD - in->period + 1;
+	if (epoch + s->max_age < now || period >= SCENT_PERIODS)
+		return SCENT_VERDICT_STALE;
+	if (tag_of(in->tag_keys + 2 * period, r->scent, r->tail, p, flags) != r->tag)
+		return SCENT_VERDICT_BAD_TAG;
+	pair = &in->pair;
+	state = bpf_map_lookup_elem(&receiving, pair);
+	if (!state)
+		return UNDECIDED;
+	verdict = note(s, state, in, in->glance_keys + 2 * period, p, r, now);
+	if (verdict != SCENT_VERDICT_ACCEPTED)
+		return verdict;
+	note_node(state, in->pair, p);
+	*glance = state->glance;
+	return SCENT_VERDICT_ACCEPTED;
+}
+
+static __always_inline int strip_ipv4(struct __sk_buff *skb, __u32 at, struct packet *p, const struct read *r)
+{
+	__u32 length = p->length - SCENT_IPV4_OPTION_LEN, before = p->first[0];
+	__u64 sum = (__u16)~(p->first[2] >> 16);
+
+	if (bpf_skb_adjust_room(skb, -SCENT_IPV4_OPTION_LEN, BPF_ADJ_ROOM_NET,
+				BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET))
+		return -1;
+	/* By difference (RFC 1624): a header that came damaged stays so, and the kernel drops it. */
+	p->first[0] = (before & 0xff00) | 0x45 | (__u32)bpf_htons(length) << 16;
+	sum += sum_word((__u32)~before) + p->first[0] + (__u16)~(SCENT_IPV4_OPTION_TYPE | SCENT_IPV4_OPTION_LEN << 8);
+	sum += sum_word(~r->scent[0]) + sum_word(~r->scent[1]) + sum_word(~r->scent[2]);
+	sum += sum_word(~r->tag) + (__u16)~r->tail;
+	p->first[2] = (p->first[2] & 0xffff) | (__u32)(__u16)~sum_fold(sum) << 16;
+	return bpf_skb_store_bytes(skb, at, p->first, 12, BPF_F_RECOMPUTE_CSUM);
+}
+
+static __always_inline int strip_ipv6(struct __sk_buff *skb, __u32 at, struct packet *p)
+{
+	__u32 payload = p->length - IPV6_LEN - SCENT_IPV6_HEADER_LEN;
+	__u8 next;
+
+	if (bpf_skb_load_bytes(skb, at + IPV6_LEN, &next, 1))
+		return -1;
+	if (bpf_skb_adjust_room(skb, -SCENT_IPV6_HEADER_LEN, BPF_ADJ_ROOM_NET,
+				BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET))
+		return -1;
+	p->first[1] = (p->first[1] & 0xff000000) | (__u32)next << 16 | bpf_htons(payload);
+	return bpf_skb_store_bytes(skb, at + 4, &p->first[1], 4, BPF_F_RECOMPUTE_CSUM);
+}
+
+/* Routers' errors about packets of ours are rewritten by the queue, whether or not they have a scent themselves. */
+static __always_inline int is_too_big(const struct packet *p)
+{
+	if (p->fragment)
+		return 0;
+	if (p->family == 4)
+		return p->protocol == IPPROTO_ICMP && (p->ports & 0xffff) == 0x0403;
+	return p->protocol == IPPROTO_ICMPV6 && (p->ports & 0xff) == 2;
+}
+
+static __always_inline __u32 treatments_of(const struct scent_verify_settings *s, const struct packet *p)
+{
+	struct query q = {.key.scope = SCENT_SCOPE_SOURCE, .key.family = p->family};
+
+	return find(p->family == 4 ? &s->source4 : &s->source6, &p->source, &q) ? q.value.detail : s->fallback;
+}
+
+static __always_inline void absent(struct __sk_buff *skb, __u32 at, const struct scent_verify_settings *s,
+				   const struct packet *p, struct outcome *o)
+{
+	__u32 treatments = treatments_of(s, p), shift = SCENT_TREATMENTS_ABSENT;
+
+	if (!(treatments >> SCENT_TREATMENTS_EXPECTED & 1) || is_neighbourly(p)) {
+		o->verdict = LEAVE;
+		return;
+	}
+	/* Stampers leave only what they cannot: TCP is segmented, never fragmented, and what is small stays whole. */
+	if (p->family == 6 && p->protocol != IPPROTO_TCP &&
+	    (p->fragment || wire_length(skb, at, p) > PORTLESS_MIN))
+		shift = SCENT_TREATMENTS_ABSENT_IPV6_FRAGMENT;
+	o->verdict = SCENT_VERDICT_ABSENT;
+	o->treatment = treatments >> shift & 3;
+}
+
+static __always_inline void scented(struct __sk_buff *skb, __u32 at, const struct scent_verify_settings *s,
+				    struct packet *p, __u32 network, struct outcome *o)
+{
+	struct read r = {};
+	__u32 flags;
+
+	o->verdict = UNDECIDED;
+	if (read_scent(skb, at + (p->family == 4 ? IPV4_LEN + 2 : IPV6_LEN + 4), &r))
+		return;
+	if (p->family == 6) {
+		__u16 padding;
+
+		if (bpf_skb_load_bytes(skb, at + IPV6_LEN + SCENT_IPV6_HEADER_LEN - 2, &padding, 2) || padding != 1)
+			return;
+	}
+	o->verdict = check(skb, at, s, p, &r, network, &o->glance);
+	flags = FLAGS(&r);
+	if (o->verdict > SCENT_VERDICT_ABSENT) {
+		o->treatment = treatments_of(s, p) >> SCENT_TREATMENTS_REJECTED & 3;
+	} else if (o->verdict == SCENT_VERDICT_ACCEPTED) {
+		o->treatment = flags & SCENT_FLAG_BEACON ? SCENT_TREATMENT_DROP : SCENT_TREATMENT_PASS;
+		if (o->treatment == SCENT_TREATMENT_PASS &&
+		    (p->family == 4 ? strip_ipv4(skb, at, p, &r) : strip_ipv6(skb, at, p))) {
+			count(SCENT_VERIFY_COUNT_FAILED, 1);
+			o->verdict = LEAVE;
+		}
+	}
+}
+
+static __always_inline int quarantined(const struct scent_verify_settings *s, const struct packet *p)
+{
+	const struct scent_lengths *lengths = p->family == 4 ? &s->quarantine4 : &s->quarantine6;
+	struct query q = {.key.scope = SCENT_SCOPE_QUARANTINE, .key.family = p->family};
+
+	return lengths->count && find(lengths, &p->source, &q) &&
+	       bpf_ktime_get_coarse_ns() < q.value.number * SECOND;
+}
+
+/* The one exit: marks what is decided, counts it, lets it go or drops it. */
+static __always_inline int settle(struct __sk_buff *skb, const struct scent_verify_settings *s, __u32 packets,
+				  const struct outcome *o)
+{
+	__u32 glance = s->mark_glance;
+
+	if (o->verdict == UNDECIDED)
+		count(SCENT_VERIFY_COUNT_DECLINED, packets);
+	if (o->verdict < 0)
+		return TC_ACT_UNSPEC;
+	count(3 * o->verdict + o->treatment, packets);
+	if (o->treatment == SCENT_TREATMENT_DROP)
+		return TC_ACT_SHOT;
+	skb->mark |= s->mark_verified | (o->treatment == SCENT_TREATMENT_REJECT ? s->mark_rejected : 0);
+	if (o->verdict == SCENT_VERDICT_ACCEPTED && glance)
+		skb->mark = (skb->mark & ~glance) | (o->glance * (glance & -glance) & glance);
+	return TC_ACT_UNSPEC;
+}
+
+static __always_inline int verify(struct __sk_buff *skb, __u32 at)
+{
+	struct scent_verify_settings *s = current_settings();
+	struct outcome o = {.verdict = LEAVE};
+	__u32 packets = skb->gso_segs ?: 1;
+	struct query q = {.key.scope = SCENT_SCOPE_LOCAL};
+	struct packet p = {};
+	enum form form;
+
+	/* A tagged frame comes by once more on its VLAN's interface; group addresses are nobody's. */
+	if (!s || skb->mark & s->mark_verified || skb->pkt_type != 0 || (skb->vlan_present && skb->vlan_tci & 0xfff))
+		return TC_ACT_UNSPEC;
+	form = parse(skb, at, &p);
+	if (form == FORM_NONE)
+		return TC_ACT_UNSPEC;
+	if (p.length && quarantined(s, &p)) {
+		count(SCENT_VERIFY_COUNT_QUARANTINED, packets);
+		return TC_ACT_SHOT;
+	}
+	q.key.family = p.family;
+	if (!find(p.family == 4 ? &s->local4 : &s->local6, &p.destination, &q))
+		return TC_ACT_UNSPEC;
+	if (form == FORM_DECLINED || is_too_big(&p))
+		o.verdict = UNDECIDED;
+	else if (form == FORM_SCENTED)
+		scented(skb, at, s, &p, q.value.number, &o);
+	else
+		absent(skb, at, s, &p, &o);
+	return settle(skb, s, packets, &o);
+}
+
+/* On an interface with Ethernet headers. */
+SEC("tc")
+int scent_verify_l2(struct __sk_buff *skb)
+{
+	return verify(skb, ETH_HLEN);
+}
+
+/* On one without: tunnels, PPP. */
+SEC("tc")
+int scent_verify_l3(struct __sk_buff *skb)
+{
+	return verify(skb, 0);
+}
