@@ -22,7 +22,7 @@ enum scent_maps_constants {
 	SCENT_LENGTHS_MAX = 15,		/* different prefix lengths of one kind and family */
 	SCENT_CANDIDATES = 4,		/* peers with the same key id that are told apart by address */
 	SCENT_PERIODS = 3,		/* keys of the period before, this one and the next */
-	SCENT_NODES = 4096,		/* source addresses noted of a pair between two readings */
+	SCENT_NODES = 4096,		/* source addresses noted of a pair in a second; the daemon reads once a second */
 	SCENT_NO_PAIR = 0xffffffff,	/* a route to a peer whose network signs nothing */
 };
 
@@ -140,6 +140,12 @@ struct scent_verify_settings {
 	struct scent_lengths quarantine6;
 };
 
+/* Written each second. */
+struct scent_clock {
+	__u64 offset;			/* Unix time less CLOCK_MONOTONIC, ns */
+	__u64 until;			/* CLOCK_MONOTONIC, ns: without a daemon the queue and its `fail` decide from then on */
+};
+
 /* Which pair a scent may be of. */
 struct scent_identity {
 	__u8 key_id[4];
@@ -163,9 +169,9 @@ struct scent_receiving {
 	__u32 before;			/* the epoch before it, the oldest that grace is for */
 	__u32 since;			/* the Unix second at which the highest was first seen */
 	__u32 seen;			/* bit i: fragment i of the highest epoch is there */
-	__u32 nodes;			/* noted since the last reading */
 	__u32 glance;			/* of the highest epoch, unmasked */
-	__u32 padding;
+	__u32 nodes;			/* noted in the second below */
+	__u32 nodes_at;			/* Unix */
 	__u8 sealed[130];		/* SCENT_PROFILE_LEN */
 	__u8 family;			/* 4 or 6, of `source` */
 	__u8 padding2[5];

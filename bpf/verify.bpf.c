@@ -48,12 +48,11 @@ struct {
 	__type(value, struct scent_verify_settings);
 } settings SEC(".maps");
 
-/* Unix time less CLOCK_MONOTONIC, ns. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, __u64);
+	__type(value, struct scent_clock);
 } clock SEC(".maps");
 
 struct {
@@ -91,14 +90,6 @@ static __always_inline struct scent_verify_settings *current_settings(void)
 	__u32 index = which ? *which & 1 : 0;
 
 	return bpf_map_lookup_elem(&settings, &index);
-}
-
-static __always_inline __u64 unix_time(void)
-{
-	__u32 zero = 0;
-	__u64 *offset = bpf_map_lookup_elem(&clock, &zero);
-
-	return bpf_ktime_get_coarse_ns() + (offset ? *offset : 0);
 }
 
 static __always_inline int same_epoch(__u64 now, __u32 since, __u64 grace)
@@ -250,27 +241,34 @@ static __always_inline int note(const struct scent_verify_settings *s, struct sc
 	return SCENT_VERDICT_ACCEPTED;
 }
 
-/* The source address of an accepted packet; of a pair no more than SCENT_NODES between two readings. */
-static __always_inline void note_node(struct scent_receiving *state, __u32 pair, const struct packet *p)
+/* The source address of an accepted packet; of a pair no more than SCENT_NODES a second, or one more a processor. */
+static __always_inline void note_node(struct scent_receiving *state, __u32 pair, const struct packet *p, __u32 second)
 {
 	struct scent_node key = {.pair = pair, .family = p->family};
 	__u32 one = 1;
 
 	*(__u64 *)key.address = p->source.words[0];
 	*(__u64 *)(key.address + 8) = p->source.words[1];
-	if (bpf_map_lookup_elem(&nodes, &key) || state->nodes >= SCENT_NODES)
+	if (bpf_map_lookup_elem(&nodes, &key))
+		return;
+	if (state->nodes_at != second) {
+		state->nodes_at = second;
+		state->nodes = 0;
+	}
+	if (state->nodes >= SCENT_NODES)
 		return;
 	if (bpf_map_update_elem(&nodes, &key, &one, BPF_NOEXIST))
 		count(SCENT_VERIFY_COUNT_NODES_LOST, 1);
 	else
-		__sync_fetch_and_add(&state->nodes, 1);
+		state->nodes++;
 }
 
 /* Section 8, from "unsupported-version" on. */
 static __always_inline int check(struct __sk_buff *skb, __u32 at, const struct scent_verify_settings *s,
-				 const struct packet *p, const struct read *r, __u32 network, __u32 *glance)
+				 const struct packet *p, const struct read *r, __u32 network, __u64 now,
+				 __u32 *glance)
 {
-	__u64 now = unix_time(), epoch = EPOCH(r) * SECOND;
+	__u64 epoch = EPOCH(r) * SECOND;
 	__u32 flags = FLAGS(r), period, *pair;
 	struct scent_receiving *state;
 	struct scent_incoming *in;
@@ -299,7 +297,7 @@ static __always_inline int check(struct __sk_buff *skb, __u32 at, const struct s
 	verdict = note(s, state, in, in->glance_keys + 2 * period, p, r, now);
 	if (verdict != SCENT_VERDICT_ACCEPTED)
 		return verdict;
-	note_node(state, in->pair, p);
+	note_node(state, in->pair, p, now / SECOND);
 	*glance = state->glance;
 	return SCENT_VERDICT_ACCEPTED;
 }
@@ -370,7 +368,7 @@ static __always_inline void absent(struct __sk_buff *skb, __u32 at, const struct
 }
 
 static __always_inline void scented(struct __sk_buff *skb, __u32 at, const struct scent_verify_settings *s,
-				    struct packet *p, __u32 network, struct outcome *o)
+				    struct packet *p, __u32 network, __u64 now, struct outcome *o)
 {
 	struct read r = {};
 	__u32 flags;
@@ -384,7 +382,7 @@ static __always_inline void scented(struct __sk_buff *skb, __u32 at, const struc
 		if (bpf_skb_load_bytes(skb, at + IPV6_LEN + SCENT_IPV6_HEADER_LEN - 2, &padding, 2) || padding != 1)
 			return;
 	}
-	o->verdict = check(skb, at, s, p, &r, network, &o->glance);
+	o->verdict = check(skb, at, s, p, &r, network, now, &o->glance);
 	flags = FLAGS(&r);
 	if (o->verdict > SCENT_VERDICT_ABSENT) {
 		o->treatment = treatments_of(s, p) >> SCENT_TREATMENTS_REJECTED & 3;
@@ -398,13 +396,12 @@ static __always_inline void scented(struct __sk_buff *skb, __u32 at, const struc
 	}
 }
 
-static __always_inline int quarantined(const struct scent_verify_settings *s, const struct packet *p)
+static __always_inline int quarantined(const struct scent_verify_settings *s, const struct packet *p, __u64 monotonic)
 {
 	const struct scent_lengths *lengths = p->family == 4 ? &s->quarantine4 : &s->quarantine6;
 	struct query q = {.key.scope = SCENT_SCOPE_QUARANTINE, .key.family = p->family};
 
-	return lengths->count && find(lengths, &p->source, &q) &&
-	       bpf_ktime_get_coarse_ns() < q.value.number * SECOND;
+	return lengths->count && find(lengths, &p->source, &q) && monotonic < q.value.number * SECOND;
 }
 
 /* The one exit: marks what is decided, counts it, lets it go or drops it. */
@@ -432,16 +429,23 @@ static __always_inline int verify(struct __sk_buff *skb, __u32 at)
 	struct outcome o = {.verdict = LEAVE};
 	__u32 packets = skb->gso_segs ?: 1;
 	struct query q = {.key.scope = SCENT_SCOPE_LOCAL};
+	struct scent_clock *time;
 	struct packet p = {};
+	__u32 zero = 0;
 	enum form form;
+	__u64 now;
 
 	/* A tagged frame comes by once more on its VLAN's interface; group addresses are nobody's. */
 	if (!s || skb->mark & s->mark_verified || skb->pkt_type != 0 || (skb->vlan_present && skb->vlan_tci & 0xfff))
 		return TC_ACT_UNSPEC;
+	time = bpf_map_lookup_elem(&clock, &zero);
+	now = bpf_ktime_get_coarse_ns();
+	if (!time || now > time->until)
+		return TC_ACT_UNSPEC;
 	form = parse(skb, at, &p);
 	if (form == FORM_NONE)
 		return TC_ACT_UNSPEC;
-	if (p.length && quarantined(s, &p)) {
+	if (quarantined(s, &p, now)) {
 		count(SCENT_VERIFY_COUNT_QUARANTINED, packets);
 		return TC_ACT_SHOT;
 	}
@@ -451,7 +455,7 @@ static __always_inline int verify(struct __sk_buff *skb, __u32 at)
 	if (form == FORM_DECLINED || is_too_big(&p))
 		o.verdict = UNDECIDED;
 	else if (form == FORM_SCENTED)
-		scented(skb, at, s, &p, q.value.number, &o);
+		scented(skb, at, s, &p, q.value.number, now + time->offset, &o);
 	else
 		absent(skb, at, s, &p, &o);
 	return settle(skb, s, packets, &o);

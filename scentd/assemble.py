@@ -10,6 +10,21 @@ from scentd.tables import Fragment
 from scentd.wire import layout
 
 
+ALL = (1 << layout.FRAGMENTS) - 1
+
+
+def cut(
+    pair: int, epoch: int, sealed: bytes, glance: tuple[float, float], source: bytes, seen: int = ALL
+) -> list[Fragment]:
+    """The fragments of a sealed profile of which those with a bit in `seen` are there. `glance`: (load, threat)."""
+    size = layout.FRAGMENT_LEN
+    return [
+        Fragment(pair, epoch, i, sealed[size * i : size * (i + 1)], *glance, source)
+        for i in range(layout.FRAGMENTS)
+        if seen >> i & 1
+    ]
+
+
 class Assembler:
     """Collects each pair's fragments; any order, any repetition."""
 

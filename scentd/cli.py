@@ -16,6 +16,7 @@ from scentd.errors import ConfigError, HostError, ScentdError
 
 CONFIG = "/etc/scentd/scentd.toml"
 OK, FAILED, USAGE = 0, 1, 2
+HANDED_OVER = 75  # EX_TEMPFAIL: the unit starts the daemon again at once (RestartForceExitStatus=)
 
 DESCRIPTION = """\
 Authenticated, in-band load and health for networks: signs what a network reports of
@@ -32,7 +33,8 @@ first steps:
   scentd                                               show what a running daemon knows
 
 exit status: 0 done, 1 it failed (one line says why and the way out), 2 wrong usage or configuration
-signals of `scentd run`: HUP reads the configuration again, TERM and INT stop and clean up
+signals of `scentd run`: HUP reads the configuration again, TERM and INT stop and clean up, USR1 ends with status
+75 and leaves everything in place for the (newer) daemon that is started next
 """
 
 
@@ -99,7 +101,8 @@ def parser() -> argparse.ArgumentParser:
     cleanup.add_argument(
         "--unless-crashed",
         action="store_true",
-        help="for ExecStopPost=: after a crash with verify.fail = closed leave the rules until the restart",
+        help="for ExecStopPost=: leave everything until the restart after SIGUSR1, and after a crash with "
+        "verify.fail = closed or with the offload, whose programs go on",
     )
     command("doctor", doctor, "say what this kernel and host can do, what is missing and the way out")
     decode = command("decode", decode_packets, "decode the scents in a capture file")
@@ -115,11 +118,10 @@ def run_daemon(arguments: argparse.Namespace) -> int:
     if os.geteuid() != 0:
         raise HostError("scentd run needs root (or CAP_NET_ADMIN and CAP_NET_RAW); see `scentd doctor`")
 
-    async def serve() -> None:
-        await Daemon(arguments.config).run()
+    async def serve() -> bool:
+        return await Daemon(arguments.config).run()
 
-    asyncio.run(serve())
-    return OK
+    return HANDED_OVER if asyncio.run(serve()) else OK
 
 
 def status(arguments: argparse.Namespace) -> int:
@@ -204,7 +206,7 @@ def redirect_rules(arguments: argparse.Namespace) -> int:
     if arguments.action == "show":
         print(host.show(config), end="")
     elif arguments.action == "apply":
-        host.install(config)
+        host.reinstall(config)
     else:
         host.cleanup(config)
     return OK
@@ -215,13 +217,27 @@ def clean_up(arguments: argparse.Namespace) -> int:
     from scentd.datapath import host
 
     config = load_or_default(arguments.config)
-    crashed = os.environ.get("SERVICE_RESULT", "success") != "success"
-    if arguments.unless_crashed and crashed and config.verify.fail == "closed":
-        print("the daemon crashed and verify.fail is closed: its rules stay until it is back", file=sys.stderr)
+    if arguments.unless_crashed and (why := why_to_stay(config)):
+        print(f"{why}: what it made on the host stays until it is back", file=sys.stderr)
         return OK
     host.cleanup(config)
     act.cleanup()
     return OK
+
+
+def why_to_stay(config: Config) -> str:
+    """Why nothing should be removed now, by what systemd tells of the daemon's end; "" if it should."""
+    from scentd.datapath import ebpf
+
+    if os.environ.get("EXIT_STATUS") == str(HANDED_OVER):
+        return "the daemon is being replaced"
+    if os.environ.get("SERVICE_RESULT", "success") == "success":
+        return ""
+    if config.verify.fail == "closed":
+        return "the daemon crashed and verify.fail is closed"
+    restarted = os.environ.get("EXIT_STATUS") != str(USAGE)  # not before the configuration is mended
+    going_on = restarted and ebpf.in_place(config.datapath.pin_dir) is not None
+    return "the daemon crashed and its programs go on" if going_on else ""
 
 
 def load_or_default(path: str) -> Config:

@@ -22,14 +22,14 @@ from scentd import config as schema
 from scentd.control import epochs as epoch_file
 from scentd.control import identities, notify, receiver, report
 from scentd.control.allocator import Allocator
+from scentd.control.paths import Paths
 from scentd.control.receiver import Receiver
 from scentd.control.sender import Sender, issued_slot
 from scentd.control.server import Request, Server
-from scentd.datapath import host, link
-from scentd.datapath.workers import Workers
 from scentd.errors import ConfigError, ScentdError
 from scentd.pairs import Pair, Pairs
-from scentd.wire import keys, layout
+from scentd.pairs import names as pair_names
+from scentd.wire import layout
 
 log = logging.getLogger("scentd")
 
@@ -42,36 +42,37 @@ class Daemon:
         """Read everything a start needs. Raises ScentdError."""
         self._config_path = config_path
         self.config = schema.load(config_path)
-        self._numbers: dict[tuple[bytes, bytes], int] = {}
-        self._pairs = Pairs(self.config, identities.load(self.config), self._numbers)
         self._epochs_path = Path(self.config.daemon.state_dir) / "epochs"
-        self._epochs = self._open_epochs(self._pairs)
-        self._allocator = Allocator(self.config, self._tell)
+        self._pairs, self._epochs = self._open(self.config)
+        self._allocator = Allocator(self.config, self._tell, self._quarantine)
         self._receiver = Receiver(self._allocator, self._tell)
-        self._workers = Workers(self.config, self.config.daemon.log_level, self._receiver.take)
-        self._sender = Sender(self._workers, self.config.datapath.mark_stamped, self._tell)
+        self._paths = Paths(self.config, self._receiver, self._spawn)
+        self._sender = Sender(self._paths, self.config.datapath.mark_stamped, self._tell)
         self._server = Server(
             self.config.daemon.control_socket,
             self.config.daemon.control_group,
             {"status": lambda _: self.status(), "explain": self._explain},
         )
-        self._host: host.Host | None = None
-        self._limits: host.Limits = ()
-        self._period = 0
         self._started = time.time()
         self._rejected_told: Counter[str] = Counter()
         self._reloads = Counter(applied=0, refused=0)
         self._stop = asyncio.Event()
+        self._hand_over = False
         self._tasks: set[asyncio.Task] = set()
         self._reloading = asyncio.Lock()
 
     # -- life ------------------------------------------------------------
 
-    async def run(self) -> None:
-        """Start, serve until SIGTERM or SIGINT, stop. Raises ScentdError if it cannot start."""
+    async def run(self) -> bool:
+        """Start, serve until SIGTERM or SIGINT, stop. Raises ScentdError if it cannot start.
+
+        SIGUSR1 is for an upgrade: everything stays on the host for the daemon that is started next. Returns
+        whether it was that.
+        """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGUSR1, self._leave)
         loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self.reload()))
         try:
             async with self._reloading:  # a SIGHUP that comes early waits for the start
@@ -82,15 +83,17 @@ class Daemon:
         finally:
             notify.notify("STOPPING=1")
             await self._shut_down()
+        return self._hand_over
+
+    def _leave(self) -> None:
+        self._hand_over = True
+        self._stop.set()
 
     async def _start(self) -> None:
         await self._server.start()
-        await self._workers.start()
+        await self._paths.start()
         self._receiver.configure(self._pairs)
-        # Before the rules send anything; those of a killed daemon may be there already.
-        self._publish_tables(await asyncio.to_thread(host.planned, self.config))
-        self._host = host.Host(self._on_routes)
-        self._on_routes(await asyncio.to_thread(self._host.apply, self.config))
+        await self._paths.install(self.config, self._pairs, self._epochs)
         self._allocator.start()
         await self._sender.replace(self.config, self._pairs, self._epochs)
 
@@ -102,10 +105,11 @@ class Daemon:
                 await asyncio.wait_for(self._stop.wait(), TICK)
             except TimeoutError:
                 ticks += 1
-                self._tick()
+                await self._tick()
                 if ticks % SYNC_TICKS == 0:
                     await asyncio.to_thread(self._sync_epochs)
-            if watchdog and self._workers.alive():
+                    self._spawn(self._paths.check())
+            if watchdog and self._paths.workers.alive():
                 notify.notify("WATCHDOG=1")
 
     async def _shut_down(self) -> None:
@@ -113,16 +117,11 @@ class Daemon:
         for task in list(self._tasks):
             task.cancel()
         await self._sender.stop()
-        if self._host is not None:
-            try:
-                await asyncio.to_thread(self._host.remove, self.config)
-            except ScentdError as error:
-                log.error("%s; `scentd cleanup` removes what is left", error)
-        await self._workers.stop()
-        await asyncio.to_thread(self._allocator.close)
+        await self._paths.stop(leave=self._hand_over)
+        await asyncio.to_thread(self._allocator.close, not self._hand_over)
         await self._server.stop()
         self._sync_epochs()
-        log.info("stopped")
+        log.info("handed over: all that was made on the host stays" if self._hand_over else "stopped")
 
     def _sync_epochs(self) -> None:
         try:
@@ -137,8 +136,7 @@ class Daemon:
             try:
                 new = schema.load(self._config_path)
                 refuse_restart_only(self.config, new)
-                pairs = Pairs(new, identities.load(new), self._numbers)
-                epochs = self._open_epochs(pairs)
+                pairs, epochs = self._open(new)
             except ScentdError as error:
                 self._reloads["refused"] += 1
                 log.error("reload refused, the old configuration stays:\n%s", error)
@@ -157,11 +155,9 @@ class Daemon:
         self._receiver.configure(pairs)
         before = self._epochs
         self.config, self._pairs, self._epochs = new, pairs, epochs
-        self._publish_tables(self._limits)
         self._allocator.reload(new)
-        assert self._host is not None  # a reload comes after the start
         try:
-            self._publish_tables(await asyncio.to_thread(self._host.apply, new))
+            await self._paths.install(new, pairs, epochs)
         finally:
             await self._sender.replace(new, pairs, epochs, before)
 
@@ -177,38 +173,27 @@ class Daemon:
 
     # -- tables ----------------------------------------------------------
 
-    def _open_epochs(self, pairs: Pairs) -> epoch_file.Epochs:
-        issued = [issued_slot(i) for i in pairs.identities.values()]
-        return epoch_file.prepare(self._epochs_path, [*issued, *(seen_slot(p) for p in pairs.all)])
-
-    def _publish_tables(self, limits: host.Limits) -> None:
-        self._limits = limits
-        self._period = keys.period_of(int(time.time()))
-        slots = {p.number: self._epochs.slot(seen_slot(p)) for p in self._pairs.all}
-        self._workers.publish_tables(
-            link.Tables(
-                self._pairs.stamp_table(limits),
-                self._pairs.verify_table(self._period, slots),
-                str(self._epochs_path),
-            )
-        )
-
-    def _on_routes(self, limits: host.Limits) -> None:
-        """The host's routes changed, and ours with them."""
-        if limits != self._limits:
-            self._publish_tables(limits)
+    def _open(self, config: schema.Config) -> tuple[Pairs, epoch_file.Epochs]:
+        """The pairs, numbered by their places in the epoch file, which last; and the file."""
+        loaded = identities.load(config)
+        names = pair_names(config, loaded)
+        seen = {name: epoch_file.slot_id("seen", *name) for name in names}
+        epochs = epoch_file.prepare(self._epochs_path, [*map(issued_slot, loaded.values()), *seen.values()])
+        return Pairs(config, loaded, {name: epochs.slot(slot) for name, slot in seen.items()}), epochs
 
     # -- the running daemon ----------------------------------------------
 
-    def _tick(self) -> None:
-        if keys.period_of(int(time.time())) != self._period:
-            self._publish_tables(self._limits)
+    async def _tick(self) -> None:
+        await self._paths.tick()
         self._receiver.tick()
         self._allocator.tick()
-        totals = Counter(report.rejected(self._workers.counters()))
+        totals = Counter(report.rejected(self._paths.counters()))
         if fresh := dict(totals - self._rejected_told):
             self._tell("rejected", {"since_last": fresh})
             self._rejected_told = totals
+
+    def _quarantine(self, releases: dict[str, float]) -> None:
+        self._paths.quarantine(releases)
 
     def _tell(self, event: str, fields: dict) -> None:
         self._server.tell({"event": event, "at": round(time.time(), 3), **fields})
@@ -225,14 +210,14 @@ class Daemon:
 
     def status(self) -> dict:
         """The whole state for people and programs; holds no secret."""
-        now, counters, received = time.time(), self._workers.counters(), self._receiver.counters
+        now, counters, received = time.time(), self._paths.counters(), self._receiver.counters
         return {
             "version": __version__,
-            "datapath": "nfqueue",
+            **self._paths.describe(),
             "started": self._started,
             "config": self._config_path,
-            "workers": self._workers.pids(),
-            "worker_restarts": self._workers.restarts,
+            "workers": self._paths.workers.pids(),
+            "worker_restarts": self._paths.workers.restarts,
             "reloads": dict(self._reloads),
             "networks": [self._describe_network(n) for n in self.config.network],
             "peers": [self._describe_peer(p, now) for p in self._pairs.all],
@@ -277,6 +262,7 @@ def refuse_restart_only(old: schema.Config, new: schema.Config) -> None:
             ("daemon", old.daemon, new.daemon),
             ("stamp.fail", old.stamp.fail, new.stamp.fail),
             ("verify.fail", old.verify.fail, new.verify.fail),
+            ("verify.mark_glance", old.verify.mark_glance, new.verify.mark_glance),
         )
         if before != after
     ]

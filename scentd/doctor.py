@@ -7,27 +7,32 @@ features out, in a child process with a network namespace of its own. "no" is es
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from scentd import config, examine
-from scentd.errors import ConfigError
+from scentd.datapath import pins, rules
+from scentd.errors import ConfigError, HostError
 from scentd.examine import Check
 
 DEFAULT_CONFIG = "/etc/scentd/scentd.toml"
 PROBE_TIMEOUT = 60.0  # seconds; it takes one
+MARKING_TABLES = ("raw", "mangle")  # whose PREROUTING lies between the BPF programs and our queues
 
 
 def checks(config_path: str | None = None) -> list[Check]:
     """All checks, in the order in which one would mend a host. Takes about a second."""
     configuration, loaded = check_config(config_path)
     daemon = loaded.daemon if loaded else config.Daemon()
+    datapath = loaded.datapath if loaded else config.Datapath()
     return [
         examine.check_capabilities(examine.effective_capabilities()),
         examine.check_kernel(platform.release()),
@@ -42,6 +47,7 @@ def checks(config_path: str | None = None) -> list[Check]:
         examine.check_state_dir(Path(daemon.state_dir)),
         examine.check_space(Path(daemon.state_dir)),
         examine.check_offload(),
+        *([] if datapath.offload == "off" else [check_pin_dir(datapath.pin_dir), check_marks(datapath.mark_verified)]),
     ]
 
 
@@ -108,3 +114,86 @@ def check_config(path: str | None) -> tuple[Check, config.Config | None]:
         return Check("configuration", "yes", path), config.load(path)
     except ConfigError as error:
         return Check("configuration", "no", "; ".join(error.problems), f"mend {path}"), None
+
+
+# ---- the offload: nothing of it is essential, the queues do all that it cannot ----
+
+
+def check_pin_dir(directory: str) -> Check:
+    """The daemon makes the directory itself: where it will be there must be a BPF file system."""
+    name = "pin directory"
+    try:
+        there = str(examine.existing(Path(directory)))
+        suitable = pins.is_bpffs(there)
+    except OSError as error:
+        return Check(name, "warning", f"{directory}: {error.strerror}", "run as root, and with no dot in its name")
+    if not suitable:
+        way_out = (
+            "mount -t bpf bpf /sys/fs/bpf, or choose a datapath.pin_dir on a BPF file system; else the queues do all"
+        )
+        return Check(name, "warning", f"{directory}: {there} is on no BPF file system", way_out)
+    return Check(name, "yes", f"{directory}, on a BPF file system")
+
+
+def check_marks(verified: int) -> Check:
+    """Rules of others that take or give the mark by which our own tell what a BPF program has decided."""
+    name = "packet marks"
+    try:
+        found = [
+            f"{program} -t {table} {rule}"
+            for program, table, lines in rules_before_ours()
+            for rule in changing(lines, verified)
+        ]
+    except HostError as error:
+        return Check(name, "warning", str(error), "run as root, or see with iptables -S what changes packet marks")
+    if found:
+        return Check(
+            name,
+            "warning",
+            f"{'; '.join(found)}: changes datapath.mark_verified ({verified:#x}) behind the BPF program",
+            "give these rules a mask without the bits, as in --set-mark 0x5/0xff or --restore-mark --mask 0xff, "
+            "or choose another datapath.mark_verified",
+        )
+    return Check(name, "yes", f"nobody else's rule changes {verified:#x}")
+
+
+def rules_before_ours() -> Iterator[tuple[str, str, list[str]]]:
+    """(program, table, its rules as `iptables -S` prints them). Raises HostError."""
+    for family in rules.families():
+        program = rules.PROGRAM[family]
+        legacy = "legacy" in rules.run([program, "--version"])
+        made = (examine.read(f"/proc/net/ip{'' if family == 4 else '6'}_tables_names") or "").split()
+        for table in MARKING_TABLES:
+            # iptables-legacy makes a table by looking at it.
+            if not legacy or table in made:
+                yield program, table, rules.run([program, *rules.WAIT, "-t", table, "-S"]).splitlines()
+
+
+def changing(lines: Sequence[str], mark: int) -> list[str]:
+    """Of a table's rules those that packets in PREROUTING can meet and that change bits of `mark`; ours are not."""
+    table: dict[str, list[list[str]]] = {}
+    for line in lines:
+        kind, chain, *words = shlex.split(line)
+        if kind == "-A":
+            table.setdefault(chain, []).append(words)
+    reached, found = ["PREROUTING"], []
+    for chain in reached:
+        for words in table.get(chain, []):
+            options = dict(itertools.pairwise(words))
+            target = options.get("-j") or options.get("-g") or ""
+            if target in table and target not in reached and not rules.OWN_CHAIN.match(target):
+                reached.append(target)
+            if changed_bits(target, options) & mark:
+                found.append(shlex.join(["-A", chain, *words]))
+    return found
+
+
+def changed_bits(target: str, options: dict[str, str]) -> int:
+    """Bits of the packet mark that a rule may change; `options` has for each of its words the next."""
+    if target == "CONNMARK" and "--restore-mark" in options:
+        return int(options["--nfmask"], 0) | int(options["--ctmask"], 0)
+    given = {"MARK": "--set-xmark", "TPROXY": "--tproxy-mark"}.get(target)
+    if given is None:
+        return 0
+    value, _, mask = options[given].partition("/")
+    return int(value, 0) | int(mask, 0)

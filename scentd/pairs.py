@@ -1,7 +1,7 @@
 """From a configuration and its identities to the tables of the packet path. Pure.
 
 A pair is one local network and one peer. Its number stays the same over reloads, so
-that workers keep what they know of it.
+that workers keep what they know of it, and over restarts, because the offload's maps outlive the daemon.
 """
 
 from __future__ import annotations
@@ -39,8 +39,14 @@ class Pair:
         return metric_slots(self.peer.metrics)
 
 
+def names(config: schema.Config, identities: Mapping[str, keys.Identity]) -> list[tuple[bytes, bytes]]:
+    """(our public key, the peer's) of every pair, in the order of Pairs.all."""
+    publics = [keys.parse_public(peer.public_key).raw for peer in config.peer]
+    return [(identities[network.name].public.raw, public) for network in config.network for public in publics]
+
+
 class Pairs:
-    """All pairs of a configuration. `numbers` is kept by the daemon over reloads and extended here."""
+    """All pairs of a configuration. `numbers` by what names() gives is kept by the daemon and extended here."""
 
     def __init__(
         self,
@@ -65,6 +71,14 @@ class Pairs:
         """The pairs that a network's profiles are sealed for."""
         return [p for p in self.all if p.network.name == name and p.peer.stamp]
 
+    def tag_key(self, number: int, epoch: int) -> bytes | None:
+        """What a pair's packets of an epoch are tagged with by this end; None if it stamps none of that number."""
+        pair = self.by_number.get(number)
+        if pair is None or not pair.peer.stamp:
+            return None
+        ends = pair.identity.public, pair.public
+        return keys.direction_keys(pair.issued.secret, *ends, keys.period_of(epoch)).tag
+
     def stamp_table(self, limits: Sequence[tuple[str, int]]) -> StampTable:
         """`limits` are full path MTUs by destination prefix."""
         senders = [n for n in self.config.network if n.collect]
@@ -87,11 +101,11 @@ class Pairs:
             limits=tuple(limits),
         )
 
-    def verify_table(self, period: int, slots: Mapping[int, int]) -> VerifyTable:
-        """Keys of the period, the one before and the next; `slots` are rows of the epoch file by pair."""
+    def verify_table(self, period: int) -> VerifyTable:
+        """Keys of the period, the one before and the next. A pair's number is its row in the epoch file."""
         verify = self.config.verify
         return VerifyTable(
-            incoming=tuple(self._incoming(p, period, slots[p.number]) for p in self.all if p.peer.verify),
+            incoming=tuple(self._incoming(p, period) for p in self.all if p.peer.verify),
             treatments=tuple(
                 (prefix, Treatments(p.rejected, p.absent, p.absent_ipv6_fragments or p.absent))
                 for p in self.config.peer
@@ -104,14 +118,14 @@ class Pairs:
         )
 
     @staticmethod
-    def _incoming(pair: Pair, period: int, slot: int) -> Incoming:
+    def _incoming(pair: Pair, period: int) -> Incoming:
         derived = {n: pair.receive_keys(n) for n in (period - 1, period, period + 1)}
         return Incoming(
             pair=pair.number,
             key_id=pair.public.key_id,
             network=tuple(pair.network.addresses),
             peer=tuple(pair.peer.addresses),
-            slot=slot,
+            slot=pair.number,
             tag_keys={n: k.tag for n, k in derived.items()},
             glance_keys={n: k.glance for n, k in derived.items()},
             sender_bound=pair.peer.bind == "sender",

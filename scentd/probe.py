@@ -27,6 +27,8 @@ SO_RCVBUFFORCE = 33
 RECEIVE_BUFFER = 8 << 20  # bytes; what a queue of 4096 packets asks for
 QUEUE = 22600
 TIMEOUT = 10.0
+LOOPBACK = 1  # interface index of `lo` in every network namespace
+OBJECTS = tuple(Path(__file__).parent / "datapath" / name for name in ("stamp.bpf.o", "verify.bpf.o"))
 
 Ok = Literal["yes", "no", "warning"]
 Finding = tuple[str, Ok, str, str]  # name, ok, what was found, the way out
@@ -74,7 +76,7 @@ def bring_up() -> Finding:
 
     def up() -> Finding:
         with IPRoute() as ip:
-            ip.link("set", index=1, state="up")
+            ip.link("set", index=LOOPBACK, state="up")
         return "network namespace", "yes", "made one, lo is up", ""
 
     return guarded("network namespace", up)
@@ -235,23 +237,36 @@ def receive_buffer() -> Finding:
     return "receive buffer", "yes", f"{got >> 10} KiB granted", ""
 
 
-def clsact() -> Finding:
-    """What the eBPF offload hangs on. Nothing needs it yet."""
-    from pyroute2 import IPRoute
-    from pyroute2.netlink.exceptions import NetlinkError
-
+def offload() -> Finding:
+    """Have the kernel verify the BPF programs, and attach one. A host without them has the queues."""
+    missing = ", ".join(str(path) for path in OBJECTS if not path.exists())
+    if missing:
+        return "offload", "warning", f"not there: {missing}", "make -C bpf in a checkout, or install scentd anew"
     try:
-        with IPRoute() as ip:
-            ip.tc("add", "clsact", index=1)
-            ip.tc("del", "clsact", index=1)
-    except NetlinkError as error:
-        return (
-            "clsact",
-            "warning",
-            str(error),
-            "the eBPF offload will need sch_clsact (NET_SCH_INGRESS); NFQUEUE does not",
-        )
-    return "clsact", "yes", "ready for the eBPF offload", ""
+        mechanism = load_and_attach()
+    except HostError as error:
+        return "offload", "warning", str(error), "mend what it names; until then the queues do everything"
+    return "offload", "yes", f"BPF programs loaded, attached with {mechanism}", ""
+
+
+def load_and_attach() -> str:
+    """tcx or clsact: how the stamper came to `lo`, from which it is gone again. Raises HostError."""
+    from scentd.datapath import attach, bpfprog, clsact, tcx
+    from scentd.datapath.libbpf import BpfError, Object
+
+    with Object(str(OBJECTS[0])) as stamp, Object(str(OBJECTS[1])) as verify:
+        stamp.load()
+        verify.load()
+        program = stamp.program_fd(stamp.programs()[0])
+        try:
+            os.close(bpfprog.link_create(program, LOOPBACK, tcx.TYPES["egress"]))
+            return "tcx"
+        except BpfError as error:
+            if error.code not in attach.NO_TCX:
+                raise
+        clsact.attach(LOOPBACK, "egress", program)
+        clsact.detach(LOOPBACK, "egress")
+    return "clsact"
 
 
 PROBES: dict[str, Callable[[], Finding]] = {
@@ -264,7 +279,7 @@ PROBES: dict[str, Callable[[], Finding]] = {
     "nftables": nftables,
     "HTB": htb,
     "receive buffer": receive_buffer,
-    "clsact": clsact,
+    "offload": offload,
 }
 
 

@@ -95,6 +95,10 @@ class Plan:
         """(prefix, full MTU), as tables.StampTable takes them."""
         return tuple((str(path.prefix), path.full_mtu) for path in self.mtus)
 
+    def interfaces(self) -> frozenset[int]:
+        """The indexes of those that packets to peers leave through."""
+        return frozenset(hop.interface for route in self.routes for hop in route.nexthops)
+
     def mtu_for(self, address: Address) -> int | None:
         """The full MTU toward an address; None where no main route leads to a peer."""
         return PrefixMap(self.limits()).get(address.packed)

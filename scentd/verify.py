@@ -47,7 +47,7 @@ class Outcome(NamedTuple):
 class Receiving:
     """One pair's state at its receiver: the fragments and nodes seen in the current epoch."""
 
-    __slots__ = ("addresses", "before", "epoch", "incoming", "local", "nodes", "seen")
+    __slots__ = ("addresses", "before", "epoch", "glance", "incoming", "local", "nodes", "seen")
 
     def __init__(self, incoming: Incoming) -> None:
         self.incoming = incoming
@@ -56,6 +56,7 @@ class Receiving:
         self.epoch = 0
         self.before = 0  # the epoch before it, the oldest that `grace` is for
         self.seen = 0  # bit i: fragment i of `epoch` was handed on
+        self.glance = 0  # of `epoch`, unmasked
         self.nodes: set[bytes] = set()
 
     def serves(self, found: ip.Parsed) -> bool:
@@ -100,7 +101,7 @@ class Verifier:
             old = before.get(incoming.pair)
             if old is not None and old.incoming.key_id == incoming.key_id:
                 receiving.epoch, receiving.seen, receiving.nodes = old.epoch, old.seen, old.nodes
-                receiving.before = old.before
+                receiving.before, receiving.glance = old.before, old.glance
             self._by_key.setdefault(incoming.key_id, []).append(receiving)
         self._forget()
 
@@ -119,6 +120,12 @@ class Verifier:
                     drained[receiving.incoming.pair] = list(receiving.nodes)
                     receiving.nodes.clear()
         return drained
+
+    def glance(self, packet: bytes) -> int:
+        """The newest glance of the network that an accepted packet (its scent still on) came from, one byte."""
+        found = ip.parse(packet)
+        key_id = packet[found.scent_at + layout.SCENT_KEY_ID_AT :][:4]
+        return next((r.glance for r in self._by_key.get(key_id, ()) if r.serves(found)), 0)
 
     def verify(self, packet: bytes) -> bytes | Outcome:
         """The packet without its scent, or what is to be done with it instead."""
@@ -243,7 +250,8 @@ class Verifier:
             return
         receiving.seen |= 1 << index
         glance_key = receiving.incoming.glance_keys[epoch // layout.PERIOD]
-        load, threat = tag.glance_levels(masked ^ tag.glance_mask(glance_key, epoch))
+        receiving.glance = masked ^ tag.glance_mask(glance_key, epoch)
+        load, threat = tag.glance_levels(receiving.glance)
         self.events.append(Fragment(receiving.incoming.pair, epoch, index, data, load, threat, found.source))
 
     def _believe(self, packet: bytes, found: ip.Parsed) -> None:

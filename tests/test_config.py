@@ -79,6 +79,51 @@ def test_the_fields_of_a_network_are_checked_together():
     assert "did you mean cpu?" in found[2]
 
 
+@pytest.mark.parametrize(
+    ("marks", "path", "other"),
+    [
+        ({"mark_rejected": 0x10000000}, "mark_rejected", "mark_stamped"),
+        ({"mark_verified": 0x30000000}, "mark_verified", "mark_stamped"),
+        ({"mark_stamped": 0xF0, "mark_verified": 0x80}, "mark_verified", "mark_stamped"),
+        ({"mark_rejected": 0x60000000}, "mark_verified", "mark_rejected"),
+    ],
+)
+def test_each_mark_has_bits_of_its_own(marks, path, other):
+    expected = f"datapath.{path}: shares bits with datapath.{other}; give each a bit of its own"
+    assert expected in problems(datapath=marks)
+
+
+def test_marks_of_several_bits_may_be_neighbours():
+    marks = {"mark_stamped": 0x0C, "mark_rejected": 0x30, "mark_verified": 0xC0}
+    assert config.from_dict({"datapath": marks}).datapath.mark_verified == 0xC0
+
+
+@pytest.mark.parametrize("bits", [0, 0xFF, 0x1FE, 0x00FF0000, 0x0FF00000])
+def test_the_glance_has_eight_neighbouring_bits(bits):
+    assert config.from_dict({"verify": {"mark_glance": bits}}).verify.mark_glance == bits
+
+
+@pytest.mark.parametrize("bits", [1, 0x7F, 0x1FF, 0xF0F, 0x00FF00FF, 0x0F000000])
+def test_other_bits_for_the_glance_are_refused(bits):
+    one(problems(verify={"mark_glance": bits}), f"verify.mark_glance: {bits:#x} is not eight neighbouring bits")
+
+
+@pytest.mark.parametrize("bits", [-1, 1 << 32, 0xFF << 25])
+def test_the_glance_is_in_a_mark_of_32_bits(bits):
+    one(problems(verify={"mark_glance": bits}), "verify.mark_glance: ")
+
+
+@pytest.mark.parametrize("mark", ["mark_stamped", "mark_rejected", "mark_verified"])
+def test_the_glance_leaves_our_other_marks_alone(mark):
+    one(problems(verify={"mark_glance": 0xFF00}, datapath={mark: 0x100}), "verify.mark_glance: shares bits")
+
+
+def test_the_offload_is_on_where_it_can_be():
+    made = config.from_dict({}).datapath
+    assert (made.offload, made.pin_dir) == ("auto", "/sys/fs/bpf/scentd")
+    one(problems(datapath={"offload": "on"}), "datapath.offload: ", "'on'")
+
+
 def test_unknown_keys_have_a_suggestion():
     one(problems(verfy={}), "verfy: unknown key; did you mean verify?")
     one(peer(stmap=True), "peer[0].stmap: unknown key; did you mean stamp?")

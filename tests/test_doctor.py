@@ -28,7 +28,9 @@ def test_this_host_can_run_scentd(checked):
 
 
 @pytest.mark.netns
-@pytest.mark.parametrize("name", ["NFQUEUE", "ipset", "redirect rules", "ip rule", "nftables", "HTB", "receive buffer"])
+@pytest.mark.parametrize(
+    "name", ["NFQUEUE", "ipset", "redirect rules", "ip rule", "nftables", "HTB", "receive buffer", "offload"]
+)
 def test_the_kernels_features_were_really_tried(checked, name):
     assert checked[name].ok == "yes"
 
@@ -107,6 +109,123 @@ def test_the_configurations_state_directory_is_looked_at(tmp_path):
     path.write_text('[daemon]\nstate_dir = "/proc/scentd"\n')
     _, loaded = doctor.check_config(str(path))
     assert examine.check_state_dir(Path(loaded.daemon.state_dir)).ok == "no"
+
+
+# ---- the offload ----
+
+
+@pytest.fixture
+def bpffs(tmp_path):
+    """A BPF file system of the test's own."""
+    directory = tmp_path / "bpf"
+    directory.mkdir()
+    subprocess.run(["mount", "-t", "bpf", "scentd-test", str(directory)], check=True)
+    yield directory
+    subprocess.run(["umount", str(directory)], check=True)
+
+
+@pytest.mark.netns
+def test_the_pin_directory_is_on_a_bpf_file_system(bpffs):
+    before = sorted(bpffs.iterdir())
+    for path in (bpffs, bpffs / "new" / "deep"):
+        assert doctor.check_pin_dir(str(path)).ok == "yes"
+    dotted = doctor.check_pin_dir(str(bpffs / "scentd.1"))
+    assert (dotted.ok, "no dot in its name" in dotted.way_out) == ("warning", True)
+    assert sorted(bpffs.iterdir()) == before
+
+
+def test_a_pin_directory_elsewhere_is_told_the_way_out(tmp_path):
+    check = doctor.check_pin_dir(str(tmp_path / "pins"))
+    assert check.ok == "warning"
+    assert f"{tmp_path} is on no BPF file system" in check.found
+    assert "mount -t bpf bpf /sys/fs/bpf" in check.way_out
+
+
+def test_a_host_whose_offload_is_off_is_not_asked_for_it(tmp_path):
+    path = tmp_path / "scentd.toml"
+    path.write_text('[datapath]\noffload = "off"\npin_dir = "/nowhere"\n')
+    names = {check.name for check in doctor.checks(str(path))}
+    assert "state directory" in names
+    assert not {"pin directory", "packet marks"} & names
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        ((Path("/no/stamp.bpf.o"), Path("/no/verify.bpf.o")), "not there: /no/stamp.bpf.o, /no/verify.bpf.o"),
+        ((Path(__file__), Path(__file__)), "test_doctor.py"),
+    ],
+)
+def test_objects_that_are_missing_or_no_objects_are_a_warning(monkeypatch, missing, said):
+    monkeypatch.setattr(probe, "OBJECTS", missing)
+    name, ok, found, way_out = probe.offload()
+    assert (name, ok) == ("offload", "warning")
+    assert said in found
+    assert way_out
+
+
+MARK = 0x40000000
+RULES = {  # of others, as `iptables -S` prints them -> do they change bits of the mark?
+    "-j MARK --set-xmark 0x5/0xffffffff": True,
+    "-j MARK --set-xmark 0x5/0xff": False,
+    "-j MARK --set-xmark 0x0/0xffffff00": True,
+    "-j MARK --set-xmark 0x40000000/0x40000000": True,
+    "-j MARK --set-xmark 0x40000000/0x0": True,
+    "-i eth0 -p tcp -j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff": True,
+    "-j CONNMARK --restore-mark --nfmask 0xff --ctmask 0xff": False,
+    "-j CONNMARK --save-mark --nfmask 0xffffffff --ctmask 0xffffffff": False,
+    "-j CONNMARK --set-xmark 0x5/0xffffffff": False,
+    "-p tcp -j TPROXY --on-port 1 --on-ip 0.0.0.0 --tproxy-mark 0x1/0xffffffff": True,
+    '-m comment --comment "it is not -j MARK --set-xmark 0x0/0xffffffff" -j ACCEPT': False,
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_rules_that_change_what_the_program_has_decided(rule):
+    found = doctor.changing(["-P PREROUTING ACCEPT", f"-A PREROUTING {rule}"], MARK)
+    assert found == ([f"-A PREROUTING {rule}"] if RULES[rule] else [])
+
+
+def test_only_rules_that_packets_from_outside_meet_before_ours():
+    mark = "-j MARK --set-xmark 0x5/0xffffffff"
+    lines = ["-P PREROUTING ACCEPT", "-N A", "-N B", "-N C", "-N SCENTD-IN"]
+    lines += ["-A PREROUTING -j A", "-A PREROUTING -j SCENTD-IN", f"-A OUTPUT {mark}", f"-A SCENTD-IN {mark}"]
+    lines += ["-A A -g B", f"-A A {mark}", "-A B -j A", f"-A B {mark}", f"-A C {mark}"]
+    assert doctor.changing(lines, MARK) == [f"-A A {mark}", f"-A B {mark}"]
+
+
+@pytest.mark.netns
+def test_the_hosts_real_rules_are_read():
+    """In a namespace of its own: a rule of each kind, once without and once with a mask."""
+    code = f"""
+import ctypes, json, subprocess
+from scentd import doctor
+assert ctypes.CDLL(None).unshare(0x40000000) == 0
+def found():
+    check = doctor.check_marks({MARK})
+    return check.ok, check.found
+answers = [found()]
+for program in ("iptables", "ip6tables"):
+    for table, rule in (("raw", "MARK --set-mark 5"), ("mangle", "CONNMARK --restore-mark")):
+        argv = [program, "-w", "5", "-t", table, "-A", "PREROUTING", "-j", *rule.split()]
+        masked = argv + ["--mask", "0xff"] if "restore" in rule else argv[:-1] + ["5/0xff"]
+        subprocess.run(masked, check=True)
+        answers.append(found())
+        subprocess.run(argv, check=True)
+        answers.append(found())
+        argv[argv.index("-A")] = "-D"
+        subprocess.run(argv, check=True)
+print(json.dumps(answers))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    answers = json.loads(done.stdout)
+    assert [ok for ok, _ in answers] == ["yes", *["yes", "warning"] * 4]
+    told = [found.split(":")[0] for ok, found in answers if ok == "warning"]
+    programs = [f"{program} -t {table}" for program in ("iptables", "ip6tables") for table in ("raw", "mangle")]
+    assert [text.partition(" -A ")[0] for text in told] == programs
 
 
 # ---- the report ----

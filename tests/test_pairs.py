@@ -85,8 +85,8 @@ def test_a_peer_that_is_not_stamped_or_not_verified():
     assert no_stamp.stamp_table(()).pairs == ()
     assert no_stamp.stamp_table(()).peers == ()
     assert no_stamp.of_network("acme") == []
-    assert len(no_stamp.verify_table(PERIOD, {0: 0}).incoming) == 1
-    assert no_verify.verify_table(PERIOD, {0: 0}).incoming == ()
+    assert len(no_stamp.verify_table(PERIOD).incoming) == 1
+    assert no_verify.verify_table(PERIOD).incoming == ()
     assert len(no_verify.stamp_table(()).pairs) == 1
 
 
@@ -106,7 +106,7 @@ def test_the_verify_table():
 
 
 def test_fragments_are_treated_as_absent_ones_by_default():
-    ((_, treatments),) = pairs(made(absent="drop")).verify_table(PERIOD, {0: 0}).treatments
+    ((_, treatments),) = pairs(made(absent="drop")).verify_table(PERIOD).treatments
     assert treatments.absent_ipv6_fragment == "drop"
 
 

@@ -21,7 +21,7 @@ from scentd.wire import keys
 ROOT = Path(__file__).parent.parent
 UNIT = ROOT / "systemd" / "scentd.service"
 EXAMPLE = ROOT / "systemd" / "scentd.example.toml"
-EXPOSURE_MAX = 27  # tenths; what is left is root, the network, five capabilities and setuid
+EXPOSURE_MAX = 27  # tenths; what is left is root, the network, eight capabilities, setuid and bpf()
 OPTIONAL = re.compile(r"(?m)^#(?=[a-z_0-9]+ = )")
 
 
@@ -73,6 +73,8 @@ def test_what_the_daemon_relies_on():
     assert found["ExecStopPost"] == ["/usr/bin/scentd cleanup --unless-crashed --config /etc/scentd/scentd.toml"]
     assert found["Restart"] == ["on-failure"]
     assert found["StartLimitIntervalSec"] == ["0"], "fail = closed must not end in a service that stays down"
+    assert found["RestartForceExitStatus"] == ["75"], "the way to a newer program without a gap"
+    assert "SuccessExitStatus" not in found, "ExecStopPost= must see a failure in status 75"
 
 
 @pytest.mark.parametrize(("directive", "command"), [("ExecStart", "run_daemon"), ("ExecStopPost", "clean_up")])
@@ -89,6 +91,7 @@ def test_the_units_directories_are_the_configurations_defaults():
     assert daemon.state_dir == f"/var/lib/{found['StateDirectory'][0]}"
     assert Path(daemon.decision_log).parent == Path(daemon.state_dir)
     assert str(Path(daemon.control_socket).parent) == f"/run/{found['RuntimeDirectory'][0]}"
+    assert f"-{Path(config.Datapath().pin_dir).parent}" in found["ReadWritePaths"]
 
 
 # ---- the unit's confinement, worn by the real parts ----
@@ -111,6 +114,7 @@ def test_every_part_works_within_the_units_confinement(namespace):
     findings = json.loads(done.stdout)
     assert len(findings) > 8
     assert [f for f in findings if f[1] == "no"] == []
+    assert [f[1] for f in findings if f[0] == "offload"] == ["yes"], findings
 
 
 @pytest.mark.netns
@@ -147,6 +151,43 @@ def test_no_capability_is_there_for_nothing(namespace, lost, probe):
     code = probe or "from scentd.act import command; command.run(['/bin/sleep', '60'], b'', 0.2, 'nobody')"
     done = confined.run(less, [sys.executable, "-c", code], namespace)
     assert "no\n" in done.stdout or "PermissionError" in done.stderr, (done.stdout, done.stderr)
+
+
+PINNING = """
+import os, sys
+from scentd import probe
+from scentd.datapath import pins
+from scentd.datapath.libbpf import Object
+with Object(str(probe.OBJECTS[0])) as stamp:
+    stamp.load()
+    os.mkdir(sys.argv[1])
+    pins.pin(stamp.map_fd("counters"), sys.argv[1] + "/counters")
+os.close(pins.get(sys.argv[1] + "/counters"))
+pins.unpin(sys.argv[1] + "/counters")
+os.rmdir(sys.argv[1])
+print("pinned and unpinned")
+"""
+
+
+@pytest.mark.netns
+def test_maps_are_pinned_within_the_units_confinement(tmp_path):
+    subprocess.run(["mount", "-t", "bpf", "scentd-test", str(tmp_path)], check=True)
+    try:
+        done = confined.run(unit(), [sys.executable, "-c", PINNING, str(tmp_path / "scentd")])
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+    assert done.stdout == "pinned and unpinned\n", done.stderr
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize(
+    ("directive", "lost"),
+    [("CapabilityBoundingSet", "CAP_BPF"), ("CapabilityBoundingSet", "CAP_PERFMON"), ("SystemCallFilter", "bpf")],
+)
+def test_the_offload_needs_all_that_the_unit_grants_it(namespace, directive, lost):
+    less = unit() | {directive: [" ".join(w for w in line.split() if w != lost) for line in unit()[directive]]}
+    done = confined.run(less, [sys.executable, "-c", "from scentd import probe; print(probe.offload()[1])"], namespace)
+    assert done.stdout == "warning\n", done.stderr
 
 
 def test_what_the_unit_forbids_is_forbidden():

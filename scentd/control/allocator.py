@@ -17,11 +17,22 @@ log = logging.getLogger(__name__)
 
 
 class Allocator:
-    """Applies the policies to the views. `report(event, fields)` is told of every decision."""
+    """Applies the policies to the views.
 
-    def __init__(self, config: schema.Config, report: Callable[[str, dict], None]) -> None:
+    `report(event, fields)` is told of every decision, `quarantine` of the prefixes in quarantine with their ends, so
+    that the packet path may drop them before nftables does.
+    """
+
+    def __init__(
+        self,
+        config: schema.Config,
+        report: Callable[[str, dict], None],
+        quarantine: Callable[[dict[str, float]], None],
+    ) -> None:
         self._config = config
         self._report = report
+        self._quarantine = quarantine
+        self._quarantined: dict[str, float] = {}
         self._decider = Decider(config.policy)
         self._desired = plan.Desired()
         self._log = DecisionLog(config.daemon.decision_log)
@@ -44,9 +55,10 @@ class Allocator:
             self._runner = Runner(config)
             self._restart_plan()
 
-    def close(self) -> None:
+    def close(self, remove: bool) -> None:
+        """`remove`: take away what the actuators have made."""
         if self._runner is not None:
-            self._runner.close(remove=True)
+            self._runner.close(remove=remove)
         self._log.close()
 
     def decide(self, views: list[View], now: float) -> None:
@@ -101,6 +113,10 @@ class Allocator:
                 decision.reason,
             )
             self._report("decision", as_dict(decision))
+        quarantined = {str(p): c.until for p, c in made.desired.quarantined.items()}
+        if quarantined != self._quarantined:
+            self._quarantined = quarantined
+            self._quarantine(quarantined)
         if self._runner is not None and (changed or made.errands):
             self._runner.submit(made.desired, made.errands)
 

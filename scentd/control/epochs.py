@@ -68,6 +68,16 @@ class Epochs:
     def set_epoch(self, id_: bytes, epoch: int) -> None:
         self.values[2 * self._slots[id_]] = epoch
 
+    def row(self, slot: int) -> tuple[int, int]:
+        """(highest epoch, second at which it was first seen) of a slot's number."""
+        return self.values[2 * slot], self.values[2 * slot + 1]
+
+    def raise_row(self, slot: int, epoch: int, since: int) -> None:
+        """Note an accepted epoch if it is the highest."""
+        if epoch > self.values[2 * slot]:
+            self.values[2 * slot + 1] = since
+            self.values[2 * slot] = epoch
+
     def entries(self) -> dict[bytes, tuple[int, int]]:
         return {i: (self.values[2 * n], self.values[2 * n + 1]) for i, n in self._slots.items()}
 

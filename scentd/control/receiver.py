@@ -8,14 +8,15 @@ from collections import Counter
 from collections.abc import Callable
 
 from scentd import config as schema
-from scentd.assemble import Assembler
+from scentd.assemble import Assembler, cut
 from scentd.control.allocator import Allocator
 from scentd.datapath import link
 from scentd.model import View
 from scentd.pairs import Pair, Pairs
+from scentd.readings import Event
 from scentd.tables import Fragment
 from scentd.view import NetworkView
-from scentd.wire import keys, layout, profile
+from scentd.wire import keys, layout, maps, profile
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +57,27 @@ class Receiver:
                 self._decide(changed)
         elif isinstance(message, link.Report):
             for pair, addresses in message.nodes.items():
-                if pair in self._views:
-                    self._views[pair].take_nodes(addresses, time.time())
+                self.take_nodes(pair, addresses)
+
+    def take_nodes(self, pair: int, addresses: list[bytes]) -> None:
+        """Source addresses of accepted packets."""
+        if pair in self._views:
+            self._views[pair].take_nodes(addresses, time.time())
+
+    def take_event(self, event: Event) -> None:
+        """What the offload has to say: a new epoch's glance, or a whole profile."""
+        view = self._views.get(event.pair)
+        if view is None:
+            return
+        now = time.time()
+        view.take_nodes([event.source], now)
+        changed = view.take_glance(event.epoch, event.load, event.threat) and event.threat >= ALARM_THREAT
+        if event.kind == maps.EVENT_PROFILE:
+            for fragment in cut(event.pair, event.epoch, event.sealed, (event.load, event.threat), event.source):
+                sealed = self._assembler.add(fragment)
+                changed |= sealed is not None and self._on_sealed(fragment, sealed, view, now)
+        if changed:
+            self._decide({event.pair})
 
     def tick(self) -> None:
         """Once a second: policies look at everything."""

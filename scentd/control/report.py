@@ -6,7 +6,10 @@ from collections import Counter
 
 from scentd.wire import layout
 
-OTHER = ("icmp_unquoted", "icmp_too_big_sent", "internal_errors", "link_overflow", "uncopyable")
+OTHER = (
+    *("icmp_unquoted", "icmp_too_big_sent", "internal_errors", "link_overflow", "uncopyable"),
+    *("offload_declined", "offload_failed", "offload_quarantined", "events_lost", "nodes_lost"),
+)
 
 
 def packets(counters: Counter[str]) -> dict:

@@ -1,4 +1,4 @@
-"""The sending half of the daemon: profilers, what they publish to the workers, beacons."""
+"""The sending half of the daemon: profilers, what they publish to the packet path, beacons."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scentd import config as schema
 from scentd.control.epochs import Epochs, slot_id
 from scentd.control.profiler import Profiler
 from scentd.datapath.beacon import Beacons
-from scentd.datapath.workers import Workers
+from scentd.control.paths import Paths
 from scentd.errors import ScentdError
 from scentd.pairs import Pairs
 from scentd.wire import keys, layout
@@ -27,10 +27,10 @@ def issued_slot(identity: keys.Identity) -> bytes:
 class Sender:
     """A profiler for each network that collects. `report(event, fields)` is told of every epoch and alarm."""
 
-    def __init__(self, workers: Workers, mark_stamped: int, report: Callable[[str, dict], None]) -> None:
+    def __init__(self, paths: Paths, mark_stamped: int, report: Callable[[str, dict], None]) -> None:
         self.beacons = Beacons(mark_stamped)
         self.profilers: dict[str, Profiler] = {}
-        self._workers = workers
+        self._paths = paths
         self._report = report
         self._pairs: Pairs | None = None
 
@@ -68,7 +68,7 @@ class Sender:
     async def _open(self, network: schema.Network, pairs: Pairs, old: dict[str, Profiler]) -> Profiler:
         """A profiler with its sources open; the old one goes on, for the new pairs, where that fails."""
         identity, served = pairs.identities[network.name], pairs.of_network(network.name)
-        made = Profiler(network, identity, served, self._workers.publish_epochs, self._on_event)
+        made = Profiler(network, identity, served, self._paths.publish_epochs, self._on_event)
         try:
             await made.open(old.get(network.name))
         except ScentdError as error:
@@ -91,11 +91,11 @@ class Sender:
         """What of an epoch has not left in other packets; all of an alarm, at once."""
         if self._pairs is None:
             return
-        for outgoing in self._workers.outgoing():
+        for outgoing in self._paths.outgoing():
             pair = self._pairs.by_number.get(outgoing.pair)
             if pair is None or pair.network.name != network or outgoing.epoch != epoch:
                 continue
-            sent = 0 if alarm else self._workers.sent(outgoing.pair, epoch)
+            sent = 0 if alarm else self._paths.sent(outgoing.pair, epoch)
             missing = [i for i in range(layout.FRAGMENTS) if not sent >> i & 1]
             if missing:
                 self.beacons.send(pair, outgoing, missing)

@@ -1,4 +1,4 @@
-"""What the daemon makes on the host for its packet path: address sets, routes, rules. In this order, and back."""
+"""What the daemon makes on the host for its packet path: address sets, programs, routes, rules. In this order, and back."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable
+from typing import NamedTuple
 
 from scentd.config import Config
-from scentd.datapath import routes, rules, sets
+from scentd.datapath import ebpf, routes, rules, sets
+from scentd.datapath.ebpf import Offload
 from scentd.datapath.watch import Watch
 from scentd.errors import ScentdError
 
@@ -17,67 +19,121 @@ log = logging.getLogger(__name__)
 Limits = tuple[tuple[str, int], ...]
 
 
-class Host:
-    """Applies and removes; keeps our routes in step with the host's.
+class Found(NamedTuple):
+    """What the tables of the packet path have to know of the host."""
 
-    `on_limits` is called on the loop thread with the full path MTUs when routes changed.
+    limits: Limits = ()  # full path MTUs by prefix
+    addresses: tuple[str, ...] = ()  # the host's own
+    forward_lowered: bool = False  # forwarded packets, too, are held to the lowered MTUs
+
+
+class Host:
+    """Applies and removes; keeps our routes and programs in step with the host's routes and interfaces.
+
+    `on_found` is called on the loop thread when routes or addresses changed.
     `apply` and `remove` block and must not run on the loop's thread.
     """
 
-    def __init__(self, on_limits: Callable[[Limits], None]) -> None:
-        self._on_limits = on_limits
+    def __init__(self, config: Config, on_found: Callable[[Found], None]) -> None:
+        self._on_found = on_found
+        self._wanted = config  # what it was last told; what has been applied of it is `_config`
         self._loop = asyncio.get_running_loop()
         self._config: Config | None = None
+        self._offload: Offload | None = None
         self._watch: Watch | None = None
         self._busy = threading.Lock()  # the watch, a reload and the stop are different threads
         self._removed = False
 
-    def apply(self, config: Config) -> Limits:
+    def apply(self, config: Config, offload: Offload | None = None) -> Found:
         """Make the host as the configuration wants it. Raises HostError."""
         with self._busy:
             if self._removed:  # a reload that the stop has overtaken
-                return ()
-            limits = install(config)
-            self._config = config
+                return Found()
+            self._wanted = config
+            found = install(config, offload)
+            self._config, self._offload = config, offload
         if self._watch is None:
             self._watch = Watch(config.datapath, self._replan)
             self._watch.start()
-        return limits
+        return found
 
-    def remove(self, config: Config) -> None:
+    @property
+    def applied(self) -> bool:
+        return self._config is not None
+
+    def check(self) -> None:
+        """Put programs back that somebody else has taken off. Raises HostError."""
+        with self._busy:
+            if self._config is None or self._offload is None or self._removed or not self._offload.lost():
+                return
+            log.warning("offload: somebody has taken programs of ours off; putting them back")
+            follow(self._config, self._offload)
+
+    def leave(self) -> None:
+        """Leave everything as it is from now on."""
         if self._watch is not None:
             self._watch.stop()
+            self._watch = None
         with self._busy:
             self._removed = True
-            cleanup(config)
+
+    def remove(self) -> None:
+        """Take everything away. Raises HostError."""
+        self.leave()
+        cleanup(self._wanted)
 
     def _replan(self) -> None:
         assert self._config is not None  # the watch is started after it is set
         try:
             with self._busy:
-                limits = routes.apply(self._config).limits()
+                if self._removed:
+                    return
+                found = follow(self._config, self._offload)
         except ScentdError as error:
             log.error("routes to peers: %s", error)
             return
-        self._loop.call_soon_threadsafe(self._on_limits, limits)
+        self._loop.call_soon_threadsafe(self._on_found, found)
 
 
-def planned(config: Config) -> Limits:
-    """The full path MTUs that `install` will find; touches nothing. Raises HostError."""
-    return routes.planned(config).limits()
+def planned(config: Config) -> Found:
+    """What `install` will find; touches nothing. Raises HostError."""
+    return Found(routes.planned(config).limits(), routes.own_addresses())
 
 
-def install(config: Config) -> Limits:
+def install(config: Config, offload: Offload | None = None) -> Found:
     """Make the host as the configuration wants it; doing it twice is harmless. Raises HostError."""
     sets.apply(config)
-    limits = routes.apply(config).limits()
-    rules.apply(config)
-    return limits
+    return follow(config, offload)
+
+
+def reinstall(config: Config) -> None:
+    """Sets, routes and rules beside the programs that a daemon has in place, or none. Raises HostError."""
+    sets.apply(config)
+    routes.apply(config)
+    rules.apply(config, ebpf.in_place(config.datapath.pin_dir))
+
+
+def follow(config: Config, offload: Offload | None) -> Found:
+    """Routes, programs and rules as the host's own routes and interfaces ask for.
+
+    A program is there before the rules leave packets to it, and goes after they do not any more.
+    """
+    if offload is None:
+        found = Found(routes.apply(config).limits(), routes.own_addresses())
+        rules.apply(config)
+        return found
+    leading = routes.planned(config).interfaces()
+    served = offload.attach(leading)
+    lowered = config.stamp.forwarded and len(served) == len(leading)
+    limits = routes.apply(config, lowered).limits()
+    rules.apply(config, served)
+    offload.settle()
+    return Found(limits, routes.own_addresses(), lowered)
 
 
 def show(config: Config) -> str:
     """The rules, the sets and the lowered routes: wanted and there."""
-    lines = [rules.show(config), "# address sets\n"]
+    lines = [rules.show(config, ebpf.in_place(config.datapath.pin_dir)), "# address sets\n"]
     for name, prefixes in sets.have().items():
         lines.append(f"{name}: {' '.join(sorted(map(str, prefixes))) or '-'}\n")
     lines.append(f"# routes in table {config.datapath.route_table}\n")
@@ -89,5 +145,6 @@ def show(config: Config) -> str:
 def cleanup(config: Config) -> None:
     """Remove all that is ours; what is not there is fine. Raises HostError."""
     rules.remove()
+    ebpf.remove(config.datapath.pin_dir)
     routes.remove(config.datapath)
     sets.remove()

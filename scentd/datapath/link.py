@@ -22,12 +22,14 @@ class Setup(Struct, frozen=True, tag=True):
     verify_fail_open: bool
     mark_stamped: int
     mark_rejected: int
+    mark_glance: int = 0
 
 
 class Tables(Struct, frozen=True, tag=True):
     stamp: StampTable
     verify: VerifyTable
     epochs_path: str
+    forward_lowered: bool = False  # the kernel holds forwarded packets to the lowered MTU, before they are stamped
 
 
 class NewEpochs(Struct, frozen=True, tag=True):

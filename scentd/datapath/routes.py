@@ -1,10 +1,11 @@
-"""Our routing table: routes to peers with room for the scent, for locally generated packets only.
+"""Our routing table: routes to peers with room for the scent, for locally generated packets.
 
 Rules at datapath.rule_priority p, both families; the main table is never written:
 
     p    fwmark S/S goto p+2      stamped already: the full MTU, in the tables as they are
     p    to fe80::/10 goto p+2    IPv6 only: link-local, even if a peer is ::/0
     p+1  iif lo lookup TABLE      what this host sends itself: the lowered MTU
+    p+1  lookup TABLE             what it forwards, too: only with the offload, which stamps behind the MTU check
     p+2  nop                      where p jumps to
 
 The stamp queue's verdict sets the mark S in mangle OUTPUT, a changed mark makes the kernel route
@@ -52,9 +53,10 @@ def peer_prefixes(config: Config) -> list[Prefix]:
     return [prefix for peer in stamped_peers(config) for prefix in prefixes(peer.addresses)]
 
 
-def apply(config: Config) -> Plan:
+def apply(config: Config, forwarded: bool = False) -> Plan:
     """Make our table and rules equal to what the main table and the configuration ask for. Raises HostError.
 
+    `forwarded`: the lowered MTU is for forwarded packets, too, and the kernel tells their sources.
     A route that the kernel refuses because the host changed meanwhile is logged and left out:
     packets there leave unstamped when they are too big, until the next call.
     """
@@ -63,7 +65,8 @@ def apply(config: Config) -> Plan:
         for version in families():
             want = [route for route in plan.routes if route.prefix.version == version]
             write_routes(ip, version, config.datapath, want)
-            write_rules(ip, version, config.datapath, wanted_rules(config.datapath, version) if want else [])
+            rules = wanted_rules(config.datapath, version, forwarded) if want else []
+            write_rules(ip, version, config.datapath, rules)
     return plan
 
 
@@ -95,15 +98,17 @@ def current(ip: IPRoute, config: Config) -> Plan:
     return room.plan(main, read_links(ip), peers)
 
 
-def wanted_rules(datapath: Datapath, version: int) -> list[dict[str, int | str]]:
+def wanted_rules(datapath: Datapath, version: int, forwarded: bool = False) -> list[dict[str, int | str]]:
     """Our rules as pyroute2 takes them, in an order in which no packet is misled."""
     p, mark = datapath.rule_priority, datapath.mark_stamped
     passing: dict[str, int | str] = {"priority": p, "action": FR_ACT_GOTO, "goto": p + 2}
+    ours: dict[str, int | str] = {"priority": p + 1, "action": FR_ACT_TO_TBL, "table": datapath.route_table}
     return [
         {"priority": p + 2, "action": FR_ACT_NOP},
         {**passing, "fwmark": mark, "fwmask": mark},
         *([{**passing, "dst": "fe80::", "dst_len": 10}] if version == 6 else []),
-        {"priority": p + 1, "action": FR_ACT_TO_TBL, "iifname": "lo", "table": datapath.route_table},
+        {**ours, "iifname": "lo"},
+        *([ours] if forwarded else []),
     ]
 
 
@@ -152,6 +157,14 @@ def write_routes(ip: IPRoute, version: int, datapath: Datapath, want: Iterable[R
 def read_routes(ip: IPRoute, version: int, table: int) -> list[Route]:
     messages = ip.get_routes(family=FAMILY[version], table=table)
     return [parse(message, version) for message in messages if message.get("table") == table]
+
+
+def own_addresses() -> tuple[str, ...]:
+    """All addresses of this host but those of `lo`, sorted. Raises HostError."""
+    with opened() as ip:
+        loopback = {link["index"] for link in ip.get_links() if link.get_attr("IFLA_IFNAME") == "lo"}
+        found = (m for m in ip.get_addr() if m["index"] not in loopback)
+        return tuple(sorted({m.get_attr("IFA_LOCAL") or m.get_attr("IFA_ADDRESS") for m in found}))
 
 
 def read_links(ip: IPRoute) -> dict[int, Link]:

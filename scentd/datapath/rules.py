@@ -7,6 +7,9 @@ Own chains in two tables, IPv4 and IPv6 alike, one transaction a table and famil
              PREROUTING  -> SCENTD-IN       from peers, with a scent, or anything: to the verify queues
     filter   INPUT, FORWARD (first) -> SCENTD-REJECT   RST or "administratively prohibited"
 
+With the offload (ebpf.py) the queues get what its programs decline: packets with options or extension headers on
+the way out, and on the way in what does not bear the mark `mark_verified`.
+
 A queue's verdict "accept" leaves the rest of the mangle chain out, so our jumps stand
 behind the host's own mangle rules. Lines are written as `iptables -S` prints them: what is
 there can be compared with what is wanted, and an apply that changes nothing touches nothing.
@@ -18,7 +21,7 @@ from __future__ import annotations
 import logging
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from scentd.config import Config
@@ -44,15 +47,23 @@ IPV6_ALWAYS = {**dict.fromkeys((133, 134, 135, 136, 137), 255), **dict.fromkeys(
 ICMP_TOO_BIG = {4: "-p icmp -m icmp --icmp-type 3/4", 6: "-p ipv6-icmp -m icmp6 --icmpv6-type 2"}
 # What may hold a scent: an IPv4 header of more than five words; a Destination Options header.
 HAS_OPTIONS = {4: '-m u32 --u32 "0x0>>0x18&0xf=0x6:0xf"', 6: "-m ipv6header --header ipv6-opts --soft"}
+# What the offloaded stamper takes: no IPv4 options; none of the extension headers that it declines.
+PLAIN = {
+    4: '-m u32 --u32 "0x0>>0x18&0xf=0x5"',
+    6: "-m ipv6header ! --header hop-by-hop,ipv6-opts,ipv6-route --soft",
+}
 GROUP_TYPES = {4: "BROADCAST,MULTICAST", 6: "MULTICAST"}
 PROHIBITED = {4: "icmp-admin-prohibited", 6: "icmp6-adm-prohibited"}
 
 
-def wanted(config: Config, family: int) -> dict[str, list[str]]:
-    """The lines of each table, as `iptables -S` prints them. `family` is 4 or 6."""
+def wanted(config: Config, family: int, offloaded: Sequence[str] | None = None) -> dict[str, list[str]]:
+    """The lines of each table, as `iptables -S` prints them. `family` is 4 or 6.
+
+    `offloaded`: the interfaces that have the BPF programs and lead to peers; None if there is no offload.
+    """
     mark = config.datapath.mark_rejected
     rejected = f"-m mark --mark {mark:#x}/{mark:#x}"
-    mangle = outbound(config, family) + inbound(config, family)
+    mangle = outbound(config, family, offloaded or ()) + inbound(config, family, offloaded is not None)
     return {
         "mangle": [*new_chains(mangle), *mangle],
         "filter": [
@@ -68,7 +79,7 @@ def new_chains(rules: list[str]) -> list[str]:
     return [f"-N {chain}" for chain in dict.fromkeys(map(chain_of, rules)) if OWN_CHAIN.match(chain)]
 
 
-def outbound(config: Config, family: int) -> list[str]:
+def outbound(config: Config, family: int, offloaded: Sequence[str] = ()) -> list[str]:
     """Local packets and, if asked for, forwarded ones of our networks, to the stamp queues."""
     mark = config.datapath.mark_stamped
     foreign = f"-m set ! --match-set {sets.name('local', family)} src"
@@ -86,16 +97,23 @@ def outbound(config: Config, family: int) -> list[str]:
     ]
     if has_prefixes(config) and not has_whole_host(config):
         rules.append(f"-A SCENTD-OUT {foreign} {COMMENT} -j RETURN")
-    return [*rules, *never_queued("SCENTD-OUT", family), f"-A SCENTD-OUT {COMMENT} {queue}"]
+    rules += never_queued("SCENTD-OUT", family)
+    rules += [f"-A SCENTD-OUT -o {name} {PLAIN[family]} {COMMENT} -j RETURN" for name in sorted(offloaded)]
+    return [*rules, f"-A SCENTD-OUT {COMMENT} {queue}"]
 
 
-def inbound(config: Config, family: int) -> list[str]:
-    """What comes to us from peers, what may hold a scent, and if unscented strangers are unwelcome, all."""
+def inbound(config: Config, family: int, offload: bool = False) -> list[str]:
+    """What comes to us from peers, what may hold a scent, and if unscented strangers are unwelcome, all.
+
+    With the offload only what it has not decided: an interface without the program has no such mark.
+    """
+    verified = config.datapath.mark_verified
     first, workers = config.datapath.queue + config.datapath.workers, config.datapath.workers
     queue = to_queue(first, workers, config.verify.fail == "open")
     rules = [
         f"-A PREROUTING {COMMENT} -j SCENTD-IN",
         f"-A SCENTD-IN -i lo {COMMENT} -j RETURN",
+        *([f"-A SCENTD-IN -m mark --mark {verified:#x}/{verified:#x} {COMMENT} -j RETURN"] if offload else []),
         f"-A SCENTD-IN {not_ours(config, family)} {COMMENT} -j RETURN",
         *never_queued("SCENTD-IN", family),
         # Without the daemon path MTU discovery still works: its packets are not scented by the routers that send them.
@@ -143,9 +161,8 @@ def to_queue(first: int, workers: int, bypass: bool) -> str:
     return f"-j NFQUEUE {numbers}{' --queue-bypass' if bypass else ''}"
 
 
-def text(config: Config, family: int, have: Tables | None = None) -> str:
+def text(want: Tables, have: Tables | None = None) -> str:
     """Input for `iptables-restore --noflush` that turns what is there (`have`) into what is wanted."""
-    want = wanted(config, family)
     return "".join(transaction(table, want[table], (have or {}).get(table, [])) for table in TABLES)
 
 
@@ -210,16 +227,16 @@ def installed(family: int) -> dict[str, list[str]]:
     return {table: run([PROGRAM[family], *WAIT, "-t", table, "-S"]).splitlines() for table in TABLES}
 
 
-def apply(config: Config) -> bool:
+def apply(config: Config, offloaded: Sequence[str] | None = None) -> bool:
     """Install the rules; the sets must be there. Returns whether anything had to change. Raises HostError.
 
     If the second family fails the first is left as it is: remove() takes both away.
     """
     changed = False
     for family in families():
-        have = installed(family)
-        if not same(wanted(config, family), have):
-            restore(family, text(config, family, have))
+        want, have = wanted(config, family, offloaded), installed(family)
+        if not same(want, have):
+            restore(family, text(want, have))
             changed = True
     return changed
 
@@ -235,13 +252,13 @@ def remove() -> bool:
     return changed
 
 
-def show(config: Config) -> str:
+def show(config: Config, offloaded: Sequence[str] | None = None) -> str:
     """For people: what apply() would install, and where the host differs."""
     parts = []
     for family in families():
-        want, have = wanted(config, family), installed(family)
+        want, have = wanted(config, family, offloaded), installed(family)
         state = "as wanted" if same(want, have) else "differs from what is wanted"
-        parts.append(f"# {PROGRAM[family]}: wanted\n{text(config, family)}# {PROGRAM[family]}: installed, {state}")
+        parts.append(f"# {PROGRAM[family]}: wanted\n{text(want)}# {PROGRAM[family]}: installed, {state}")
         parts += [f"{table}: {line}" for table in TABLES for line in own(have[table])]
     return "\n".join(parts) + "\n"
 

@@ -50,6 +50,7 @@ class Worker:
         self._icmp = icmp.Sender()
         self._now = time.time()
         self._passed = [0, 0]  # packets STAMPED and ACCEPTED
+        self._forward_lowered = False
         self._unstamped = [0] * len(layout.UNSTAMPED)
         self._outcomes: Counter[tuple[int, str]] = Counter()
         self._other: Counter[str] = Counter()
@@ -106,9 +107,12 @@ class Worker:
             try:
                 made = stamp(packet.get_payload())
                 if isinstance(made, bytes):
-                    packet.set_payload(made)
                     if len(made) > mark_above:
+                        if packet.hook == HOOK_FORWARD and self._outgrows_route(made):
+                            self._leave(packet, layout.UNSTAMPED_TOO_BIG)
+                            return
                         packet.set_mark(packet.mark | mark)
+                    packet.set_payload(made)
                     packet.accept()
                     passed[STAMPED] += 1
                 else:
@@ -120,12 +124,15 @@ class Worker:
 
     def _inbound(self) -> Callable[[Any], None]:
         """What verifies one packet of the queue."""
-        verify, passed = self._verifier.verify, self._passed
+        verify, passed, glance = self._verifier.verify, self._passed, self._setup.mark_glance
 
         def handle(packet: Any) -> None:
             try:
-                result = verify(packet.get_payload())
+                payload = packet.get_payload()
+                result = verify(payload)
                 if isinstance(result, bytes):
+                    if glance:
+                        packet.set_mark(packet.mark & ~glance | self._verifier.glance(payload) * (glance & -glance))
                     packet.set_payload(result)
                     packet.accept()
                     passed[ACCEPTED] += 1
@@ -135,6 +142,11 @@ class Worker:
                 self._defect(packet, self._setup.verify_fail_open)
 
         return handle
+
+    def _outgrows_route(self, made: bytes) -> bool:
+        """Forwarded packets are not routed again past the lowered MTU: the kernel would drop what exceeds it."""
+        found = ip.parse(made)
+        return self._forward_lowered and len(made) > self._stamper.limit(found.destination) - ip.OVERHEAD[found.version]
 
     def _leave(self, packet: Any, reason: int) -> None:
         """A packet that goes out unstamped."""
@@ -204,6 +216,7 @@ class Worker:
             before, self._epochs = self._epochs, Epochs(Path(message.epochs_path))
             self._stamper.configure(message.stamp)
             self._verifier.configure(message.verify, self._epochs.values)
+            self._forward_lowered = message.forward_lowered
             if before is not None:
                 before.close()
 

@@ -148,6 +148,7 @@ class Workers:
             verify_fail_open=self._config.verify.fail == "open",
             mark_stamped=datapath.mark_stamped,
             mark_rejected=datapath.mark_rejected,
+            mark_glance=self._config.verify.mark_glance,
         )
 
     @staticmethod

@@ -113,6 +113,12 @@ VERIFY_SETTINGS_QUARANTINE4_AT = 136
 VERIFY_SETTINGS_QUARANTINE6_AT = 152
 VERIFY_SETTINGS_SIZE = 168
 
+# scent_clock: offset, until
+CLOCK = Struct("=QQ")
+CLOCK_OFFSET_AT = 0
+CLOCK_UNTIL_AT = 8
+CLOCK_SIZE = 16
+
 # scent_identity: key_id, network, candidate
 IDENTITY = Struct("=4sII")
 IDENTITY_KEY_ID_AT = 0
@@ -130,16 +136,16 @@ INCOMING_TAG_KEYS_AT = 16
 INCOMING_GLANCE_KEYS_AT = 64
 INCOMING_SIZE = 112
 
-# scent_receiving: lock, highest, before, since, seen, nodes, glance, padding, sealed, family, padding2, source
+# scent_receiving: lock, highest, before, since, seen, glance, nodes, nodes_at, sealed, family, padding2, source
 RECEIVING = Struct("=IIIIIIII130sB5s16s")
 RECEIVING_LOCK_AT = 0
 RECEIVING_HIGHEST_AT = 4
 RECEIVING_BEFORE_AT = 8
 RECEIVING_SINCE_AT = 12
 RECEIVING_SEEN_AT = 16
-RECEIVING_NODES_AT = 20
-RECEIVING_GLANCE_AT = 24
-RECEIVING_PADDING_AT = 28
+RECEIVING_GLANCE_AT = 20
+RECEIVING_NODES_AT = 24
+RECEIVING_NODES_AT_AT = 28
 RECEIVING_SEALED_AT = 32
 RECEIVING_FAMILY_AT = 162
 RECEIVING_PADDING2_AT = 163

@@ -68,7 +68,7 @@ class Party:
     def tables(self) -> link.Tables:
         period = keys.period_of(int(time.time()))
         slot = epochs.Epochs(self.epochs_path).slot(self._slot)
-        verify = self.takes.verify_table(period, {p.number: slot for p in self.takes.all})
+        verify = self.takes.verify_table(period)
         return link.Tables(self.stamp_table(), verify, str(self.epochs_path))
 
     def stamper(self) -> Stamper:

@@ -95,6 +95,7 @@ class Node:
         self.peers: list[dict[str, Any]] = []
         self.sections: dict[str, Any] = {}
         self.process: subprocess.Popen[Any] | None = None
+        self.pin_dir: Path | None = None  # on a BPF file system: with the offload
 
     def __enter__(self) -> Node:
         return self
@@ -120,7 +121,10 @@ class Node:
         }
         network = {"name": self.name, "key_file": str(self.key_file), "addresses": self.addresses, **self.network}
         base = {"daemon": own, "network": [network], "peer": self.peers}
-        more = {**self.sections, "daemon": {**own, **self.sections.get("daemon", {})}}
+        datapath = {"offload": "auto" if self.pin_dir else "off", **self.sections.get("datapath", {})}
+        if self.pin_dir:
+            datapath["pin_dir"] = str(self.pin_dir)
+        more = {**self.sections, "daemon": {**own, **self.sections.get("daemon", {})}, "datapath": datapath}
         return {**base, **more}
 
     def write(self) -> None:

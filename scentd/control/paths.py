@@ -1,0 +1,237 @@
+"""The packet path as one thing: the queue's workers, the offload where the kernel has it, and their place on the host.
+
+The queue is always there. What the offload cannot do, or when it cannot be loaded, the queue does; so losing it
+is a line in the log and never a reason to stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine
+
+from scentd import config as schema
+from scentd import readings
+from scentd.assemble import cut
+from scentd.control.epochs import Epochs
+from scentd.control.receiver import Receiver
+from scentd.datapath import ebpf, host, link
+from scentd.datapath.ebpf import Offload, OffloadError
+from scentd.datapath.host import Found, Host
+from scentd.datapath.workers import Workers
+from scentd.errors import ScentdError
+from scentd.pairs import Pairs
+from scentd.tables import Outgoing
+from scentd.wire import keys
+
+log = logging.getLogger(__name__)
+
+
+class Paths:
+    """`start` it, tell it pairs with `configure`, then `install` it on the host. Blocking work is done in threads."""
+
+    def __init__(
+        self, config: schema.Config, receiver: Receiver, spawn: Callable[[Coroutine[None, None, None]], None]
+    ) -> None:
+        """`spawn` runs a coroutine and tells of its failure."""
+        self._spawn = spawn
+        self.workers = Workers(config, config.daemon.log_level, self._on_message)
+        self.offload: Offload | None = None
+        self.why_not = "not started"
+        self._config = config
+        self._receiver = receiver
+        self._host: Host | None = None
+        self._found = Found()
+        self._pairs: Pairs | None = None
+        self._epochs: Epochs | None = None
+        self._period = 0
+        self._watched: int | None = None  # the file descriptor of the offload's events
+        self._mixed: dict[int, int] = {}  # pairs of which the queue has fragments, too -> epoch
+
+    async def start(self) -> None:
+        """The workers, and the offload if it can be loaded. Raises HostError."""
+        await self.workers.start()
+        self._host = Host(self._config, lambda found: self._spawn(self._learn(found)))
+        if self._config.datapath.offload == "off":
+            self.why_not = "datapath.offload is off"
+            await asyncio.to_thread(ebpf.remove, self._config.datapath.pin_dir)
+            return
+        try:
+            self.offload = await asyncio.to_thread(Offload, self._config, self._on_event)
+        except OffloadError as error:
+            self._do_without(error)
+
+    async def install(self, config: schema.Config, pairs: Pairs, epochs: Epochs) -> None:
+        """Serve these pairs: tables first, so that whoever gets packets knows what to do with them. Raises HostError."""
+        assert self._host is not None  # start() comes first
+        first = self._pairs is None
+        self._config, self._pairs, self._epochs = config, pairs, epochs
+        if first:  # the rules of a killed daemon may be there already
+            self._found = await asyncio.to_thread(host.planned, config)
+        await self._publish()
+        if first:
+            self._resume()
+        try:
+            await self._learn(await asyncio.to_thread(self._host.apply, config, self.offload))
+        except OffloadError as error:
+            self._do_without(error)
+            await self._learn(await asyncio.to_thread(self._host.apply, config))
+            await asyncio.to_thread(ebpf.remove, config.datapath.pin_dir)
+        if self.offload is not None and first:
+            log.info("offload: %s on %s", self.offload.mechanism, ", ".join(self.offload.ingress) or "no interface")
+
+    async def stop(self, leave: bool = False) -> None:
+        """No new packets to the queues, then no queues. `leave` everything in place for a daemon that comes at once."""
+        self._unwatch()
+        if self._host is not None:
+            try:
+                await asyncio.to_thread(self._host.leave if leave else self._host.remove)
+            except ScentdError as error:
+                log.error("%s; `scentd cleanup` removes what is left", error)
+        if self.offload is not None:
+            self.offload.close()
+        await self.workers.stop()
+
+    # -- what is sent ------------------------------------------------------
+
+    def publish_epochs(self, outgoing: list[Outgoing]) -> None:
+        self.workers.publish_epochs(outgoing)
+        if self.offload is not None:
+            self.offload.publish(outgoing)
+
+    def outgoing(self) -> list[Outgoing]:
+        return self.workers.outgoing()
+
+    def sent(self, pair: int, epoch: int) -> int:
+        """Bits of the fragments of an epoch that have left, on any path."""
+        offloaded = self.offload.sent(pair, epoch) if self.offload is not None else 0
+        return self.workers.sent(pair, epoch) | offloaded
+
+    def quarantine(self, releases: dict[str, float]) -> None:
+        """Drop what comes from these prefixes until a Unix time each; nftables does so in any case."""
+        if self.offload is not None:
+            try:
+                self.offload.quarantine(releases)
+            except ScentdError as error:
+                log.warning("quarantine: %s", error)
+
+    # -- the running daemon ------------------------------------------------
+
+    async def tick(self) -> None:
+        """Once a second."""
+        if keys.period_of(int(time.time())) != self._period:
+            await self._publish()
+        if self.offload is None:
+            return
+        self.offload.tick()
+        for pair, addresses in self.offload.drain_nodes().items():
+            self._receiver.take_nodes(pair, addresses)
+        for pair in list(self._mixed):
+            self._take_state(pair)
+
+    async def check(self) -> None:
+        """Now and then: programs that somebody else has taken off are put back."""
+        if self.offload is not None and self._host is not None:
+            await asyncio.to_thread(self._host.check)
+
+    def counters(self) -> Counter[str]:
+        """Totals of all paths since the daemon's start."""
+        totals = self.workers.counters()
+        if self.offload is not None:
+            totals.update(self.offload.counters())
+        return totals
+
+    def describe(self) -> dict:
+        """For status."""
+        if self.offload is None:
+            return {"datapath": "nfqueue", "offload": {"why_not": self.why_not}}
+        return {"datapath": "nfqueue+ebpf", "offload": self.offload.describe()}
+
+    # -- tables ------------------------------------------------------------
+
+    async def _publish(self) -> None:
+        """The tables of these pairs on this host, to all paths."""
+        assert self._pairs is not None
+        assert self._epochs is not None
+        self._period = keys.period_of(int(time.time()))
+        stamp, verify = self._pairs.stamp_table(self._found.limits), self._pairs.verify_table(self._period)
+        self.workers.publish_tables(link.Tables(stamp, verify, str(self._epochs.path), self._found.forward_lowered))
+        if self.offload is None:
+            return
+        unsigned = [a for n in self._config.network if not n.collect for a in n.addresses]
+        try:
+            self.offload.configure(stamp, unsigned, verify, self._found.addresses, self._pairs.tag_key)
+        except OffloadError as error:
+            await self._give_up(error)
+            return
+        if self._watched != self.offload.fileno():
+            self._unwatch()
+            self._watched = self.offload.fileno()
+            asyncio.get_running_loop().add_reader(self._watched, self.offload.consume)
+        for pair in self._pairs.all:
+            if pair.peer.verify:
+                self.offload.raise_epoch(pair.number, *self._epochs.row(pair.number))
+
+    async def _learn(self, found: Found) -> None:
+        """The host's routes or addresses changed, and ours with them."""
+        if found != self._found:
+            self._found = found
+            await self._publish()
+
+    async def _give_up(self, error: OffloadError) -> None:
+        """The queue does everything from now on: rules first, then the programs go."""
+        self._do_without(error)
+        if self._host is not None and self._host.applied:
+            await asyncio.to_thread(self._host.apply, self._config)
+        await asyncio.to_thread(ebpf.remove, self._config.datapath.pin_dir)
+
+    def _do_without(self, error: OffloadError) -> None:
+        self._unwatch()
+        if self.offload is not None:
+            self.offload.close()
+        self.offload, self.why_not = None, str(error)
+        log.warning("no offload, the queue does all the work: %s", error)
+
+    def _unwatch(self) -> None:
+        if self._watched is not None:
+            asyncio.get_running_loop().remove_reader(self._watched)
+            self._watched = None
+
+    # -- what is received --------------------------------------------------
+
+    def _on_message(self, message: link.FromWorker) -> None:
+        self._receiver.take(message)
+        if isinstance(message, link.Fragments) and self.offload is not None and self._epochs is not None:
+            for fragment in message.fragments:
+                self.offload.raise_epoch(fragment.pair, fragment.epoch, int(time.time()))
+                self._mixed[fragment.pair] = fragment.epoch
+                self._take_state(fragment.pair)
+
+    def _on_event(self, event: readings.Event) -> None:
+        assert self._epochs is not None  # no event comes before the tables
+        self._epochs.raise_row(event.pair, event.epoch, int(time.time()))
+        self._receiver.take_event(event)
+
+    def _take_state(self, pair: int) -> None:
+        """Some fragments came by the queue, some by the program: only together they may be all."""
+        state = self.offload.state(pair) if self.offload is not None else None
+        if state is None or state.highest != self._mixed.get(pair):
+            self._mixed.pop(pair, None)
+        else:
+            self._receiver.take(fragments(pair, state))
+
+    def _resume(self) -> None:
+        """What an earlier daemon's programs have received stands in the maps; its events went to that daemon."""
+        assert self._epochs is not None
+        for pair, state in (self.offload.states() if self.offload is not None else {}).items():
+            if state.seen:
+                self._epochs.raise_row(pair, state.highest, state.since)
+                self._receiver.take(fragments(pair, state))
+
+
+def fragments(pair: int, state: readings.Receiving) -> link.Fragments:
+    """What the program has of a pair's newest profile."""
+    glance = state.load, state.threat
+    return link.Fragments(tuple(cut(pair, state.highest, state.sealed, glance, state.source, state.seen)))

@@ -1,0 +1,109 @@
+"""Brings programs to interfaces and takes them away again: tcx links where the kernel has them, else clsact.
+
+Both outlive the process, and a program of ours that is there is replaced so that every packet meets the one or the
+other. Programs of others are left alone. A tcx link of ours is first among those that are there, because a program
+that ends the chain with TC_ACT_OK would hide packets from it; clsact filters run after all links, in the order of
+their priorities. Ours return TC_ACT_UNSPEC, so that the others run, too.
+
+Everything is about the calling thread's network namespace, and cannot run on a thread with a running event loop.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from typing import Any, Literal, NamedTuple
+
+from scentd.datapath import clsact
+from scentd.datapath.bpfmap import ENOTSUPP
+from scentd.datapath.bpfprog import Direction, Place
+from scentd.datapath.clsact import NoInterface
+from scentd.datapath.libbpf import BpfError
+from scentd.datapath.tcx import Links
+
+log = logging.getLogger(__name__)
+
+Mechanism = Literal["tcx", "clsact"]
+
+NO_TCX = {errno.EINVAL, errno.EOPNOTSUPP, ENOTSUPP}
+IFF_LOOPBACK = 8
+# Bytes in front of the IP header that a program sees, by ARPHRD_*: Ethernet; NONE (tun, WireGuard), TUNNEL, TUNNEL6,
+# SIT, IPGRE, PPP, RAWIP.
+HEADERS = {1: 14, 65534: 0, 768: 0, 769: 0, 776: 0, 778: 0, 512: 0, 519: 0}
+
+
+class Interface(NamedTuple):
+    """One by which packets of this host come and go. `header`: bytes of link layer in front of IP, 14 or 0."""
+
+    number: int  # its index
+    name: str
+    header: int
+
+
+class Attacher:
+    """Programs on the interfaces of this namespace. Links are pinned in `directory`, which is on a BPF file system.
+
+    `force` is for a host on which one of the two shall not be used. Everything raises HostError.
+    """
+
+    def __init__(self, directory: str, force: Mechanism | None = None) -> None:
+        self._links = Links(directory)
+        self._force = force
+        self._tcx = force != "clsact"
+
+    def attach(self, ifindex: int, direction: Direction, program_fd: int) -> Mechanism:
+        """Attach, or put the program into the place of ours; which way that was. Raises NoInterface."""
+        if self._tcx and self._linked(ifindex, direction, program_fd):
+            clsact.detach(ifindex, direction)
+            return "tcx"
+        clsact.attach(ifindex, direction, program_fd)
+        self._links.detach(ifindex, direction)
+        return "clsact"
+
+    def _linked(self, ifindex: int, direction: Direction, program_fd: int) -> bool:
+        """Whether it is attached as a link; False if this kernel has none, which is remembered."""
+        try:
+            self._links.attach(ifindex, direction, program_fd)
+        except BpfError as error:
+            if error.code == errno.ENODEV:
+                raise NoInterface(f"interface {ifindex} is gone") from error
+            if self._force is not None or error.code not in NO_TCX:
+                raise
+            log.info("no tcx links here (%s): clsact filters instead", error)
+            self._tcx = False
+        return self._tcx
+
+    def detach(self, ifindex: int, direction: Direction) -> None:
+        """Ours only, by either mechanism; nothing there, or no such interface, is fine."""
+        self._links.detach(ifindex, direction)
+        clsact.detach(ifindex, direction)
+
+    def attached(self) -> set[Place]:
+        """Where programs of ours are, by either mechanism, whoever attached them."""
+        return self._links.attached() | clsact.attached()
+
+    def remove(self) -> None:
+        """All that is ours: every link pinned in the directory, every filter in this namespace."""
+        self._links.remove()
+        clsact.remove()
+
+
+def interfaces() -> list[Interface]:
+    """Those that packets of this host come and go by: not loopback, nor what a bridge, bond or team has taken in.
+
+    Raises HostError.
+    """
+    with clsact.netlink() as ip:
+        return [
+            Interface(link["index"], link.get_attr("IFLA_IFNAME"), HEADERS[link["ifi_type"]])
+            for link in ip.get_links()
+            if link["ifi_type"] in HEADERS and not link["flags"] & IFF_LOOPBACK and is_free(link)
+        ]
+
+
+def is_free(link: Any) -> bool:
+    """Whether no master takes the interface's packets. A VRF only chooses their routes."""
+    if not link.get_attr("IFLA_MASTER"):
+        return True
+    info = link.get_attr("IFLA_LINKINFO")
+    return info is not None and info.get_attr("IFLA_INFO_SLAVE_KIND") == "vrf"

@@ -1,0 +1,374 @@
+"""The offload's control: tables, keys and profiles into the maps of the BPF programs, and back what they saw.
+
+The programs run without us. A daemon that was killed, or is replaced by a newer one, finds maps and programs
+where they are pinned, takes the maps over and puts its own programs into the places of the old ones.
+
+A change is written so that no packet meets half of it: what is new, then the settings that find both, then
+what is old goes. Everything blocks for as long as the kernel takes: milliseconds for thousands of entries.
+`attach`, `settle` and `remove` use netlink and must not be called on the thread of a running event loop.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from scentd import entries, readings
+from scentd.config import Config
+from scentd.datapath import attach, libbpf, programs
+from scentd.datapath.attach import Attacher, Mechanism
+from scentd.datapath.bpfmap import RingBuffer
+from scentd.datapath.bpfprog import Place
+from scentd.datapath.clsact import NoInterface
+from scentd.datapath.programs import Programs
+from scentd.entries import StampEntries, VerifyEntries
+from scentd.errors import HostError
+from scentd.tables import Outgoing, StampPair, StampTable, VerifyTable
+from scentd.wire import maps
+
+log = logging.getLogger(__name__)
+
+RUN_NS = 4_000_000  # a pair's packets share a fragment for so long: a receiver merges what comes in one burst
+LEASE_NS = 300_000_000_000  # how long the verifier goes on without a daemon; a restart is a matter of seconds
+SPARE = 2  # maps are made so many times as large as needed, so that most reloads need no new ones
+LEAST_ENTRIES = 1024
+NODES_MAX = 1 << 20
+F_LOCK = 4  # BPF_F_LOCK: a value is read or written under its lock
+TagKeys = Callable[[int, int], bytes | None]  # (pair, epoch): its tag key as a sender, None if there is no such pair
+
+
+class OffloadError(HostError):
+    """What the offload cannot do: the queue does it then."""
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Whatever the kernel, the host or the configuration does not allow is an OffloadError."""
+    try:
+        yield
+    except HostError as error:
+        raise OffloadError(str(error)) from error
+
+
+class Offload:
+    """The programs of this host. `on_event` is called from `consume`, on whose thread it likes.
+
+    Raises OffloadError where the kernel, its rights or `datapath.pin_dir` do not allow the offload.
+    """
+
+    def __init__(self, config: Config, on_event: Callable[[readings.Event], None]) -> None:
+        with refusals():
+            libbpf.library()
+            programs.make_directory(programs.place(config.datapath.pin_dir))
+        self._datapath, self._verify, self._forwarded = config.datapath, config.verify, config.stamp.forwarded
+        self._on_event = on_event
+        self._attacher = Attacher(config.datapath.pin_dir)
+        self._programs: Programs | None = None
+        self._before: Programs | None = None  # still attached, until `attach` puts the new ones in their places
+        self._ring: RingBuffer | None = None
+        self._prefixes: dict[str, dict[bytes, bytes]] = {}
+        self._pairs: dict[int, StampPair] = {}
+        self._receiving: frozenset[int] = frozenset()
+        self._verify_entries: VerifyEntries | None = None
+        self._quarantine: dict[bytes, bytes] = {}
+        self._past: Counter[str] = Counter()
+        self.egress: tuple[str, ...] = ()  # names of the interfaces by which it stamps
+        self.ingress: tuple[str, ...] = ()
+        self.mechanism: Mechanism | None = None
+        self._wanted: set[Place] = set()
+        self._lock = threading.RLock()  # tables are written on one thread, interfaces followed on another
+
+    # -- tables ----------------------------------------------------------
+
+    def configure(
+        self,
+        stamp: StampTable,
+        unsigned: Sequence[str],
+        verify: VerifyTable,
+        addresses: Sequence[str],
+        tag_keys: TagKeys,
+    ) -> None:
+        """Take new tables; what is known of pairs that stay is kept. `addresses` are the host's own.
+
+        `unsigned` are prefixes of networks that sign nothing. `tag_keys` tells whether maps of another daemon are ours.
+        Raises OffloadError.
+        """
+        with self._lock, refusals():
+            self._configure(stamp, unsigned, verify, addresses, tag_keys)
+
+    def _configure(
+        self,
+        stamp: StampTable,
+        unsigned: Sequence[str],
+        verify: VerifyTable,
+        addresses: Sequence[str],
+        tag_keys: TagKeys,
+    ) -> None:
+        marks = entries.Marks(self._datapath.mark_verified, self._datapath.mark_rejected, self._verify.mark_glance)
+        want = entries.stamp_entries(stamp, unsigned, self._forwarded, RUN_NS)
+        accept = entries.verify_entries(verify, addresses, marks)
+        needed = sizes(want, accept, len(stamp.pairs))
+        if self._programs is None or any(self._programs.room(name) < n for name, n in needed.items()):
+            self._renew(needed)
+        self.tick()
+        self._stamp(want, stamp, tag_keys)
+        self._accept(accept)
+
+    def _renew(self, needed: Mapping[str, int]) -> None:
+        """Load the programs: with the maps that are pinned if they are large enough, else with larger ones."""
+        if self._programs is None:
+            taken = programs.pinned(self._datapath.pin_dir)
+            made = Programs(grown(needed), taken)
+            if taken and any(made.room(name) < n for name, n in needed.items()):
+                made = larger(made, needed)
+            self._past -= self._totals(made)  # what was counted before this daemon
+        else:
+            self._past += self._totals(self._programs)
+            made = larger(self._programs, needed)
+            self._before = self._before or self._programs
+        if self._ring is not None:
+            self._ring.close()
+        self._programs = made
+        self._prefixes = {name: dict(made.maps[f"{name}.prefixes"].items()) for name in programs.OBJECTS}
+        self._ring = RingBuffer(made.events(), lambda data: self._on_event(readings.parse_event(data)))
+
+    def _stamp(self, want: StampEntries, table: StampTable, tag_keys: TagKeys) -> None:
+        outgoing = self._map("stamp.outgoing")
+        self._pairs = {p.pair: p for p in table.pairs}
+        foreign = [key for key, value in outgoing.items() if not is_ours(value, entries.PAIR.unpack(key)[0], tag_keys)]
+        outgoing.delete_many(foreign)
+        self._write("stamp", want.prefixes, want.settings_for)
+        outgoing.delete_many([key for key in outgoing.keys() if entries.PAIR.unpack(key)[0] not in self._pairs])
+
+    def _accept(self, want: VerifyEntries) -> None:
+        identities, receiving = self._map("verify.identities"), self._map("verify.receiving")
+        there = {entries.PAIR.unpack(key)[0] for key in receiving.keys()}
+        empty = bytes(maps.RECEIVING_SIZE)
+        receiving.update_many((entries.PAIR.pack(pair), empty) for pair in want.pairs - there)
+        gone, new = entries.diff(dict(identities.items()), want.identities)
+        identities.update_many(new)
+        self._verify_entries = want
+        self._write("verify", want.prefixes | self._quarantine, want.settings_for)
+        identities.delete_many(gone)
+        receiving.delete_many(entries.PAIR.pack(pair) for pair in there - want.pairs)
+        self._receiving = want.pairs
+
+    def _write(self, name: str, want: Mapping[bytes, bytes], settings_for: Callable[[Iterable[bytes]], bytes]) -> None:
+        """Make a program's prefixes these."""
+        have, prefixes = self._prefixes[name], self._map(f"{name}.prefixes")
+        gone, new = entries.diff(have, want)
+        self._set(name, settings_for(have.keys() | want.keys()))
+        prefixes.update_many(new)
+        prefixes.delete_many(gone)
+        if gone:
+            self._set(name, settings_for(want))
+        self._prefixes[name] = dict(want)
+
+    def _set(self, name: str, settings: bytes) -> None:
+        """Write the settings that are not in use, then use them."""
+        selector, zero = self._map(f"{name}.selector"), entries.PAIR.pack(0)
+        which = selector.lookup(zero) or zero
+        other = entries.PAIR.pack(1 - (entries.PAIR.unpack(which)[0] & 1))
+        self._map(f"{name}.settings").update(other, settings)
+        selector.update(zero, other)
+
+    def _map(self, name: str):
+        assert self._programs is not None  # configure() comes first
+        return self._programs.maps[name]
+
+    # -- the running daemon ------------------------------------------------
+
+    def publish(self, outgoing: Iterable[Outgoing]) -> None:
+        """Begin new epochs. A pair that is not in the table is ignored."""
+        offset = time.time() - time.monotonic()
+        made = [entries.outgoing_entry(o, self._pairs[o.pair], offset) for o in outgoing if o.pair in self._pairs]
+        self._map("stamp.outgoing").update_many(made)
+
+    def quarantine(self, releases: Mapping[str, float]) -> None:
+        """Drop what comes from these prefixes until a Unix time each. Raises HostError for too many lengths."""
+        offset = time.time() - time.monotonic()
+        seconds = {prefix: max(0, int(until - offset) + 1) for prefix, until in releases.items()}
+        self._quarantine = entries.quarantine_entries(seconds)
+        if self._verify_entries is not None:
+            want = self._verify_entries
+            self._write("verify", want.prefixes | self._quarantine, want.settings_for)
+
+    def tick(self) -> None:
+        """Once a second: the programs learn what time it is."""
+        now = time.monotonic_ns()
+        self._map("verify.clock").update(entries.PAIR.pack(0), maps.CLOCK.pack(time.time_ns() - now, now + LEASE_NS))
+
+    def fileno(self) -> int:
+        """Readable when there are events."""
+        assert self._ring is not None  # configure() comes first
+        return self._ring.fileno()
+
+    def consume(self) -> None:
+        """Hand the events on."""
+        if self._ring is not None:
+            self._ring.consume()
+
+    def states(self) -> dict[int, readings.Receiving]:
+        """What has come of each pair in its highest epoch."""
+        found = self._map("verify.receiving").items(F_LOCK)
+        return {entries.PAIR.unpack(key)[0]: readings.parse_receiving(value) for key, value in found}
+
+    def state(self, pair: int) -> readings.Receiving | None:
+        value = self._map("verify.receiving").lookup(entries.PAIR.pack(pair), F_LOCK)
+        return None if value is None else readings.parse_receiving(value)
+
+    def raise_epoch(self, pair: int, epoch: int, since: int) -> None:
+        """The queue has accepted a higher epoch, or one was accepted before the start.
+
+        A packet of the program's that comes between reading and writing is undone: its fragment is taken again.
+        """
+        receiving, key = self._map("verify.receiving"), entries.PAIR.pack(pair)
+        value = receiving.lookup(key, F_LOCK)
+        if value is None:
+            return
+        highest = readings.parse_receiving(value).highest
+        if epoch > highest:
+            raised = maps.RECEIVING.pack(0, epoch, highest, since, 0, 0, 0, 0, b"", 0, b"", b"")
+            receiving.update(key, raised, F_LOCK)
+
+    def sent(self, pair: int, epoch: int) -> int:
+        """Bits of the fragments of an epoch that have left."""
+        value = self._map("stamp.outgoing").lookup(entries.PAIR.pack(pair))
+        at, bits = readings.sent_bits(value) if value is not None else (0, 0)
+        return bits if at == epoch else 0
+
+    def drain_nodes(self) -> dict[int, list[bytes]]:
+        """Source addresses of accepted packets since the last drain, by pair."""
+        nodes = self._map("verify.nodes")
+        keys = list(nodes.keys())
+        nodes.delete_many(keys)
+        drained: dict[int, list[bytes]] = {}
+        for pair, address in map(readings.node, keys):
+            drained.setdefault(pair, []).append(address)
+        return drained
+
+    def counters(self) -> Counter[str]:
+        """Packets since this daemon's start, by the names that workers use."""
+        made = Counter(self._past)
+        if self._programs is not None:
+            made.update(self._totals(self._programs))
+        return made
+
+    @staticmethod
+    def _totals(loaded: Programs) -> Counter[str]:
+        totals: Counter[str] = Counter()
+        for name, read in (("stamp", readings.counters_stamp), ("verify", readings.counters_verify)):
+            counted = loaded.maps[f"{name}.counters"]
+            size = maps.STAMP_COUNTERS if name == "stamp" else maps.VERIFY_COUNTERS
+            rows = [counted.lookup_percpu(entries.PAIR.pack(i)) or [] for i in range(size)]
+            totals.update(read([sum(int.from_bytes(v, "little") for v in row) for row in rows]))
+        return totals
+
+    def describe(self) -> dict:
+        """For status."""
+        return {"mechanism": self.mechanism, "egress": list(self.egress), "ingress": list(self.ingress)}
+
+    # -- interfaces --------------------------------------------------------
+
+    def attach(self, leading: Collection[int]) -> tuple[str, ...]:
+        """Programs to all interfaces; the stamper only to those `leading` to peers. Their names.
+
+        An interface that is not served keeps to the queue. Raises OffloadError.
+        """
+        with self._lock, refusals():
+            return self._attach(leading)
+
+    def _attach(self, leading: Collection[int]) -> tuple[str, ...]:
+        assert self._programs is not None  # configure() comes first
+        egress, ingress = [], []
+        for interface in attach.interfaces():
+            try:
+                fd = self._programs.program("ingress", interface.header)
+                self.mechanism = self._attacher.attach(interface.number, "ingress", fd)
+                ingress.append(interface)
+                # A name that ends so is a pattern to iptables.
+                if interface.number in leading and not interface.name.endswith("+"):
+                    fd = self._programs.program("egress", interface.header)
+                    self._attacher.attach(interface.number, "egress", fd)
+                    egress.append(interface)
+            except NoInterface as error:  # the watch will call again
+                log.info("offload: %s", error)
+        self._programs.pin(self._datapath.pin_dir)
+        if self._before is not None:
+            self._before.close()
+            self._before = None
+        self.egress = tuple(sorted(i.name for i in egress))
+        self.ingress = tuple(sorted(i.name for i in ingress))
+        self._wanted = {(i.number, "egress") for i in egress} | {(i.number, "ingress") for i in ingress}
+        return self.egress
+
+    def settle(self) -> None:
+        """Take the programs off interfaces that do not lead to peers any more, once no rule counts on them."""
+        for number, direction in self._attacher.attached() - self._wanted:
+            self._attacher.detach(number, direction)
+
+    def lost(self) -> bool:
+        """Whether a program that we attached is not there any more."""
+        return not self._wanted <= self._attacher.attached()
+
+    def close(self) -> None:
+        """Let go; programs and maps stay."""
+        if self._ring is not None:
+            self._ring.close()
+            self._ring = None
+        for loaded in (self._before, self._programs):
+            if loaded is not None:
+                loaded.close()
+        self._before = self._programs = None
+
+
+def in_place(pin_dir: str) -> tuple[str, ...] | None:
+    """Names of the interfaces by which programs that are in place stamp; None if there are none. Raises HostError."""
+    if libbpf.available() is not None:
+        return None
+    there = Attacher(pin_dir).attached()
+    names = {i.number: i.name for i in attach.interfaces()}
+    return tuple(sorted(names[n] for n, way in there if way == "egress" and n in names)) if there else None
+
+
+def remove(pin_dir: str) -> None:
+    """All programs and maps of ours, whoever left them; none there is fine. Raises HostError."""
+    if libbpf.available() is None:
+        Attacher(pin_dir).remove()
+        programs.unpin(pin_dir)
+
+
+def sizes(stamp: StampEntries, verify: VerifyEntries, pairs: int) -> dict[str, int]:
+    """Entries that each map needs."""
+    return {
+        "stamp.prefixes": len(stamp.prefixes),
+        "stamp.outgoing": pairs,
+        "verify.prefixes": len(verify.prefixes),
+        "verify.identities": len(verify.identities),
+        "verify.receiving": len(verify.pairs),
+        "verify.nodes": min(maps.NODES * len(verify.pairs), NODES_MAX),
+    }
+
+
+def grown(needed: Mapping[str, int]) -> dict[str, int]:
+    return {name: max(LEAST_ENTRIES, SPARE * n) for name, n in needed.items()}
+
+
+def larger(loaded: Programs, needed: Mapping[str, int]) -> Programs:
+    """The programs with larger maps that hold what these hold."""
+    made = Programs(grown(needed))
+    for name in ("stamp.outgoing", "verify.receiving"):
+        made.maps[name].update_many(loaded.maps[name].items())
+    return made
+
+
+def is_ours(value: bytes, pair: int, tag_keys: TagKeys) -> bool:
+    """Whether what is being sent for a pair is what this configuration would send: pairs go by number."""
+    fields = maps.OUTGOING.unpack(value)
+    epoch = int.from_bytes(value[maps.OUTGOING_EPOCH_AT :][:4], "little")
+    expected = tag_keys(pair, epoch)
+    return expected is not None and entries.key_words(expected) == fields[:2]

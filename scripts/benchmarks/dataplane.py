@@ -1,0 +1,91 @@
+"""What the offload costs on the wire, against no program, the queue, SRv6 with HMAC and wireguard-go.
+
+Two namespaces and a veth pair for each kind stand side by side, so that all kinds take turns: in each
+round every load of each family goes over every kind, another one first each time. Loads: one TCP stream
+(iperf3, cubic), small UDP packets at the rate that both ends carry, round trips of one byte over TCP.
+
+`ratio` holds medians of the ratios of turns of the same round, which the noise of a machine touches both;
+`..._tcp` without a family is the lower of the two. `programs`: nanoseconds a run and instructions of the
+programs that ran. `peers`: the same programs, fed through BPF_PROG_TEST_RUN, with up to a million peers.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from benchmarks import dataplane_maps, dataplane_programs
+from benchmarks.dataplane_daemons import Offload, Queue
+from benchmarks.dataplane_kinds import Accept, Kind, SegmentRouting, WireGuard
+from benchmarks.dataplane_load import LOADS, Length, look
+from benchmarks.dataplane_report import AT_MOST, GOALS, Turns, ratios, row, table
+
+__all__ = ["KINDS", "ROUNDS", "run", "table"]
+
+ROUNDS = 9
+KINDS: dict[str, type[Kind]] = {k.name: k for k in (Kind, Offload, Queue, Accept, SegmentRouting, WireGuard)}
+QUICK = Length(tcp=1, udp=0.3, trips=500)
+FULL = Length(tcp=3, udp=1.0, trips=4000)
+WARM_UP = Length(tcp=1, udp=0.1, trips=100)
+
+
+def run(rounds: int, quick: bool, names: Sequence[str] = tuple(KINDS)) -> dict[str, Any]:
+    """All rows and ratios. Raises LabError; KeyboardInterrupt leaves nothing behind."""
+    length = QUICK if quick else FULL
+    left_out = {name: why for name in names if (why := KINDS[name].missing())}
+    for name, why in left_out.items():
+        say(f"{name} is left out: {why}")
+    with tempfile.TemporaryDirectory(prefix="scentd-bench-") as folder, ExitStack() as stack:
+        kinds = []
+        for name in names:
+            if name not in left_out:
+                say(f"setting up {name}")
+                kinds.append(stack.enter_context(KINDS[name](Path(folder, name))))
+        for kind in kinds:
+            for family in kind.families:
+                look(kind, family)
+        turns = measure(kinds, rounds, length)
+        for kind in kinds:
+            kind.check()
+        programs = [row for kind in kinds if isinstance(kind, Offload) for row in dataplane_programs.rows(kind, length)]
+    peers = dataplane_maps.rows(rounds, quick) if "ebpf" in names else []
+    return {
+        "benchmark": "dataplane",
+        "quick": quick,
+        "rounds": rounds,
+        "cores": len(os.sched_getaffinity(0)),
+        "kernel": os.uname().release,
+        "left_out": left_out,
+        "rows": [row(key, measured) for key, measured in turns.items()],
+        "programs": programs,
+        "peers": peers,
+        "ratio": ratios(turns) | dataplane_programs.worst(programs) | dataplane_maps.ratio(peers),
+        "goals": GOALS,
+        "goals_at_most": list(AT_MOST),
+    }
+
+
+def say(text: str) -> None:
+    print(f"bench: {text}", file=sys.stderr, flush=True)
+
+
+def measure(kinds: Sequence[Kind], rounds: int, length: Length) -> Turns:
+    """Every load over every kind and family, in turns. The round before the first warms up."""
+    turns: Turns = {}
+    for n in range(rounds + 1):
+        say(f"round {n} of {rounds}" if n else "warming up")
+        shift = n % len(kinds)
+        order = [*kinds[shift:], *kinds[:shift]][:: -1 if n % 2 else 1]
+        for load, work in LOADS.items():
+            for family in (4, 6):
+                for kind in order:
+                    if family in kind.families:
+                        made = work(kind, family, length if n else WARM_UP)
+                        if n:
+                            turns.setdefault((load, kind.name, family), []).append(made)
+    return turns

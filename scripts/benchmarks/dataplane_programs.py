@@ -1,0 +1,6 @@
+def rows(kind, length):
+    return []
+
+
+def worst(rows):
+    return {}

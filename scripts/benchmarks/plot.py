@@ -1,0 +1,6 @@
+def require():
+    pass
+
+
+def draw(result, file):
+    pass
