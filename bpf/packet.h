@@ -88,6 +88,7 @@ static __always_inline int is_extension(__u32 protocol)
 static __always_inline void find_ports(struct __sk_buff *skb, __u32 at, struct packet *p)
 {
 	__u32 protocol = p->protocol;
+	__u8 *four;
 
 	p->ports = 0;
 	p->has_ports = 0;
@@ -98,7 +99,10 @@ static __always_inline void find_ports(struct __sk_buff *skb, __u32 at, struct p
 		p->has_ports = 1;
 	else if (protocol != IPPROTO_ICMP && protocol != IPPROTO_ICMPV6)
 		return;
-	if (bpf_skb_load_bytes(skb, at + p->transport, &p->ports, 4))
+	four = (void *)(long)skb->data + at + (p->transport & 0x7f);	/* a bound that the kernel's verifier sees */
+	if ((void *)(four + 4) <= (void *)(long)skb->data_end)
+		p->ports = *(__u32 *)four;
+	else if (bpf_skb_load_bytes(skb, at + p->transport, &p->ports, 4))
 		p->has_ports = 0;
 }
 
@@ -239,6 +243,44 @@ static __always_inline __u16 sum_fold(__u64 sum)
 	sum = (sum & 0xffff) + (sum >> 16);
 	sum = (sum & 0xffff) + (sum >> 16);
 	return (sum & 0xffff) + (sum >> 16);
+}
+
+/* -- what was found before ---------------------------------------------------------- */
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, SCENT_CACHE_SIZE);
+	__type(key, __u32);
+	__type(value, struct scent_cached);
+} cache SEC(".maps");
+
+/* Where this processor remembers these addresses, or others that share the place. */
+static __always_inline struct scent_cached *cached(const struct packet *p)
+{
+	__u64 mixed = (p->source.words[0] ^ p->source.words[1] * 3) + (p->destination.words[0] ^ p->destination.words[1] * 5);
+	__u32 index = mixed * 0x9e3779b97f4a7c15ULL >> 56;
+
+	return bpf_map_lookup_elem(&cache, &index);
+}
+
+static __always_inline int remembers(const struct scent_cached *c, const struct packet *p, __u32 selector)
+{
+	return c->selector == selector && c->family == p->family && c->addresses[0] == p->source.words[0] &&
+	       c->addresses[1] == p->source.words[1] && c->addresses[2] == p->destination.words[0] &&
+	       c->addresses[3] == p->destination.words[1];
+}
+
+static __always_inline void remember(struct scent_cached *c, const struct packet *p, __u32 selector, __u32 number,
+				     __u32 detail)
+{
+	c->addresses[0] = p->source.words[0];
+	c->addresses[1] = p->source.words[1];
+	c->addresses[2] = p->destination.words[0];
+	c->addresses[3] = p->destination.words[1];
+	c->selector = selector;
+	c->family = p->family;
+	c->number = number;
+	c->detail = detail;
 }
 
 /* -- longest prefix --------------------------------------------------------------- */

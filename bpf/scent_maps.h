@@ -24,6 +24,7 @@ enum scent_maps_constants {
 	SCENT_PERIODS = 3,		/* keys of the period before, this one and the next */
 	SCENT_NODES = 4096,		/* source addresses noted of a pair in a second; the daemon reads once a second */
 	SCENT_NO_PAIR = 0xffffffff,	/* a route to a peer whose network signs nothing */
+	SCENT_CACHE_SIZE = 256,	/* address pairs that a processor remembers */
 };
 
 /* The first member of struct scent_prefix: which table of prefixes. */
@@ -56,6 +57,20 @@ struct scent_lengths {
 	__u8 bits[15];			/* longest first */
 };
 
+/*
+ * What a processor found for a source and a destination, so that the next packet need not look for prefixes. It holds
+ * while the selector has the same value: each change of the tables ends with a turn of the selector.
+ */
+struct scent_cached {
+	__u64 addresses[4];		/* source, destination */
+	__u32 selector;
+	__u32 number;			/* stamping: pair; verifying: network */
+	__u32 detail;			/* stamping: path MTU, 0 if it is not for us; verifying: candidate */
+	__u32 key_id;			/* verifying: as in memory */
+	__u32 noted;			/* verifying: the Unix second in which the source was noted as a node */
+	__u32 family;
+};
+
 /* -- stamping ---------------------------------------------------------- */
 
 enum scent_pair_flags {
@@ -64,8 +79,8 @@ enum scent_pair_flags {
 };
 
 /*
- * Two of them: the one that is not in use is written, then the selector turned, so
- * that no packet sees a half-written one.
+ * Two of them: the one that is not in use is written, then the selector turned (it goes up by one, and its lowest bit
+ * is the index), so that no packet sees a half-written one.
  */
 struct scent_stamp_settings {
 	__u64 run;			/* ns for which packets of a pair share a fragment */

@@ -81,29 +81,50 @@ static __always_inline int too_big(struct __sk_buff *skb, __u32 at, const struct
 	return SCENT_STAMP_COUNT_STAMPED;
 }
 
-/* The scent and what is around it: the first eight bytes leave room for the carrier's own. */
-struct carrier {
-	__u8 own[8];
-	__u64 scent[3];
-	__u16 tail[8];			/* two bytes of fragment, eight of tag, padding */
-} __attribute__((aligned(8)));
+/* The bytes that change, laid out so that the kernel's verifier finds every word aligned; written in one go. */
+struct ipv4_head {
+	__u16 padding;
+	__u16 header[10];
+	__u16 option;
+	__u32 scent[6];
+	__u16 tail[5];			/* two bytes of fragment, eight of tag */
+};
 
-static __always_inline void fill(struct carrier *c, const struct scent_outgoing *out, __u32 index,
-				 const struct packet *p)
+struct ipv6_head {
+	__u32 header[9];		/* from the payload length on */
+	__u32 option;
+	__u32 scent[6];
+	__u16 tail[6];
+};
+
+struct scented {
+	__u64 words[3];
+	__u64 tag;
+	__u16 tail;
+};
+
+static __always_inline void compose(struct scented *c, const struct scent_outgoing *out, __u32 index,
+				    const struct packet *p)
 {
 	__u32 flags = out->flags & SCENT_PAIR_SENDER ? SCENT_FLAG_SENDER : p->has_ports ? SCENT_FLAG_PORTS : 0;
 	const struct scent_piece *piece = &out->pieces[index];
-	__u64 tag;
 
-	c->scent[0] = out->head | (__u64)flags << 16;
-	c->scent[1] = piece->words[0];
-	c->scent[2] = piece->words[1];
-	c->tail[0] = piece->tail;
-	tag = tag_of(out->tag_key, c->scent, piece->tail, p, flags);
-	c->tail[1] = tag;
-	c->tail[2] = tag >> 16;
-	c->tail[3] = tag >> 32;
-	c->tail[4] = tag >> 48;
+	c->words[0] = out->head | (__u64)flags << 16;
+	c->words[1] = piece->words[0];
+	c->words[2] = piece->words[1];
+	c->tail = piece->tail;
+	c->tag = tag_of(out->tag_key, c->words, c->tail, p, flags);
+}
+
+static __always_inline void put(__u32 *scent, __u16 *tail, const struct scented *c)
+{
+	for (int i = 0; i < 3; i++) {
+		scent[2 * i] = c->words[i];
+		scent[2 * i + 1] = c->words[i] >> 32;
+	}
+	tail[0] = c->tail;
+	for (int i = 0; i < 4; i++)
+		tail[1 + i] = c->tag >> 16 * i;
 }
 
 static __always_inline int grow(struct __sk_buff *skb, __u32 by)
@@ -112,76 +133,104 @@ static __always_inline int grow(struct __sk_buff *skb, __u32 by)
 	return bpf_skb_adjust_room(skb, by, BPF_ADJ_ROOM_NET, BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET);
 }
 
-static __always_inline int write_ipv4(struct __sk_buff *skb, __u32 at, struct carrier *c, struct packet *p)
+static __always_inline int write_ipv4(struct __sk_buff *skb, __u32 at, const struct scented *c, const struct packet *p)
 {
+	__u32 first = (p->first[0] & 0xff00) | 0x4e | (__u32)bpf_htons(p->length + SCENT_IPV4_OPTION_LEN) << 16;
+	__u16 option = SCENT_IPV4_OPTION_TYPE | SCENT_IPV4_OPTION_LEN << 8;
 	__u64 sum = (__u16)~(p->first[2] >> 16);
-	__u32 length = p->length + SCENT_IPV4_OPTION_LEN;
-	__u32 before = p->first[0];
+	struct ipv4_head head = {};
 
-	*(__u16 *)(c->own + 6) = SCENT_IPV4_OPTION_TYPE | SCENT_IPV4_OPTION_LEN << 8;
-	p->first[0] = (before & 0xff00) | 0x4e | (__u32)bpf_htons(length) << 16;
-	sum += sum_word((__u32)~before) + p->first[0] + *(__u16 *)(c->own + 6);
-	sum += sum_word(c->scent[0]) + sum_word(c->scent[1]) + sum_word(c->scent[2]);
-	sum += c->tail[0] + c->tail[1] + c->tail[2] + c->tail[3] + c->tail[4];
-	p->first[2] = (p->first[2] & 0xffff) | (__u32)(__u16)~sum_fold(sum) << 16;
-	return bpf_skb_store_bytes(skb, at, p->first, 12, 0) ||
-	       bpf_skb_store_bytes(skb, at + IPV4_LEN, c->own + 6, SCENT_IPV4_OPTION_LEN, 0);
+	sum += sum_word((__u32)~p->first[0]) + first + option + c->tail + sum_word(c->tag);
+	sum += sum_word(c->words[0]) + sum_word(c->words[1]) + sum_word(c->words[2]);
+	head.header[0] = first;
+	head.header[1] = first >> 16;
+	head.header[2] = p->first[1];
+	head.header[3] = p->first[1] >> 16;
+	head.header[4] = p->first[2];
+	head.header[5] = ~sum_fold(sum);
+	head.header[6] = p->source.words[0];
+	head.header[7] = p->source.words[0] >> 16;
+	head.header[8] = p->destination.words[0];
+	head.header[9] = p->destination.words[0] >> 16;
+	head.option = option;
+	put(head.scent, head.tail, c);
+	return bpf_skb_store_bytes(skb, at, head.header, IPV4_LEN + SCENT_IPV4_OPTION_LEN, 0);
 }
 
-static __always_inline int write_ipv6(struct __sk_buff *skb, __u32 at, struct carrier *c, struct packet *p)
+static __always_inline int write_ipv6(struct __sk_buff *skb, __u32 at, const struct scented *c, const struct packet *p)
 {
 	__u32 next = p->first[1] >> 16 & 0xff;
 	__u32 payload = p->length - IPV6_LEN + SCENT_IPV6_HEADER_LEN;
+	struct ipv6_head head = {};
 
-	*(__u32 *)(c->own + 4) = next | 4 << 8 | SCENT_IPV6_OPTION_TYPE << 16 | (__u32)SCENT_LEN << 24;
-	c->tail[5] = 1;			/* PadN without content */
-	p->first[1] = (p->first[1] & 0xff000000) | IPPROTO_DSTOPTS << 16 | bpf_htons(payload);
-	return bpf_skb_store_bytes(skb, at + 4, &p->first[1], 4, 0) ||
-	       bpf_skb_store_bytes(skb, at + IPV6_LEN, c->own + 4, SCENT_IPV6_HEADER_LEN, 0);
+	head.header[0] = (p->first[1] & 0xff000000) | IPPROTO_DSTOPTS << 16 | bpf_htons(payload);
+	for (int i = 0; i < 2; i++) {
+		head.header[1 + 2 * i] = p->source.words[i];
+		head.header[2 + 2 * i] = p->source.words[i] >> 32;
+		head.header[5 + 2 * i] = p->destination.words[i];
+		head.header[6 + 2 * i] = p->destination.words[i] >> 32;
+	}
+	head.option = next | 4 << 8 | SCENT_IPV6_OPTION_TYPE << 16 | (__u32)SCENT_LEN << 24;
+	put(head.scent, head.tail, c);
+	head.tail[5] = 1;		/* PadN without content */
+	return bpf_skb_store_bytes(skb, at + 4, &head, IPV6_LEN - 4 + SCENT_IPV6_HEADER_LEN, 0);
 }
 
-static __always_inline struct scent_stamp_settings *current_settings(void)
+/* Which pair the packet is of and how long it may be, by prefixes; a `detail` of 0 if it is none of ours. */
+static __always_inline void route(const struct scent_stamp_settings *s, const struct packet *p, struct query *q)
 {
-	__u32 zero = 0, *which = bpf_map_lookup_elem(&selector, &zero);
-	__u32 index = which ? *which & 1 : 0;
-
-	return bpf_map_lookup_elem(&settings, &index);
+	q->key.family = p->family;
+	q->key.scope = SCENT_SCOPE_LOCAL;
+	if (find(p->family == 4 ? &s->local4 : &s->local6, &p->source, q)) {
+		q->key.scope = SCENT_SCOPE_ROUTE + q->value.number;
+		if (find(p->family == 4 ? &s->route4 : &s->route6, &p->destination, q))
+			return;
+	}
+	q->value.detail = 0;
 }
 
 /* What becomes of the packet, as an index of its counter. */
 static __always_inline int stamp(struct __sk_buff *skb, __u32 at)
 {
-	struct scent_stamp_settings *s = current_settings();
-	struct query q = {};
+	__u32 zero = 0, *turn = bpf_map_lookup_elem(&selector, &zero), which, index;
+	struct scent_stamp_settings *s;
 	struct scent_outgoing *out;
+	struct scent_cached *known;
+	struct scented c = {};
 	struct packet p = {};
-	struct carrier c = {};
+	struct query q = {};
 	enum form form;
-	__u32 index;
 	__u64 now;
 	int kept;
 
+	if (!turn)
+		return UNCOUNTED;
+	which = *turn;
+	index = which & 1;
+	s = bpf_map_lookup_elem(&settings, &index);
 	if (!s || (skb->ingress_ifindex && !s->forwarded))
 		return UNCOUNTED;
 	form = parse(skb, at, &p);
 	if (form == FORM_NONE || form == FORM_SCENTED || is_neighbourly(&p))
 		return UNCOUNTED;
-	q.key.family = p.family;
-	q.key.scope = SCENT_SCOPE_LOCAL;
-	if (!find(p.family == 4 ? &s->local4 : &s->local6, &p.source, &q))
+	known = cached(&p);
+	if (!known)
 		return UNCOUNTED;
-	q.key.scope = SCENT_SCOPE_ROUTE + q.value.number;
-	if (!find(p.family == 4 ? &s->route4 : &s->route6, &p.destination, &q))
+	if (!remembers(known, &p, which)) {
+		route(s, &p, &q);
+		remember(known, &p, which, q.value.number, q.value.detail);
+	}
+	if (!known->detail)
 		return UNCOUNTED;
 	if (form == FORM_DECLINED)
 		return SCENT_STAMP_COUNT_DECLINED;
-	if (q.value.number == SCENT_NO_PAIR)
+	if (known->number == SCENT_NO_PAIR)
 		return UNSTAMPED(NOT_A_PEER);
 	now = bpf_ktime_get_coarse_ns();
-	out = bpf_map_lookup_elem(&outgoing, &q.value.number);
+	out = bpf_map_lookup_elem(&outgoing, &known->number);
 	if (!out || out->expires <= now)
 		return UNSTAMPED(NO_PROFILE);
-	kept = too_big(skb, at, &p, out->flags, q.value.detail);
+	kept = too_big(skb, at, &p, out->flags, known->detail);
 	if (kept)
 		return kept;
 	if (grow(skb, p.family == 4 ? SCENT_IPV4_OPTION_LEN : SCENT_IPV6_HEADER_LEN))
@@ -189,11 +238,8 @@ static __always_inline int stamp(struct __sk_buff *skb, __u32 at)
 	index = take(out, now, s->run);
 	if (index >= SCENT_FRAGMENTS)
 		return SCENT_STAMP_COUNT_FAILED;	/* cannot be, but the kernel's verifier wants to see it */
-	fill(&c, out, index, &p);
-	if (p.family == 4)
-		kept = write_ipv4(skb, at, &c, &p);
-	else
-		kept = write_ipv6(skb, at, &c, &p);
+	compose(&c, out, index, &p);
+	kept = p.family == 4 ? write_ipv4(skb, at, &c, &p) : write_ipv6(skb, at, &c, &p);
 	return kept ? SCENT_STAMP_COUNT_FAILED : SCENT_STAMP_COUNT_STAMPED;
 }
 

@@ -84,14 +84,6 @@ static __always_inline void count(__u32 index, __u32 packets)
 		*value += packets;
 }
 
-static __always_inline struct scent_verify_settings *current_settings(void)
-{
-	__u32 zero = 0, *which = bpf_map_lookup_elem(&selector, &zero);
-	__u32 index = which ? *which & 1 : 0;
-
-	return bpf_map_lookup_elem(&settings, &index);
-}
-
 static __always_inline int same_epoch(__u64 now, __u32 since, __u64 grace)
 {
 	__u64 first = since * SECOND;
@@ -109,8 +101,17 @@ struct read {
 
 static __always_inline int read_scent(struct __sk_buff *skb, __u32 at, struct read *r)
 {
+	__u8 *scent = (void *)(long)skb->data + at;
 	__u16 last[5];
 
+	if ((void *)(scent + SCENT_LEN) <= (void *)(long)skb->data_end) {
+		r->scent[0] = *(__u64 *)scent;
+		r->scent[1] = *(__u64 *)(scent + 8);
+		r->scent[2] = *(__u64 *)(scent + 16);
+		r->tail = *(__u16 *)(scent + 24);
+		r->tag = *(__u64 *)(scent + 26);
+		return 0;
+	}
 	if (bpf_skb_load_bytes(skb, at, r->scent, 24) || bpf_skb_load_bytes(skb, at + 24, last, 10))
 		return -1;
 	r->tail = last[0];
@@ -126,18 +127,35 @@ static __always_inline int read_scent(struct __sk_buff *skb, __u32 at, struct re
 #define INDEX(r) ((__u32)((r)->scent[1] >> 36 & 0xf))
 #define COUNT(r) ((__u32)((r)->scent[1] >> 32 & 0xf))
 
+/* Where a packet goes, and what is known of its sender. */
+struct route {
+	const struct scent_verify_settings *settings;
+	struct scent_cached *known;
+	__u32 selector;
+	__u32 network;
+	__u32 candidate;
+	__u32 remembered;		/* `known` is about these addresses */
+};
+
 /* The sender that a scent names, if its addresses are his; NULL with the verdict otherwise. */
-static __always_inline struct scent_incoming *sender(const struct scent_verify_settings *s, const struct packet *p,
-						     const struct read *r, __u32 network, int *verdict)
+static __always_inline struct scent_incoming *sender(struct route *way, const struct packet *p, const struct read *r,
+						     int *verdict)
 {
+	const struct scent_verify_settings *s = way->settings;
 	struct query q = {.key.family = p->family};
-	struct scent_identity id = {.network = network};
+	struct scent_identity id = {.network = way->network};
 	struct scent_incoming *in;
 
 	*(__u32 *)id.key_id = KEY_ID(r);
+	if (way->remembered && way->known->key_id == KEY_ID(r)) {
+		way->candidate = id.candidate = way->known->detail;
+		in = bpf_map_lookup_elem(&identities, &id);
+		if (in)
+			return in;
+	}
 	*verdict = SCENT_VERDICT_UNKNOWN_KEY;
 	for (__u32 i = 0; i < SCENT_CANDIDATES; i++) {
-		id.candidate = i;
+		way->candidate = id.candidate = i;
 		in = bpf_map_lookup_elem(&identities, &id);
 		if (!in)
 			return NULL;
@@ -241,7 +259,10 @@ static __always_inline int note(const struct scent_verify_settings *s, struct sc
 	return SCENT_VERDICT_ACCEPTED;
 }
 
-/* The source address of an accepted packet; of a pair no more than SCENT_NODES a second, or one more a processor. */
+/*
+ * The source address of an accepted packet; of a pair no more than SCENT_NODES a second, or one more a processor. The
+ * daemon takes the addresses once a second, so noting one once in each is enough.
+ */
 static __always_inline void note_node(struct scent_receiving *state, __u32 pair, const struct packet *p, __u32 second)
 {
 	struct scent_node key = {.pair = pair, .family = p->family};
@@ -264,10 +285,11 @@ static __always_inline void note_node(struct scent_receiving *state, __u32 pair,
 }
 
 /* Section 8, from "unsupported-version" on. */
-static __always_inline int check(struct __sk_buff *skb, __u32 at, const struct scent_verify_settings *s,
-				 const struct packet *p, const struct read *r, __u32 network, __u64 now,
-				 __u32 *glance)
+static __always_inline int check(struct __sk_buff *skb, __u32 at, struct route *way, const struct packet *p,
+				 const struct read *r, __u64 now, __u32 *glance)
 {
+	const struct scent_verify_settings *s = way->settings;
+	struct scent_cached *known = way->known;
 	__u64 epoch = EPOCH(r) * SECOND;
 	__u32 flags = FLAGS(r), period, *pair;
 	struct scent_receiving *state;
@@ -278,7 +300,7 @@ static __always_inline int check(struct __sk_buff *skb, __u32 at, const struct s
 		return SCENT_VERDICT_UNSUPPORTED_VERSION;
 	if (flags & 8 || COUNT(r) != SCENT_FRAGMENTS || INDEX(r) >= SCENT_FRAGMENTS)
 		return SCENT_VERDICT_MALFORMED;
-	in = sender(s, p, r, network, &verdict);
+	in = sender(way, p, r, &verdict);
 	if (!in)
 		return verdict;
 	if (!binding_holds(skb, at, p, flags, in->flags & SCENT_PAIR_SENDER))
@@ -297,8 +319,13 @@ static __always_inline int check(struct __sk_buff *skb, __u32 at, const struct s
 	verdict = note(s, state, in, in->glance_keys + 2 * period, p, r, now);
 	if (verdict != SCENT_VERDICT_ACCEPTED)
 		return verdict;
-	note_node(state, in->pair, p, now / SECOND);
 	*glance = state->glance;
+	if (way->remembered && known->key_id == KEY_ID(r) && known->noted == (__u32)(now / SECOND))
+		return SCENT_VERDICT_ACCEPTED;
+	note_node(state, in->pair, p, now / SECOND);
+	remember(known, p, way->selector, way->network, way->candidate);
+	known->key_id = KEY_ID(r);
+	known->noted = now / SECOND;
 	return SCENT_VERDICT_ACCEPTED;
 }
 
@@ -367,22 +394,22 @@ static __always_inline void absent(struct __sk_buff *skb, __u32 at, const struct
 	o->treatment = treatments >> shift & 3;
 }
 
-static __always_inline void scented(struct __sk_buff *skb, __u32 at, const struct scent_verify_settings *s,
-				    struct packet *p, __u32 network, __u64 now, struct outcome *o)
+static __always_inline void scented(struct __sk_buff *skb, __u32 at, struct route *way, struct packet *p, __u64 now,
+				    struct outcome *o)
 {
+	const struct scent_verify_settings *s = way->settings;
 	struct read r = {};
+	__u16 padding = 1;
 	__u32 flags;
 
 	o->verdict = UNDECIDED;
-	if (read_scent(skb, at + (p->family == 4 ? IPV4_LEN + 2 : IPV6_LEN + 4), &r))
+	if (p->family == 4 ? read_scent(skb, at + IPV4_LEN + 2, &r) : read_scent(skb, at + IPV6_LEN + 4, &r))
 		return;
-	if (p->family == 6) {
-		__u16 padding;
-
-		if (bpf_skb_load_bytes(skb, at + IPV6_LEN + SCENT_IPV6_HEADER_LEN - 2, &padding, 2) || padding != 1)
-			return;
-	}
-	o->verdict = check(skb, at, s, p, &r, network, now, &o->glance);
+	if (p->family == 6 && bpf_skb_load_bytes(skb, at + IPV6_LEN + SCENT_IPV6_HEADER_LEN - 2, &padding, 2))
+		return;
+	if (padding != 1)
+		return;
+	o->verdict = check(skb, at, way, p, &r, now, &o->glance);
 	flags = FLAGS(&r);
 	if (o->verdict > SCENT_VERDICT_ABSENT) {
 		o->treatment = treatments_of(s, p) >> SCENT_TREATMENTS_REJECTED & 3;
@@ -423,24 +450,50 @@ static __always_inline int settle(struct __sk_buff *skb, const struct scent_veri
 	return TC_ACT_UNSPEC;
 }
 
+/* Which of our networks a packet is for, or -1. */
+static __always_inline int find_way(struct route *way, const struct packet *p)
+{
+	struct query q = {.key.scope = SCENT_SCOPE_LOCAL, .key.family = p->family};
+
+	way->known = cached(p);
+	if (!way->known)
+		return -1;
+	way->remembered = remembers(way->known, p, way->selector);
+	if (way->remembered) {
+		way->network = way->known->number;
+		return 0;
+	}
+	if (!find(p->family == 4 ? &way->settings->local4 : &way->settings->local6, &p->destination, &q))
+		return -1;
+	way->network = q.value.number;
+	return 0;
+}
+
 static __always_inline int verify(struct __sk_buff *skb, __u32 at)
 {
-	struct scent_verify_settings *s = current_settings();
+	__u32 zero = 0, index, *turn = bpf_map_lookup_elem(&selector, &zero);
+	struct scent_clock *time = bpf_map_lookup_elem(&clock, &zero);
 	struct outcome o = {.verdict = LEAVE};
 	__u32 packets = skb->gso_segs ?: 1;
-	struct query q = {.key.scope = SCENT_SCOPE_LOCAL};
-	struct scent_clock *time;
+	struct scent_verify_settings *s;
+	struct route way = {};
 	struct packet p = {};
-	__u32 zero = 0;
 	enum form form;
 	__u64 now;
 
-	/* A tagged frame comes by once more on its VLAN's interface; group addresses are nobody's. */
-	if (!s || skb->mark & s->mark_verified || skb->pkt_type != 0 || (skb->vlan_present && skb->vlan_tci & 0xfff))
+	if (!turn || !time)
 		return TC_ACT_UNSPEC;
-	time = bpf_map_lookup_elem(&clock, &zero);
+	way.selector = *turn;
+	index = way.selector & 1;
+	way.settings = s = bpf_map_lookup_elem(&settings, &index);
+	if (!s)
+		return TC_ACT_UNSPEC;
+	/* A packet out of a tunnel has the mark of the one that it came in, which says nothing of it. */
+	if (skb->mark & s->mark_verified)
+		skb->mark &= ~s->mark_verified;
 	now = bpf_ktime_get_coarse_ns();
-	if (!time || now > time->until)
+	/* A tagged frame comes by once more on its VLAN's interface; group addresses are nobody's. */
+	if (now > time->until || skb->pkt_type != 0 || (skb->vlan_present && skb->vlan_tci & 0xfff))
 		return TC_ACT_UNSPEC;
 	form = parse(skb, at, &p);
 	if (form == FORM_NONE)
@@ -449,13 +502,12 @@ static __always_inline int verify(struct __sk_buff *skb, __u32 at)
 		count(SCENT_VERIFY_COUNT_QUARANTINED, packets);
 		return TC_ACT_SHOT;
 	}
-	q.key.family = p.family;
-	if (!find(p.family == 4 ? &s->local4 : &s->local6, &p.destination, &q))
+	if (find_way(&way, &p))
 		return TC_ACT_UNSPEC;
 	if (form == FORM_DECLINED || is_too_big(&p))
 		o.verdict = UNDECIDED;
 	else if (form == FORM_SCENTED)
-		scented(skb, at, s, &p, q.value.number, now + time->offset, &o);
+		scented(skb, at, &way, &p, now + time->offset, &o);
 	else
 		absent(skb, at, s, &p, &o);
 	return settle(skb, s, packets, &o);

@@ -80,7 +80,7 @@ class Paths:
             await self._learn(await asyncio.to_thread(self._host.apply, config))
             await asyncio.to_thread(ebpf.remove, config.datapath.pin_dir)
         if self.offload is not None and first:
-            log.info("offload: %s on %s", self.offload.mechanism, ", ".join(self.offload.ingress) or "no interface")
+            log.info("offload: programs on %s", ", ".join(self.offload.interfaces.verifying) or "no interface")
 
     async def stop(self, leave: bool = False) -> None:
         """No new packets to the queues, then no queues. `leave` everything in place for a daemon that comes at once."""

@@ -33,11 +33,14 @@ HEADERS = {1: 14, 65534: 0, 768: 0, 769: 0, 776: 0, 778: 0, 512: 0, 519: 0}
 
 
 class Interface(NamedTuple):
-    """One by which packets of this host come and go. `header`: bytes of link layer in front of IP, 14 or 0."""
+    """One by which packets of this host come and go.
 
-    number: int  # its index
+    `header`: bytes of link layer in front of IP, 14 or 0; None where we do not know what a program would see.
+    """
+
+    number: int
     name: str
-    header: int
+    header: int | None
 
 
 class Attacher:
@@ -95,9 +98,9 @@ def interfaces() -> list[Interface]:
     """
     with clsact.netlink() as ip:
         return [
-            Interface(link["index"], link.get_attr("IFLA_IFNAME"), HEADERS[link["ifi_type"]])
+            Interface(link["index"], link.get_attr("IFLA_IFNAME"), HEADERS.get(link["ifi_type"]))
             for link in ip.get_links()
-            if link["ifi_type"] in HEADERS and not link["flags"] & IFF_LOOPBACK and is_free(link)
+            if not link["flags"] & IFF_LOOPBACK and is_free(link)
         ]
 
 

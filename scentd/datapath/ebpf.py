@@ -5,7 +5,7 @@ where they are pinned, takes the maps over and puts its own programs into the pl
 
 A change is written so that no packet meets half of it: what is new, then the settings that find both, then
 what is old goes. Everything blocks for as long as the kernel takes: milliseconds for thousands of entries.
-`attach`, `settle` and `remove` use netlink and must not be called on the thread of a running event loop.
+`attach` and `remove` use netlink and must not be called on the thread of a running event loop.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from contextlib import contextmanager
 
 from scentd import entries, readings
 from scentd.config import Config
-from scentd.datapath import attach, libbpf, programs
-from scentd.datapath.attach import Attacher, Mechanism
-from scentd.datapath.bpfmap import RingBuffer
-from scentd.datapath.bpfprog import Place
-from scentd.datapath.clsact import NoInterface
+from scentd.datapath import libbpf, programs
+from scentd.datapath.attach import Attacher
+from scentd.datapath.bpfmap import F_LOCK, RingBuffer
+from scentd.datapath.interfaces import Interfaces
 from scentd.datapath.programs import Programs
+from scentd.datapath.rules import Offloaded
 from scentd.entries import StampEntries, VerifyEntries
 from scentd.errors import HostError
 from scentd.tables import Outgoing, StampPair, StampTable, VerifyTable
@@ -37,7 +37,6 @@ LEASE_NS = 300_000_000_000  # how long the verifier goes on without a daemon; a 
 SPARE = 2  # maps are made so many times as large as needed, so that most reloads need no new ones
 LEAST_ENTRIES = 1024
 NODES_MAX = 1 << 20
-F_LOCK = 4  # BPF_F_LOCK: a value is read or written under its lock
 TagKeys = Callable[[int, int], bytes | None]  # (pair, epoch): its tag key as a sender, None if there is no such pair
 
 
@@ -66,7 +65,7 @@ class Offload:
             programs.make_directory(programs.place(config.datapath.pin_dir))
         self._datapath, self._verify, self._forwarded = config.datapath, config.verify, config.stamp.forwarded
         self._on_event = on_event
-        self._attacher = Attacher(config.datapath.pin_dir)
+        self.interfaces = Interfaces(config.datapath.pin_dir)
         self._programs: Programs | None = None
         self._before: Programs | None = None  # still attached, until `attach` puts the new ones in their places
         self._ring: RingBuffer | None = None
@@ -76,10 +75,6 @@ class Offload:
         self._verify_entries: VerifyEntries | None = None
         self._quarantine: dict[bytes, bytes] = {}
         self._past: Counter[str] = Counter()
-        self.egress: tuple[str, ...] = ()  # names of the interfaces by which it stamps
-        self.ingress: tuple[str, ...] = ()
-        self.mechanism: Mechanism | None = None
-        self._wanted: set[Place] = set()
         self._lock = threading.RLock()  # tables are written on one thread, interfaces followed on another
 
     # -- tables ----------------------------------------------------------
@@ -164,17 +159,15 @@ class Offload:
         self._set(name, settings_for(have.keys() | want.keys()))
         prefixes.update_many(new)
         prefixes.delete_many(gone)
-        if gone:
-            self._set(name, settings_for(want))
+        self._set(name, settings_for(want))
         self._prefixes[name] = dict(want)
 
     def _set(self, name: str, settings: bytes) -> None:
-        """Write the settings that are not in use, then use them."""
+        """Write the settings that are not in use, then use them; what processors remember is forgotten with that."""
         selector, zero = self._map(f"{name}.selector"), entries.PAIR.pack(0)
-        which = selector.lookup(zero) or zero
-        other = entries.PAIR.pack(1 - (entries.PAIR.unpack(which)[0] & 1))
-        self._map(f"{name}.settings").update(other, settings)
-        selector.update(zero, other)
+        turned = (entries.PAIR.unpack(selector.lookup(zero) or zero)[0] + 1) & 0xFFFFFFFF
+        self._map(f"{name}.settings").update(entries.PAIR.pack(turned & 1), settings)
+        selector.update(zero, entries.PAIR.pack(turned))
 
     def _map(self, name: str):
         assert self._programs is not None  # configure() comes first
@@ -270,50 +263,18 @@ class Offload:
 
     def describe(self) -> dict:
         """For status."""
-        return {"mechanism": self.mechanism, "egress": list(self.egress), "ingress": list(self.ingress)}
+        return self.interfaces.describe()
 
-    # -- interfaces --------------------------------------------------------
-
-    def attach(self, leading: Collection[int]) -> tuple[str, ...]:
-        """Programs to all interfaces; the stamper only to those `leading` to peers. Their names.
-
-        An interface that is not served keeps to the queue. Raises OffloadError.
-        """
-        with self._lock, refusals():
-            return self._attach(leading)
-
-    def _attach(self, leading: Collection[int]) -> tuple[str, ...]:
+    def attach(self, leading: Collection[int]) -> Offloaded:
+        """Put the programs on all interfaces, the stamper on those `leading` to peers. Raises OffloadError."""
         assert self._programs is not None  # configure() comes first
-        egress, ingress = [], []
-        for interface in attach.interfaces():
-            try:
-                fd = self._programs.program("ingress", interface.header)
-                self.mechanism = self._attacher.attach(interface.number, "ingress", fd)
-                ingress.append(interface)
-                # A name that ends so is a pattern to iptables.
-                if interface.number in leading and not interface.name.endswith("+"):
-                    fd = self._programs.program("egress", interface.header)
-                    self._attacher.attach(interface.number, "egress", fd)
-                    egress.append(interface)
-            except NoInterface as error:  # the watch will call again
-                log.info("offload: %s", error)
-        self._programs.pin(self._datapath.pin_dir)
+        with self._lock, refusals():
+            served = self.interfaces.attach(self._programs, leading)
+            self._programs.pin(self._datapath.pin_dir)
         if self._before is not None:
             self._before.close()
             self._before = None
-        self.egress = tuple(sorted(i.name for i in egress))
-        self.ingress = tuple(sorted(i.name for i in ingress))
-        self._wanted = {(i.number, "egress") for i in egress} | {(i.number, "ingress") for i in ingress}
-        return self.egress
-
-    def settle(self) -> None:
-        """Take the programs off interfaces that do not lead to peers any more, once no rule counts on them."""
-        for number, direction in self._attacher.attached() - self._wanted:
-            self._attacher.detach(number, direction)
-
-    def lost(self) -> bool:
-        """Whether a program that we attached is not there any more."""
-        return not self._wanted <= self._attacher.attached()
+        return served
 
     def close(self) -> None:
         """Let go; programs and maps stay."""
@@ -324,15 +285,6 @@ class Offload:
             if loaded is not None:
                 loaded.close()
         self._before = self._programs = None
-
-
-def in_place(pin_dir: str) -> tuple[str, ...] | None:
-    """Names of the interfaces by which programs that are in place stamp; None if there are none. Raises HostError."""
-    if libbpf.available() is not None:
-        return None
-    there = Attacher(pin_dir).attached()
-    names = {i.number: i.name for i in attach.interfaces()}
-    return tuple(sorted(names[n] for n, way in there if way == "egress" and n in names)) if there else None
 
 
 def remove(pin_dir: str) -> None:

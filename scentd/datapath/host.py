@@ -11,6 +11,7 @@ from typing import NamedTuple
 from scentd.config import Config
 from scentd.datapath import ebpf, routes, rules, sets
 from scentd.datapath.ebpf import Offload
+from scentd.datapath.interfaces import in_place
 from scentd.datapath.watch import Watch
 from scentd.errors import ScentdError
 
@@ -64,7 +65,7 @@ class Host:
     def check(self) -> None:
         """Put programs back that somebody else has taken off. Raises HostError."""
         with self._busy:
-            if self._config is None or self._offload is None or self._removed or not self._offload.lost():
+            if self._config is None or self._offload is None or self._removed or not self._offload.interfaces.lost():
                 return
             log.warning("offload: somebody has taken programs of ours off; putting them back")
             follow(self._config, self._offload)
@@ -110,7 +111,7 @@ def reinstall(config: Config) -> None:
     """Sets, routes and rules beside the programs that a daemon has in place, or none. Raises HostError."""
     sets.apply(config)
     routes.apply(config)
-    rules.apply(config, ebpf.in_place(config.datapath.pin_dir))
+    rules.apply(config, in_place(config.datapath.pin_dir))
 
 
 def follow(config: Config, offload: Offload | None) -> Found:
@@ -124,16 +125,16 @@ def follow(config: Config, offload: Offload | None) -> Found:
         return found
     leading = routes.planned(config).interfaces()
     served = offload.attach(leading)
-    lowered = config.stamp.forwarded and len(served) == len(leading)
+    lowered = config.stamp.forwarded and len(served.stamping) == len(leading)
     limits = routes.apply(config, lowered).limits()
     rules.apply(config, served)
-    offload.settle()
+    offload.interfaces.settle()
     return Found(limits, routes.own_addresses(), lowered)
 
 
 def show(config: Config) -> str:
     """The rules, the sets and the lowered routes: wanted and there."""
-    lines = [rules.show(config, ebpf.in_place(config.datapath.pin_dir)), "# address sets\n"]
+    lines = [rules.show(config, in_place(config.datapath.pin_dir)), "# address sets\n"]
     for name, prefixes in sets.have().items():
         lines.append(f"{name}: {' '.join(sorted(map(str, prefixes))) or '-'}\n")
     lines.append(f"# routes in table {config.datapath.route_table}\n")

@@ -21,8 +21,9 @@ from __future__ import annotations
 import logging
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from scentd.config import Config
 from scentd.datapath import sets
@@ -56,14 +57,18 @@ GROUP_TYPES = {4: "BROADCAST,MULTICAST", 6: "MULTICAST"}
 PROHIBITED = {4: "icmp-admin-prohibited", 6: "icmp6-adm-prohibited"}
 
 
-def wanted(config: Config, family: int, offloaded: Sequence[str] | None = None) -> dict[str, list[str]]:
-    """The lines of each table, as `iptables -S` prints them. `family` is 4 or 6.
+class Offloaded(NamedTuple):
+    """Names of interfaces: by which the BPF program stamps; that it cannot be attached to."""
 
-    `offloaded`: the interfaces that have the BPF programs and lead to peers; None if there is no offload.
-    """
+    stamping: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+
+
+def wanted(config: Config, family: int, offloaded: Offloaded | None = None) -> dict[str, list[str]]:
+    """The lines of each table, as `iptables -S` prints them. `family` is 4 or 6; None: there is no offload."""
     mark = config.datapath.mark_rejected
     rejected = f"-m mark --mark {mark:#x}/{mark:#x}"
-    mangle = outbound(config, family, offloaded or ()) + inbound(config, family, offloaded is not None)
+    mangle = outbound(config, family, offloaded) + inbound(config, family, offloaded)
     return {
         "mangle": [*new_chains(mangle), *mangle],
         "filter": [
@@ -79,7 +84,7 @@ def new_chains(rules: list[str]) -> list[str]:
     return [f"-N {chain}" for chain in dict.fromkeys(map(chain_of, rules)) if OWN_CHAIN.match(chain)]
 
 
-def outbound(config: Config, family: int, offloaded: Sequence[str] = ()) -> list[str]:
+def outbound(config: Config, family: int, offloaded: Offloaded | None = None) -> list[str]:
     """Local packets and, if asked for, forwarded ones of our networks, to the stamp queues."""
     mark = config.datapath.mark_stamped
     foreign = f"-m set ! --match-set {sets.name('local', family)} src"
@@ -98,22 +103,22 @@ def outbound(config: Config, family: int, offloaded: Sequence[str] = ()) -> list
     if has_prefixes(config) and not has_whole_host(config):
         rules.append(f"-A SCENTD-OUT {foreign} {COMMENT} -j RETURN")
     rules += never_queued("SCENTD-OUT", family)
-    rules += [f"-A SCENTD-OUT -o {name} {PLAIN[family]} {COMMENT} -j RETURN" for name in sorted(offloaded)]
+    if offloaded is not None:
+        rules += [f"-A SCENTD-OUT -o {name} {PLAIN[family]} {COMMENT} -j RETURN" for name in offloaded.stamping]
     return [*rules, f"-A SCENTD-OUT {COMMENT} {queue}"]
 
 
-def inbound(config: Config, family: int, offload: bool = False) -> list[str]:
+def inbound(config: Config, family: int, offloaded: Offloaded | None = None) -> list[str]:
     """What comes to us from peers, what may hold a scent, and if unscented strangers are unwelcome, all.
 
-    With the offload only what it has not decided: an interface without the program has no such mark.
+    With the offload only what it has not decided.
     """
-    verified = config.datapath.mark_verified
     first, workers = config.datapath.queue + config.datapath.workers, config.datapath.workers
     queue = to_queue(first, workers, config.verify.fail == "open")
     rules = [
         f"-A PREROUTING {COMMENT} -j SCENTD-IN",
         f"-A SCENTD-IN -i lo {COMMENT} -j RETURN",
-        *([f"-A SCENTD-IN -m mark --mark {verified:#x}/{verified:#x} {COMMENT} -j RETURN"] if offload else []),
+        *decided(config.datapath.mark_verified, offloaded),
         f"-A SCENTD-IN {not_ours(config, family)} {COMMENT} -j RETURN",
         *never_queued("SCENTD-IN", family),
         # Without the daemon path MTU discovery still works: its packets are not scented by the routers that send them.
@@ -124,6 +129,15 @@ def inbound(config: Config, family: int, offload: bool = False) -> list[str]:
     if config.verify.absent != "pass":
         rules.append(f"-A SCENTD-IN {COMMENT} {queue}")
     return rules
+
+
+def decided(mark: int, offloaded: Offloaded | None) -> list[str]:
+    """What the program has decided returns. Where it is not, a mark is that of the packet around this one, of a tunnel."""
+    if offloaded is None:
+        return []
+    marked = f"-m mark --mark {mark:#x}/{mark:#x} {COMMENT}"
+    foreign = [f"-A SCENTD-IN -i {name} {marked} -j MARK --set-xmark 0x0/{mark:#x}" for name in offloaded.without]
+    return [*foreign, f"-A SCENTD-IN {marked} -j RETURN"]
 
 
 def not_ours(config: Config, family: int) -> str:
@@ -227,7 +241,7 @@ def installed(family: int) -> dict[str, list[str]]:
     return {table: run([PROGRAM[family], *WAIT, "-t", table, "-S"]).splitlines() for table in TABLES}
 
 
-def apply(config: Config, offloaded: Sequence[str] | None = None) -> bool:
+def apply(config: Config, offloaded: Offloaded | None = None) -> bool:
     """Install the rules; the sets must be there. Returns whether anything had to change. Raises HostError.
 
     If the second family fails the first is left as it is: remove() takes both away.
@@ -252,7 +266,7 @@ def remove() -> bool:
     return changed
 
 
-def show(config: Config, offloaded: Sequence[str] | None = None) -> str:
+def show(config: Config, offloaded: Offloaded | None = None) -> str:
     """For people: what apply() would install, and where the host differs."""
     parts = []
     for family in families():

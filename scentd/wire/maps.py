@@ -8,6 +8,7 @@ CANDIDATES = 4
 PERIODS = 3
 NODES = 4096
 NO_PAIR = 0xffffffff
+CACHE_SIZE = 256
 
 SCOPE_LOCAL = 1
 SCOPE_SOURCE = 2
@@ -62,6 +63,17 @@ LENGTHS = Struct("=B15s")
 LENGTHS_COUNT_AT = 0
 LENGTHS_BITS_AT = 1
 LENGTHS_SIZE = 16
+
+# scent_cached: addresses, selector, number, detail, key_id, noted, family
+CACHED = Struct("=4QIIIIII")
+CACHED_ADDRESSES_AT = 0
+CACHED_SELECTOR_AT = 32
+CACHED_NUMBER_AT = 36
+CACHED_DETAIL_AT = 40
+CACHED_KEY_ID_AT = 44
+CACHED_NOTED_AT = 48
+CACHED_FAMILY_AT = 52
+CACHED_SIZE = 56
 
 # scent_stamp_settings: run, forwarded, padding, local4, local6, route4, route6
 STAMP_SETTINGS = Struct("=QII16s16s16s16s")

@@ -67,7 +67,6 @@ class Party:
 
     def tables(self) -> link.Tables:
         period = keys.period_of(int(time.time()))
-        slot = epochs.Epochs(self.epochs_path).slot(self._slot)
         verify = self.takes.verify_table(period)
         return link.Tables(self.stamp_table(), verify, str(self.epochs_path))
 

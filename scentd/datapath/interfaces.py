@@ -1,0 +1,83 @@
+"""The offload's programs on the host's interfaces: which are served, and which are left to the queue.
+
+The verifier is everywhere, because a peer's packets may come in by any interface. The stamper is only where the
+routes to peers lead, so that each packet is stamped, or counted, once. Not to be called on the thread of a running
+event loop.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+
+from scentd.datapath import attach, libbpf
+from scentd.datapath.attach import Attacher, Interface, Mechanism
+from scentd.datapath.bpfprog import Place
+from scentd.datapath.clsact import NoInterface
+from scentd.datapath.programs import Programs
+from scentd.datapath.rules import Offloaded
+
+log = logging.getLogger(__name__)
+
+
+class Interfaces:
+    """Raises HostError."""
+
+    def __init__(self, pin_dir: str) -> None:
+        self._attacher = Attacher(pin_dir)
+        self._mechanism: Mechanism | None = None
+        self._wanted: set[Place] = set()
+        self._stamping: list[str] = []
+        self.verifying: list[str] = []  # names
+
+    def attach(self, programs: Programs, leading: Collection[int]) -> Offloaded:
+        """Put these programs on all interfaces, in the places of ours; `leading`: indexes of those to stamp by."""
+        found = attach.interfaces()
+        places: set[Place] = set()
+        for interface in found:
+            try:
+                places |= self._serve(interface, programs, leading)
+            except NoInterface as error:  # the watch will call again
+                log.info("offload: %s", error)
+        self._wanted = places
+        self._stamping = sorted(i.name for i in found if (i.number, "egress") in places)
+        self.verifying = sorted(i.name for i in found if (i.number, "ingress") in places)
+        return Offloaded(tuple(self._stamping), without(found))
+
+    def _serve(self, interface: Interface, programs: Programs, leading: Collection[int]) -> set[Place]:
+        if interface.header is None:
+            return set()
+        number, served = interface.number, set[Place]()
+        self._mechanism = self._attacher.attach(number, "ingress", programs.program("ingress", interface.header))
+        served.add((number, "ingress"))
+        if number in leading and not interface.name.endswith("+"):  # to iptables such a name is a pattern
+            self._attacher.attach(number, "egress", programs.program("egress", interface.header))
+            served.add((number, "egress"))
+        return served
+
+    def settle(self) -> None:
+        """Take the programs off interfaces that do not lead to peers any more, once no rule counts on them."""
+        for number, direction in self._attacher.attached() - self._wanted:
+            self._attacher.detach(number, direction)
+
+    def lost(self) -> bool:
+        """Whether a program that we attached is not there any more."""
+        return not self._wanted <= self._attacher.attached()
+
+    def describe(self) -> dict:
+        """For status."""
+        return {"mechanism": self._mechanism, "egress": self._stamping, "ingress": self.verifying}
+
+
+def in_place(pin_dir: str) -> Offloaded | None:
+    """What programs that are there, whoever attached them, serve; None if there are none. Raises HostError."""
+    if libbpf.available() is not None:
+        return None
+    there = Attacher(pin_dir).attached()
+    found = attach.interfaces()
+    stamping = sorted(i.name for i in found if (i.number, "egress") in there)
+    return Offloaded(tuple(stamping), without(found)) if there else None
+
+
+def without(found: Collection[Interface]) -> tuple[str, ...]:
+    return tuple(sorted(i.name for i in found if i.header is None))
