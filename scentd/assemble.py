@@ -9,7 +9,6 @@ from __future__ import annotations
 from scentd.tables import Fragment
 from scentd.wire import layout
 
-
 ALL = (1 << layout.FRAGMENTS) - 1
 
 

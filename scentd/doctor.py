@@ -46,7 +46,7 @@ def checks(config_path: str | None = None) -> list[Check]:
         configuration,
         examine.check_state_dir(Path(daemon.state_dir)),
         examine.check_space(Path(daemon.state_dir)),
-        examine.check_offload(),
+        examine.check_jit(),
         *([] if datapath.offload == "off" else [check_pin_dir(datapath.pin_dir), check_marks(datapath.mark_verified)]),
     ]
 

@@ -237,19 +237,8 @@ def check_space(path: Path) -> Check:
     return Check("disk space", ok, found, "" if ok == "yes" else way_out)
 
 
-def check_offload() -> Check:
-    """What the eBPF datapath will ask for; NFQUEUE needs none of it."""
-    missing = []
-    if not Path("/sys/kernel/btf/vmlinux").exists():
-        missing.append("BTF (CONFIG_DEBUG_INFO_BTF)")
+def check_jit() -> Check:
+    """Without it the offload's programs are interpreted; NFQUEUE needs none of it."""
     if (read("/proc/sys/net/core/bpf_jit_enable") or "0") == "0":
-        missing.append("the BPF JIT (net.core.bpf_jit_enable)")
-    try:
-        ctypes.CDLL("libbpf.so.1")
-    except OSError:
-        missing.append("libbpf.so.1 (package libbpf1)")
-    if missing:
-        return Check(
-            "eBPF", "warning", f"without {', '.join(missing)}", "only the offload needs it; the queue does not"
-        )
-    return Check("eBPF", "yes", "BTF, JIT, libbpf")
+        return Check("BPF JIT", "warning", "off: the offload is slow", "sysctl net.core.bpf_jit_enable=1")
+    return Check("BPF JIT", "yes", "on")

@@ -6,7 +6,8 @@ from datetime import datetime
 
 
 def status(data: dict) -> str:
-    lines = [f"scentd {data['version']}, {data['datapath']}, since {moment(data['started'])}", ""]
+    lines = [f"scentd {data['version']}, {data['datapath']}, since {moment(data['started'])}"]
+    lines += [offload(data["offload"]), ""]
     for network in data["networks"]:
         lines.append(f"network {network['name']}  key {network['key_id']}")
         if network.get("epoch"):
@@ -36,6 +37,13 @@ def status(data: dict) -> str:
     for name, rate in allocation["rates_bit_per_second"].items():
         lines.append(f"rate {name} {rate / 1e6:g} Mbit/s")
     return "\n".join(lines)
+
+
+def offload(data: dict) -> str:
+    if "why_not" in data:
+        return f"no offload: {data['why_not']}"
+    interfaces = f"stamps on {', '.join(data['egress']) or '-'}, verifies on {', '.join(data['ingress']) or '-'}"
+    return f"offload by {data['mechanism'] or '-'}: {interfaces}"
 
 
 def explanation(data: dict) -> str:

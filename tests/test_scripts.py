@@ -22,6 +22,8 @@ def checkout(tmp_path):
     shutil.copytree(ROOT / "scripts", tmp_path / "scripts", ignore=shutil.ignore_patterns("__pycache__", "bench"))
     for name in ("setup.cfg", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "bpf").mkdir()
+    (tmp_path / "bpf" / "Makefile").write_text("all:\n")
     tmp_path.chmod(0o755)
     return tmp_path
 

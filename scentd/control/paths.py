@@ -47,6 +47,7 @@ class Paths:
         self._pairs: Pairs | None = None
         self._epochs: Epochs | None = None
         self._period = 0
+        self._waiting = False  # programs of another version serve until our first epoch
         self._watched: int | None = None  # the file descriptor of the offload's events
         self._mixed: dict[int, int] = {}  # pairs of which the queue has fragments, too -> epoch
 
@@ -64,7 +65,7 @@ class Paths:
             self._do_without(error)
 
     async def install(self, config: schema.Config, pairs: Pairs, epochs: Epochs) -> None:
-        """Serve these pairs: tables first, so that whoever gets packets knows what to do with them. Raises HostError."""
+        """Serve these pairs. Tables first: whoever gets packets must know what to do with them. Raises HostError."""
         assert self._host is not None  # start() comes first
         first = self._pairs is None
         self._config, self._pairs, self._epochs = config, pairs, epochs
@@ -73,13 +74,24 @@ class Paths:
         await self._publish()
         if first:
             self._resume()
+            self._waiting = await asyncio.to_thread(self._must_wait)
+        if not self._waiting:
+            await self._apply()
+
+    def _must_wait(self) -> bool:
+        sends = any(n.collect for n in self._config.network) and any(p.stamp for p in self._config.peer)
+        return sends and self.offload is not None and self.offload.must_wait()
+
+    async def _apply(self) -> None:
+        assert self._host is not None  # start() comes first
+        config, self._waiting = self._config, False
         try:
             await self._learn(await asyncio.to_thread(self._host.apply, config, self.offload))
         except OffloadError as error:
             self._do_without(error)
             await self._learn(await asyncio.to_thread(self._host.apply, config))
             await asyncio.to_thread(ebpf.remove, config.datapath.pin_dir)
-        if self.offload is not None and first:
+        if self.offload is not None:
             log.info("offload: programs on %s", ", ".join(self.offload.interfaces.verifying) or "no interface")
 
     async def stop(self, leave: bool = False) -> None:
@@ -100,6 +112,8 @@ class Paths:
         self.workers.publish_epochs(outgoing)
         if self.offload is not None:
             self.offload.publish(outgoing)
+        if self._waiting:
+            self._spawn(self._apply())
 
     def outgoing(self) -> list[Outgoing]:
         return self.workers.outgoing()

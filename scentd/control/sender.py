@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 from scentd import config as schema
 from scentd.control.epochs import Epochs, slot_id
+from scentd.control.paths import Paths
 from scentd.control.profiler import Profiler
 from scentd.datapath.beacon import Beacons
-from scentd.control.paths import Paths
 from scentd.errors import ScentdError
 from scentd.pairs import Pairs
 from scentd.wire import keys, layout

@@ -22,7 +22,8 @@ from scentd.config import Config
 from scentd.datapath import libbpf, programs
 from scentd.datapath.attach import Attacher
 from scentd.datapath.bpfmap import F_LOCK, RingBuffer
-from scentd.datapath.interfaces import Interfaces
+from scentd.datapath.interfaces import Interfaces, in_place
+from scentd.datapath.libbpf import LoadError
 from scentd.datapath.programs import Programs
 from scentd.datapath.rules import Offloaded
 from scentd.entries import StampEntries, VerifyEntries
@@ -34,8 +35,6 @@ log = logging.getLogger(__name__)
 
 RUN_NS = 4_000_000  # a pair's packets share a fragment for so long: a receiver merges what comes in one burst
 LEASE_NS = 300_000_000_000  # how long the verifier goes on without a daemon; a restart is a matter of seconds
-SPARE = 2  # maps are made so many times as large as needed, so that most reloads need no new ones
-LEAST_ENTRIES = 1024
 NODES_MAX = 1 << 20
 TagKeys = Callable[[int, int], bytes | None]  # (pair, epoch): its tag key as a sender, None if there is no such pair
 
@@ -49,6 +48,9 @@ def refusals() -> Iterator[None]:
     """Whatever the kernel, the host or the configuration does not allow is an OffloadError."""
     try:
         yield
+    except LoadError as error:
+        log.debug("what libbpf and the kernel's verifier said:\n%s", error.log)
+        raise OffloadError(f'{error} (daemon.log_level = "debug" shows the log)') from error
     except HostError as error:
         raise OffloadError(str(error)) from error
 
@@ -117,13 +119,13 @@ class Offload:
         """Load the programs: with the maps that are pinned if they are large enough, else with larger ones."""
         if self._programs is None:
             taken = programs.pinned(self._datapath.pin_dir)
-            made = Programs(grown(needed), taken)
+            made = Programs(programs.grown(needed), taken)
             if taken and any(made.room(name) < n for name, n in needed.items()):
-                made = larger(made, needed)
+                made = programs.larger(made, needed)
             self._past -= self._totals(made)  # what was counted before this daemon
         else:
             self._past += self._totals(self._programs)
-            made = larger(self._programs, needed)
+            made = programs.larger(self._programs, needed)
             self._before = self._before or self._programs
         if self._ring is not None:
             self._ring.close()
@@ -134,14 +136,15 @@ class Offload:
     def _stamp(self, want: StampEntries, table: StampTable, tag_keys: TagKeys) -> None:
         outgoing = self._map("stamp.outgoing")
         self._pairs = {p.pair: p for p in table.pairs}
-        foreign = [key for key, value in outgoing.items() if not is_ours(value, entries.PAIR.unpack(key)[0], tag_keys)]
+        there = {key: entries.PAIR.unpack(key)[0] for key, _ in outgoing.items()}
+        foreign = [key for key, value in outgoing.items() if not is_ours(value, there[key], tag_keys)]
         outgoing.delete_many(foreign)
         self._write("stamp", want.prefixes, want.settings_for)
-        outgoing.delete_many([key for key in outgoing.keys() if entries.PAIR.unpack(key)[0] not in self._pairs])
+        outgoing.delete_many(key for key, pair in there.items() if pair not in self._pairs)
 
     def _accept(self, want: VerifyEntries) -> None:
         identities, receiving = self._map("verify.identities"), self._map("verify.receiving")
-        there = {entries.PAIR.unpack(key)[0] for key in receiving.keys()}
+        there = {entries.PAIR.unpack(key)[0] for key, _ in receiving.items()}
         empty = bytes(maps.RECEIVING_SIZE)
         receiving.update_many((entries.PAIR.pack(pair), empty) for pair in want.pairs - there)
         gone, new = entries.diff(dict(identities.items()), want.identities)
@@ -265,6 +268,11 @@ class Offload:
         """For status."""
         return self.interfaces.describe()
 
+    def must_wait(self) -> bool:
+        """Whether programs serve whose maps we could not take over: they go on until we have something to send."""
+        loaded = self._programs
+        return loaded is not None and not loaded.taken_over and in_place(self._datapath.pin_dir) is not None
+
     def attach(self, leading: Collection[int]) -> Offloaded:
         """Put the programs on all interfaces, the stamper on those `leading` to peers. Raises OffloadError."""
         assert self._programs is not None  # configure() comes first
@@ -304,18 +312,6 @@ def sizes(stamp: StampEntries, verify: VerifyEntries, pairs: int) -> dict[str, i
         "verify.receiving": len(verify.pairs),
         "verify.nodes": min(maps.NODES * len(verify.pairs), NODES_MAX),
     }
-
-
-def grown(needed: Mapping[str, int]) -> dict[str, int]:
-    return {name: max(LEAST_ENTRIES, SPARE * n) for name, n in needed.items()}
-
-
-def larger(loaded: Programs, needed: Mapping[str, int]) -> Programs:
-    """The programs with larger maps that hold what these hold."""
-    made = Programs(grown(needed))
-    for name in ("stamp.outgoing", "verify.receiving"):
-        made.maps[name].update_many(loaded.maps[name].items())
-    return made
 
 
 def is_ours(value: bytes, pair: int, tag_keys: TagKeys) -> bool:

@@ -1,4 +1,4 @@
-"""What the daemon makes on the host for its packet path: address sets, programs, routes, rules. In this order, and back."""
+"""What the packet path has on the host: address sets, programs, routes, rules. Made in order, and taken away."""
 
 from __future__ import annotations
 

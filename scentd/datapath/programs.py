@@ -20,6 +20,9 @@ from scentd.wire import maps
 
 OBJECTS = {name: Path(__file__).with_name(f"{name}.bpf.o") for name in ("stamp", "verify")}
 LAYERS = {14: "l2", 0: "l3"}  # by bytes of link layer in front of the IP header
+SPARE = 2  # maps are made so many times as large as needed, so that most reloads need no new ones
+LEAST_ENTRIES = 1024
+CARRIED = ("stamp.outgoing", "verify.receiving")  # what is not made of the configuration
 OF_DIRECTION: dict[Direction, str] = {"egress": "stamp", "ingress": "verify"}
 
 
@@ -82,6 +85,18 @@ class Programs:
         """Pinned maps and attached programs stay in the kernel."""
         for loaded in self._objects.values():
             loaded.close()
+
+
+def grown(needed: Mapping[str, int]) -> dict[str, int]:
+    return {name: max(LEAST_ENTRIES, SPARE * n) for name, n in needed.items()}
+
+
+def larger(loaded: Programs, needed: Mapping[str, int]) -> Programs:
+    """The programs with larger maps that hold what these hold."""
+    made = Programs(grown(needed))
+    for name in CARRIED:
+        made.maps[name].update_many(loaded.maps[name].items())
+    return made
 
 
 def place(pin_dir: str) -> Path:

@@ -132,7 +132,7 @@ def inbound(config: Config, family: int, offloaded: Offloaded | None = None) -> 
 
 
 def decided(mark: int, offloaded: Offloaded | None) -> list[str]:
-    """What the program has decided returns. Where it is not, a mark is that of the packet around this one, of a tunnel."""
+    """What the program has decided returns. Where there is none a mark is that of the packet around this one."""
     if offloaded is None:
         return []
     marked = f"-m mark --mark {mark:#x}/{mark:#x} {COMMENT}"
