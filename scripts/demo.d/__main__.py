@@ -18,7 +18,7 @@ import part_attack
 import part_http
 import part_load
 from application import Application, Nginx
-from ends import INTERVAL, SERVICE, TENANT, End, Monitor
+from ends import INTERVAL, OFFLOADED, SERVICE, TENANT, End, Monitor
 from lab import Lab, wait_for
 from story import DemoError, Story, out_of_the_way
 
@@ -37,7 +37,7 @@ def main() -> int:
     error, status = "", FAILED
     try:
         check_host()
-        run(story, result, arguments.keep)
+        run(story, result, arguments.offload, arguments.keep)
     except (DemoError, ScentdError, OSError) as problem:
         error = str(problem)
         print(f"demo: {error}", file=sys.stderr)
@@ -62,6 +62,12 @@ def parser() -> argparse.ArgumentParser:
         description="Shows on real traffic what scentd does: a tenant, a service host and an attacker in network "
         "namespaces. Takes under a minute, needs root, leaves nothing behind.",
     )
+    made.add_argument(
+        "--offload",
+        choices=("auto", "off"),
+        default="auto",
+        help="auto: BPF programs do what they can where they load, the queues the rest; off: the queues do everything",
+    )
     made.add_argument("--json", action="store_true", help="the last line is the result as JSON, the story on stderr")
     made.add_argument("--keep", action="store_true", help="stay until Ctrl-C before the end, for a look around")
     made.add_argument("--no-setup", action="store_true", help="do not run scripts/setup first")
@@ -80,13 +86,15 @@ def check_host() -> None:
         raise DemoError(f"not found: {', '.join(missing)}; scripts/setup installs them")
 
 
-def run(story: Story, result: dict[str, Any], keep: bool) -> None:
+def run(story: Story, result: dict[str, Any], offload: str, keep: bool) -> None:
     meter = part_load.Meter()
     with Lab() as lab:
         story.part("0", "A tenant, a service host and an attacker on one bridge")
         hosts = ", ".join(host.namespace for host in (lab.tenant, lab.service, lab.attacker))
         story.say(f"Namespaces: {hosts}; their bridge is in {lab.switch.namespace}.")
-        tenant, service = End(lab, lab.tenant), End(lab, lab.service)
+        if offload == "auto":
+            mount_bpffs(story, lab)
+        tenant, service = End(lab, lab.tenant, offload), End(lab, lab.service, offload)
         application = Application(lab, lab.service)
         try:
             nginx = Nginx(lab, lab.service)
@@ -105,6 +113,14 @@ def run(story: Story, result: dict[str, Any], keep: bool) -> None:
             application.close()
     left = lab.left_behind()
     story.check("nothing is left behind", not left, ", ".join(left) or "namespaces and files are gone")
+
+
+def mount_bpffs(story: Story, lab: Lab) -> None:
+    """Where the daemons pin what their BPF programs need; without it they say that they do without the offload."""
+    try:
+        lab.mount_bpffs()
+    except DemoError as error:
+        story.say(f"No BPF file system, hence no offload: {error}")
 
 
 def parts(
@@ -126,6 +142,7 @@ def parts(
     story.command(service.start())
     time.sleep(0.1)  # what was on its way before the rules were there
     application.forget()
+    result |= datapath(story, tenant, service)
 
     story.part("a", "HTTP on the scented path; the scent on the wire; none of it in the application")
     result |= part_http.tell(story, lab, tenant, service, nginx, application)
@@ -143,6 +160,26 @@ def parts(
     story.part("e", "The whole run in numbers; stopping: only what is ours is removed, all of it")
     result |= totals(story, tenant, service, application)
     stop(story, before, tenant, service)
+
+
+def datapath(story: Story, tenant: End, service: End) -> dict[str, Any]:
+    """What goes into the JSON: datapath, and why it is not more."""
+    here, there = service.status(), tenant.status()
+    path, offload = here["datapath"], here["offload"]
+    how = offload.get("why_not") or f"{offload['mechanism']} on {', '.join(offload['ingress'])} of both hosts"
+    if path == OFFLOADED:
+        story.say(
+            "BPF programs stamp at tc egress and verify at tc ingress, before the host's IP stack. The queues get what "
+            "the programs leave to them: packets with other options or headers, and ICMP errors of path MTU discovery."
+        )
+    else:
+        story.say("Every packet to be stamped or verified goes through a queue of netfilter to a process of scentd.")
+    story.check(
+        "the packet path is the same on both hosts, and the one asked for",
+        path == there["datapath"] and (path == OFFLOADED or service.offload == "off" or "why_not" in offload),
+        f"{path}: {how}" if path == there["datapath"] else f"service: {offload}; tenant: {there['offload']}",
+    )
+    return {"datapath": path, "why_not": offload.get("why_not", "")}
 
 
 def totals(story: Story, tenant: End, service: End, application: Application) -> dict[str, Any]:
@@ -167,7 +204,8 @@ def totals(story: Story, tenant: End, service: End, application: Application) ->
     problems = {k: v for k, v in (sender["other"] | receiver["other"]).items() if "error" in k and v}
     story.check("no internal error", not problems, str(problems or "none"))
     return {
-        "datapath": receiver["datapath"],
+        "datapath": receiver["datapath"],  # once more: a daemon may have given the offload up
+        "why_not": receiver["offload"].get("why_not", ""),
         "stamped": sender["stamped"],
         "accepted": receiver["accepted"],
         "absent": receiver["absent"],
@@ -189,7 +227,7 @@ def stop(story: Story, before: dict[str, dict[str, str]], tenant: End, service: 
     left = [str(path) for end in (tenant, service) for path in end.directory.glob("*.sock")]
     story.check("SIGTERM: both daemons end in order", statuses == [0, 0], f"status {statuses[0]} and {statuses[1]}")
     story.check(
-        "iptables, ip rule, routes, ipset, nft and tc are as before",
+        "iptables, ip rule, routes, ipset, nft, tc and BPF programs are as before",
         not changed and not left,
         ", ".join(changed + left) or "compared on both hosts, before and after",
     )

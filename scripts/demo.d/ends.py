@@ -1,8 +1,9 @@
-"""The two daemons: their keys, configurations and life, and what they must leave as they found it."""
+"""The two daemons: their keys, configurations and life, what they must leave as they found it, what queues saw."""
 
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -14,7 +15,8 @@ from pyroute2 import IPSet
 from story import DemoError
 
 from scentd.control.client import ask, follow
-from scentd.errors import ScentdError
+from scentd.datapath import bpfprog, tcx
+from scentd.errors import HostError, ScentdError
 
 INTERVAL = 2  # seconds; 5 is the default, the reader's time is short
 MAX_AGE = 12
@@ -23,12 +25,18 @@ HOLD = 2  # of an event. hold + interval < timeout: else the alarm's last epoch 
 TIMEOUT = 5
 START_MBIT, STEP_MBIT, CEILING_MBIT = 10, 20, 90  # room for steps that a busy machine caused before ours
 START_SECONDS = 20.0
+OFFLOADED = "nfqueue+ebpf"  # status()["datapath"] with the offload, "nfqueue" without
+QUEUE_SEQUENCE = 7  # column of /proc/net/netfilter/nfnetlink_queue: packets so far
 
 TENANT = """\
 [daemon]
 state_dir = "{directory}"
 control_socket = "{directory}/control.sock"
 decision_log = "{directory}/decisions.jsonl"
+
+[datapath]
+offload = "{offload}"
+pin_dir = "{pins}"
 
 [[network]]
 name = "acme"
@@ -69,6 +77,10 @@ state_dir = "{directory}"
 control_socket = "{directory}/control.sock"
 decision_log = "{directory}/decisions.jsonl"
 
+[datapath]
+offload = "{offload}"
+pin_dir = "{pins}"
+
 [verify]
 max_age = "{max_age}s"
 grace = "{grace}s"
@@ -104,12 +116,15 @@ do = {{ kind = "quarantine", timeout = "{timeout}s" }}
 class End:
     """One daemon in its namespace."""
 
-    def __init__(self, lab: Lab, host: Host) -> None:
+    def __init__(self, lab: Lab, host: Host, offload: str) -> None:
+        """`offload`: auto or off, as in the configuration."""
         self.lab, self.host = lab, host
         self.directory = lab.directory / host.name
         self.directory.mkdir()
         self.config = self.directory / "scentd.toml"
         self.socket = str(self.directory / "control.sock")
+        self.offload = offload
+        self.pins = lab.bpffs / host.name
         secret = command(sys.executable, "-m", "scentd", "keygen")
         key = os.open(self.directory / "key", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(key, "w") as file:
@@ -120,6 +135,8 @@ class End:
     def configure(self, template: str, other: End, threshold: float) -> None:
         text = template.format(
             directory=self.directory,
+            offload=self.offload,
+            pins=self.pins,
             own=self.host,
             other=other.host,
             other_key=other.public,
@@ -167,6 +184,14 @@ class End:
     def explain(self, network: str) -> dict[str, Any]:
         return ask(self.socket, {"command": "explain", "network": network, "limit": 100})
 
+    def offloaded(self) -> bool:
+        return self.status()["datapath"] == OFFLOADED
+
+    def queued(self) -> int:
+        """Packets that the kernel has given to this host's queues so far."""
+        lines = self.lab.run(self.host, "cat", "/proc/net/netfilter/nfnetlink_queue").splitlines()
+        return sum(int(line.split()[QUEUE_SEQUENCE]) for line in lines)
+
     def stop(self) -> int:
         """SIGTERM. The exit status, 0 after an orderly stop."""
         return -1 if self.process is None else self.lab.stop(self.process)
@@ -188,6 +213,10 @@ class End:
         tables = run(host, "nft", "list", "tables").splitlines()
         found["nft list tables"] = "\n".join(table for table in tables if "scentd" in table)
         found["tc qdisc"] = run(host, "tc", "qdisc", "show", "dev", INTERFACE)
+        for side in ("ingress", "egress"):
+            found[f"tc filter {side}"] = run(host, "tc", "filter", "show", "dev", INTERFACE, side)
+        found["tcx"] = self.lab.inside(host, linked_programs)
+        found["BPF pins"] = " ".join(sorted(str(path) for path in self.pins.rglob("*")))
         found["ipset"] = " ".join(sorted(self.lab.inside(host, set_names)))
         return found
 
@@ -211,3 +240,12 @@ class Monitor:
 def set_names() -> list[str]:
     with IPSet() as ipset:
         return [message.get_attr("IPSET_ATTR_SETNAME") for message in ipset.list()]
+
+
+def linked_programs() -> str:
+    """Numbers of the programs on the interface's tcx hooks, or why there can be none."""
+    try:
+        number = socket.if_nametoindex(INTERFACE)
+        return str({side: bpfprog.programs_on(number, kind) for side, kind in tcx.TYPES.items()})
+    except HostError as error:  # no libbpf, or a kernel without tcx
+        return str(error)

@@ -59,6 +59,8 @@ class Lab:
             Host(name, self.prefix + name, f"02:00:00:00:77:0{n}", f"10.77.0.{n}", f"fd77::{n}")
             for n, name in enumerate(("tenant", "service", "attacker"), start=1)
         )
+        self.bpffs = self.directory / "bpf"
+        self._mounted = False
         self._started: list[subprocess.Popen[Any]] = []
         self._made: list[Host] = []
 
@@ -93,6 +95,16 @@ class Lab:
             )
             self.ip(self.switch, f"link set {host.name} master {BRIDGE} up")
 
+    def mount_bpffs(self) -> None:
+        """A BPF file system of our own: `ip netns exec` hides the one in /sys, and pins there would be the host's.
+
+        To be called before the daemons start, which see the mounts that there are then. Raises DemoError.
+        """
+        self.bpffs.mkdir(mode=0o700)
+        with uninterrupted():
+            command("mount", "-t", "bpf", "bpf", str(self.bpffs))
+            self._mounted = True
+
     def close(self) -> None:
         """Harmless twice. Ctrl-C does not stop it half-way."""
         with uninterrupted():
@@ -102,6 +114,10 @@ class Lab:
             while self._made:
                 argv = ["ip", "netns", "del", self._made.pop().namespace]
                 subprocess.run(argv, check=False, start_new_session=True)
+            if self._mounted:
+                # Lazy: somebody may be looking around in there. What is pinned goes with it.
+                subprocess.run(["umount", "--lazy", self.bpffs], check=False, start_new_session=True)
+                self._mounted = False
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def left_behind(self) -> list[str]:

@@ -36,16 +36,13 @@ def tell(
             profile["epoch"] in monitor.alarms() and threat >= 0.5,
             f"epoch {profile['epoch']}: threat {threat:.2f}, affected {nodes}",
         )
-        argv = ["nft", "list", "table", "inet", "scentd"]
-        story.command(service.host.argv(*argv))
-        listing = lab.run(service.host, *argv)
-        story.output("\n".join(line for line in listing.splitlines() if "elements" in line or "packets" in line))
+        count, by = dropped(story, lab, service)
         reached = http_answers(lab)
         story.check(
             "the node is quarantined",
-            dropped(listing) > 0 and not reached,
-            f"{delay:.1f} ms from the event to the first dropped packet; HTTP from the node: "
-            + ("answered" if reached else "no answer"),
+            count > 0 and not reached,
+            f"{delay:.1f} ms from the event to the first dropped packet; {count} dropped by {by} so far; "
+            f"HTTP from the node: {'answered' if reached else 'no answer'}",
         )
         released = wait_for("the release", lambda: back(application, last), RELEASE_SECONDS)
         away = released - flow.sent[lost]
@@ -56,6 +53,18 @@ def tell(
         )
         wait_for("HTTP after the release", lambda: http_answers(lab), 5)
     return {"alarm_to_drop_ms": round(delay, 2)}
+
+
+def dropped(story: Story, lab: Lab, service: End) -> tuple[int, str]:
+    """(how many packets of the node were dropped, by what): what comes first on the way in drops them all."""
+    argv = ["nft", "list", "table", "inet", "scentd"]
+    story.command(service.host.argv(*argv))
+    listing = lab.run(service.host, *argv)
+    story.output("\n".join(line for line in listing.splitlines() if "elements" in line or "packets" in line))
+    if not service.offloaded():
+        return counted(listing), "nftables"
+    story.say("The program at tc ingress drops what comes from the node before nftables sees it.")
+    return service.status()["other"]["offload_quarantined"], "the program"
 
 
 def raise_alarm(story: Story, lab: Lab, tenant: End) -> float:
@@ -104,7 +113,7 @@ def http_answers(lab: Lab) -> bool:
     return lab.run(lab.tenant, *argv, statuses=(0, 7, 28)) == "200"
 
 
-def dropped(listing: str) -> int:
+def counted(listing: str) -> int:
     """Packets that the quarantine's counters have seen."""
     words = listing.split()
     return sum(int(words[i + 1]) for i, word in enumerate(words[:-1]) if word == "packets")

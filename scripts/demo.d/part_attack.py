@@ -1,6 +1,6 @@
 """(d) What an attacker on the bridge can do with captured scents: nothing, and each refusal has its reason.
 
-A worker reports its counters once a second, so frames go in batches: item n of a batch is sent 2^n times,
+A queue's worker reports its counters once a second, so frames go in batches: item n of a batch is sent 2^n times,
 and the growth of a counter, read as bits, says which items it counted.
 """
 
@@ -87,6 +87,7 @@ def flip_every_byte(
     todo = [(family, position) for family in FAMILIES for position in range(layout.LEN)]
     reasons: dict[tuple[int, int], str] = {}
     bases = []
+    declined = service.status()["other"]["offload_declined"]
     payload = b"attack flip"
     for start in range(0, len(todo), BATCH):
         bases.append(souvenirs(lab, payload))  # in a new batch a fresh one: what is stale is refused for that
@@ -99,6 +100,12 @@ def flip_every_byte(
         wrong += sum(r not in expected for family in FAMILIES for r in got[family])
         which = f"byte {first}" if first == last else f"bytes {first}-{last}"
         story.output(f"{which:<12} {field:<16} " + "   ".join(f"IPv{f}: {summary(got[f])}" for f in FAMILIES))
+    if service.offloaded():
+        declined = service.status()["other"]["offload_declined"] - declined
+        story.say(
+            f"The program refused them before the host's IP stack, but for {declined} that it left to the queue: "
+            "with another magic it is not a scent, but an option that others may have a use for."
+        )
     came = application.payloads[payload] - len(bases) * len(FAMILIES)
     story.check(
         f"each of {layout.LEN} bytes flipped, both families: refused for its own reason",

@@ -39,9 +39,11 @@ def without_verifier(story: Story, lab: Lab, application: Application) -> None:
 def tell(story: Story, lab: Lab, tenant: End, service: End, nginx: Nginx, application: Application) -> dict[str, Any]:
     """What goes into the JSON: families."""
     before = nginx.served()
+    queued = {end.host.name: end.queued() for end in (tenant, service)}
     application.tapping = True
     records = capture(story, lab, lambda: traffic(story, lab, application))
     served = nginx.served() - before
+    queued = {end.host.name: end.queued() - queued[end.host.name] for end in (tenant, service)}
     families = []
     for family in (4, 6):
         scented, packets = on_the_wire(records, lab, family)
@@ -64,16 +66,35 @@ def tell(story: Story, lab: Lab, tenant: End, service: End, nginx: Nginx, applic
     story.command(service.argv("status"))
     story.output(command(*service.argv("status")))
     application.tapping = False
-    looked, padded = application.packets, application.padded
+    offloaded = service.offloaded()
+    through_the_queues(story, queued, sum(r is not None for r in records), offloaded)
+    nothing_seen(story, application, offloaded)
+    return {"families": families}
+
+
+def through_the_queues(story: Story, queued: dict[str, int], scented: int, offloaded: bool) -> None:
+    """The kernel's own count of what it gave to the queues while the captured packets went by."""
+    numbers = ", ".join(f"{count} on the {name}'s host" for name, count in queued.items())
+    if offloaded:
+        claim, holds = "the queues have nothing to do with it", not any(queued.values())
+    else:
+        claim, holds = "each of them went through a queue on both hosts", min(queued.values()) >= scented
+    story.check(claim, holds, f"{scented} scented packets; in the queues {numbers}")
+
+
+def nothing_seen(story: Story, application: Application, offloaded: bool) -> None:
+    """A queue leaves NOPs in the place of an IPv4 scent; the program makes the header as short as it was."""
+    looked, padded = application.packets, sum(application.padded.values())
     story.check(
         "the application sees no scent",
-        not application.scents and all(looked[k] for k in ("udp4", "udp6", "tap4", "tap6")),
+        not application.scents
+        and all(looked[k] for k in ("udp4", "udp6", "tap4", "tap6"))
+        and not (offloaded and padded),
         f"{sum(looked.values())} packets looked at (UDP by cmsg, TCP by raw socket), 0 scents, "
-        f"{sum(padded.values())} with NOPs where IPv4 had one"
+        f"{padded} with NOPs where IPv4 had one"
         if not application.scents
         else f"scents seen: {dict(application.scents)}",
     )
-    return {"families": families}
 
 
 def traffic(story: Story, lab: Lab, application: Application) -> None:
