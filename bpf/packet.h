@@ -59,7 +59,6 @@ struct packet {
 	__u32 length;			/* of the IP packet, bytes */
 	__u32 protocol;			/* as the tag has it */
 	__u32 fragment;			/* a part of a packet */
-	__u32 dont_fragment;
 	__u32 has_ports;
 	__u32 ports;			/* the transport's first four bytes as in memory, if `has_ports` or ICMP */
 	__u32 transport;		/* where they are, from the IP header */
@@ -127,7 +126,6 @@ static __always_inline enum form parse_ipv4(struct __sk_buff *skb, __u32 at, str
 	p->protocol = p->first[2] >> 8 & 0xff;
 	flags = bpf_ntohs(p->first[1] >> 16);
 	p->fragment = (flags & 0x3fff) != 0;
-	p->dont_fragment = (flags & 0x4000) != 0;
 	p->transport = IPV4_LEN;
 	if ((p->first[0] & 0xff) == 0x4e) {
 		__u32 option;
@@ -165,7 +163,6 @@ static __always_inline enum form parse_ipv6(struct __sk_buff *skb, __u32 at, str
 	p->length = IPV6_LEN + bpf_ntohs(p->first[1] & 0xffff);
 	p->protocol = p->first[1] >> 16 & 0xff;
 	p->fragment = 0;
-	p->dont_fragment = 1;
 	p->transport = IPV6_LEN;
 	if ((p->first[0] & 0xf0) != 0x60)
 		return FORM_DECLINED;

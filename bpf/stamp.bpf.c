@@ -230,6 +230,9 @@ static __always_inline int stamp(struct __sk_buff *skb, __u32 at)
 	out = bpf_map_lookup_elem(&outgoing, &known->number);
 	if (!out || out->expires <= now)
 		return UNSTAMPED(NO_PROFILE);
+	/* Connection tracking reassembles an atomic fragment, too, and drops it behind our header. */
+	if (p.family == 6 && p.transport != IPV6_LEN && !p.fragment)
+		return UNSTAMPED(HEADERS);
 	kept = too_big(skb, at, &p, out->flags, known->detail);
 	if (kept)
 		return kept;

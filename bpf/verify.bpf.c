@@ -158,12 +158,17 @@ static __always_inline struct scent_incoming *sender(struct route *way, const st
 		way->candidate = id.candidate = i;
 		in = bpf_map_lookup_elem(&identities, &id);
 		if (!in)
-			return NULL;
+			break;
 		q.key.scope = SCENT_SCOPE_MEMBER + in->peer;
 		if (find(p->family == 4 ? &s->member4 : &s->member6, &p->source, &q))
 			return in;
 		*verdict = SCENT_VERDICT_WRONG_ADDRESS;
 	}
+	/* Number 0 is no network: the key is known to another of ours. */
+	id.network = 0;
+	id.candidate = 0;
+	if (*verdict == SCENT_VERDICT_UNKNOWN_KEY && bpf_map_lookup_elem(&identities, &id))
+		*verdict = SCENT_VERDICT_WRONG_ADDRESS;
 	return NULL;
 }
 

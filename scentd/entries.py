@@ -180,7 +180,10 @@ def verify_entries(table: VerifyTable, local_addresses: Sequence[str], marks: Ma
     for order, i in enumerate(table.incoming):
         entry = order, i.key_id, incoming_value(i, peers[i.key_id, i.peer])
         values[networks[i.network]].append(entry)
-    identities: dict[bytes, bytes] = {}
+    # Number 0 is no network: there it is only asked whether a key is known at all.
+    identities = {
+        maps.IDENTITY.pack(i.key_id, 0, 0): incoming_value(i, peers[i.key_id, i.peer]) for i in table.incoming
+    }
     for group, number in numbers.items():
         identities |= candidates(number, sorted(chain.from_iterable(values[i] for i in group)))
     return VerifyEntries(prefixes, identities, frozenset(i.pair for i in table.incoming), settings)

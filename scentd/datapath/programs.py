@@ -116,7 +116,9 @@ def make_directory(path: Path) -> None:
         path.rmdir()
     except OSError as error:
         raise HostError(f"datapath.pin_dir {path.parent}: {error.strerror}; {pins.NO_BPFFS}") from None
-    raise HostError(f"datapath.pin_dir {path.parent}: not on a BPF file system; name a directory below one (/sys/fs/bpf)")
+    raise HostError(
+        f"datapath.pin_dir {path.parent}: not on a BPF file system; name a directory below one (/sys/fs/bpf)"
+    )
 
 
 def pinned(pin_dir: str) -> dict[str, int] | None:

@@ -95,6 +95,8 @@ def outbound(config: Config, family: int, offloaded: Offloaded | None = None) ->
         if has_prefixes(config):
             rules.append(f"-A SCENTD-FORWARD {foreign} {COMMENT} -j RETURN")
         rules.append(f"-A SCENTD-FORWARD {COMMENT} -j SCENTD-OUT")
+    if offloaded is not None:  # first: each match on the way to a decision costs a packet what a program does
+        rules += [f"-A SCENTD-OUT -o {name} {PLAIN[family]} {COMMENT} -j RETURN" for name in offloaded.stamping]
     rules += [
         f"-A SCENTD-OUT -o lo {COMMENT} -j RETURN",
         f"-A SCENTD-OUT -m mark --mark {mark:#x}/{mark:#x} {COMMENT} -j RETURN",
@@ -102,10 +104,7 @@ def outbound(config: Config, family: int, offloaded: Offloaded | None = None) ->
     ]
     if has_prefixes(config) and not has_whole_host(config):
         rules.append(f"-A SCENTD-OUT {foreign} {COMMENT} -j RETURN")
-    rules += never_queued("SCENTD-OUT", family)
-    if offloaded is not None:
-        rules += [f"-A SCENTD-OUT -o {name} {PLAIN[family]} {COMMENT} -j RETURN" for name in offloaded.stamping]
-    return [*rules, f"-A SCENTD-OUT {COMMENT} {queue}"]
+    return [*rules, *never_queued("SCENTD-OUT", family), f"-A SCENTD-OUT {COMMENT} {queue}"]
 
 
 def inbound(config: Config, family: int, offloaded: Offloaded | None = None) -> list[str]:
@@ -117,8 +116,8 @@ def inbound(config: Config, family: int, offloaded: Offloaded | None = None) -> 
     queue = to_queue(first, workers, config.verify.fail == "open")
     rules = [
         f"-A PREROUTING {COMMENT} -j SCENTD-IN",
-        f"-A SCENTD-IN -i lo {COMMENT} -j RETURN",
         *decided(config.datapath.mark_verified, offloaded),
+        f"-A SCENTD-IN -i lo {COMMENT} -j RETURN",
         f"-A SCENTD-IN {not_ours(config, family)} {COMMENT} -j RETURN",
         *never_queued("SCENTD-IN", family),
         # Without the daemon path MTU discovery still works: its packets are not scented by the routers that send them.

@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks import dataplane, nfqueue, plot, profiles
 from benchmarks.lab import LabError
+from scentd.errors import HostError
 
 SUITES = {"dataplane": dataplane, "nfqueue": nfqueue, "profiles": profiles}
 
@@ -43,7 +44,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     if suite is not dataplane:
         return suite.run(rounds, args.quick)
     if args.plot:
-        plot.require()  # not after ten minutes
+        plot.require(args.plot)  # not after ten minutes
     result = dataplane.run(rounds, args.quick, args.kinds or tuple(dataplane.KINDS))
     if args.plot:
         plot.draw(result, args.plot)
@@ -56,7 +57,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         result = measured(args)
-    except LabError as error:
+    except (LabError, HostError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -124,14 +124,14 @@ def send(path: str, address: str, seconds: float) -> dict[str, Any]:
             free = WINDOW - (sent - lost - arrived[0])
             count = batch.send(end.fileno(), BATCH) if free >= BATCH else 0
             sent += count
-            before, now = now, time.perf_counter()
+            now = time.perf_counter()
             if count or arrived[0] != seen:
                 last, seen = now, arrived[0]
+            elif now > last + PATIENCE:
+                lost, last = sent - arrived[0], now
             if not count:
-                waits += now - before
-                if now > last + PATIENCE:
-                    lost, last = sent - arrived[0], now
                 time.sleep(PAUSE)
+                waits += time.perf_counter() - now
         carried = arrived[0]
     settle(arrived, sent)
     return {"sent": sent, "arrived": arrived[0], "carried": carried, "seconds": now - start, "waited": waits}

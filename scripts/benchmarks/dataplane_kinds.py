@@ -30,7 +30,7 @@ from scentd.wire import ip
 ENDS = ("near", "far")
 PATIENCE = 20.0  # seconds that an end may take until it is ready
 QUEUE, QUEUE_LENGTH = 100, 4096
-ETHERNET = {4: 0x0800, 6: 0x86DD}
+ETH_P_ALL = 3
 
 
 def until(condition: Callable[[], Any], what: Callable[[], str]) -> Any:
@@ -83,19 +83,18 @@ class Wire(Lab):
         if process in self.started:
             self.started.remove(process)
 
-    def tap(self, end: str, family: int) -> socket.socket:
-        """A packet socket that sees what an end receives of a family before anything else does."""
-        protocol = ETHERNET[family]
+    def tap(self, end: str) -> socket.socket:
+        """A packet socket that sees what an end receives as it is on the wire: one of a single protocol comes later."""
         made: list[socket.socket] = []
 
         def inside() -> None:
             netns.setns(self.names[end])
-            made.append(socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(protocol)))
+            made.append(socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_ALL)))
 
         thread = threading.Thread(target=inside)  # setns(2) moves the calling thread alone
         thread.start()
         thread.join()
-        made[0].bind((INTERFACE, protocol))
+        made[0].bind((INTERFACE, ETH_P_ALL))
         made[0].setblocking(False)
         return made[0]
 

@@ -16,6 +16,7 @@ from benchmarks.lab import LabError, busy
 
 IPERF = "iperf3"
 MARGIN = 30.0  # seconds that a turn may take beyond its own
+ETH_P = {4: 0x0800, 6: 0x86DD}
 SEEN = 100  # round trips whose packets are looked at
 
 
@@ -116,13 +117,13 @@ def asked(kind: Kind, *argv: str, seconds: float) -> str:
 def look(kind: Kind, family: int) -> None:
     """Raise LabError unless each packet on the wire is what the kind claims."""
     seen = 0
-    with kind.lab.tap("far", kind.outer(family)) as tap:
+    with kind.lab.tap("far") as tap:
         latency(kind, family, Length(0, 0, SEEN))
         with suppress(BlockingIOError):
             while True:
-                packet, (_, _, direction, *_) = tap.recvfrom(1 << 16)
-                link_local = packet[0] >> 4 == 6 and packet[8:10] == b"\xfe\x80"
-                if direction == socket.PACKET_OUTGOING or link_local:
+                packet, (_, protocol, direction, *_) = tap.recvfrom(1 << 16)
+                link_local = protocol == ETH_P[6] and packet[8:10] == b"\xfe\x80"
+                if direction == socket.PACKET_OUTGOING or protocol != ETH_P[kind.outer(family)] or link_local:
                     continue
                 seen += 1
                 if not kind.genuine(packet):

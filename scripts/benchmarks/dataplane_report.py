@@ -89,7 +89,10 @@ def table(result: dict[str, Any]) -> str:
         parts.append(peers(result["peers"]))
     parts.append(goals(result))
     parts += [f"{name} is left out: {why}" for name, why in result["left_out"].items()]
-    parts.append(f"medians of {result['rounds']} rounds, least..most; ratios are of turns in the same round")
+    parts.append(
+        f"rounds: {result['rounds']}; medians, least..most; ratios are of turns in the same round; "
+        f"other programs kept the machine {result['busy_before']:.0%} busy before"
+    )
     return "\n\n".join(parts)
 
 

@@ -45,7 +45,7 @@ def test_each_stamping_interface_has_a_way_past_the_queue_and_no_other(family):
     past = [line for line in lines if " -o eth" in line]
     assert [line.split()[3] for line in past] == ["eth0", "eth1"]
     assert all(rules.PLAIN[family] in line and line.endswith("-j RETURN") for line in past)
-    assert lines.index(past[-1]) == len(lines) - 2
+    assert lines.index(past[0]) == 1, "before all other matches of the chain"
     assert "NFQUEUE" in lines[-1]
 
 

@@ -1,0 +1,194 @@
+"""The programs of the packet path without a network: the kernel runs them on single packets (BPF_PROG_TEST_RUN).
+
+Their maps are filled by the functions that the daemon fills them with. A test run makes a frame of Ethernet
+received on lo, whose address is all zeros, with at least a whole IP header behind it. The programs for links
+without a header cannot be run so: the kernel takes 14 bytes for one in any case.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from struct import Struct
+from typing import NamedTuple
+
+import wire_setup as setup
+from msgspec.structs import replace
+
+from scentd import entries, readings
+from scentd.datapath.bpfmap import F_LOCK, RingBuffer
+from scentd.datapath.bpfprog import prog_test_run
+from scentd.datapath.programs import Programs
+from scentd.wire import maps
+
+UNSPEC, SHOT = -1, 2  # TC_ACT_*
+IPV4, IPV6 = 0x0800, 0x86DD
+TO_US = bytes(6)
+MARKS = entries.Marks(verified=0x100, rejected=0x200)
+LONG_NS = 10**15  # eleven days: no test ends a run of fragments, or the lease
+COARSE = 6  # CLOCK_MONOTONIC_COARSE of linux/time.h, the programs' clock
+
+# struct __sk_buff: mark, ingress_ifindex, gso_segs, gso_size; of the rest a test run wants zeros.
+CONTEXT = Struct("=8xI24xI124xI8xI12x")
+
+
+class Run(NamedTuple):
+    """What a program made of a packet. `counts` are the counters that moved, by their names in a worker's report."""
+
+    action: int
+    packet: bytes
+    mark: int
+    counts: dict[str, int]
+    events: list[readings.Event]
+
+
+class Kernel:
+    """Both programs, with the tables of wire_setup unless others are given."""
+
+    def __init__(self) -> None:
+        self._programs = Programs({})
+        self._maps = self._programs.maps
+        self._events: list[readings.Event] = []
+        self._ring = RingBuffer(self._programs.events(), lambda data: self._events.append(readings.parse_event(data)))
+        self._pairs: frozenset[int] = frozenset()
+        # As old as it may be, so that no test depends on its own speed.
+        offset = time.time() - time.monotonic()
+        pairs = {pair.pair: pair for pair in setup.STAMP_TABLE.pairs}
+        sent = [replace(out, expires=time.time() + LONG_NS / 1e9) for out in setup.outgoing()]
+        self.outgoing = dict(entries.outgoing_entry(out, pairs[out.pair], offset) for out in sent)
+
+    def close(self) -> None:
+        self._ring.close()
+        self._programs.close()
+
+    # -- tables ----------------------------------------------------------
+
+    def stamp_by(self, table=setup.STAMP_TABLE, unsigned: Sequence[str] = (), forwarded: bool = False) -> None:
+        made = entries.stamp_entries(table, unsigned, forwarded, LONG_NS)
+        self._configure("stamp", made.prefixes, made.settings)
+
+    def verify_by(self, table=setup.VERIFY_TABLE, marks=MARKS, quarantine: dict[str, int] | None = None) -> None:
+        """`quarantine`: CLOCK_MONOTONIC seconds of release by prefix."""
+        made = entries.verify_entries(table, (), marks)
+        prefixes = made.prefixes | entries.quarantine_entries(quarantine or {})
+        self._configure("verify", prefixes, made.settings_for(prefixes))
+        self._fill("verify.identities", made.identities)
+        self._pairs = made.pairs
+
+    def _configure(self, name: str, prefixes: dict[bytes, bytes], settings: bytes) -> None:
+        self._fill(f"{name}.prefixes", prefixes)
+        for which in (0, 1):
+            self._maps[f"{name}.settings"].update(entries.PAIR.pack(which), settings)
+        self._turn(name)
+
+    def _turn(self, name: str) -> None:
+        """What the program keeps about addresses that it has seen holds until the selector turns."""
+        selector, zero = self._maps[f"{name}.selector"], entries.PAIR.pack(0)
+        [turns] = entries.PAIR.unpack(selector.lookup(zero))
+        selector.update(zero, entries.PAIR.pack(turns + 1))
+
+    def _fill(self, name: str, want: dict[bytes, bytes]) -> None:
+        there = self._maps[name]
+        there.delete_many([key for key, _ in there.items() if key not in want])
+        there.update_many(want.items())
+
+    def fresh_stamper(self) -> None:
+        """Nothing was sent in this epoch."""
+        self._fill("stamp.outgoing", self.outgoing)
+
+    def expired_stamper(self) -> None:
+        """What there is to send has expired: when the host booted."""
+        at, size = maps.OUTGOING_EXPIRES_AT, Struct("=Q").size
+        expired = {key: value[:at] + bytes(size) + value[at + size :] for key, value in self.outgoing.items()}
+        self._fill("stamp.outgoing", expired)
+
+    def forget_pairs(self) -> None:
+        """The daemon has made no memory for them yet."""
+        self._fill("verify.receiving", {})
+        self._turn("verify")
+
+    def fresh_verifier(self, forget: bool = True) -> None:
+        """Nothing was seen yet; with `forget` no processor remembers addresses either."""
+        empty = bytes(maps.RECEIVING_SIZE)
+        self._fill("verify.receiving", {entries.PAIR.pack(pair): empty for pair in self._pairs})
+        self._fill("verify.nodes", {})
+        if forget:
+            self._turn("verify")
+
+    # -- packets ---------------------------------------------------------
+
+    def stamp(self, packet: bytes, **frame) -> Run:
+        return self._run("stamp", packet, **frame)
+
+    def verify(self, packet: bytes, now: float, lease: int = LONG_NS, **frame) -> Run:
+        """`now`: Unix seconds, to the next tick of the programs' clock; `lease`: ns that are left of it."""
+        self._set_clock(time.clock_gettime_ns(COARSE), now, lease)
+        return self._run("verify", packet, **frame)
+
+    def verify_all(self, packets: Iterable[tuple[bytes, float]]) -> list[Run]:
+        """What becomes of packets one after the other, from nothing seen on, each at exactly its Unix time."""
+        planned = list(packets)
+        while True:
+            self.fresh_verifier()
+            ran = []
+            for packet, now in planned:
+                tick = time.clock_gettime_ns(COARSE)
+                self._set_clock(tick, now, LONG_NS)
+                ran.append(self._run("verify", packet))
+                if time.clock_gettime_ns(COARSE) != tick:
+                    break
+            else:
+                return ran
+
+    def _set_clock(self, tick: int, now: float, lease: int) -> None:
+        clock = maps.CLOCK.pack(entries.nanoseconds(now) - tick, max(tick + lease, 0))
+        self._maps["verify.clock"].update(entries.PAIR.pack(0), clock)
+
+    def _run(
+        self,
+        name: str,
+        packet: bytes,
+        kind: int | None = None,
+        destination: bytes = TO_US,
+        mark: int = 0,
+        received_on: int = 0,
+        segments: int = 0,
+        segment_size: int = 0,
+    ) -> Run:
+        if kind is None:
+            kind = IPV6 if packet[:1] and packet[0] >> 4 == 6 else IPV4
+        header = destination + bytes(6) + kind.to_bytes(2, "big")
+        before = self._counts(name)
+        self._events.clear()
+        program = self._programs.program("egress" if name == "stamp" else "ingress", len(header))
+        context = CONTEXT.pack(mark, received_on, segments, segment_size)
+        action, frame, context, _ = prog_test_run(program, header + packet, context)
+        assert frame[: len(header)] == header
+        self._ring.consume()
+        after = self._counts(name)
+        moved = {counter: n - before.get(counter, 0) for counter, n in after.items() if n != before.get(counter, 0)}
+        return Run(action, frame[len(header) :], CONTEXT.unpack(context)[0], moved, list(self._events))
+
+    def _counts(self, name: str) -> dict[str, int]:
+        size, read = {
+            "stamp": (maps.STAMP_COUNTERS, readings.counters_stamp),
+            "verify": (maps.VERIFY_COUNTERS, readings.counters_verify),
+        }[name]
+        totals = [0] * size
+        for key, value in self._maps[f"{name}.counters"].items():
+            processors = Struct(f"={len(value) // 8}Q").unpack(value)
+            totals[entries.PAIR.unpack(key)[0]] = sum(processors)
+        return read(totals)
+
+    # -- what was kept ---------------------------------------------------
+
+    def states(self) -> dict[int, readings.Receiving]:
+        found = self._maps["verify.receiving"].items(F_LOCK)
+        return {entries.PAIR.unpack(key)[0]: readings.parse_receiving(value) for key, value in found}
+
+    def nodes(self) -> dict[int, set[bytes]]:
+        """Source addresses of accepted packets, by pair."""
+        made: dict[int, set[bytes]] = {}
+        for pair, address in map(readings.node, self._maps["verify.nodes"].keys()):
+            made.setdefault(pair, set()).add(address)
+        return made
