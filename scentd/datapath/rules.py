@@ -5,7 +5,7 @@ Own chains in two tables, IPv4 and IPv6 alike, one transaction a table and famil
     mangle   OUTPUT      -> SCENTD-OUT      to peers: to the stamp queues
              FORWARD     -> SCENTD-FORWARD  the same for our networks' nodes, if asked for
              PREROUTING  -> SCENTD-IN       from peers, with a scent, or anything: to the verify queues
-    filter   INPUT, FORWARD (first) -> SCENTD-REJECT   RST or "administratively prohibited"
+    filter   INPUT, FORWARD (first) -> SCENTD-REJECT   RST or "administratively prohibited", if anybody is to be told
 
 With the offload (ebpf.py) the queues get what its programs decline: packets with options or extension headers on
 the way out, and on the way in what does not bear the mark `mark_verified`.
@@ -66,18 +66,26 @@ class Offloaded(NamedTuple):
 
 def wanted(config: Config, family: int, offloaded: Offloaded | None = None) -> dict[str, list[str]]:
     """The lines of each table, as `iptables -S` prints them. `family` is 4 or 6; None: there is no offload."""
+    mangle = outbound(config, family, offloaded) + inbound(config, family, offloaded)
+    return {"mangle": [*new_chains(mangle), *mangle], "filter": rejecting(config, family) if rejects(config) else []}
+
+
+def rejects(config: Config) -> bool:
+    """Whether anybody is to be told; a table without rules of anybody costs packets nothing."""
+    peers = (t for p in config.peer for t in (p.rejected, p.absent, p.absent_ipv6_fragments))
+    return "reject" in (config.verify.rejected, config.verify.absent, *peers)
+
+
+def rejecting(config: Config, family: int) -> list[str]:
+    """What the verifier marked gets an answer."""
     mark = config.datapath.mark_rejected
     rejected = f"-m mark --mark {mark:#x}/{mark:#x}"
-    mangle = outbound(config, family, offloaded) + inbound(config, family, offloaded)
-    return {
-        "mangle": [*new_chains(mangle), *mangle],
-        "filter": [
-            "-N SCENTD-REJECT",
-            *(f"-A {chain} {rejected} {COMMENT} -j SCENTD-REJECT" for chain in JUMPS_FIRST),
-            f"-A SCENTD-REJECT -p tcp {COMMENT} -j REJECT --reject-with tcp-reset",
-            f"-A SCENTD-REJECT {COMMENT} -j REJECT --reject-with {PROHIBITED[family]}",
-        ],
-    }
+    return [
+        "-N SCENTD-REJECT",
+        *(f"-A {chain} {rejected} {COMMENT} -j SCENTD-REJECT" for chain in JUMPS_FIRST),
+        f"-A SCENTD-REJECT -p tcp {COMMENT} -j REJECT --reject-with tcp-reset",
+        f"-A SCENTD-REJECT {COMMENT} -j REJECT --reject-with {PROHIBITED[family]}",
+    ]
 
 
 def new_chains(rules: list[str]) -> list[str]:
@@ -176,7 +184,8 @@ def to_queue(first: int, workers: int, bypass: bool) -> str:
 
 def text(want: Tables, have: Tables | None = None) -> str:
     """Input for `iptables-restore --noflush` that turns what is there (`have`) into what is wanted."""
-    return "".join(transaction(table, want[table], (have or {}).get(table, [])) for table in TABLES)
+    there = {table: (have or {}).get(table, []) for table in TABLES}
+    return "".join(transaction(t, want[t], there[t]) for t in TABLES if want[t] or own(there[t]))
 
 
 def removal(have: Tables) -> str:

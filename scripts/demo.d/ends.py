@@ -175,8 +175,8 @@ class End:
             return False
 
     def _has_rules(self) -> bool:
-        """The control socket is there before the rules are; the filter table's are the last."""
-        return "SCENTD-REJECT" in self.lab.run(self.host, "ip6tables", "-w", "-S")
+        """The control socket is there before the rules are; those of IPv6 are the last."""
+        return "SCENTD-IN" in self.lab.run(self.host, "ip6tables", "-w", "-t", "mangle", "-S")
 
     def status(self) -> dict[str, Any]:
         return ask(self.socket, {"command": "status"})

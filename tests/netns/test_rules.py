@@ -179,10 +179,18 @@ def test_jumps_of_others_are_not_ours():
 
 
 def test_a_foreign_rule_above_the_refusal_is_a_difference():
-    want = rules.wanted(config(), 4)
+    want = rules.wanted(config(verify=Verify(rejected="reject")), 4)
     filled = {"mangle": want["mangle"], "filter": ["-A INPUT -j ACCEPT", *want["filter"]]}
     assert rules.same(want, want)
     assert not rules.same(want, filled)
+
+
+def test_nobody_told_no_rules_in_filter():
+    for told in (Verify(rejected="reject"), Verify(absent="reject")):
+        assert rules.wanted(config(verify=told), 4)["filter"]
+    assert rules.wanted(config(), 4)["filter"] == []
+    assert "*filter" not in rules.text(rules.wanted(config(), 4))
+    assert "-X SCENTD-REJECT" in rules.text(rules.wanted(config(), 4), {"filter": ["-N SCENTD-REJECT"]})
 
 
 def test_explanations_name_the_way_out():
@@ -288,7 +296,7 @@ def test_apply_is_idempotent_and_remove_leaves_others_alone(sender, backend, for
         sender.run(program, "-A", "INPUT", "-p", "udp", "-j", "ACCEPT")
         sender.run(program, "-N", "OTHER")
     foreign = [sender.call(rules.installed, family) for family in (4, 6)]
-    wish = config(local=local, stamp=Stamp(forwarded=forwarded), verify=Verify(absent="drop"))
+    wish = config(local=local, stamp=Stamp(forwarded=forwarded), verify=Verify(rejected="reject", absent="drop"))
     sender.call(sets.apply, wish)
     assert sender.call(rules.apply, wish)
     first = [sender.call(rules.installed, family) for family in (4, 6)]
@@ -310,7 +318,7 @@ def test_apply_is_idempotent_and_remove_leaves_others_alone(sender, backend, for
 
 @pytest.mark.netns
 def test_apply_restores_its_place_before_other_rules(sender):
-    wish = config()
+    wish = config(verify=Verify(rejected="reject"))
     install(sender, wish)
     sender.run("iptables", "-I", "INPUT", "-j", "ACCEPT")
     assert "differs" in sender.call(rules.show, wish)
@@ -526,7 +534,7 @@ def test_a_marked_packet_is_refused_to_its_sender(sender, receiver, address, opt
                 return error.errno or 0
             return 0
 
-    install(receiver, config())
+    install(receiver, config(verify=Verify(rejected="reject")))
     listener = receiver.call(lambda: socket.create_server((address, 80), family=family_of(address)))
     with listener, heard(receiver, address) as s:
         with Queues(receiver, mark=0) as queues:
