@@ -251,6 +251,12 @@ static __always_inline int note(const struct scent_verify_settings *s, struct sc
 		before = state->before;
 		since = state->since;
 	} else if (!(state->seen >> index & 1)) {
+		if (!state->family) {	/* the queue began this epoch, and the daemon told us no more than its number */
+			state->glance = glance;
+			state->family = p->family;
+			*(__u64 *)state->source = p->source.words[0];
+			*(__u64 *)(state->source + 8) = p->source.words[1];
+		}
 		store_fragment(state->sealed + SCENT_FRAGMENT_LEN * index, r);
 		state->seen |= 1U << index;
 		whole = state->seen == (1U << SCENT_FRAGMENTS) - 1;
@@ -308,6 +314,9 @@ static __always_inline int check(struct __sk_buff *skb, __u32 at, struct route *
 	in = sender(way, p, r, &verdict);
 	if (!in)
 		return verdict;
+	/* A router's fragments carry the scent of the whole, whose ports they lack: behind defragmentation it fits again. */
+	if (p->fragment && flags & SCENT_FLAG_PORTS)
+		return UNDECIDED;
 	if (!binding_holds(skb, at, p, flags, in->flags & SCENT_PAIR_SENDER))
 		return SCENT_VERDICT_WRONG_BINDING;
 	if (epoch > now + s->max_future)

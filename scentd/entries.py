@@ -131,6 +131,16 @@ def routes(
     return made
 
 
+def pair_flags(pair: StampPair) -> int:
+    return maps.PAIR_SENDER * pair.sender_bound | maps.PAIR_IPV6_FRAGMENTS * pair.ipv6_fragments
+
+
+def with_flags(value: bytes, pair: StampPair) -> bytes:
+    """A struct scent_outgoing with the flags that its pair has now."""
+    at = maps.OUTGOING_FLAGS_AT
+    return value[:at] + PAIR.pack(pair_flags(pair)) + value[at + PAIR.size :]
+
+
 def outgoing_entry(out: Outgoing, pair: StampPair, monotonic_offset: float) -> tuple[bytes, bytes]:
     """A pair's new epoch: its key, and a struct scent_outgoing of which nothing has been sent.
 
@@ -146,7 +156,7 @@ def outgoing_entry(out: Outgoing, pair: StampPair, monotonic_offset: float) -> t
         sent,
         index,
         out.epoch,
-        maps.PAIR_SENDER * pair.sender_bound | maps.PAIR_IPV6_FRAGMENTS * pair.ipv6_fragments,
+        pair_flags(pair),
         b"".join(head[8:].ljust(maps.PIECE_SIZE, b"\0") for head in heads),
     )
     return PAIR.pack(out.pair), value

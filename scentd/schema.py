@@ -8,6 +8,7 @@ the leaves.
 from __future__ import annotations
 
 import difflib
+import functools
 import types
 import typing
 from typing import Annotated, Any
@@ -70,9 +71,8 @@ def convert_struct(data: Any, variants: list[type[Table]], path: str, problems: 
     if struct is None:
         return None
     tag_field = struct.__struct_config__.tag_field
-    hints = typing.get_type_hints(struct, include_extras=True)
+    hints, fields = members(struct)
     values = {}
-    fields = {f.encode_name: f for f in msgspec.structs.fields(struct)}
     for key, value in data.items():
         if key in fields:
             name, before = fields[key].name, len(problems)
@@ -88,6 +88,13 @@ def convert_struct(data: Any, variants: list[type[Table]], path: str, problems: 
     made = struct(**values)
     problems += made.mistakes(path)
     return made
+
+
+@functools.cache
+def members(struct: type[Table]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Types by attribute name, and fields by their names in the file. Looking them up takes longer than converting."""
+    fields = {f.encode_name: f for f in msgspec.structs.fields(struct)}
+    return typing.get_type_hints(struct, include_extras=True), fields
 
 
 def pick_variant(
@@ -116,8 +123,10 @@ def suggestion(key: str, known: Any) -> str:
 
 def duplicates(section: str, names: list[str]) -> list[str]:
     """Mistakes of an array of tables whose names are not unique."""
-    return [
-        f"{section}[{i}].name: {name!r} is there already; names are unique"
-        for i, name in enumerate(names)
-        if name in names[:i]
-    ]
+    seen: set[str] = set()
+    problems = []
+    for i, name in enumerate(names):
+        if name in seen:
+            problems.append(f"{section}[{i}].name: {name!r} is there already; names are unique")
+        seen.add(name)
+    return problems

@@ -89,7 +89,8 @@ class Receiver:
         if view is None:
             return False
         now = time.time()
-        view.take_nodes([fragment.source], now)
+        if fragment.source:  # unknown if the queue began the epoch and the offload went on
+            view.take_nodes([fragment.source], now)
         alarmed = view.take_glance(fragment.epoch, fragment.load, fragment.threat) and fragment.threat >= ALARM_THREAT
         sealed = self._assembler.add(fragment)
         return (sealed is not None and self._on_sealed(fragment, sealed, view, now)) or alarmed

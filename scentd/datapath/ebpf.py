@@ -141,6 +141,9 @@ class Offload:
         outgoing.delete_many(foreign)
         self._write("stamp", want.prefixes, want.settings_for)
         outgoing.delete_many(key for key, pair in there.items() if pair not in self._pairs)
+        stay = [(key, value) for key, value in outgoing.items() if there.get(key) in self._pairs]
+        changed = [(key, value, entries.with_flags(value, self._pairs[there[key]])) for key, value in stay]
+        outgoing.update_many((key, new) for key, old, new in changed if new != old)
 
     def _accept(self, want: VerifyEntries) -> None:
         identities, receiving = self._map("verify.identities"), self._map("verify.receiving")

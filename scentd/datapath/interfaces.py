@@ -50,7 +50,8 @@ class Interfaces:
         number, served = interface.number, set[Place]()
         self._mechanism = self._attacher.attach(number, "ingress", programs.program("ingress", interface.header))
         served.add((number, "ingress"))
-        if number in leading and not interface.name.endswith("+"):  # to iptables such a name is a pattern
+        pattern = interface.name.endswith("+")  # to iptables
+        if number in leading and not pattern and attach.finishes_checksums(interface.name):
             self._attacher.attach(number, "egress", programs.program("egress", interface.header))
             served.add((number, "egress"))
         return served
@@ -61,8 +62,10 @@ class Interfaces:
             self._attacher.detach(number, direction)
 
     def lost(self) -> bool:
-        """Whether a program that we attached is not there any more."""
-        return not self._wanted <= self._attacher.attached()
+        """Whether a program that we attached is not there any more, or should not be: a bridge may be filtered now."""
+        verifying = {i.number for i in attach.interfaces() if i.header is not None}
+        late = {number for number, direction in self._wanted if direction == "ingress"} - verifying
+        return bool(late) or not self._wanted <= self._attacher.attached()
 
     def describe(self) -> dict:
         """For status."""
