@@ -113,14 +113,17 @@ def interfaces() -> list[Interface]:
 def header_of(link: Any) -> int | None:
     """Where iptables sees packets at a bridge's ports (br_netfilter), a program on the bridge would come too late."""
     info = link.get_attr("IFLA_LINKINFO")
-    if info is not None and info.get_attr("IFLA_INFO_KIND") == "bridge" and is_filtered(link.get_attr("IFLA_IFNAME")):
+    if info is not None and info.get_attr("IFLA_INFO_KIND") == "bridge" and is_filtered(info):
         return None
     return HEADERS.get(link["ifi_type"])
 
 
-def is_filtered(bridge: str) -> bool:
-    switches = [Path(f"/proc/sys/net/bridge/bridge-nf-call-{program}") for program in ("iptables", "ip6tables")]
-    switches += [Path(f"/sys/class/net/{bridge}/bridge/nf_call_{program}") for program in ("iptables", "ip6tables")]
+def is_filtered(bridge: Any) -> bool:
+    own = bridge.get_attr("IFLA_INFO_DATA")
+    programs = ("iptables", "ip6tables")
+    if own is not None and any(own.get_attr(f"IFLA_BR_NF_CALL_{p.upper()}") for p in programs):
+        return True
+    switches = [Path(f"/proc/sys/net/bridge/bridge-nf-call-{p}") for p in programs]
     return any(switch.exists() and switch.read_text().strip() == "1" for switch in switches)
 
 
