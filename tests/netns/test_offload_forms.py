@@ -178,7 +178,9 @@ def whole(host: Host) -> list[str]:
     return [f"10.9.0.{number}", f"fd00:9::{number}", f"10.1.0.{number}", f"fd00:1::{number}"]
 
 
-@pytest.mark.parametrize(("make", "scents"), [(bridge, 1), (filtered_bridge, 1), (vlan, 1), (macvlan, 1), (vxlan, 2), (tun, 1)])
+@pytest.mark.parametrize(
+    ("make", "scents"), [(bridge, 1), (filtered_bridge, 1), (vlan, 1), (macvlan, 1), (vxlan, 2), (tun, 1)]
+)
 def test_interfaces_scent_exactly_once(tmp_path, make, scents):
     with carried(make, tmp_path) as (a, b):
         assert a.status()["datapath"] == b.status()["datapath"] == "nfqueue+ebpf"
