@@ -84,7 +84,7 @@ enum scent_pair_flags {
  */
 struct scent_stamp_settings {
 	__u64 run;			/* ns for which packets of a pair share a fragment */
-	__u32 forwarded;		/* stamp forwarded packets, too */
+	__u32 forwarded;		/* the mark of forwarded packets that are stamped, 0: none are */
 	__u32 padding;
 	struct scent_lengths local4;
 	struct scent_lengths local6;

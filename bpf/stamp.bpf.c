@@ -208,8 +208,13 @@ static __always_inline int stamp(struct __sk_buff *skb, __u32 at)
 	which = *turn;
 	index = which & 1;
 	s = bpf_map_lookup_elem(&settings, &index);
-	if (!s || (skb->ingress_ifindex && !s->forwarded))
+	if (!s)
 		return UNCOUNTED;
+	if (skb->ingress_ifindex) {
+		if (!(skb->mark & s->forwarded))
+			return UNCOUNTED;
+		skb->mark &= ~s->forwarded;
+	}
 	form = parse(skb, at, &p);
 	if (form == FORM_NONE || form == FORM_SCENTED || is_neighbourly(&p))
 		return UNCOUNTED;

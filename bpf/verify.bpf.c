@@ -314,9 +314,6 @@ static __always_inline int check(struct __sk_buff *skb, __u32 at, struct route *
 	in = sender(way, p, r, &verdict);
 	if (!in)
 		return verdict;
-	/* A router's fragments carry the scent of the whole, whose ports they lack: behind defragmentation it fits again. */
-	if (p->fragment && flags & SCENT_FLAG_PORTS)
-		return UNDECIDED;
 	if (!binding_holds(skb, at, p, flags, in->flags & SCENT_PAIR_SENDER))
 		return SCENT_VERDICT_WRONG_BINDING;
 	if (epoch > now + s->max_future)
@@ -408,6 +405,45 @@ static __always_inline void absent(struct __sk_buff *skb, __u32 at, const struct
 	o->treatment = treatments >> shift & 3;
 }
 
+/* Whether a declined packet is a part of one; of IPv6 headers so many are looked at, and more are taken for a part. */
+static __always_inline int is_part(struct __sk_buff *skb, __u32 at, const struct packet *p)
+{
+	__u32 next = p->first[1] >> 16 & 0xff, offset = IPV6_LEN;
+	__u8 head[4];
+
+	if (p->family == 4)
+		return p->fragment;
+	for (int i = 0; i < 4; i++) {
+		if (bpf_skb_load_bytes(skb, at + (offset & 0xffff), head, 4))
+			return 0;
+		if (next == IPPROTO_FRAGMENT)
+			return head[2] | (head[3] & 0xf9);
+		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS)
+			return 0;
+		next = head[0];
+		offset += (head[1] + 1) * 8;
+	}
+	return 1;
+}
+
+/*
+ * The queue's to judge. But a part must not get to defragmentation unjudged: the whole has the mark of its first part.
+ * Where unscented packets are not welcome it is one of them.
+ */
+static __always_inline void declined(struct __sk_buff *skb, __u32 at, const struct scent_verify_settings *s,
+				     const struct packet *p, struct outcome *o)
+{
+	__u32 treatments = treatments_of(s, p);
+	__u32 shift = p->family == 6 ? SCENT_TREATMENTS_ABSENT_IPV6_FRAGMENT : SCENT_TREATMENTS_ABSENT;
+
+	o->verdict = UNDECIDED;
+	if (!(treatments >> SCENT_TREATMENTS_EXPECTED & 1) || (treatments >> shift & 3) == SCENT_TREATMENT_PASS ||
+	    !is_part(skb, at, p))
+		return;
+	o->verdict = SCENT_VERDICT_ABSENT;
+	o->treatment = treatments >> shift & 3;
+}
+
 static __always_inline void scented(struct __sk_buff *skb, __u32 at, struct route *way, struct packet *p, __u64 now,
 				    struct outcome *o)
 {
@@ -493,6 +529,7 @@ static __always_inline int verify(struct __sk_buff *skb, __u32 at)
 	struct route way = {};
 	struct packet p = {};
 	enum form form;
+	__u32 marks;
 	__u64 now;
 
 	if (!turn || !time)
@@ -502,9 +539,10 @@ static __always_inline int verify(struct __sk_buff *skb, __u32 at)
 	way.settings = s = bpf_map_lookup_elem(&settings, &index);
 	if (!s)
 		return TC_ACT_UNSPEC;
-	/* A packet out of a tunnel has the mark of the one that it came in, which says nothing of it. */
-	if (skb->mark & s->mark_verified)
-		skb->mark &= ~s->mark_verified;
+	/* A packet out of a tunnel may have the marks of the one that it came in, which say nothing of it. */
+	marks = s->mark_verified | s->mark_rejected | s->mark_glance;
+	if (skb->mark & marks)
+		skb->mark &= ~marks;
 	now = bpf_ktime_get_coarse_ns();
 	/* A tagged frame comes by once more on its VLAN's interface; group addresses are nobody's. */
 	if (now > time->until || skb->pkt_type != 0 || (skb->vlan_present && skb->vlan_tci & 0xfff))
@@ -518,7 +556,9 @@ static __always_inline int verify(struct __sk_buff *skb, __u32 at)
 	}
 	if (find_way(&way, &p))
 		return TC_ACT_UNSPEC;
-	if (form == FORM_DECLINED || is_too_big(&p))
+	if (form == FORM_DECLINED)
+		declined(skb, at, s, &p, &o);
+	else if (is_too_big(&p))
 		o.verdict = UNDECIDED;
 	else if (form == FORM_SCENTED)
 		scented(skb, at, &way, &p, now + time->offset, &o);

@@ -236,7 +236,7 @@ def why_to_stay(config: Config) -> str:
     if config.verify.fail == "closed":
         return "the daemon crashed and verify.fail is closed"
     restarted = os.environ.get("EXIT_STATUS") != str(USAGE)  # not before the configuration is mended
-    going_on = restarted and in_place(config.datapath.pin_dir) is not None
+    going_on = restarted and in_place(config.datapath.pin_dir, ()) is not None
     return "the daemon crashed and its programs go on" if going_on else ""
 
 

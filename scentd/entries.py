@@ -19,6 +19,7 @@ from scentd.stamp import IP_MAX
 from scentd.tables import Incoming, Outgoing, StampPair, StampTable, Treatments, VerifyTable
 from scentd.wire import maps, tag
 
+SHARED = 1 << 28  # numbers from here on are of what networks share; pairs are fewer
 PAIR = Struct("=I")  # the key of the maps by pair
 QUEUE_INSTEAD = 'until then the queue does the work, as with datapath.offload = "off"'
 # Whose prefix lengths the settings hold, in the order of the structs; what the user calls them.
@@ -77,8 +78,10 @@ def diff(have: Mapping[bytes, bytes], want: Mapping[bytes, bytes]) -> tuple[list
 # -- stamping ------------------------------------------------------------
 
 
-def stamp_entries(table: StampTable, unsigned: Sequence[str], forwarded: bool, run_ns: int) -> StampEntries:
-    """`unsigned` are prefixes of our networks that sign nothing: what they send to peers is only counted.
+def stamp_entries(table: StampTable, unsigned: Sequence[str], forwarded: int, run_ns: int) -> StampEntries:
+    """`forwarded`: the packet mark of forwarded packets that are stamped, 0 for none.
+
+    `unsigned` are prefixes of our networks that sign nothing: what they send to peers is only counted.
 
     Raises HostError for more prefix lengths than the program knows.
     """
@@ -90,7 +93,7 @@ def stamp_entries(table: StampTable, unsigned: Sequence[str], forwarded: bool, r
         prefixes |= routes(number, reached, pairs)
     silent = outside(map(place, unsigned), networks)
     if silent:
-        number = max(networks.values(), default=-1) + 1
+        number = SHARED
         prefixes |= {prefix_key(maps.SCOPE_LOCAL, p): prefix_value(number) for p in silent}
         prefixes |= {prefix_key(maps.SCOPE_ROUTE + number, p): prefix_value(maps.NO_PAIR, IP_MAX) for p in peers}
     settings = maps.STAMP_SETTINGS.pack(run_ns, forwarded, 0, *lengths(prefixes, STAMP_SCOPES))
@@ -175,7 +178,10 @@ def verify_entries(table: VerifyTable, local_addresses: Sequence[str], marks: Ma
     for incoming in table.incoming:
         peers.setdefault((incoming.key_id, incoming.peer), incoming.pair)
     networks = {network: i for i, network in enumerate(dict.fromkeys(i.network for i in table.incoming))}
-    local, numbers = destinations_of(list(networks), local_addresses)
+    first: dict[tuple[str, ...], int] = {}
+    for incoming in table.incoming:
+        first[incoming.network] = min(first.get(incoming.network, incoming.pair), incoming.pair)
+    local, numbers = destinations_of(list(networks), [1 + first[n] for n in networks], local_addresses)
     prefixes = {prefix_key(maps.SCOPE_LOCAL, p): prefix_value(number) for p, number in local.items()}
     for (_, addresses), number in peers.items():
         prefixes |= {prefix_key(maps.SCOPE_MEMBER + number, place(a)): prefix_value(number) for a in addresses}
@@ -200,14 +206,14 @@ def verify_entries(table: VerifyTable, local_addresses: Sequence[str], marks: Ma
 
 
 def destinations_of(
-    networks: Sequence[tuple[str, ...]], local_addresses: Sequence[str]
+    networks: Sequence[tuple[str, ...]], own: Sequence[int], local_addresses: Sequence[str]
 ) -> tuple[dict[Place, int], dict[frozenset[int], int]]:
     """(number by local prefix, number by the networks that it lies in, as indices).
 
-    A network's number is its index and one. Where networks overlap, a scent may be of any of them, so
+    `own` are the networks' numbers, which last over reloads. Where networks overlap, a scent may be of any of them, so
     what they share has a number of its own.
     """
-    numbers = {frozenset((i,)): i + 1 for i in range(len(networks))}
+    numbers = {frozenset((i,)): number for i, number in enumerate(own)}
     owners: dict[Place, set[int]] = {}
     for i, network in enumerate(networks):
         for text in network or local_addresses:
@@ -215,7 +221,7 @@ def destinations_of(
     groups: dict[Place, frozenset[int]] = {}
     for prefix, around in nested(owners):
         groups[prefix] = frozenset(owners[prefix]) | (groups[around] if around else frozenset())
-        numbers.setdefault(groups[prefix], len(numbers) + 1)
+        numbers.setdefault(groups[prefix], SHARED + len(numbers))
     return {prefix: numbers[group] for prefix, group in groups.items()}, numbers
 
 

@@ -82,10 +82,12 @@ class Pairs:
     def stamp_table(self, limits: Sequence[tuple[str, int]]) -> StampTable:
         """`limits` are full path MTUs by destination prefix."""
         senders = [n for n in self.config.network if n.collect]
-        networks = {n.name: i for i, n in enumerate(senders)}
+        # By the first of its pairs: the number of a network lasts over reloads as those of pairs do.
+        first = {p.network.name: p.number for p in sorted(self.all, key=lambda p: -p.number)}
+        networks = {n.name: first[n.name] for n in senders if n.name in first}
         peers = {p.name: i for i, p in enumerate(self.config.peer)}
         return StampTable(
-            networks=tuple((prefix, networks[n.name]) for n in senders for prefix in n.addresses or ANY),
+            networks=tuple((a, networks[n.name]) for n in senders if n.name in networks for a in n.addresses or ANY),
             peers=tuple((prefix, peers[p.name]) for p in self.config.peer if p.stamp for prefix in p.addresses),
             pairs=tuple(
                 StampPair(

@@ -32,10 +32,11 @@ Mechanism = Literal["tcx", "clsact"]
 
 NO_TCX = {errno.EINVAL, errno.EOPNOTSUPP, ENOTSUPP}
 IFF_LOOPBACK = 8
+MACVLAN_PASSTHRU = 8  # linux/if_link.h
 SIOCETHTOOL, ETHTOOL_GTXCSUM = 0x8946, 0x16  # linux/sockios.h, linux/ethtool.h
 # Bytes in front of the IP header that a program sees, by ARPHRD_*: Ethernet; NONE (tun, WireGuard), TUNNEL, TUNNEL6,
-# SIT, IPGRE, PPP, RAWIP.
-HEADERS = {1: 14, 65534: 0, 768: 0, 769: 0, 776: 0, 778: 0, 512: 0, 519: 0}
+# SIT, PPP, RAWIP. Not IPGRE: without a fixed remote the outer header is the link layer.
+HEADERS = {1: 14, 65534: 0, 768: 0, 769: 0, 776: 0, 512: 0, 519: 0}
 
 
 class Interface(NamedTuple):
@@ -47,6 +48,7 @@ class Interface(NamedTuple):
     number: int
     name: str
     header: int | None
+    vrf: bool = False
 
 
 class Attacher:
@@ -91,6 +93,10 @@ class Attacher:
         """Where programs of ours are, by either mechanism, whoever attached them."""
         return self._links.attached() | clsact.attached()
 
+    def foreign(self) -> bool:
+        """Whether the directory is that of a daemon in another network namespace."""
+        return self._links.foreign()
+
     def remove(self) -> None:
         """All that is ours: every link pinned in the directory, every filter in this namespace."""
         self._links.remove()
@@ -103,17 +109,38 @@ def interfaces() -> list[Interface]:
     Raises HostError.
     """
     with clsact.netlink() as ip:
-        return [
-            Interface(link["index"], link.get_attr("IFLA_IFNAME"), header_of(link))
-            for link in ip.get_links()
-            if not link["flags"] & IFF_LOOPBACK and is_free(link)
-        ]
+        links = list(ip.get_links())
+    below = {link.get_attr("IFLA_LINK") for link in links if shares_packets(link)}
+    return [
+        Interface(
+            link["index"],
+            link.get_attr("IFLA_IFNAME"),
+            None if link["index"] in below else header_of(link),
+            kind_of(link) == "vrf",
+        )
+        for link in links
+        if not link["flags"] & IFF_LOOPBACK and is_free(link)
+    ]
+
+
+def kind_of(link: Any) -> str | None:
+    info = link.get_attr("IFLA_LINKINFO")
+    return None if info is None else info.get_attr("IFLA_INFO_KIND")
+
+
+def shares_packets(link: Any) -> bool:
+    """Whether the interface gets packets that its lower one had, with the same addresses: both would judge them."""
+    if link.get_attr("IFLA_LINK_NETNSID") is not None:
+        return False
+    if kind_of(link) == "macvlan":
+        data = link.get_attr("IFLA_LINKINFO").get_attr("IFLA_INFO_DATA")
+        return data is not None and data.get_attr("IFLA_MACVLAN_MODE") in ("passthru", MACVLAN_PASSTHRU)
+    return kind_of(link) == "ipvlan"
 
 
 def header_of(link: Any) -> int | None:
     """Where iptables sees packets at a bridge's ports (br_netfilter), a program on the bridge would come too late."""
-    info = link.get_attr("IFLA_LINKINFO")
-    if info is not None and info.get_attr("IFLA_INFO_KIND") == "bridge" and is_filtered(info):
+    if kind_of(link) == "bridge" and is_filtered(link.get_attr("IFLA_LINKINFO")):
         return None
     return HEADERS.get(link["ifi_type"])
 

@@ -28,6 +28,7 @@ from scentd.datapath.programs import Programs
 from scentd.datapath.rules import Offloaded
 from scentd.entries import StampEntries, VerifyEntries
 from scentd.errors import HostError
+from scentd.plan import QUARANTINED_MAX
 from scentd.tables import Outgoing, StampPair, StampTable, VerifyTable
 from scentd.wire import maps
 
@@ -64,6 +65,11 @@ class Offload:
     def __init__(self, config: Config, on_event: Callable[[readings.Event], None]) -> None:
         with refusals():
             libbpf.library()
+            if Attacher(config.datapath.pin_dir).foreign():
+                raise HostError(
+                    f"datapath.pin_dir {config.datapath.pin_dir}: a daemon in another network namespace uses it; "
+                    "give each a directory of its own"
+                )
             programs.make_directory(programs.place(config.datapath.pin_dir))
         self._datapath, self._verify, self._forwarded = config.datapath, config.verify, config.stamp.forwarded
         self._on_event = on_event
@@ -106,7 +112,9 @@ class Offload:
         tag_keys: TagKeys,
     ) -> None:
         marks = entries.Marks(self._datapath.mark_verified, self._datapath.mark_rejected, self._verify.mark_glance)
-        want = entries.stamp_entries(stamp, unsigned, self._forwarded, RUN_NS)
+        # Forwarded packets are ours if the rules say so: they see the source before NAT.
+        forwarded = self._datapath.mark_verified if self._forwarded else 0
+        want = entries.stamp_entries(stamp, unsigned, forwarded, RUN_NS)
         accept = entries.verify_entries(verify, addresses, marks)
         needed = sizes(want, accept, len(stamp.pairs))
         if self._programs is None or any(self._programs.room(name) < n for name, n in needed.items()):
@@ -191,10 +199,15 @@ class Offload:
         """Drop what comes from these prefixes until a Unix time each. Raises HostError for too many lengths."""
         offset = time.time() - time.monotonic()
         seconds = {prefix: max(0, int(until - offset) + 1) for prefix, until in releases.items()}
-        self._quarantine = entries.quarantine_entries(seconds)
+        before, self._quarantine = self._quarantine, entries.quarantine_entries(seconds)
         if self._verify_entries is not None:
             want = self._verify_entries
-            self._write("verify", want.prefixes | self._quarantine, want.settings_for)
+            try:
+                self._write("verify", want.prefixes | self._quarantine, want.settings_for)
+            except HostError:
+                self._quarantine = before
+                self._write("verify", want.prefixes | before, want.settings_for)
+                raise
 
     def tick(self) -> None:
         """Once a second: the programs learn what time it is."""
@@ -274,10 +287,10 @@ class Offload:
     def must_wait(self) -> bool:
         """Whether programs serve whose maps we could not take over: they go on until we have something to send."""
         loaded = self._programs
-        return loaded is not None and not loaded.taken_over and in_place(self._datapath.pin_dir) is not None
+        return loaded is not None and not loaded.taken_over and in_place(self._datapath.pin_dir, ()) is not None
 
     def attach(self, leading: Collection[int]) -> Offloaded:
-        """Put the programs on all interfaces, the stamper on those `leading` to peers. Raises OffloadError."""
+        """Put the programs on all interfaces; those `leading` to peers need not queue any more. Raises OffloadError."""
         assert self._programs is not None  # configure() comes first
         with self._lock, refusals():
             served = self.interfaces.attach(self._programs, leading)
@@ -299,9 +312,9 @@ class Offload:
 
 
 def remove(pin_dir: str) -> None:
-    """All programs and maps of ours, whoever left them; none there is fine. Raises HostError."""
-    if libbpf.available() is None:
-        Attacher(pin_dir).remove()
+    """All programs and maps of ours in this network namespace, whoever left them; none is fine. Raises HostError."""
+    if libbpf.available() is None and not (attacher := Attacher(pin_dir)).foreign():
+        attacher.remove()
         programs.unpin(pin_dir)
 
 
@@ -310,7 +323,7 @@ def sizes(stamp: StampEntries, verify: VerifyEntries, pairs: int) -> dict[str, i
     return {
         "stamp.prefixes": len(stamp.prefixes),
         "stamp.outgoing": pairs,
-        "verify.prefixes": len(verify.prefixes),
+        "verify.prefixes": len(verify.prefixes) + QUARANTINED_MAX,
         "verify.identities": len(verify.identities),
         "verify.receiving": len(verify.pairs),
         "verify.nodes": min(maps.NODES * len(verify.pairs), NODES_MAX),

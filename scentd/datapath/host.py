@@ -12,6 +12,7 @@ from scentd.config import Config
 from scentd.datapath import ebpf, routes, rules, sets
 from scentd.datapath.ebpf import Offload
 from scentd.datapath.interfaces import in_place
+from scentd.datapath.rules import Offloaded
 from scentd.datapath.watch import Watch
 from scentd.errors import ScentdError
 
@@ -111,7 +112,7 @@ def reinstall(config: Config) -> None:
     """Sets, routes and rules beside the programs that a daemon has in place, or none. Raises HostError."""
     sets.apply(config)
     routes.apply(config)
-    rules.apply(config, in_place(config.datapath.pin_dir))
+    rules.apply(config, already(config))
 
 
 def follow(config: Config, offload: Offload | None) -> Found:
@@ -132,9 +133,14 @@ def follow(config: Config, offload: Offload | None) -> Found:
     return Found(limits, routes.own_addresses(), lowered)
 
 
+def already(config: Config) -> Offloaded | None:
+    """What a daemon's programs serve now."""
+    return in_place(config.datapath.pin_dir, routes.planned(config).interfaces())
+
+
 def show(config: Config) -> str:
     """The rules, the sets and the lowered routes: wanted and there."""
-    lines = [rules.show(config, in_place(config.datapath.pin_dir)), "# address sets\n"]
+    lines = [rules.show(config, already(config)), "# address sets\n"]
     for name, prefixes in sets.have().items():
         lines.append(f"{name}: {' '.join(sorted(map(str, prefixes))) or '-'}\n")
     lines.append(f"# routes in table {config.datapath.route_table}\n")

@@ -1,8 +1,8 @@
 """The offload's programs on the host's interfaces: which are served, and which are left to the queue.
 
-The verifier is everywhere, because a peer's packets may come in by any interface. The stamper is only where the
-routes to peers lead, so that each packet is stamped, or counted, once. Not to be called on the thread of a running
-event loop.
+Both are everywhere: a peer's packets may come in by any interface, and a rule of the host (fwmark) may send them out by
+one to which no route to peers leads. The rules leave packets to the stamper only where the routes lead; elsewhere it
+finds the queue's scents. Not to be called on the thread of a running event loop.
 """
 
 from __future__ import annotations
@@ -31,33 +31,32 @@ class Interfaces:
         self.verifying: list[str] = []  # names
 
     def attach(self, programs: Programs, leading: Collection[int]) -> Offloaded:
-        """Put these programs on all interfaces, in the places of ours; `leading`: indexes of those to stamp by."""
+        """Put these programs on all interfaces, in the places of ours; `leading`: indexes of those to peers."""
         found = attach.interfaces()
         places: set[Place] = set()
         for interface in found:
             try:
-                places |= self._serve(interface, programs, leading)
+                places |= self._serve(interface, programs)
             except NoInterface as error:  # the watch will call again
                 log.info("offload: %s", error)
         self._wanted = places
-        self._stamping = sorted(i.name for i in found if (i.number, "egress") in places)
+        self._stamping = stamping(found, places, leading)
         self.verifying = sorted(i.name for i in found if (i.number, "ingress") in places)
-        return Offloaded(tuple(self._stamping), without(found))
+        return Offloaded(tuple(self._stamping), vrfs(found))
 
-    def _serve(self, interface: Interface, programs: Programs, leading: Collection[int]) -> set[Place]:
+    def _serve(self, interface: Interface, programs: Programs) -> set[Place]:
         if interface.header is None:
             return set()
         number, served = interface.number, set[Place]()
         self._mechanism = self._attacher.attach(number, "ingress", programs.program("ingress", interface.header))
         served.add((number, "ingress"))
-        pattern = interface.name.endswith("+")  # to iptables
-        if number in leading and not pattern and attach.finishes_checksums(interface.name):
+        if attach.finishes_checksums(interface.name):
             self._attacher.attach(number, "egress", programs.program("egress", interface.header))
             served.add((number, "egress"))
         return served
 
     def settle(self) -> None:
-        """Take the programs off interfaces that do not lead to peers any more, once no rule counts on them."""
+        """Take the programs off interfaces that are not for them any more, once no rule counts on them."""
         for number, direction in self._attacher.attached() - self._wanted:
             self._attacher.detach(number, direction)
 
@@ -72,15 +71,20 @@ class Interfaces:
         return {"mechanism": self._mechanism, "egress": self._stamping, "ingress": self.verifying}
 
 
-def in_place(pin_dir: str) -> Offloaded | None:
+def in_place(pin_dir: str, leading: Collection[int]) -> Offloaded | None:
     """What programs that are there, whoever attached them, serve; None if there are none. Raises HostError."""
     if libbpf.available() is not None:
         return None
     there = Attacher(pin_dir).attached()
     found = attach.interfaces()
-    stamping = sorted(i.name for i in found if (i.number, "egress") in there)
-    return Offloaded(tuple(stamping), without(found)) if there else None
+    return Offloaded(tuple(stamping(found, there, leading)), vrfs(found)) if there else None
 
 
-def without(found: Collection[Interface]) -> tuple[str, ...]:
-    return tuple(sorted(i.name for i in found if i.header is None))
+def stamping(found: Collection[Interface], there: Collection[Place], leading: Collection[int]) -> list[str]:
+    """Names of interfaces to peers that have the stamper. A name that ends in "+" is a pattern to iptables."""
+    served = (i for i in found if (i.number, "egress") in there and i.number in leading)
+    return sorted(i.name for i in served if not i.name.endswith("+"))
+
+
+def vrfs(found: Collection[Interface]) -> tuple[str, ...]:
+    return tuple(sorted(i.name for i in found if i.vrf))

@@ -50,7 +50,7 @@ ICMP_TOO_BIG = {4: "-p icmp -m icmp --icmp-type 3/4", 6: "-p ipv6-icmp -m icmp6 
 HAS_OPTIONS = {4: '-m u32 --u32 "0x0>>0x18&0xf=0x6:0xf"', 6: "-m ipv6header --header ipv6-opts --soft"}
 # What the offloaded stamper takes: no IPv4 options; none of the extension headers that it declines.
 PLAIN = {
-    4: '-m u32 --u32 "0x0>>0x18&0xf=0x5"',
+    4: '-m u32 --u32 "0x0>>0x18&0xf=0x5&&0x0&0xffff=0x1:0xffff"',  # a length of 0 is a segment of over 64 KB
     6: "-m ipv6header ! --header hop-by-hop,ipv6-opts,ipv6-route --soft",
 }
 GROUP_TYPES = {4: "BROADCAST,MULTICAST", 6: "MULTICAST"}
@@ -58,10 +58,10 @@ PROHIBITED = {4: "icmp-admin-prohibited", 6: "icmp6-adm-prohibited"}
 
 
 class Offloaded(NamedTuple):
-    """Names of interfaces: by which the BPF program stamps; that it cannot be attached to."""
+    """Names of interfaces: those to peers by which the program stamps; VRFs, where packets come by once more."""
 
     stamping: tuple[str, ...] = ()
-    without: tuple[str, ...] = ()
+    vrfs: tuple[str, ...] = ()
 
 
 def wanted(config: Config, family: int, offloaded: Offloaded | None = None) -> dict[str, list[str]]:
@@ -94,7 +94,7 @@ def new_chains(rules: list[str]) -> list[str]:
 
 def outbound(config: Config, family: int, offloaded: Offloaded | None = None) -> list[str]:
     """Local packets and, if asked for, forwarded ones of our networks, to the stamp queues."""
-    mark = config.datapath.mark_stamped
+    mark, verified = config.datapath.mark_stamped, config.datapath.mark_verified
     foreign = f"-m set ! --match-set {sets.name('local', family)} src"
     queue = to_queue(config.datapath.queue, config.datapath.workers, config.stamp.fail == "open")
     rules = [f"-A OUTPUT {COMMENT} -j SCENTD-OUT"]
@@ -102,6 +102,9 @@ def outbound(config: Config, family: int, offloaded: Offloaded | None = None) ->
         rules.append(f"-A FORWARD {COMMENT} -j SCENTD-FORWARD")
         if has_prefixes(config):
             rules.append(f"-A SCENTD-FORWARD {foreign} {COMMENT} -j RETURN")
+        for name in offloaded.stamping if offloaded else ():  # the program would see the source behind NAT alone
+            passing = f"-A SCENTD-FORWARD -o {name} {PLAIN[family]} {COMMENT}"
+            rules.append(f"{passing} -j MARK --set-xmark {verified:#x}/{verified:#x}")
         rules.append(f"-A SCENTD-FORWARD {COMMENT} -j SCENTD-OUT")
     if offloaded is not None:  # first: each match on the way to a decision costs a packet what a program does
         rules += [f"-A SCENTD-OUT -o {name} {PLAIN[family]} {COMMENT} -j RETURN" for name in offloaded.stamping]
@@ -139,12 +142,14 @@ def inbound(config: Config, family: int, offloaded: Offloaded | None = None) -> 
 
 
 def decided(mark: int, offloaded: Offloaded | None) -> list[str]:
-    """What the program has decided returns. Where there is none a mark is that of the packet around this one."""
+    """What the program has decided goes on, without the mark: a packet in it, if it is a tunnel's, would inherit it."""
     if offloaded is None:
         return []
-    marked = f"-m mark --mark {mark:#x}/{mark:#x} {COMMENT}"
-    foreign = [f"-A SCENTD-IN -i {name} {marked} -j MARK --set-xmark 0x0/{mark:#x}" for name in offloaded.without]
-    return [*foreign, f"-A SCENTD-IN {marked} -j RETURN"]
+    return [
+        f"-A SCENTD-IN -m mark --mark {mark:#x}/{mark:#x} {COMMENT} -g SCENTD-DECIDED",
+        f"-A SCENTD-DECIDED {COMMENT} -j MARK --set-xmark 0x0/{mark:#x}",
+        *(f"-A SCENTD-IN -i {name} {COMMENT} -j RETURN" for name in offloaded.vrfs),
+    ]
 
 
 def not_ours(config: Config, family: int) -> str:

@@ -65,8 +65,21 @@ class Links:
                     found.add(place)
         return found
 
+    def foreign(self) -> bool:
+        """Whether a link in the directory is attached in another namespace: then the directory is another daemon's."""
+        for name in self.names():
+            match = PIN.fullmatch(name)
+            if match is None:
+                continue
+            with opened(os.path.join(self.directory, name)) as link:
+                if link is None or is_gone(link):
+                    continue
+                if not is_on(link, int(match[1]), "ingress" if match[2] == "ingress" else "egress"):
+                    return True
+        return False
+
     def remove(self) -> None:
-        """Every link in the directory, wherever it is attached."""
+        """Every link in the directory."""
         for name in self.names():
             if PIN.match(name):
                 drop(os.path.join(self.directory, name))

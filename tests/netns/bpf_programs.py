@@ -63,7 +63,7 @@ class Kernel:
 
     # -- tables ----------------------------------------------------------
 
-    def stamp_by(self, table=setup.STAMP_TABLE, unsigned: Sequence[str] = (), forwarded: bool = False) -> None:
+    def stamp_by(self, table=setup.STAMP_TABLE, unsigned: Sequence[str] = (), forwarded: int = 0) -> None:
         made = entries.stamp_entries(table, unsigned, forwarded, LONG_NS)
         self._configure("stamp", made.prefixes, made.settings)
 

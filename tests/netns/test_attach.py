@@ -387,12 +387,12 @@ def test_interfaces():
         )
         switches = [f"net.bridge.bridge-nf-call-{program}" for program in ("iptables", "ip6tables")]
         host.run("sysctl", "-qw", *(f"{name}=0" for name in switches), check=False)  # there with br_netfilter alone
-        found = {name: header for _, name, header in host.call(attach.interfaces)}
+        found = {name: header for _, name, header, _ in host.call(attach.interfaces)}
         assert found.items() >= {"plain": 14, "br0": 14, "far": 14, "tun0": 0}.items()
         assert not found.keys() & {"lo", "port"}
         host.ip("link set br0 type bridge nf_call_ip6tables 1")
-        assert {name: header for _, name, header in host.call(attach.interfaces)}["br0"] is None, "br_netfilter"
-        indices = {name: ifindex for ifindex, name, _ in host.call(attach.interfaces)}
+        assert {name: header for _, name, header, _ in host.call(attach.interfaces)}["br0"] is None, "br_netfilter"
+        indices = {name: ifindex for ifindex, name, _, _ in host.call(attach.interfaces)}
         assert indices["tun0"] == host.call(socket.if_nametoindex, "tun0")
 
 

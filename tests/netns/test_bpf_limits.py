@@ -9,9 +9,9 @@ import pytest
 import wire_setup as setup
 from bpf_programs import MARKS, SHOT, UNSPEC, Kernel
 from msgspec.structs import replace
-from packet_vectors import A4, A6, C6, DATA, ip4, ip6, raw, tcp, udp
+from packet_vectors import A4, A6, C4, C6, DATA, ip4, ip6, raw, tcp, udp
 from rejected_vectors import insert
-from scapy.layers.inet import ICMP
+from scapy.layers.inet import ICMP, IPOption_NOP
 from scapy.layers.inet6 import ICMPv6MLReport2, ICMPv6ND_NS, ICMPv6PacketTooBig
 
 from scentd import entries
@@ -104,17 +104,18 @@ def test_the_mark_of_an_outer_packet_is_not_taken_for_ours(kernel):
 
 @pytest.mark.parametrize("shift", [0, 16, 24])
 def test_the_glance_in_the_mark(kernel, shift):
-    """Of accepted packets alone, the other bits as they were."""
+    """Of accepted packets alone. Bits of ours that a packet comes with say nothing; others stay as they were."""
     mask = 0xFF << shift
     marks = entries.Marks(verified=0x100, rejected=0x200, glance=mask)
     kernel.verify_by(marks=marks)
-    before = 0x5A5A5A5A & ~marks.verified
+    before = 0x5A5A5A5A
+    kept = before & ~(marks.verified | marks.rejected | mask)
     glance = 8 << 4 | 3  # of the statement: load 0.52, threat 0.2
     for packet in SCENTED.values():
         ran = kernel.verify(packet, NOW, mark=before)
-        assert ran.mark == (before & ~mask | glance << shift | marks.verified)
+        assert ran.mark == (kept | glance << shift | marks.verified)
     unscented = kernel.verify(PLAIN[4], NOW, mark=before)
-    assert (unscented.counts, unscented.mark) == ({"absent:pass": 1}, before | marks.verified)
+    assert (unscented.counts, unscented.mark) == ({"absent:pass": 1}, kept | marks.verified)
 
 
 # -- whose packets -------------------------------------------------------
@@ -134,8 +135,22 @@ def test_frames_that_the_stamper_does_not_look_at(kernel, frame):
 
 @BOTH
 def test_forwarded_packets_are_stamped_where_that_is_asked_for(kernel, version):
-    kernel.stamp_by(forwarded=True)
-    assert kernel.stamp(PLAIN[version], received_on=1, destination=OTHER).packet == SCENTED[version]
+    kernel.stamp_by(forwarded=MARKS.verified)
+    ran = kernel.stamp(PLAIN[version], received_on=1, destination=OTHER, mark=MARKS.verified | 5)
+    assert (ran.packet, ran.mark) == (SCENTED[version], 5)
+    assert_left(kernel.stamp(PLAIN[version], received_on=1, destination=OTHER, mark=5), PLAIN[version], mark=5)
+
+
+def test_declined_parts_are_unscented_packets(kernel):
+    """Behind defragmentation nobody would judge them. Carol's unscented packets are dropped, alice's pass."""
+    options = [IPOption_NOP()] * 4
+    for part, counts in (
+        (ip4(src=C4, flags="MF", options=options), "absent:drop"),
+        (ip4(src=C4, frag=8, options=options), "absent:drop"),
+        (ip4(src=C4, options=options), "offload_declined"),
+        (ip4(src=A4, frag=8, options=options), "offload_declined"),
+    ):
+        assert kernel.verify(bytes(part / udp() / bytes(16)), NOW).counts == {counts: 1}
 
 
 @pytest.mark.parametrize("protocol", [tcp(), udp(), ICMP()])

@@ -71,7 +71,6 @@ VERIFIED_ELSEWISE = {
     ), LENGTHS),
     "one byte more4": PADDED,
     "one byte more6": PADDED,
-    "ports in a fragment": (DECLINED, "what a router has fragmented fits again behind defragmentation: the queue's"),
     "wrong destination": (None, "to no address of our networks: the queue's rules decide whether it is judged"),
 }  # fmt: skip
 NOT_RUN = {"empty": "the kernel makes no frame without an IP header"}

@@ -12,7 +12,7 @@ from scentd.datapath.rules import Offloaded
 
 pytestmark = pytest.mark.netns
 
-SERVED = Offloaded(("eth0", "eth1"), ("gre6",))
+SERVED = Offloaded(("eth0", "eth1"), ("vrf0",))
 
 
 @pytest.fixture
@@ -50,9 +50,20 @@ def test_each_stamping_interface_has_a_way_past_the_queue_and_no_other(family):
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_a_mark_counts_only_where_the_program_gave_it(family):
+def test_a_mark_is_used_up(family):
     lines = rules.inbound(config(), family, SERVED)
-    cleared = next(i for i, line in enumerate(lines) if "-i gre6" in line)
-    returned = next(i for i, line in enumerate(lines) if "--mark 0x40000000/0x40000000" in line and "RETURN" in line)
-    assert lines[cleared].endswith("-j MARK --set-xmark 0x0/0x40000000")
-    assert cleared < returned < next(i for i, line in enumerate(lines) if "NFQUEUE" in line)
+    decided = next(i for i, line in enumerate(lines) if line.endswith("-g SCENTD-DECIDED"))
+    assert "--mark 0x40000000/0x40000000" in lines[decided]
+    assert next(x for x in lines if x.startswith("-A SCENTD-DECIDED")).endswith("-j MARK --set-xmark 0x0/0x40000000")
+    vrf = next(i for i, line in enumerate(lines) if "-i vrf0" in line)
+    assert decided < vrf < next(i for i, line in enumerate(lines) if "NFQUEUE" in line)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_what_is_forwarded_and_ours_is_marked_for_the_program(family):
+    lines = rules.outbound(config(local=["10.9.0.0/16"], stamp=Stamp(forwarded=True)), family, SERVED)
+    marked = [i for i, line in enumerate(lines) if line.endswith("-j MARK --set-xmark 0x40000000/0x40000000")]
+    assert [lines[i].split()[:4] for i in marked] == [["-A", "SCENTD-FORWARD", "-o", n] for n in SERVED.stamping]
+    foreign = next(i for i, line in enumerate(lines) if line.startswith("-A SCENTD-FORWARD -m set !"))
+    assert foreign < marked[0]
+    assert not any("-j MARK" in line for line in rules.outbound(config(), family, SERVED))
