@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wire_strategies import quick
 
-from scentd.entries import Marks, diff, outgoing_entry, quarantine_entries, stamp_entries, verify_entries
+from scentd.entries import SHARED, Marks, diff, outgoing_entry, quarantine_entries, stamp_entries, verify_entries
 from scentd.errors import HostError
 from scentd.prefixes import PrefixMap
 from scentd.stamp import IP_MAX

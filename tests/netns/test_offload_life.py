@@ -29,7 +29,7 @@ pytestmark = pytest.mark.netns
 
 TCX = {"ingress": 46, "egress": 47}
 CLSACT = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}
-MANY, MORE = 20000, 1000
+MANY, MORE = 5000, 500
 LONG = 180.0  # seconds
 COUNTING = """
 struct {
