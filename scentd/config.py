@@ -43,8 +43,8 @@ class Daemon(Table):
 
 
 class Datapath(Table):
-    workers: Annotated[int, Meta(ge=1, le=64)] = 1  # queues per direction, a process for each pair
-    queue: Annotated[int, Meta(ge=0, le=65535 - 128)] = 22600  # first NFQUEUE number; 2 x workers are used
+    workers: Annotated[int, Meta(ge=1, le=64)] = 1  # processes that handle packets, each with three queues
+    queue: Annotated[int, Meta(ge=0, le=65535 - 192)] = 22600  # first NFQUEUE number; 3 x workers are used
     queue_length: Annotated[int, Meta(ge=64, le=1_000_000)] = 4096  # packets the kernel keeps per queue
     mark_stamped: Annotated[int, Meta(gt=0, lt=2**32)] = 0x10000000  # packet mark bits of ours
     mark_rejected: Annotated[int, Meta(gt=0, lt=2**32)] = 0x20000000

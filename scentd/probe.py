@@ -44,6 +44,7 @@ EXTENSIONS: dict[str, tuple[tuple[int, ...], str, str]] = {
     "icmp": ((4,), "mangle", "-p icmp -m icmp --icmp-type 3/4"),
     "icmp6": ((6,), "mangle", "-p ipv6-icmp -m icmp6 --icmpv6-type 2"),
     "hl": ((6,), "mangle", "-p ipv6-icmp -m hl --hl-eq 255"),
+    "length": ((6,), "mangle", "-m length --length 1501:65535"),
     "NFQUEUE": ((4, 6), "mangle", "-j NFQUEUE --queue-balance 22600:22601 --queue-bypass"),
     "REJECT": ((4, 6), "filter", "-p tcp -j REJECT --reject-with tcp-reset"),
 }

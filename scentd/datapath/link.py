@@ -23,6 +23,7 @@ class Setup(Struct, frozen=True, tag=True):
     mark_stamped: int
     mark_rejected: int
     mark_glance: int = 0
+    long_queue: int | None = None  # verifies IPv6 packets that may be several segments in one; None: no IPv6
 
 
 class Tables(Struct, frozen=True, tag=True):

@@ -1,7 +1,7 @@
 """One netfilter queue: whole packets, fail-open, and a verdict for every packet.
 
 A thin wrapper around netfilterqueue, which truncates packets above 4016 bytes and
-has no call for the kernel's fail-open flag. A duplicate of its descriptor shares the
+has no call for the kernel's flags. A duplicate of its descriptor shares the
 netlink port, so the missing settings go there as plain nfnetlink_queue messages
 (linux/netfilter/nfnetlink_queue.h).
 
@@ -9,6 +9,9 @@ Two ways to read. Narrow is the library's own loop in C: a tenth less CPU a pack
 its buffer holds 4096 bytes. Wide reads everything, through a Python call. A queue begins
 narrow; the first packet that comes cut off makes it wide, and that packet is sent through
 its hook once more (NF_REPEAT) to come back whole. Without long packets it turns narrow again.
+
+An unsegmented queue is always wide: it gets the packets that the kernel has not cut into segments yet (GSO) or has
+merged (GRO) as they are, their checksums unfinished. To any other queue the kernel hands their segments.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ _NLMSG_ERROR, _NLM_F_REQUEST, _NLM_F_ACK = 2, 1, 4
 _MSG_CONFIG = 3 << 8 | 2  # NFNL_SUBSYS_QUEUE, NFQNL_MSG_CONFIG
 _CFG_PARAMS, _CFG_MASK, _CFG_FLAGS = 2, 4, 5
 _COPY_PACKET = 2
-_FLAG_FAIL_OPEN = 1
+_FLAG_FAIL_OPEN, _FLAG_GSO = 1, 4
 _SOL_NETLINK, _NETLINK_NO_ENOBUFS = 270, 5
 _SO_RCVBUFFORCE = 33
 _BATCH = 128  # packets handled in one run: a busy queue must not keep its owner from everything else
@@ -50,8 +53,8 @@ class Queue:
     """A bound queue. `run()` hands the waiting packets to `callback`, a bounded number of them, and returns.
 
     The callbacks must give each packet a verdict and must not raise. `uncopyable` gets the packets of more than
-    PACKET_MAX bytes, which nobody can read whole; without it they go to `callback`, cut off. Raises HostError if
-    the queue cannot be bound.
+    PACKET_MAX bytes, which nobody can read whole; without it they go to `callback`, cut off. Of an `unsegmented`
+    queue whoever changes a packet must finish its checksum. Raises HostError if the queue cannot be bound.
     """
 
     def __init__(
@@ -61,10 +64,12 @@ class Queue:
         length: int,
         fail_open: bool,
         uncopyable: Callable[[Any], None] | None = None,
+        unsegmented: bool = False,
     ) -> None:
         self.number = number
         self.refused_settings = 0  # what the kernel did not take while packets were handled
         self._length = length
+        self._unsegmented = unsegmented
         self._range = NARROW  # bytes that the kernel copies
         self._wide = False  # how packets are read
         self._plain_runs = 0  # wide: runs since the last long packet
@@ -85,9 +90,13 @@ class Queue:
         self._socket.setblocking(False)
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, min(length, 16384) * 2048)
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_NO_ENOBUFS, 1)
-        if fail_open:
-            flag = struct.pack(">I", _FLAG_FAIL_OPEN)
-            self._configure(_CFG_FLAGS, flag, _CFG_MASK, flag)
+        if unsegmented:
+            self._configure(_CFG_PARAMS, struct.pack(">IB", PACKET_MAX, _COPY_PACKET))
+            self._range, self._wide, self._repeats = PACKET_MAX, True, length
+        flags = _FLAG_FAIL_OPEN * fail_open | _FLAG_GSO * unsegmented
+        if flags:
+            packed = struct.pack(">I", flags)
+            self._configure(_CFG_FLAGS, packed, _CFG_MASK, packed)
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -106,7 +115,7 @@ class Queue:
                 return
 
     def _run_wide(self) -> None:
-        self._plain_runs += 1
+        self._plain_runs += not self._unsegmented  # which never turns narrow
         if self._plain_runs == _WIDE_RUNS and not self._set_range(NARROW):
             self._plain_runs = 0  # stays wide, and asks again when as much time has passed
         # What was put into the socket before may be too long for the small buffer: at most a queue full of packets.
@@ -152,8 +161,7 @@ class Queue:
         wide range, and the rest have an IP header that promises more bytes than there are.
         """
         self._plain_runs = 0
-        payload = packet.get_payload()
-        if len(payload) > NARROW or not is_cut(payload):
+        if packet.get_payload_len() > NARROW or not is_cut(packet.get_payload()):
             return False
         if self._range == NARROW:
             if not self._set_range(PACKET_MAX):
@@ -196,7 +204,7 @@ class Queue:
         (code,) = struct.unpack_from("=i", message, 16)
         if code:
             name = errno.errorcode.get(-code, str(-code))
-            raise HostError(f"NFQUEUE {self.number}: the kernel refused a setting ({name}); is it older than 3.8?")
+            raise HostError(f"NFQUEUE {self.number}: the kernel refused a setting ({name}); is it older than 3.10?")
 
     def _message(self, flags: int, *attributes: Any) -> bytes:
         body = struct.pack(">BBH", socket.AF_UNSPEC, 0, self.number)

@@ -5,6 +5,7 @@ Own chains in two tables, IPv4 and IPv6 alike, one transaction a table and famil
     mangle   OUTPUT      -> SCENTD-OUT      to peers: to the stamp queues
              FORWARD     -> SCENTD-FORWARD  the same for our networks' nodes, if asked for
              PREROUTING  -> SCENTD-IN       from peers, with a scent, or anything: to the verify queues
+                                            (IPv6 packets of several segments: to queues of their own)
     filter   INPUT, FORWARD (first) -> SCENTD-REJECT   RST or "administratively prohibited", if anybody is to be told
 
 With the offload (ebpf.py) the queues get what its programs decline: packets with options or extension headers on
@@ -53,6 +54,10 @@ PLAIN = {
     4: '-m u32 --u32 "0x0>>0x18&0xf=0x5&&0x0&0xffff=0x1:0xffff"',  # a length of 0 is a segment of over 64 KB
     6: "-m ipv6header ! --header hop-by-hop,ipv6-opts,ipv6-route --soft",
 }
+# Longer than what most links carry: several segments in one. The kernel cuts them for an ordinary queue, and leaves
+# each segment's transport offset behind our header: stripped, it is lost. Several small segments that are no longer
+# than this together still are. IPv4's header stays as long as it is (wire/ip.py, strip).
+LONG = "-m length --length 1501:65535"
 GROUP_TYPES = {4: "BROADCAST,MULTICAST", 6: "MULTICAST"}
 PROHIBITED = {4: "icmp-admin-prohibited", 6: "icmp6-adm-prohibited"}
 
@@ -124,7 +129,13 @@ def inbound(config: Config, family: int, offloaded: Offloaded | None = None) -> 
     With the offload only what it has not decided.
     """
     first, workers = config.datapath.queue + config.datapath.workers, config.datapath.workers
-    queue = to_queue(first, workers, config.verify.fail == "open")
+    bypass = config.verify.fail == "open"
+    queue, long = (to_queue(number, workers, bypass) for number in (first, first + workers))
+
+    def queued(match: str) -> list[str]:
+        short = f"-A SCENTD-IN {match}{COMMENT} {queue}"
+        return [f"-A SCENTD-IN {LONG} {match}{COMMENT} {long}", short] if family == 6 else [short]
+
     rules = [
         f"-A PREROUTING {COMMENT} -j SCENTD-IN",
         *decided(config.datapath.mark_verified, offloaded),
@@ -133,12 +144,10 @@ def inbound(config: Config, family: int, offloaded: Offloaded | None = None) -> 
         *never_queued("SCENTD-IN", family),
         # Without the daemon path MTU discovery still works: its packets are not scented by the routers that send them.
         f"-A SCENTD-IN {ICMP_TOO_BIG[family]} {COMMENT} {to_queue(first, workers, True)}",
-        f"-A SCENTD-IN -m set --match-set {sets.name('verify', family)} src {COMMENT} {queue}",
-        f"-A SCENTD-IN {HAS_OPTIONS[family]} {COMMENT} {queue}",
+        *queued(f"-m set --match-set {sets.name('verify', family)} src "),
+        *queued(f"{HAS_OPTIONS[family]} "),
     ]
-    if config.verify.absent != "pass":
-        rules.append(f"-A SCENTD-IN {COMMENT} {queue}")
-    return rules
+    return rules + queued("") if config.verify.absent != "pass" else rules
 
 
 def decided(mark: int, offloaded: Offloaded | None) -> list[str]:

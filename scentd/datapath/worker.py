@@ -1,4 +1,4 @@
-"""A worker: one process with one stamping and one verifying queue.
+"""A worker: one process with one stamping queue and two verifying ones, the second for long IPv6 packets.
 
 Started by the daemon as `python -m scentd.datapath.worker FD`; FD is its end of the
 link. It holds no private key. When the link closes, it ends.
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from scentd import room
+from scentd.checksum import finished
 from scentd.control.epochs import Epochs
 from scentd.datapath import icmp, link
 from scentd.datapath.nfqueue import Queue
@@ -54,18 +55,14 @@ class Worker:
         self._unstamped = [0] * len(layout.UNSTAMPED)
         self._outcomes: Counter[tuple[int, str]] = Counter()
         self._other: Counter[str] = Counter()
-        self._queues = (
-            Queue(
-                setup.stamp_queue, self._outbound(), setup.queue_length, setup.stamp_fail_open, self._pass_uncopyable
-            ),
-            Queue(
-                setup.verify_queue,
-                self._inbound(),
-                setup.queue_length,
-                setup.verify_fail_open,
-                self._settle_uncopyable,
-            ),
-        )
+        length, fail_open = setup.queue_length, setup.verify_fail_open
+        self._queues = [
+            Queue(setup.stamp_queue, self._outbound(), length, setup.stamp_fail_open, self._pass_uncopyable),
+            Queue(setup.verify_queue, self._inbound(), length, fail_open, self._settle_uncopyable),
+        ]
+        if setup.long_queue is not None:
+            long = Queue(setup.long_queue, self._inbound(finished), length, fail_open, self._settle_uncopyable, True)
+            self._queues.append(long)
 
     def run(self) -> None:
         """Serve packets and messages until the daemon closes the link."""
@@ -122,8 +119,11 @@ class Worker:
 
         return handle
 
-    def _inbound(self) -> Callable[[Any], None]:
-        """What verifies one packet of the queue."""
+    def _inbound(self, finish: Callable[[bytes], bytes | None] | None = None) -> Callable[[Any], None]:
+        """What verifies one packet of the queue. `finish` gets what is accepted, where checksums may be unfinished.
+
+        What it returns None for keeps its scent: the receiver's stack skips the option.
+        """
         verify, passed, glance = self._verifier.verify, self._passed, self._setup.mark_glance
 
         def handle(packet: Any) -> None:
@@ -133,7 +133,9 @@ class Worker:
                 if isinstance(result, bytes):
                     if glance:
                         packet.set_mark(packet.mark & ~glance | self._verifier.glance(payload) * (glance & -glance))
-                    packet.set_payload(result)
+                    bare = finish(result) if finish else result
+                    if bare is not None:
+                        packet.set_payload(bare)
                     packet.accept()
                     passed[ACCEPTED] += 1
                 else:

@@ -46,15 +46,17 @@ class Books:
 
     def balanced(self) -> bool:
         a, b = self.pages()
-        return self.agree(a, b, self.nodes[0].name) and self.agree(b, a, self.nodes[1].name)
+        return self.agree(a, b, *self.nodes) and self.agree(b, a, *reversed(self.nodes))
 
-    def agree(self, sender: dict[str, Any], receiver: dict[str, Any], name: str) -> bool:
-        """Beacons bear a scent from their socket, and no stamper counts them."""
-        return (
-            sender["stamped"] >= self.least[name]
-            and sender["stamped"] + self.copies[name] == receiver["accepted"] - receiver["beacons"]["received"]
-            and receiver["absent"] == self.unscented[name]
-        )
+    def agree(self, sender: dict[str, Any], receiver: dict[str, Any], one: Node, other: Node) -> bool:
+        """Beacons bear a scent from their socket, and no stamper counts them.
+
+        A queue takes IPv6 packets of several segments as they are, and cannot know how many segments it was.
+        """
+        sent = sender["stamped"] + self.copies[one.name]
+        arrived = receiver["accepted"] - receiver["beacons"]["received"]
+        same = sent == arrived if other.pin_dir else 0 <= arrived <= sent
+        return sender["stamped"] >= self.least[one.name] and same and receiver["absent"] == self.unscented[one.name]
 
     def pages(self) -> list[dict[str, Any]]:
         names = ("stamped", "accepted", "absent", "unstamped", "rejected", "beacons", "other")

@@ -252,16 +252,17 @@ def test_what_no_netlink_message_holds_is_handed_over_apart(bench, family):
 
 
 @pytest.mark.parametrize("fail_open", [False, True])
-@pytest.mark.parametrize("direction", ["stamp", "verify"])
+@pytest.mark.parametrize("direction", ["stamp", "verify", "verify long"])
 def test_a_worker_settles_what_it_cannot_see_whole(bench, direction, fail_open):
     """What leaves is too big for a scent and leaves as it is; what comes in is dropped. Both count."""
     bench.queues.pop(OUT).close()
-    numbers = (OUT, 7) if direction == "stamp" else (7, OUT)
-    setup = link.Setup(*numbers, LENGTH, fail_open, fail_open, 0x100, 0x200)
+    at = ["stamp", "verify", "verify long"].index(direction)
+    stamp, verify, long = (OUT if number == at else 7 + number for number in range(3))
+    setup = link.Setup(stamp, verify, LENGTH, fail_open, fail_open, 0x100, 0x200, 0, long)
     ours, theirs = socket.socketpair()
     with ours, theirs:
         worker = bench.a.call(Worker, setup, ours, link.Reader(link.ToWorker))
-        bench.queues[OUT] = worker._queues[0 if direction == "stamp" else 1]
+        bench.queues[OUT] = worker._queues[at]
         try:
             bench.send(4, LONGEST[4])
             bench.serve()

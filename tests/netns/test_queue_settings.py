@@ -22,6 +22,7 @@ from scentd.errors import HostError
 pytestmark = pytest.mark.netns
 
 NUMBER = 4711
+UDP_SEGMENT = 103
 
 
 @pytest.fixture
@@ -40,8 +41,8 @@ def ends():
             yield b, sender, receiver
 
 
-def open_queue(host, callback, length=1024, fail_open=False) -> Queue:
-    return host.call(Queue, NUMBER, callback, length, fail_open)
+def open_queue(host, callback, length=1024, fail_open=False, unsegmented=False) -> Queue:
+    return host.call(Queue, NUMBER, callback, length, fail_open, None, unsegmented)
 
 
 def wait(queue: Queue) -> None:
@@ -92,10 +93,53 @@ def test_a_run_ends_though_packets_keep_coming(ends, monkeypatch):
 
 
 @pytest.mark.parametrize("fail_open", [True, False])
-def test_a_full_queue(ends, fail_open):
+@pytest.mark.parametrize("unsegmented", [True, False])
+def test_packets_of_several_segments(ends, unsegmented, fail_open):
+    """Whole to the queue that asks for it, cut to any other; each socket gets the same datagrams of both."""
+    host, sender, receiver = ends
+    sizes = []
+
+    def take(packet) -> None:
+        sizes.append(len(packet.get_payload()))
+        packet.accept()
+
+    queue = open_queue(host, take, 1024, fail_open, unsegmented)
+    sender.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 1000)
+    try:
+        for number in (1, 3, 60):
+            sender.send(bytes(1000 * number))
+            sizes.clear()
+            while sum(sizes) < 1000 * number:
+                wait(queue)
+                queue.run()
+            assert sizes == ([28 + 1000 * number] if unsegmented else [1028] * number)
+            assert [len(receiver.recv(2000)) for _ in range(number)] == [1000] * number
+    finally:
+        queue.close()
+
+
+def test_an_unsegmented_queue_stays_wide(ends, monkeypatch):
+    monkeypatch.setattr(nfqueue, "_WIDE_RUNS", 3)
+    host, sender, receiver = ends
+    queue = open_queue(host, lambda packet: packet.accept(), unsegmented=True)
+    try:
+        for size in (100, 100, 100, 100, 100, 8000):
+            sender.send(bytes(size))
+            wait(queue)
+            queue.run()
+            assert len(receiver.recv(9000)) == size
+        assert queue._wide
+        assert queue.refused_settings == 0
+    finally:
+        queue.close()
+
+
+@pytest.mark.parametrize("fail_open", [True, False])
+@pytest.mark.parametrize("unsegmented", [True, False])
+def test_a_full_queue(ends, fail_open, unsegmented):
     """What does not fit is let through, or not."""
     host, sender, receiver = ends
-    queue = open_queue(host, lambda packet: packet.accept(), 64, fail_open)
+    queue = open_queue(host, lambda packet: packet.accept(), 64, fail_open, unsegmented)
     try:
         for n in range(100):
             sender.send(b"%d" % n)

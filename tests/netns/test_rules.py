@@ -27,7 +27,7 @@ IP_OPTIONS, IPV6_DSTOPTS = 4, 59
 # An unknown option of 36 bytes, as the scent is; and the IPv6 header of 40 (RFC 8200: two bytes are the kernel's).
 IPV4_OPTION = bytes([158, 36]) + bytes(34)
 IPV6_OPTION = bytes([0, 4, 0x1E, 34]) + bytes(34) + bytes([1, 0])
-STAMP_QUEUE, VERIFY_QUEUE = 22600, 22601
+STAMP_QUEUE, VERIFY_QUEUE, LONG_QUEUE = 22600, 22601, 22602
 MARK_STAMPED, MARK_REJECTED = Datapath().mark_stamped, Datapath().mark_rejected
 PEER = ["10.1.0.0/24", "fd00:1::/64"]
 
@@ -40,13 +40,14 @@ def config(peer: list[str] = PEER, local: list[str] | None = None, **more) -> Co
 
 
 class Queues:
-    """Listens on both queues of a host; `seen` are (queue number, packet). Every packet gets `mark` and goes on."""
+    """Listens on the queues of a host; `seen` are (queue number, packet). Every packet gets `mark` and goes on."""
 
     def __init__(self, host: Host, mark: int = 0) -> None:
         self.seen: list[tuple[int, bytes]] = []
         self.mark = mark
         self.stopped = False
-        self.queues = host.call(lambda: [Queue(n, self.taker(n), 1024, False) for n in (STAMP_QUEUE, VERIFY_QUEUE)])
+        numbers = (STAMP_QUEUE, VERIFY_QUEUE, LONG_QUEUE)
+        self.queues = host.call(lambda: [Queue(n, self.taker(n), 1024, False) for n in numbers])
         self.thread = threading.Thread(target=self.run)
 
     def taker(self, number: int):
@@ -161,9 +162,22 @@ def test_queues_bypass_and_balance_follow_the_configuration():
     closed = config(stamp=Stamp(fail="closed"), verify=Verify(fail="closed"), datapath=Datapath(workers=4, queue=100))
     assert rules.outbound(closed, 4)[-1].endswith("-j NFQUEUE --queue-balance 100:103")
     assert rules.inbound(closed, 4)[-1].endswith("-j NFQUEUE --queue-balance 104:107")
+    assert "-j NFQUEUE --queue-balance 108:111" in " ".join(rules.inbound(closed, 6))
     opened = config(stamp=Stamp(fail="open"), verify=Verify(fail="open"))
     assert rules.outbound(opened, 6)[-1].endswith("-j NFQUEUE --queue-num 22600 --queue-bypass")
     assert rules.inbound(opened, 6)[-1].endswith("-j NFQUEUE --queue-num 22601 --queue-bypass")
+
+
+@pytest.mark.parametrize("absent", ["pass", "drop"])
+def test_before_each_rule_for_the_verify_queue_long_ipv6_packets_have_theirs(absent):
+    """None may be left to the rule behind it: the kernel would cut it for that queue."""
+    wish = config(verify=Verify(absent=absent))
+    lines = [line for line in rules.inbound(wish, 6) if "--queue-num" in line and "icmp" not in line]
+    assert len(lines) == (4 if absent == "pass" else 6)
+    for long, short in zip(lines[::2], lines[1::2], strict=True):
+        assert "-m length --length 1501:65535 " in long
+        assert long.replace("-m length --length 1501:65535 ", "").replace("22602", "22601") == short
+    assert not any("length" in line for line in rules.inbound(wish, 4) + rules.outbound(wish, 6))
 
 
 def test_every_rule_carries_the_comment():
@@ -452,6 +466,24 @@ def test_what_the_verify_queue_sees(sender, receiver, address):
             sender.call(udp, address, b"unwelcome stranger")
             assert s.recv(100) == b"unwelcome stranger"
             assert queues.count(VERIFY_QUEUE, b"unwelcome stranger") == 1
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("peer", [PEER, ["192.0.2.1", "2001:db8::1"]], ids=["a peer's", "a stranger's with options"])
+def test_long_packets_have_a_queue_of_their_own(peer):
+    with Topology("rules") as net:
+        sender, receiver = net.host("sender"), net.host("receiver")
+        net.link(sender, receiver, "10.1.0.0/24", "fd00:1::/64", mtu=9000)
+        install(receiver, config(peer))
+        headers = 40 + 40 + 8
+        with Queues(receiver) as queues:
+            for size, number in ((1500, VERIFY_QUEUE), (1501, LONG_QUEUE), (8000, LONG_QUEUE)):
+                data = (b"%d bytes" % size).ljust(size - headers, b".")
+                sender.call(udp, "fd00:1::2", data, 0, True)
+                assert wait_for(lambda n=number, d=data: queues.count(n, d) == 1)
+            sender.call(udp, "10.1.0.2", bytes(8000), 0, True)
+            assert wait_for(lambda: queues.count(VERIFY_QUEUE, bytes(1000)) == 1)
+            assert len(queues.seen) == 4
 
 
 @pytest.mark.netns
