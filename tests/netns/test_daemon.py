@@ -226,7 +226,7 @@ def test_cleanup_leaves_the_rules_after_a_crash_if_asked_to(both):
     env = {**environment(), "SERVICE_RESULT": "signal"}
     argv = argv_of_run(b.config)[:3]
     done = b.host.run(*argv, "cleanup", "--unless-crashed", "--config", str(b.config), env=env)
-    assert "stay until it is back" in done.stderr
+    assert "stays until it is back" in done.stderr
     assert snapshot(b) == there
 
 
