@@ -58,6 +58,7 @@ struct packet {
 	__u32 family;			/* 4 or 6 */
 	__u32 length;			/* of the IP packet, bytes */
 	__u32 protocol;			/* as the tag has it */
+	__u32 next;			/* IPv6, FORM_SCENTED: what our header names as the next */
 	__u32 fragment;			/* a part of a packet */
 	__u32 has_ports;
 	__u32 ports;			/* the transport's first four bytes as in memory, if `has_ports` or ICMP */
@@ -77,6 +78,27 @@ static __always_inline void *bytes(struct __sk_buff *skb, __u32 need)
 	}
 	return (void *)(long)skb->data;
 }
+
+/*
+ * Read anew each time: a copy that the compiler keeps in the lower half of a register is no end of a packet to the
+ * kernel's verifier.
+ */
+static __always_inline void *end_of(struct __sk_buff *skb)
+{
+	return (void *)(long)*(volatile __u32 *)&skb->data_end;
+}
+
+/* Whether the variable is filled from the packet: at once where its bytes can be accessed directly. */
+#define LOAD(skb, at, variable)                                                                                 \
+	({                                                                                                      \
+		typeof(variable) *from_ = (void *)(long)(skb)->data + (at);                                     \
+		int failed_ = 0;                                                                                \
+		if ((void *)(from_ + 1) <= end_of(skb))                                                         \
+			(variable) = *from_;                                                                    \
+		else                                                                                            \
+			failed_ = bpf_skb_load_bytes(skb, at, &(variable), sizeof(variable)) != 0;              \
+		!failed_;                                                                                       \
+	})
 
 static __always_inline int is_extension(__u32 protocol)
 {
@@ -130,7 +152,7 @@ static __always_inline enum form parse_ipv4(struct __sk_buff *skb, __u32 at, str
 	if ((p->first[0] & 0xff) == 0x4e) {
 		__u32 option;
 
-		if (bpf_skb_load_bytes(skb, at + IPV4_LEN, &option, 4) || option != IPV4_SCENT)
+		if (!LOAD(skb, at + IPV4_LEN, option) || option != IPV4_SCENT)
 			return FORM_DECLINED;
 		p->transport += SCENT_IPV4_OPTION_LEN;
 		form = FORM_SCENTED;
@@ -167,9 +189,9 @@ static __always_inline enum form parse_ipv6(struct __sk_buff *skb, __u32 at, str
 	if ((p->first[0] & 0xf0) != 0x60)
 		return FORM_DECLINED;
 	if (p->protocol == IPPROTO_DSTOPTS) {
-		if (bpf_skb_load_bytes(skb, at + IPV6_LEN, &word, 8) || (word >> 8 & 0xffffffffff) != IPV6_SCENT)
+		if (!LOAD(skb, at + IPV6_LEN, word) || (word >> 8 & 0xffffffffff) != IPV6_SCENT)
 			return FORM_DECLINED;
-		p->protocol = word & 0xff;
+		p->protocol = p->next = word & 0xff;
 		p->transport += SCENT_IPV6_HEADER_LEN;
 		form = FORM_SCENTED;
 	}
@@ -193,6 +215,8 @@ static __always_inline enum form parse_ipv6(struct __sk_buff *skb, __u32 at, str
 /* The packet's form. `at` is where the IP header is: behind an Ethernet header, or at once. */
 static __always_inline enum form parse(struct __sk_buff *skb, __u32 at, struct packet *p)
 {
+	p->ports = 0;
+	p->has_ports = 0;
 	if (skb->protocol == bpf_htons(ETH_P_IP))
 		return parse_ipv4(skb, at, p);
 	if (skb->protocol == bpf_htons(ETH_P_IPV6))
@@ -278,6 +302,37 @@ static __always_inline void remember(struct scent_cached *c, const struct packet
 	c->family = p->family;
 	c->number = number;
 	c->detail = detail;
+}
+
+/* -- what was found in this tick of the clock ----------------------------------------- */
+
+/* Where this processor remembers a flow, or others that share the place. */
+static __always_inline __u32 recent_index(const struct packet *p)
+{
+	__u64 mixed = (p->source.words[0] ^ p->source.words[1] * 3) + (p->destination.words[0] ^ p->destination.words[1] * 5);
+
+	mixed ^= (__u64)p->ports << 32 | p->ports;
+	return mixed * 0x9e3779b97f4a7c15ULL >> 54;
+}
+
+static __always_inline int same_flow(const struct scent_flow *f, const struct packet *p)
+{
+	return f->addresses[0] == p->source.words[0] && f->addresses[1] == p->source.words[1] &&
+	       f->addresses[2] == p->destination.words[0] && f->addresses[3] == p->destination.words[1] &&
+	       f->ports == (p->has_ports ? p->ports : 0) && f->protocol == (__u8)p->protocol &&
+	       f->family == (__u8)p->family && f->has_ports == (__u8)p->has_ports;
+}
+
+static __always_inline void set_flow(struct scent_flow *f, const struct packet *p)
+{
+	f->addresses[0] = p->source.words[0];
+	f->addresses[1] = p->source.words[1];
+	f->addresses[2] = p->destination.words[0];
+	f->addresses[3] = p->destination.words[1];
+	f->ports = p->has_ports ? p->ports : 0;
+	f->protocol = p->protocol;
+	f->family = p->family;
+	f->has_ports = p->has_ports;
 }
 
 /* -- longest prefix --------------------------------------------------------------- */

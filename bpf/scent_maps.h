@@ -18,13 +18,14 @@
 #endif
 
 enum scent_maps_constants {
-	SCENT_MAPS_VERSION = 1,
+	SCENT_MAPS_VERSION = 2,
 	SCENT_LENGTHS_MAX = 15,		/* different prefix lengths of one kind and family */
 	SCENT_CANDIDATES = 4,		/* peers with the same key id that are told apart by address */
 	SCENT_PERIODS = 3,		/* keys of the period before, this one and the next */
 	SCENT_NODES = 4096,		/* source addresses noted of a pair in a second; the daemon reads once a second */
 	SCENT_NO_PAIR = 0xffffffff,	/* a route to a peer whose network signs nothing */
-	SCENT_CACHE_SIZE = 256,	/* address pairs that a processor remembers */
+	SCENT_CACHE_SIZE = 256,		/* address pairs that a processor remembers */
+	SCENT_RECENT_SIZE = 1024,	/* flows that a processor remembers for a tick */
 };
 
 /* The first member of struct scent_prefix: which table of prefixes. */
@@ -71,6 +72,16 @@ struct scent_cached {
 	__u32 family;
 };
 
+/* What packets of a flow have in common, as far as a tag can cover it. */
+struct scent_flow {
+	__u64 addresses[4];		/* source, destination */
+	__u32 ports;			/* as on the wire; 0 where the packet has none */
+	__u8 protocol;
+	__u8 family;
+	__u8 has_ports;
+	__u8 padding;
+};
+
 /* -- stamping ---------------------------------------------------------- */
 
 enum scent_pair_flags {
@@ -110,6 +121,21 @@ struct scent_outgoing {
 	__u32 epoch;
 	__u32 flags;			/* scent_pair_flags */
 	struct scent_piece pieces[10];
+};
+
+/*
+ * The scent of a flow's last packet. It serves for as long as the clock (bpf_ktime_get_coarse_ns) stands still, a few
+ * milliseconds, and the selector does: whatever else has changed since would as well have changed behind the packet.
+ */
+struct scent_stamped {
+	struct scent_flow flow;
+	__u64 now;			/* the clock then, or 0: not for another packet */
+	__u64 scent[3];			/* 24 bytes as in memory */
+	__u64 tag;
+	__u32 tail;			/* bytes 24 and 25 */
+	__u32 selector;
+	__u32 flags;			/* scent_pair_flags */
+	__u32 limit;			/* path MTU */
 };
 
 /* Indices into the stamper's counters. */
@@ -191,6 +217,22 @@ struct scent_receiving {
 	__u8 family;			/* 4 or 6, of `source` */
 	__u8 padding2[5];
 	__u8 source[16];		/* of the packet that began the epoch */
+};
+
+/*
+ * What was accepted last of a flow. The same bytes are accepted again for as long as the clock stands still, as with
+ * struct scent_stamped (scentd/wire/README.md, section 7, allows a second).
+ */
+struct scent_verified {
+	struct scent_flow flow;
+	__u64 now;			/* the clock then */
+	__u64 offset;			/* of struct scent_clock, then */
+	__u64 scent[3];
+	__u64 tag;
+	__u32 tail;
+	__u32 selector;
+	__u32 glance;			/* unmasked */
+	__u32 padding;
 };
 
 /* A source address that an accepted packet had. The value is the number 1. */

@@ -34,6 +34,13 @@ struct {
 	__type(value, __u64);
 } counters SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, SCENT_RECENT_SIZE);
+	__type(key, __u32);
+	__type(value, struct scent_stamped);
+} recent SEC(".maps");
+
 #define UNCOUNTED (-1)
 #define UNSTAMPED(reason) (SCENT_STAMP_COUNT_UNSTAMPED + SCENT_UNSTAMPED_##reason)
 
@@ -97,30 +104,31 @@ struct ipv6_head {
 	__u16 tail[6];
 };
 
-struct scented {
-	__u64 words[3];
-	__u64 tag;
-	__u16 tail;
-};
-
-static __always_inline void compose(struct scented *c, const struct scent_outgoing *out, __u32 index,
-				    const struct packet *p)
+/* The scent of this packet and the next ones of its flow, into what is remembered of that. */
+static __always_inline void compose(struct scent_stamped *c, struct scent_outgoing *out, const struct packet *p,
+				    __u64 now, __u64 run)
 {
 	__u32 flags = out->flags & SCENT_PAIR_SENDER ? SCENT_FLAG_SENDER : p->has_ports ? SCENT_FLAG_PORTS : 0;
-	const struct scent_piece *piece = &out->pieces[index];
+	__u32 steady = out->sent >= SCENT_FRAGMENTS, index = take(out, now, run);
+	const struct scent_piece *piece;
 
-	c->words[0] = out->head | (__u64)flags << 16;
-	c->words[1] = piece->words[0];
-	c->words[2] = piece->words[1];
+	if (index >= SCENT_FRAGMENTS)
+		index = 0;		/* cannot be, but the kernel's verifier wants to see it */
+	piece = &out->pieces[index];
+	c->scent[0] = out->head | (__u64)flags << 16;
+	c->scent[1] = piece->words[0];
+	c->scent[2] = piece->words[1];
 	c->tail = piece->tail;
-	c->tag = tag_of(out->tag_key, c->words, c->tail, p, flags);
+	c->tag = tag_of(out->tag_key, c->scent, piece->tail, p, flags);
+	set_flow(&c->flow, p);
+	c->now = steady ? now : 0;
 }
 
-static __always_inline void put(__u32 *scent, __u16 *tail, const struct scented *c)
+static __always_inline void put(__u32 *scent, __u16 *tail, const struct scent_stamped *c)
 {
 	for (int i = 0; i < 3; i++) {
-		scent[2 * i] = c->words[i];
-		scent[2 * i + 1] = c->words[i] >> 32;
+		scent[2 * i] = c->scent[i];
+		scent[2 * i + 1] = c->scent[i] >> 32;
 	}
 	tail[0] = c->tail;
 	for (int i = 0; i < 4; i++)
@@ -133,7 +141,7 @@ static __always_inline int grow(struct __sk_buff *skb, __u32 by)
 	return bpf_skb_adjust_room(skb, by, BPF_ADJ_ROOM_NET, BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET);
 }
 
-static __always_inline int write_ipv4(struct __sk_buff *skb, __u32 at, const struct scented *c, const struct packet *p)
+static __always_inline int write_ipv4(struct __sk_buff *skb, __u32 at, const struct scent_stamped *c, const struct packet *p)
 {
 	__u32 first = (p->first[0] & 0xff00) | 0x4e | (__u32)bpf_htons(p->length + SCENT_IPV4_OPTION_LEN) << 16;
 	__u16 option = SCENT_IPV4_OPTION_TYPE | SCENT_IPV4_OPTION_LEN << 8;
@@ -141,7 +149,7 @@ static __always_inline int write_ipv4(struct __sk_buff *skb, __u32 at, const str
 	struct ipv4_head head = {};
 
 	sum += sum_word((__u32)~p->first[0]) + first + option + c->tail + sum_word(c->tag);
-	sum += sum_word(c->words[0]) + sum_word(c->words[1]) + sum_word(c->words[2]);
+	sum += sum_word(c->scent[0]) + sum_word(c->scent[1]) + sum_word(c->scent[2]);
 	head.header[0] = first;
 	head.header[1] = first >> 16;
 	head.header[2] = p->first[1];
@@ -157,7 +165,7 @@ static __always_inline int write_ipv4(struct __sk_buff *skb, __u32 at, const str
 	return bpf_skb_store_bytes(skb, at, head.header, IPV4_LEN + SCENT_IPV4_OPTION_LEN, 0);
 }
 
-static __always_inline int write_ipv6(struct __sk_buff *skb, __u32 at, const struct scented *c, const struct packet *p)
+static __always_inline int write_ipv6(struct __sk_buff *skb, __u32 at, const struct scent_stamped *c, const struct packet *p)
 {
 	__u32 next = p->first[1] >> 16 & 0xff;
 	__u32 payload = p->length - IPV6_LEN + SCENT_IPV6_HEADER_LEN;
@@ -189,16 +197,49 @@ static __always_inline void route(const struct scent_stamp_settings *s, const st
 	q->value.detail = 0;
 }
 
+/* The pair's current epoch, or NULL and a reason to leave the packet alone. What a flow's packets share goes into `c`. */
+static __always_inline struct scent_outgoing *look_up(const struct scent_stamp_settings *s, const struct packet *p,
+						      enum form form, __u32 turn, __u64 now, struct scent_stamped *c,
+						      int *kept)
+{
+	struct scent_cached *known = cached(p);
+	struct scent_outgoing *out;
+	struct query q = {};
+
+	*kept = UNCOUNTED;
+	if (!known)
+		return NULL;
+	if (!remembers(known, p, turn)) {
+		route(s, p, &q);
+		remember(known, p, turn, q.value.number, q.value.detail);
+	}
+	if (!known->detail)
+		return NULL;
+	*kept = SCENT_STAMP_COUNT_DECLINED;
+	if (form == FORM_DECLINED)
+		return NULL;
+	*kept = UNSTAMPED(NOT_A_PEER);
+	if (known->number == SCENT_NO_PAIR)
+		return NULL;
+	*kept = UNSTAMPED(NO_PROFILE);
+	out = bpf_map_lookup_elem(&outgoing, &known->number);
+	if (!out || out->expires <= now)
+		return NULL;
+	c->now = 0;
+	c->selector = turn;
+	c->flags = out->flags;
+	c->limit = known->detail;
+	return out;
+}
+
 /* What becomes of the packet, as an index of its counter. */
 static __always_inline int stamp(struct __sk_buff *skb, __u32 at)
 {
 	__u32 zero = 0, *turn = bpf_map_lookup_elem(&selector, &zero), which, index;
+	struct scent_outgoing *out = NULL;
 	struct scent_stamp_settings *s;
-	struct scent_outgoing *out;
-	struct scent_cached *known;
-	struct scented c = {};
-	struct packet p = {};
-	struct query q = {};
+	struct scent_stamped *c;
+	struct packet p;
 	enum form form;
 	__u64 now;
 	int kept;
@@ -218,36 +259,27 @@ static __always_inline int stamp(struct __sk_buff *skb, __u32 at)
 	form = parse(skb, at, &p);
 	if (form == FORM_NONE || form == FORM_SCENTED || is_neighbourly(&p))
 		return UNCOUNTED;
-	known = cached(&p);
-	if (!known)
-		return UNCOUNTED;
-	if (!remembers(known, &p, which)) {
-		route(s, &p, &q);
-		remember(known, &p, which, q.value.number, q.value.detail);
-	}
-	if (!known->detail)
-		return UNCOUNTED;
-	if (form == FORM_DECLINED)
-		return SCENT_STAMP_COUNT_DECLINED;
-	if (known->number == SCENT_NO_PAIR)
-		return UNSTAMPED(NOT_A_PEER);
 	now = bpf_ktime_get_coarse_ns();
-	out = bpf_map_lookup_elem(&outgoing, &known->number);
-	if (!out || out->expires <= now)
-		return UNSTAMPED(NO_PROFILE);
+	index = recent_index(&p);
+	c = bpf_map_lookup_elem(&recent, &index);
+	if (!c)
+		return UNCOUNTED;
+	if (form != FORM_BARE || c->now != now || c->selector != which || !same_flow(&c->flow, &p)) {
+		out = look_up(s, &p, form, which, now, c, &kept);
+		if (!out)
+			return kept;
+	}
 	/* Connection tracking reassembles an atomic fragment, too, and drops it behind our header. */
 	if (p.family == 6 && p.transport != IPV6_LEN && !p.fragment)
 		return UNSTAMPED(HEADERS);
-	kept = too_big(skb, at, &p, out->flags, known->detail);
+	kept = too_big(skb, at, &p, c->flags, c->limit);
 	if (kept)
 		return kept;
 	if (grow(skb, p.family == 4 ? SCENT_IPV4_OPTION_LEN : SCENT_IPV6_HEADER_LEN))
 		return SCENT_STAMP_COUNT_FAILED;
-	index = take(out, now, s->run);
-	if (index >= SCENT_FRAGMENTS)
-		return SCENT_STAMP_COUNT_FAILED;	/* cannot be, but the kernel's verifier wants to see it */
-	compose(&c, out, index, &p);
-	kept = p.family == 4 ? write_ipv4(skb, at, &c, &p) : write_ipv6(skb, at, &c, &p);
+	if (out)
+		compose(c, out, &p, now, s->run);
+	kept = p.family == 4 ? write_ipv4(skb, at, c, &p) : write_ipv6(skb, at, c, &p);
 	return kept ? SCENT_STAMP_COUNT_FAILED : SCENT_STAMP_COUNT_STAMPED;
 }
 

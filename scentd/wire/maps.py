@@ -2,13 +2,14 @@
 
 from struct import Struct
 
-MAPS_VERSION = 1
+MAPS_VERSION = 2
 LENGTHS_MAX = 15
 CANDIDATES = 4
 PERIODS = 3
 NODES = 4096
 NO_PAIR = 0xffffffff
 CACHE_SIZE = 256
+RECENT_SIZE = 1024
 
 SCOPE_LOCAL = 1
 SCOPE_SOURCE = 2
@@ -75,6 +76,16 @@ CACHED_NOTED_AT = 48
 CACHED_FAMILY_AT = 52
 CACHED_SIZE = 56
 
+# scent_flow: addresses, ports, protocol, family, has_ports, padding
+FLOW = Struct("=4QIBBBB")
+FLOW_ADDRESSES_AT = 0
+FLOW_PORTS_AT = 32
+FLOW_PROTOCOL_AT = 36
+FLOW_FAMILY_AT = 37
+FLOW_HAS_PORTS_AT = 38
+FLOW_PADDING_AT = 39
+FLOW_SIZE = 40
+
 # scent_stamp_settings: run, forwarded, padding, local4, local6, route4, route6
 STAMP_SETTINGS = Struct("=QII16s16s16s16s")
 STAMP_SETTINGS_RUN_AT = 0
@@ -105,6 +116,18 @@ OUTGOING_EPOCH_AT = 48
 OUTGOING_FLAGS_AT = 52
 OUTGOING_PIECES_AT = 56
 OUTGOING_SIZE = 296
+
+# scent_stamped: flow, now, scent, tag, tail, selector, flags, limit
+STAMPED = Struct("=40sQ3QQIIII")
+STAMPED_FLOW_AT = 0
+STAMPED_NOW_AT = 40
+STAMPED_SCENT_AT = 48
+STAMPED_TAG_AT = 72
+STAMPED_TAIL_AT = 80
+STAMPED_SELECTOR_AT = 84
+STAMPED_FLAGS_AT = 88
+STAMPED_LIMIT_AT = 92
+STAMPED_SIZE = 96
 
 # scent_verify_settings: max_age, max_future, grace, mark_verified, mark_rejected, mark_glance, fallback, local4, local6, source4, source6, member4, member6, quarantine4, quarantine6
 VERIFY_SETTINGS = Struct("=QQQIIII16s16s16s16s16s16s16s16s")
@@ -163,6 +186,19 @@ RECEIVING_FAMILY_AT = 162
 RECEIVING_PADDING2_AT = 163
 RECEIVING_SOURCE_AT = 168
 RECEIVING_SIZE = 184
+
+# scent_verified: flow, now, offset, scent, tag, tail, selector, glance, padding
+VERIFIED = Struct("=40sQQ3QQIIII")
+VERIFIED_FLOW_AT = 0
+VERIFIED_NOW_AT = 40
+VERIFIED_OFFSET_AT = 48
+VERIFIED_SCENT_AT = 56
+VERIFIED_TAG_AT = 80
+VERIFIED_TAIL_AT = 88
+VERIFIED_SELECTOR_AT = 92
+VERIFIED_GLANCE_AT = 96
+VERIFIED_PADDING_AT = 100
+VERIFIED_SIZE = 104
 
 # scent_node: pair, family, address
 NODE = Struct("=II16s")

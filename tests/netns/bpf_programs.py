@@ -32,6 +32,13 @@ COARSE = 6  # CLOCK_MONOTONIC_COARSE of linux/time.h, the programs' clock
 CONTEXT = Struct("=8xI24xI124xI8xI12x")
 
 
+def next_tick() -> None:
+    """Wait until what the programs remember of flows has ended."""
+    tick = time.clock_gettime_ns(COARSE)
+    while time.clock_gettime_ns(COARSE) == tick:
+        time.sleep(0.0005)
+
+
 class Run(NamedTuple):
     """What a program made of a packet. `counts` are the counters that moved, by their names in a worker's report."""
 
@@ -102,27 +109,32 @@ class Kernel:
         expired = {key: value[:at] + bytes(size) + value[at + size :] for key, value in self.outgoing.items()}
         self._fill("stamp.outgoing", expired)
 
-    def forget_pairs(self) -> None:
-        """The daemon has made no memory for them yet."""
+    def forget_pairs(self, turn: bool = True) -> None:
+        """The daemon has made no memory for them yet; without `turn` processors still remember what they found."""
         self._fill("verify.receiving", {})
-        self._turn("verify")
+        if turn:
+            self._turn("verify")
 
     def fresh_verifier(self, forget: bool = True) -> None:
-        """Nothing was seen yet; with `forget` no processor remembers addresses either."""
+        """Nothing was seen yet; no processor remembers a flow, with `forget` nor addresses either."""
         empty = bytes(maps.RECEIVING_SIZE)
         self._fill("verify.receiving", {entries.PAIR.pack(pair): empty for pair in self._pairs})
         self._fill("verify.nodes", {})
         if forget:
             self._turn("verify")
+        else:
+            next_tick()
 
     # -- packets ---------------------------------------------------------
 
     def stamp(self, packet: bytes, **frame) -> Run:
         return self._run("stamp", packet, **frame)
 
-    def verify(self, packet: bytes, now: float, lease: int = LONG_NS, **frame) -> Run:
-        """`now`: Unix seconds, to the next tick of the programs' clock; `lease`: ns that are left of it."""
-        self._set_clock(time.clock_gettime_ns(COARSE), now, lease)
+    def verify(self, packet: bytes, now: float | None, lease: int = LONG_NS, **frame) -> Run:
+        """`now`: Unix seconds, to the next tick of the programs' clock, or what has become of the last ones; `lease`:
+        ns that are left of it."""
+        if now is not None:
+            self._set_clock(time.clock_gettime_ns(COARSE), now, lease)
         return self._run("verify", packet, **frame)
 
     def verify_all(self, packets: Iterable[tuple[bytes, float]]) -> list[Run]:
