@@ -40,7 +40,6 @@ EXTENSIONS: dict[str, tuple[tuple[int, ...], str, str]] = {
     "ipv6header": ((6,), "mangle", "-m ipv6header --header ipv6-opts --soft"),
     "addrtype": ((4, 6), "mangle", "-m addrtype --dst-type LOCAL"),
     "mark": ((4, 6), "mangle", "-m mark --mark 0x10000000/0x10000000"),
-    "comment": ((4, 6), "mangle", "-m comment --comment scentd"),
     "icmp": ((4,), "mangle", "-p icmp -m icmp --icmp-type 3/4"),
     "icmp6": ((6,), "mangle", "-p ipv6-icmp -m icmp6 --icmpv6-type 2"),
     "hl": ((6,), "mangle", "-p ipv6-icmp -m hl --hl-eq 255"),

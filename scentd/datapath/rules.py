@@ -8,8 +8,9 @@ Own chains in two tables, IPv4 and IPv6 alike, one transaction a table and famil
                                             (IPv6 packets of several segments: to queues of their own)
     filter   INPUT, FORWARD (first) -> SCENTD-REJECT   RST or "administratively prohibited", if anybody is to be told
 
-With the offload (ebpf.py) the queues get what its programs decline: packets with options or extension headers on
-the way out, and on the way in what does not bear the mark `mark_verified`.
+With the offload (ebpf.py) only what its programs decline is sent into our chains: on the way out packets with options
+or extension headers (and by SCENTD-OTHERS those that leave by interfaces without a program), on the way in what does
+not bear the mark `mark_verified`, which SCENTD-DECIDED takes off again. All other packets meet two rules in each hook.
 
 A queue's verdict "accept" leaves the rest of the mangle chain out, so our jumps stand
 behind the host's own mangle rules. Lines are written as `iptables -S` prints them: what is
@@ -22,7 +23,7 @@ from __future__ import annotations
 import logging
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,7 +42,6 @@ TIMEOUT = 30.0
 OWN_CHAIN = re.compile(r"^SCENTD-[A-Z]+$")
 JUMPS_FIRST = ("INPUT", "FORWARD")  # in filter: before a rule accepts established connections
 
-COMMENT = "-m comment --comment scentd"
 # Without these an IPv6 neighbour is not found, so no queue may stand in their way: ICMPv6 type -> hop limit. Only a
 # neighbour's are let past the verifier: RFC 4861 section 7.1 wants 255, which no router lets through; RFC 2710
 # section 3 and RFC 3810 section 5 send multicast listener messages with 1.
@@ -49,11 +49,12 @@ IPV6_ALWAYS = {**dict.fromkeys((133, 134, 135, 136, 137), 255), **dict.fromkeys(
 ICMP_TOO_BIG = {4: "-p icmp -m icmp --icmp-type 3/4", 6: "-p ipv6-icmp -m icmp6 --icmpv6-type 2"}
 # What may hold a scent: an IPv4 header of more than five words; a Destination Options header.
 HAS_OPTIONS = {4: '-m u32 --u32 "0x0>>0x18&0xf=0x6:0xf"', 6: "-m ipv6header --header ipv6-opts --soft"}
-# What the offloaded stamper takes: no IPv4 options; none of the extension headers that it declines.
-PLAIN = {
-    4: '-m u32 --u32 "0x0>>0x18&0xf=0x5&&0x0&0xffff=0x1:0xffff"',  # a length of 0 is a segment of over 64 KB
-    6: "-m ipv6header ! --header hop-by-hop,ipv6-opts,ipv6-route --soft",
-}
+# What the offloaded stamper takes: no IPv4 options, and a length (0 is a segment of over 64 KB); none of the extension
+# headers that it declines.
+PLAIN_IPV4 = '--u32 "0x0>>0x18&0xf=0x5&&0x0&0xffff=0x1:0xffff"'
+ODD_HEADERS = "--header hop-by-hop,ipv6-opts,ipv6-route --soft"
+PLAIN = {4: f"-m u32 {PLAIN_IPV4}", 6: f"-m ipv6header ! {ODD_HEADERS}"}
+ODD = {4: f"-m u32 ! {PLAIN_IPV4}", 6: f"-m ipv6header {ODD_HEADERS}"}
 # Longer than what most links carry: several segments in one. The kernel cuts them for an ordinary queue, and leaves
 # each segment's transport offset behind our header: stripped, it is lost. Several small segments that are no longer
 # than this together still are. IPv4's header stays as long as it is (wire/ip.py, strip).
@@ -87,9 +88,9 @@ def rejecting(config: Config, family: int) -> list[str]:
     rejected = f"-m mark --mark {mark:#x}/{mark:#x}"
     return [
         "-N SCENTD-REJECT",
-        *(f"-A {chain} {rejected} {COMMENT} -j SCENTD-REJECT" for chain in JUMPS_FIRST),
-        f"-A SCENTD-REJECT -p tcp {COMMENT} -j REJECT --reject-with tcp-reset",
-        f"-A SCENTD-REJECT {COMMENT} -j REJECT --reject-with {PROHIBITED[family]}",
+        *(f"-A {chain} {rejected} -j SCENTD-REJECT" for chain in JUMPS_FIRST),
+        "-A SCENTD-REJECT -p tcp -j REJECT --reject-with tcp-reset",
+        f"-A SCENTD-REJECT -j REJECT --reject-with {PROHIBITED[family]}",
     ]
 
 
@@ -99,28 +100,52 @@ def new_chains(rules: list[str]) -> list[str]:
 
 def outbound(config: Config, family: int, offloaded: Offloaded | None = None) -> list[str]:
     """Local packets and, if asked for, forwarded ones of our networks, to the stamp queues."""
-    mark, verified = config.datapath.mark_stamped, config.datapath.mark_verified
+    mark, stamping = config.datapath.mark_stamped, offloaded.stamping if offloaded else ()
     foreign = f"-m set ! --match-set {sets.name('local', family)} src"
     queue = to_queue(config.datapath.queue, config.datapath.workers, config.stamp.fail == "open")
-    rules = [f"-A OUTPUT {COMMENT} -j SCENTD-OUT"]
+    rules = leaving(family, stamping)
     if config.stamp.forwarded:
-        rules.append(f"-A FORWARD {COMMENT} -j SCENTD-FORWARD")
+        rules.append("-A FORWARD -j SCENTD-FORWARD")
         if has_prefixes(config):
-            rules.append(f"-A SCENTD-FORWARD {foreign} {COMMENT} -j RETURN")
-        for name in offloaded.stamping if offloaded else ():  # the program would see the source behind NAT alone
-            passing = f"-A SCENTD-FORWARD -o {name} {PLAIN[family]} {COMMENT}"
-            rules.append(f"{passing} -j MARK --set-xmark {verified:#x}/{verified:#x}")
-        rules.append(f"-A SCENTD-FORWARD {COMMENT} -j SCENTD-OUT")
-    if offloaded is not None:  # first: each match on the way to a decision costs a packet what a program does
-        rules += [f"-A SCENTD-OUT -o {name} {PLAIN[family]} {COMMENT} -j RETURN" for name in offloaded.stamping]
+            rules.append(f"-A SCENTD-FORWARD {foreign} -j RETURN")
+        rules += [*passing(config.datapath.mark_verified, family, stamping), "-A SCENTD-FORWARD -j SCENTD-OUT"]
     rules += [
-        f"-A SCENTD-OUT -o lo {COMMENT} -j RETURN",
-        f"-A SCENTD-OUT -m mark --mark {mark:#x}/{mark:#x} {COMMENT} -j RETURN",
-        f"-A SCENTD-OUT -m set ! --match-set {sets.name('stamp', family)} dst {COMMENT} -j RETURN",
+        "-A SCENTD-OUT -o lo -j RETURN",
+        f"-A SCENTD-OUT -m mark --mark {mark:#x}/{mark:#x} -j RETURN",
+        f"-A SCENTD-OUT -m set ! --match-set {sets.name('stamp', family)} dst -j RETURN",
     ]
     if has_prefixes(config) and not has_whole_host(config):
-        rules.append(f"-A SCENTD-OUT {foreign} {COMMENT} -j RETURN")
-    return [*rules, *never_queued("SCENTD-OUT", family), f"-A SCENTD-OUT {COMMENT} {queue}"]
+        rules.append(f"-A SCENTD-OUT {foreign} -j RETURN")
+    return [*rules, *never_queued("SCENTD-OUT", family), f"-A SCENTD-OUT {queue}"]
+
+
+def leaving(family: int, stamping: Sequence[str]) -> list[str]:
+    """From OUTPUT to SCENTD-OUT goes what no program stamps: odd packets, and those by other interfaces.
+
+    In as few steps as can be: each of them costs every packet of this host about as much as part of the program.
+    """
+    if not stamping:
+        return ["-A OUTPUT -j SCENTD-OUT"]
+    odd = f"-A OUTPUT {ODD[family]} -j SCENTD-OUT"
+    if len(stamping) == 1:
+        return [odd, f"-A OUTPUT ! -o {stamping[0]} -j SCENTD-OUT"]
+    return [
+        odd,
+        "-A OUTPUT -j SCENTD-OTHERS",
+        *(f"-A SCENTD-OTHERS -o {name} -j RETURN" for name in stamping),
+        "-A SCENTD-OTHERS -j SCENTD-OUT",
+    ]
+
+
+def passing(mark: int, family: int, stamping: Sequence[str]) -> list[str]:
+    """What is forwarded by a program's interface is marked for it, which sees only the source behind NAT."""
+    if not stamping:
+        return []
+    marked = f"-j MARK --set-xmark {mark:#x}/{mark:#x}"
+    return [
+        *(f"-A SCENTD-FORWARD -o {name} {PLAIN[family]} {marked}" for name in stamping),
+        f"-A SCENTD-FORWARD -m mark --mark {mark:#x}/{mark:#x} -j RETURN",
+    ]
 
 
 def inbound(config: Config, family: int, offloaded: Offloaded | None = None) -> list[str]:
@@ -133,31 +158,35 @@ def inbound(config: Config, family: int, offloaded: Offloaded | None = None) -> 
     queue, long = (to_queue(number, workers, bypass) for number in (first, first + workers))
 
     def queued(match: str) -> list[str]:
-        short = f"-A SCENTD-IN {match}{COMMENT} {queue}"
-        return [f"-A SCENTD-IN {LONG} {match}{COMMENT} {long}", short] if family == 6 else [short]
+        short = f"-A SCENTD-IN {match}{queue}"
+        return [f"-A SCENTD-IN {LONG} {match}{long}", short] if family == 6 else [short]
 
     rules = [
-        f"-A PREROUTING {COMMENT} -j SCENTD-IN",
-        *decided(config.datapath.mark_verified, offloaded),
-        f"-A SCENTD-IN -i lo {COMMENT} -j RETURN",
-        f"-A SCENTD-IN {not_ours(config, family)} {COMMENT} -j RETURN",
+        *arriving(config.datapath.mark_verified, offloaded),
+        "-A SCENTD-IN -i lo -j RETURN",
+        f"-A SCENTD-IN {not_ours(config, family)} -j RETURN",
         *never_queued("SCENTD-IN", family),
         # Without the daemon path MTU discovery still works: its packets are not scented by the routers that send them.
-        f"-A SCENTD-IN {ICMP_TOO_BIG[family]} {COMMENT} {to_queue(first, workers, True)}",
+        f"-A SCENTD-IN {ICMP_TOO_BIG[family]} {to_queue(first, workers, True)}",
         *queued(f"-m set --match-set {sets.name('verify', family)} src "),
         *queued(f"{HAS_OPTIONS[family]} "),
     ]
     return rules + queued("") if config.verify.absent != "pass" else rules
 
 
-def decided(mark: int, offloaded: Offloaded | None) -> list[str]:
-    """What the program has decided goes on, without the mark: a packet in it, if it is a tunnel's, would inherit it."""
+def arriving(mark: int, offloaded: Offloaded | None) -> list[str]:
+    """From PREROUTING to SCENTD-IN: all packets, or with the offload what its verifier has not decided.
+
+    What it has goes on without the mark: a packet in it, if it is a tunnel's, would inherit it. In a VRF packets come
+    by twice, the second time without it.
+    """
     if offloaded is None:
-        return []
+        return ["-A PREROUTING -j SCENTD-IN"]
     return [
-        f"-A SCENTD-IN -m mark --mark {mark:#x}/{mark:#x} {COMMENT} -g SCENTD-DECIDED",
-        f"-A SCENTD-DECIDED {COMMENT} -j MARK --set-xmark 0x0/{mark:#x}",
-        *(f"-A SCENTD-IN -i {name} {COMMENT} -j RETURN" for name in offloaded.vrfs),
+        f"-A PREROUTING -m mark ! --mark {mark:#x}/{mark:#x} -j SCENTD-IN",
+        f"-A PREROUTING -m mark --mark {mark:#x}/{mark:#x} -j SCENTD-DECIDED",
+        f"-A SCENTD-DECIDED -j MARK --set-xmark 0x0/{mark:#x}",
+        *(f"-A SCENTD-IN -i {name} -j RETURN" for name in offloaded.vrfs),
     ]
 
 
@@ -181,10 +210,10 @@ def has_whole_host(config: Config) -> bool:
 
 
 def never_queued(chain: str, family: int) -> list[str]:
-    rules = [f"-A {chain} -m addrtype --dst-type {GROUP_TYPES[family]} {COMMENT} -j RETURN"]
+    rules = [f"-A {chain} -m addrtype --dst-type {GROUP_TYPES[family]} -j RETURN"]
     if family == 6:
         rules += [
-            f"-A {chain} -p ipv6-icmp -m icmp6 --icmpv6-type {kind} -m hl --hl-eq {hops} {COMMENT} -j RETURN"
+            f"-A {chain} -p ipv6-icmp -m icmp6 --icmpv6-type {kind} -m hl --hl-eq {hops} -j RETURN"
             for kind, hops in IPV6_ALWAYS.items()
         ]
     return rules

@@ -25,7 +25,7 @@ def host():
 def test_the_kernel_prints_them_as_they_are_wanted(host, forwarded):
     wish = config(stamp=Stamp(forwarded=forwarded), verify=Verify(absent="drop"))
     host.call(sets.apply, wish)
-    for offloaded in (SERVED, None, Offloaded()):
+    for offloaded in (SERVED, None, Offloaded(("eth0",)), Offloaded()):
         assert host.call(rules.apply, wish, offloaded)
         for family in (4, 6):
             assert rules.same(rules.wanted(wish, family, offloaded), host.call(rules.installed, family))
@@ -40,23 +40,35 @@ def test_without_the_offload_nothing_passes_by_the_queue():
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_each_stamping_interface_has_a_way_past_the_queue_and_no_other(family):
-    lines = rules.outbound(config(), family, SERVED)
-    past = [line for line in lines if " -o eth" in line]
-    assert [line.split()[3] for line in past] == ["eth0", "eth1"]
-    assert all(rules.PLAIN[family] in line and line.endswith("-j RETURN") for line in past)
-    assert lines.index(past[0]) == 1, "before all other matches of the chain"
+@pytest.mark.parametrize("names", [(), ("eth0",), ("eth0", "eth1")])
+def test_only_odd_packets_and_other_interfaces_lead_to_the_queue(family, names):
+    lines = rules.outbound(config(), family, Offloaded(names))
+    jumps = [line.removeprefix("-A OUTPUT ") for line in lines if line.startswith("-A OUTPUT")]
+    odd = f"{rules.ODD[family]} -j SCENTD-OUT"
+    assert (
+        jumps
+        == {
+            0: ["-j SCENTD-OUT"],
+            1: [odd, "! -o eth0 -j SCENTD-OUT"],
+            2: [odd, "-j SCENTD-OTHERS"],
+        }[len(names)]
+    )
+    others = [line.removeprefix("-A SCENTD-OTHERS ") for line in lines if line.startswith("-A SCENTD-OTHERS")]
+    assert others == ([*(f"-o {n} -j RETURN" for n in names), "-j SCENTD-OUT"] if len(names) == 2 else [])
     assert "NFQUEUE" in lines[-1]
 
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_a_mark_is_used_up(family):
     lines = rules.inbound(config(), family, SERVED)
-    decided = next(i for i, line in enumerate(lines) if line.endswith("-g SCENTD-DECIDED"))
-    assert "--mark 0x40000000/0x40000000" in lines[decided]
-    assert next(x for x in lines if x.startswith("-A SCENTD-DECIDED")).endswith("-j MARK --set-xmark 0x0/0x40000000")
-    vrf = next(i for i, line in enumerate(lines) if "-i vrf0" in line)
-    assert decided < vrf < next(i for i, line in enumerate(lines) if "NFQUEUE" in line)
+    mark = "0x40000000/0x40000000"
+    undecided = lines.index(f"-A PREROUTING -m mark ! --mark {mark} -j SCENTD-IN")
+    assert undecided < lines.index(f"-A PREROUTING -m mark --mark {mark} -j SCENTD-DECIDED"), "or it would be looked at"
+    assert [x for x in lines if x.startswith("-A SCENTD-DECIDED")] == [
+        "-A SCENTD-DECIDED -j MARK --set-xmark 0x0/0x40000000"
+    ]
+    inside = [line for line in lines if line.startswith("-A SCENTD-IN")]
+    assert inside[0] == "-A SCENTD-IN -i vrf0 -j RETURN"
 
 
 @pytest.mark.parametrize("family", [4, 6])
@@ -66,4 +78,5 @@ def test_what_is_forwarded_and_ours_is_marked_for_the_program(family):
     assert [lines[i].split()[:4] for i in marked] == [["-A", "SCENTD-FORWARD", "-o", n] for n in SERVED.stamping]
     foreign = next(i for i, line in enumerate(lines) if line.startswith("-A SCENTD-FORWARD -m set !"))
     assert foreign < marked[0]
+    assert lines[marked[-1] + 1] == "-A SCENTD-FORWARD -m mark --mark 0x40000000/0x40000000 -j RETURN"
     assert not any("-j MARK" in line for line in rules.outbound(config(), family, SERVED))

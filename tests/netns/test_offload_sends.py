@@ -55,7 +55,7 @@ def device(request, nodes):
 
 def is_served(node, name: str) -> bool:
     """Whether the rules leave packets to the program; those of IPv6 are written last."""
-    return f" -o {name} " in node.host.out("ip6tables", "-w", "-t", "mangle", "-S", "SCENTD-OUT")
+    return f" ! -o {name} " in node.host.out("ip6tables", "-w", "-t", "mangle", "-S", "OUTPUT")
 
 
 @pytest.fixture(params=[False, True], ids=["", "gro"])
