@@ -5,8 +5,8 @@
  *     IPv4 without options, or with our option alone
  *     IPv6 | [our Destination Options] | [Fragment] | what is no extension header
  *
- * Everything else is declined and left to the queue, whose parser (scentd/wire/ip.py)
- * knows all forms. Lengths come first; nothing is believed here.
+ * Everything else is declined: the verifier leaves it to the queue, the stamper reads it with odd.h.
+ * Lengths come first; nothing is believed here.
  */
 #ifndef SCENT_PACKET_H
 #define SCENT_PACKET_H
@@ -60,6 +60,8 @@ struct packet {
 	__u32 protocol;			/* as the tag has it */
 	__u32 next;			/* IPv6, FORM_SCENTED: what our header names as the next */
 	__u32 fragment;			/* a part of a packet */
+	__u32 room;			/* for a scent among the headers */
+	__u32 before;			/* IPv6: bytes between the fixed header and the scent's place */
 	__u32 has_ports;
 	__u32 ports;			/* the transport's first four bytes as in memory, if `has_ports` or ICMP */
 	__u32 transport;		/* where they are, from the IP header */
@@ -106,6 +108,12 @@ static __always_inline int is_extension(__u32 protocol)
 	       protocol == IPPROTO_DSTOPTS;
 }
 
+static __always_inline int may_have_ports(__u32 protocol)
+{
+	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_DCCP ||
+	       protocol == IPPROTO_SCTP || protocol == IPPROTO_UDPLITE;
+}
+
 static __always_inline void find_ports(struct __sk_buff *skb, __u32 at, struct packet *p)
 {
 	__u32 protocol = p->protocol;
@@ -115,8 +123,7 @@ static __always_inline void find_ports(struct __sk_buff *skb, __u32 at, struct p
 	p->has_ports = 0;
 	if (p->fragment || p->transport + 4 > p->length)
 		return;
-	if (protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_DCCP ||
-	    protocol == IPPROTO_SCTP || protocol == IPPROTO_UDPLITE)
+	if (may_have_ports(protocol))
 		p->has_ports = 1;
 	else if (protocol != IPPROTO_ICMP && protocol != IPPROTO_ICMPV6)
 		return;
@@ -199,6 +206,7 @@ static __always_inline enum form parse_ipv6(struct __sk_buff *skb, __u32 at, str
 		if (bpf_skb_load_bytes(skb, at + p->transport, &word, IPV6_FRAGMENT_LEN))
 			return FORM_DECLINED;
 		p->fragment = (word >> 16 & 0xf9ff) != 0;	/* offset and "more fragments", as in memory */
+		p->room = p->fragment;	/* an atomic fragment is reassembled, too, and dropped behind our header */
 		p->transport += IPV6_FRAGMENT_LEN;
 		p->protocol = word & 0xff;
 		if (!(word >> 16 & 0xf8ff) && is_extension(p->protocol))
@@ -217,6 +225,8 @@ static __always_inline enum form parse(struct __sk_buff *skb, __u32 at, struct p
 {
 	p->ports = 0;
 	p->has_ports = 0;
+	p->room = 1;
+	p->before = 0;
 	if (skb->protocol == bpf_htons(ETH_P_IP))
 		return parse_ipv4(skb, at, p);
 	if (skb->protocol == bpf_htons(ETH_P_IPV6))

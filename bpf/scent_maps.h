@@ -142,9 +142,8 @@ struct scent_stamped {
 enum scent_stamp_count {
 	SCENT_STAMP_COUNT_STAMPED = 0,
 	SCENT_STAMP_COUNT_UNSTAMPED = 1,	/* + scent_unstamped */
-	SCENT_STAMP_COUNT_DECLINED = 9,		/* options or extension headers: the queue has seen it */
-	SCENT_STAMP_COUNT_FAILED = 10,		/* the kernel would not make room */
-	SCENT_STAMP_COUNTERS = 11,
+	SCENT_STAMP_COUNT_FAILED = 9,		/* the kernel would not make room */
+	SCENT_STAMP_COUNTERS = 10,
 };
 
 /* -- verifying --------------------------------------------------------- */

@@ -7,7 +7,7 @@
  * Whatever happens the packet goes on, and TC_ACT_UNSPEC lets the programs of others
  * run. bpf/README.md has the order of the hooks.
  */
-#include "packet.h"
+#include "odd.h"
 #include "tag.h"
 
 char LICENSE[] SEC("license") = "GPL";
@@ -40,6 +40,14 @@ struct {
 	__type(key, __u32);
 	__type(value, struct scent_stamped);
 } recent SEC(".maps");
+
+/* One at a time on a processor: a Hop-by-Hop header on its way to its place before ours. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u8[HOP_BY_HOP_MAX]);
+} moved SEC(".maps");
 
 #define UNCOUNTED (-1)
 #define UNSTAMPED(reason) (SCENT_STAMP_COUNT_UNSTAMPED + SCENT_UNSTAMPED_##reason)
@@ -143,7 +151,8 @@ static __always_inline int grow(struct __sk_buff *skb, __u32 by)
 
 static __always_inline int write_ipv4(struct __sk_buff *skb, __u32 at, const struct scent_stamped *c, const struct packet *p)
 {
-	__u32 first = (p->first[0] & 0xff00) | 0x4e | (__u32)bpf_htons(p->length + SCENT_IPV4_OPTION_LEN) << 16;
+	__u32 words = (p->first[0] & 0xf) + SCENT_IPV4_OPTION_LEN / 4;
+	__u32 first = (p->first[0] & 0xff00) | 0x40 | words | (__u32)bpf_htons(p->length + SCENT_IPV4_OPTION_LEN) << 16;
 	__u16 option = SCENT_IPV4_OPTION_TYPE | SCENT_IPV4_OPTION_LEN << 8;
 	__u64 sum = (__u16)~(p->first[2] >> 16);
 	struct ipv4_head head = {};
@@ -165,9 +174,16 @@ static __always_inline int write_ipv4(struct __sk_buff *skb, __u32 at, const str
 	return bpf_skb_store_bytes(skb, at, head.header, IPV4_LEN + SCENT_IPV4_OPTION_LEN, 0);
 }
 
+/* Our header, from its option's type on; what is before that goes into `head`, what is behind it stays zero. */
+static __always_inline void put_ipv6(struct ipv6_head *head, __u32 next, const struct scent_stamped *c)
+{
+	head->option = next | 4 << 8 | SCENT_IPV6_OPTION_TYPE << 16 | (__u32)SCENT_LEN << 24;
+	put(head->scent, head->tail, c);
+	head->tail[5] = 1;		/* PadN without content */
+}
+
 static __always_inline int write_ipv6(struct __sk_buff *skb, __u32 at, const struct scent_stamped *c, const struct packet *p)
 {
-	__u32 next = p->first[1] >> 16 & 0xff;
 	__u32 payload = p->length - IPV6_LEN + SCENT_IPV6_HEADER_LEN;
 	struct ipv6_head head = {};
 
@@ -178,10 +194,30 @@ static __always_inline int write_ipv6(struct __sk_buff *skb, __u32 at, const str
 		head.header[5 + 2 * i] = p->destination.words[i];
 		head.header[6 + 2 * i] = p->destination.words[i] >> 32;
 	}
-	head.option = next | 4 << 8 | SCENT_IPV6_OPTION_TYPE << 16 | (__u32)SCENT_LEN << 24;
-	put(head.scent, head.tail, c);
-	head.tail[5] = 1;		/* PadN without content */
+	put_ipv6(&head, p->first[1] >> 16 & 0xff, c);
 	return bpf_skb_store_bytes(skb, at + 4, &head, IPV6_LEN - 4 + SCENT_IPV6_HEADER_LEN, 0);
+}
+
+/* A Hop-by-Hop header stays first (RFC 8200 section 4.1): it moves into the room, and ours goes behind it. */
+static __always_inline int write_behind(struct __sk_buff *skb, __u32 at, const struct scent_stamped *c,
+					const struct packet *p)
+{
+	__u16 payload = bpf_htons(p->length - IPV6_LEN + SCENT_IPV6_HEADER_LEN);
+	__u32 zero = 0, length = p->before, next;
+	__u8 *header = bpf_map_lookup_elem(&moved, &zero);
+	struct ipv6_head head = {};
+
+	asm volatile("" : "+r"(length));	/* the bounds are for the register that is used */
+	if (!header || length < 8 || length > HOP_BY_HOP_MAX)
+		return -1;
+	if (bpf_skb_load_bytes(skb, at + IPV6_LEN + SCENT_IPV6_HEADER_LEN, header, length))
+		return -1;
+	next = header[0];
+	header[0] = IPPROTO_DSTOPTS;
+	put_ipv6(&head, next, c);
+	return bpf_skb_store_bytes(skb, at + 4, &payload, 2, 0) ||
+	       bpf_skb_store_bytes(skb, at + IPV6_LEN, header, length, 0) ||
+	       bpf_skb_store_bytes(skb, at + IPV6_LEN + length, &head.option, SCENT_IPV6_HEADER_LEN, 0);
 }
 
 /* Which pair the packet is of and how long it may be, by prefixes; a `detail` of 0 if it is none of ours. */
@@ -197,8 +233,19 @@ static __always_inline void route(const struct scent_stamp_settings *s, const st
 	q->value.detail = 0;
 }
 
+/* Why a packet that is not plain is left alone, or SCENT_STAMP_COUNT_STAMPED. */
+static __always_inline int unfit(struct __sk_buff *skb, __u32 at, struct packet *p)
+{
+	enum content content = read_odd(skb, at, p);
+
+	if (content == CONTENT_MALFORMED)
+		return p->length || p->family == 6 ? UNSTAMPED(MALFORMED) : UNSTAMPED(TOO_BIG);	/* over 64 KB */
+	return content == CONTENT_SCENT || is_neighbourly(p) ? UNCOUNTED : SCENT_STAMP_COUNT_STAMPED;
+}
+
 /* The pair's current epoch, or NULL and a reason to leave the packet alone. What a flow's packets share goes into `c`. */
-static __always_inline struct scent_outgoing *look_up(const struct scent_stamp_settings *s, const struct packet *p,
+static __always_inline struct scent_outgoing *look_up(struct __sk_buff *skb, __u32 at,
+						      const struct scent_stamp_settings *s, struct packet *p,
 						      enum form form, __u32 turn, __u64 now, struct scent_stamped *c,
 						      int *kept)
 {
@@ -215,9 +262,11 @@ static __always_inline struct scent_outgoing *look_up(const struct scent_stamp_s
 	}
 	if (!known->detail)
 		return NULL;
-	*kept = SCENT_STAMP_COUNT_DECLINED;
-	if (form == FORM_DECLINED)
-		return NULL;
+	if (form == FORM_DECLINED) {
+		*kept = unfit(skb, at, p);
+		if (*kept)
+			return NULL;
+	}
 	*kept = UNSTAMPED(NOT_A_PEER);
 	if (known->number == SCENT_NO_PAIR)
 		return NULL;
@@ -265,13 +314,12 @@ static __always_inline int stamp(struct __sk_buff *skb, __u32 at)
 	if (!c)
 		return UNCOUNTED;
 	if (form != FORM_BARE || c->now != now || c->selector != which || !same_flow(&c->flow, &p)) {
-		out = look_up(s, &p, form, which, now, c, &kept);
+		out = look_up(skb, at, s, &p, form, which, now, c, &kept);
 		if (!out)
 			return kept;
 	}
-	/* Connection tracking reassembles an atomic fragment, too, and drops it behind our header. */
-	if (p.family == 6 && p.transport != IPV6_LEN && !p.fragment)
-		return UNSTAMPED(HEADERS);
+	if (!p.room)
+		return p.family == 4 ? UNSTAMPED(NO_ROOM) : UNSTAMPED(HEADERS);
 	kept = too_big(skb, at, &p, c->flags, c->limit);
 	if (kept)
 		return kept;
@@ -279,7 +327,9 @@ static __always_inline int stamp(struct __sk_buff *skb, __u32 at)
 		return SCENT_STAMP_COUNT_FAILED;
 	if (out)
 		compose(c, out, &p, now, s->run);
-	kept = p.family == 4 ? write_ipv4(skb, at, c, &p) : write_ipv6(skb, at, c, &p);
+	kept = p.family == 4 ? write_ipv4(skb, at, c, &p) :
+	       p.before	    ? write_behind(skb, at, c, &p) :
+			      write_ipv6(skb, at, c, &p);
 	return kept ? SCENT_STAMP_COUNT_FAILED : SCENT_STAMP_COUNT_STAMPED;
 }
 

@@ -74,7 +74,6 @@ def counters_stamp(counts: Sequence[int]) -> dict[str, int]:
     return {
         "stamped": counts[maps.STAMP_COUNT_STAMPED],
         **unstamped,
-        "offload_declined": counts[maps.STAMP_COUNT_DECLINED],
         "offload_failed": counts[maps.STAMP_COUNT_FAILED],
     }
 

@@ -71,8 +71,7 @@ def test_the_stampers_counters():
         "unstamped:headers": 106,
         "unstamped:already": 107,
         "unstamped:malformed": 108,
-        "offload_declined": 109,
-        "offload_failed": 110,
+        "offload_failed": 109,
     }
 
 

@@ -25,12 +25,6 @@ PADDED = "accepted", "the kernel cuts what is behind the packet off; at this hoo
 
 STAMPED_ELSEWISE = {
     "udp4 max portless": UNFRAGMENTED,
-    "options4 room": OPTIONS,
-    "foreign 158": OPTIONS,
-    "hop by hop": HEADERS,
-    "own destination options": HEADERS,
-    "foreign 0x1e": HEADERS,
-    "hop by hop and destination": HEADERS,
     "udp6 portless": UNFRAGMENTED,
 }
 
@@ -38,22 +32,15 @@ UNSTAMPED_ELSEWISE = {
     "not our network": STRANGERS,
     "not a peer": STRANGERS,
     "no such pair": STRANGERS,
-    "no room": OPTIONS,
-    "source route": OPTIONS,
-    "option overruns4": OPTIONS,
-    "routing header": HEADERS,
-    "eight headers": HEADERS,
-    "late hop by hop": HEADERS,
-    "eight bytes of padding": HEADERS,
-    "wrong length4": LENGTHS,
-    "wrong length6": LENGTHS,
     "already4": (None, "what the queue has stamped is not counted twice"),
     "already6": (None, "what the queue has stamped is not counted twice"),
 }
 
-# Whatever was written for a stamper with options or headers comes back to the verifier with them.
 VERIFIED_ELSEWISE = {
-    **{name: entry for name, entry in STAMPED_ELSEWISE.items() if entry in (OPTIONS, HEADERS)},
+    **dict.fromkeys(("options4 room", "foreign 158"), OPTIONS),
+    **dict.fromkeys((
+        "hop by hop", "own destination options", "foreign 0x1e", "hop by hop and destination",
+    ), HEADERS),
     **dict.fromkeys((
         "empty option4", "half magic4", "foreign magic4", "behind the end4", "inside another4", "option length 0",
         "option overruns", "option cut", "short scent4", "long scent4", "scent and stump4", "source routed scent",
