@@ -259,6 +259,16 @@ def by_prefix(routes: Iterable[Route]) -> dict[Prefix, list[Route]]:
     return groups
 
 
+def may_be_first(routes: Iterable[Route]) -> bool:
+    """Whether these may be in a table that is asked before all rules, with main's routes still found behind them.
+
+    Not a throw: IPv4 has the tables `local` and `main` as one where there are no rules, and would look no further
+    (net/ipv4/fib_trie.c). Not what holds link-local addresses.
+    """
+    excluded = EXCLUDED[6][0]
+    return all(route.kind == "unicast" and not within(excluded, route.prefix) for route in routes)
+
+
 def diff(have: Iterable[Route], want: Iterable[Route]) -> tuple[list[Route], list[Route]]:
     """What to delete and what to add or replace, in order, so that a table holds what is wanted."""
     before = {route.key: route for route in have}

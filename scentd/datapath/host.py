@@ -15,6 +15,7 @@ from scentd.datapath.interfaces import in_place
 from scentd.datapath.rules import Offloaded
 from scentd.datapath.watch import Watch
 from scentd.errors import ScentdError
+from scentd.room import Plan
 
 log = logging.getLogger(__name__)
 
@@ -111,8 +112,7 @@ def install(config: Config, offload: Offload | None = None) -> Found:
 def reinstall(config: Config) -> None:
     """Sets, routes and rules beside the programs that a daemon has in place, or none. Raises HostError."""
     sets.apply(config)
-    routes.apply(config)
-    rules.apply(config, already(config))
+    place(config, routes.planned(config), already(config))
 
 
 def follow(config: Config, offload: Offload | None) -> Found:
@@ -120,22 +120,39 @@ def follow(config: Config, offload: Offload | None) -> Found:
 
     A program is there before the rules leave packets to it, and goes after they do not any more.
     """
-    if offload is None:
-        found = Found(routes.apply(config).limits(), routes.own_addresses())
-        rules.apply(config)
-        return found
-    leading = routes.planned(config).interfaces()
-    served = offload.attach(leading)
-    lowered = config.stamp.forwarded and len(served.stamping) == len(leading)
+    plan = routes.planned(config)
+    served = None if offload is None else settled(config, plan, offload.attach(plan.interfaces()))
+    limits, lowered = place(config, plan, served)
+    if offload is not None:
+        offload.interfaces.settle()
+    return Found(limits, routes.own_addresses(), lowered)
+
+
+def settled(config: Config, plan: Plan, served: Offloaded) -> Offloaded:
+    """`direct` only where the routes allow it, too."""
+    return served._replace(direct=served.direct and routes.may_be_direct(config, plan))
+
+
+def place(config: Config, plan: Plan, served: Offloaded | None) -> tuple[Limits, bool]:
+    """Routes and rules beside these programs: the paths' MTUs, and whether forwarded packets are held to lower ones.
+
+    In an order in which packets that the queue has stamped find the routes that they need.
+    """
+    if served is not None and served.direct:
+        rules.apply(config, served)
+        return routes.apply(config, direct=True).limits(), True
+    stamping = len(served.stamping) if served is not None else 0
+    lowered = config.stamp.forwarded and 0 < stamping == len(plan.interfaces())
     limits = routes.apply(config, lowered).limits()
     rules.apply(config, served)
-    offload.interfaces.settle()
-    return Found(limits, routes.own_addresses(), lowered)
+    return limits, lowered
 
 
 def already(config: Config) -> Offloaded | None:
     """What a daemon's programs serve now."""
-    return in_place(config.datapath.pin_dir, routes.planned(config).interfaces())
+    plan = routes.planned(config)
+    there = in_place(config.datapath.pin_dir, plan.interfaces())
+    return None if there is None else settled(config, plan, there)
 
 
 def show(config: Config) -> str:
@@ -143,7 +160,7 @@ def show(config: Config) -> str:
     lines = [rules.show(config, already(config)), "# address sets\n"]
     for name, prefixes in sets.have().items():
         lines.append(f"{name}: {' '.join(sorted(map(str, prefixes))) or '-'}\n")
-    lines.append(f"# routes in table {config.datapath.route_table}\n")
+    lines.append(f"# lowered routes, in table {config.datapath.route_table} or local\n")
     for route in routes.have(config.datapath):
         lines.append(f"{route}\n")
     return "".join(lines)

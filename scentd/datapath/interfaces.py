@@ -1,8 +1,9 @@
 """The offload's programs on the host's interfaces: which are served, and which are left to the queue.
 
 Both are everywhere: a peer's packets may come in by any interface, and a rule of the host (fwmark) may send them out by
-one to which no route to peers leads. The rules leave packets to the stamper only where the routes lead; elsewhere it
-finds the queue's scents. Not to be called on the thread of a running event loop.
+one to which no route to peers leads. The rules leave packets to the stamper only where the routes lead, elsewhere it
+finds the queue's scents; where there are no rules of the host's own (`direct`) there is no elsewhere. Not to be called
+on the thread of a running event loop.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Interfaces:
         self._wanted = places
         self._stamping = stamping(found, places, leading)
         self.verifying = sorted(i.name for i in found if (i.number, "ingress") in places)
-        return Offloaded(tuple(self._stamping), vrfs(found))
+        return Offloaded(tuple(self._stamping), vrfs(found), is_covered(found, places))
 
     def _serve(self, interface: Interface, programs: Programs) -> set[Place]:
         if interface.header is None:
@@ -77,13 +78,18 @@ def in_place(pin_dir: str, leading: Collection[int]) -> Offloaded | None:
         return None
     there = Attacher(pin_dir).attached()
     found = attach.interfaces()
-    return Offloaded(tuple(stamping(found, there, leading)), vrfs(found)) if there else None
+    return Offloaded(tuple(stamping(found, there, leading)), vrfs(found), is_covered(found, there)) if there else None
 
 
 def stamping(found: Collection[Interface], there: Collection[Place], leading: Collection[int]) -> list[str]:
     """Names of interfaces to peers that have the stamper. A name that ends in "+" is a pattern to iptables."""
     served = (i for i in found if (i.number, "egress") in there and i.number in leading)
     return sorted(i.name for i in served if not i.name.endswith("+"))
+
+
+def is_covered(found: Collection[Interface], there: Collection[Place]) -> bool:
+    """Whether the stamper is on every interface."""
+    return all((i.number, "egress") in there for i in found)
 
 
 def vrfs(found: Collection[Interface]) -> tuple[str, ...]:

@@ -1,6 +1,10 @@
-"""Our routing table: routes to peers with room for the scent, for locally generated packets.
+"""Routes to peers with room for the scent, so that sockets make packets that have grown to no more than fits.
 
-Rules at datapath.rule_priority p, both families; the main table is never written:
+Where the programs alone stamp (`direct`) they stand in the table `local`, which the kernel asks first. tc is behind the
+MTU check, so the lowered routes are all it takes, and not one rule is needed: with the first rule that is not the
+kernel's own, every look-up of this host becomes slower, and stays so until the host restarts.
+
+Otherwise they stand in a table of our own, with rules at datapath.rule_priority p, both families:
 
     p    fwmark S/S goto p+2      stamped already: the full MTU, in the tables as they are
     p    to fe80::/10 goto p+2    IPv6 only: link-local, even if a peer is ::/0
@@ -9,8 +13,8 @@ Rules at datapath.rule_priority p, both families; the main table is never writte
     p+2  nop                      where p jumps to
 
 The stamp queue's verdict sets the mark S in mangle OUTPUT, a changed mark makes the kernel route
-again, and rule p passes our table by. Ours are the routes of our table and the rules with our priorities
-and PROTOCOL; nothing else is deleted.
+again, and rule p passes our table by. Ours are the routes of our table, those of `local` and the rules with our
+priorities that have our PROTOCOL; nothing else is deleted, and the main table is never written.
 
 pyroute2's sync sockets do not work inside a running asyncio loop: call from a thread.
 """
@@ -23,6 +27,7 @@ import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 from typing import Any
 
 from pyroute2 import IPRoute
@@ -40,7 +45,8 @@ from scentd.room import Link, Nexthop, Plan, Route
 log = logging.getLogger(__name__)
 
 FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
-MAIN = 254
+MAIN, LOCAL = 254, 255
+KERNELS_RULES = {(0, LOCAL), (32766, MAIN), (32767, 253)}  # (priority, table)
 PROTOCOL = 83  # RTA_PROTOCOL and FRA_PROTOCOL of all that is ours; unassigned in /etc/iproute2/rt_protos
 ONLINK = 4  # RTNH_F_ONLINK
 KINDS = {rt_type["unicast"]: "unicast", rt_type["throw"]: "throw"}
@@ -53,21 +59,53 @@ def peer_prefixes(config: Config) -> list[Prefix]:
     return [prefix for peer in stamped_peers(config) for prefix in prefixes(peer.addresses)]
 
 
-def apply(config: Config, forwarded: bool = False) -> Plan:
-    """Make our table and rules equal to what the main table and the configuration ask for. Raises HostError.
+def apply(config: Config, forwarded: bool = False, direct: bool = False) -> Plan:
+    """Make our routes and rules equal to what the main table and the configuration ask for. Raises HostError.
 
     `forwarded`: the lowered MTU is for forwarded packets, too, and the kernel tells their sources.
+    `direct`: without rules; may_be_direct() has said so.
     A route that the kernel refuses because the host changed meanwhile is logged and left out:
     packets there leave unstamped when they are too big, until the next call.
     """
     with opened() as ip:
-        plan = current(ip, config)
+        plan, own = current(ip, config), config.datapath.route_table
         for version in families():
             want = [route for route in plan.routes if route.prefix.version == version]
-            write_routes(ip, version, config.datapath, want)
             rules = wanted_rules(config.datapath, version, forwarded) if want else []
-            write_rules(ip, version, config.datapath, rules)
+            # There is a lowered route at any moment: what is new first.
+            if direct:
+                write_routes(ip, version, LOCAL, want)
+                write_rules(ip, version, config.datapath, [])
+                write_routes(ip, version, own, [])
+            else:
+                write_routes(ip, version, own, want)
+                write_rules(ip, version, config.datapath, rules)
+                write_routes(ip, version, LOCAL, [])
     return plan
+
+
+def may_be_direct(config: Config, plan: Plan) -> bool:
+    """Whether the table `local` will do: it has the host's own rules behind it, and is for forwarded packets, too.
+
+    Raises HostError.
+    """
+    if not room.may_be_first(plan.routes) or not (config.stamp.forwarded or not forwards()):
+        return False
+    with opened() as ip:
+        return not any(foreign_rules(ip, version, config.datapath) for version in families())
+
+
+def forwards() -> bool:
+    """Whether this host forwards packets by any of its interfaces, of either family."""
+    switches = (Path(f"/proc/sys/net/ipv{version}/conf").glob("*/forwarding") for version in families())
+    return any(is_on(switch) for of_family in switches for switch in of_family)
+
+
+def is_on(switch: Path) -> bool:
+    try:
+        return switch.read_text().strip() != "0"
+    except FileNotFoundError:  # the interface went
+        return False
 
 
 def planned(config: Config) -> Plan:
@@ -77,9 +115,10 @@ def planned(config: Config) -> Plan:
 
 
 def have(datapath: Datapath) -> list[Route]:
-    """What our table holds, both families. Raises HostError."""
+    """Our routes, both families. Raises HostError."""
     with opened() as ip:
-        return [route for version in families() for route in read_routes(ip, version, datapath.route_table)]
+        tables = ((version, table) for version in families() for table in (datapath.route_table, LOCAL))
+        return [route for version, table in tables for route in read_routes(ip, version, table)]
 
 
 def remove(datapath: Datapath) -> None:
@@ -87,7 +126,8 @@ def remove(datapath: Datapath) -> None:
     with opened() as ip:
         for version in families():
             write_rules(ip, version, datapath, [])
-            write_routes(ip, version, datapath, [])
+            for table in (datapath.route_table, LOCAL):
+                write_routes(ip, version, table, [])
 
 
 def current(ip: IPRoute, config: Config) -> Plan:
@@ -126,6 +166,13 @@ def read_rules(ip: IPRoute, version: int, datapath: Datapath) -> list[dict[str, 
     return found
 
 
+def foreign_rules(ip: IPRoute, version: int, datapath: Datapath) -> list[tuple[int, int]]:
+    """(priority, table) of the rules that are neither ours nor what the kernel begins with."""
+    all_rules = ip.get_rules(family=FAMILY[version])
+    there = [(r.get("priority") or 0, r.get("table") or 0) for r in all_rules if r.get("protocol") != PROTOCOL]
+    return [rule for rule in there if rule not in KERNELS_RULES]
+
+
 def write_rules(ip: IPRoute, version: int, datapath: Datapath, want: list[dict[str, int | str]]) -> None:
     there = read_rules(ip, version, datapath)
     unwanted = [rule for rule in there if rule not in want]
@@ -137,26 +184,27 @@ def write_rules(ip: IPRoute, version: int, datapath: Datapath, want: list[dict[s
             ip.rule("add", family=FAMILY[version], protocol=PROTOCOL, **rule)
 
 
-def write_routes(ip: IPRoute, version: int, datapath: Datapath, want: Iterable[Route]) -> None:
-    gone, new = room.diff(read_routes(ip, version, datapath.route_table), want)
+def write_routes(ip: IPRoute, version: int, table: int, want: Iterable[Route]) -> None:
+    gone, new = room.diff(read_routes(ip, version, table), want)
     refused: list[str] = []
     for command, routes in (("del", gone), ("replace", new)):
         for route in routes:
             try:
-                ip.route(command, **request(route, datapath.route_table))
+                ip.route(command, **request(route, table))
             except NetlinkError as error:
                 if error.code not in TOO_LATE:
                     raise
                 refused.append(f"{command} {route.prefix}: {error}")
     if refused:
-        log.warning("table %d: %d routes refused, first: %s", datapath.route_table, len(refused), refused[0])
+        log.warning("table %d: %d routes refused, first: %s", table, len(refused), refused[0])
     if gone or new:
-        log.info("table %d: IPv%d: %d routes set, %d deleted", datapath.route_table, version, len(new), len(gone))
+        log.info("table %d: IPv%d: %d routes set, %d deleted", table, version, len(new), len(gone))
 
 
 def read_routes(ip: IPRoute, version: int, table: int) -> list[Route]:
-    messages = ip.get_routes(family=FAMILY[version], table=table)
-    return [parse(message, version) for message in messages if message.get("table") == table]
+    """Those of a table; of `local` our own."""
+    messages = (m for m in ip.get_routes(family=FAMILY[version], table=table) if m.get("table") == table)
+    return [parse(m, version) for m in messages if table != LOCAL or m["proto"] == PROTOCOL]
 
 
 def own_addresses() -> tuple[str, ...]:

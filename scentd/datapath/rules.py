@@ -8,9 +8,10 @@ Own chains in two tables, IPv4 and IPv6 alike, one transaction a table and famil
                                             (IPv6 packets of several segments: to queues of their own)
     filter   INPUT, FORWARD (first) -> SCENTD-REJECT   RST or "administratively prohibited", if anybody is to be told
 
-With the offload (ebpf.py) only what its programs decline is sent into our chains: on the way out packets with options
-or extension headers (and by SCENTD-OTHERS those that leave by interfaces without a program), on the way in what does
-not bear the mark `mark_verified`, which SCENTD-DECIDED takes off again. All other packets meet two rules in each hook.
+With the offload (ebpf.py) only what is left of its programs is sent into our chains: on the way out by interfaces
+without a stamper (SCENTD-OTHERS, if there are several with one), on the way in what does not bear the mark
+`mark_verified`, which SCENTD-DECIDED takes off again. Where there are only interfaces with a stamper (`direct`)
+nothing is done in OUTPUT.
 
 A queue's verdict "accept" leaves the rest of the mangle chain out, so our jumps stand
 behind the host's own mangle rules. Lines are written as `iptables -S` prints them: what is
@@ -49,12 +50,6 @@ IPV6_ALWAYS = {**dict.fromkeys((133, 134, 135, 136, 137), 255), **dict.fromkeys(
 ICMP_TOO_BIG = {4: "-p icmp -m icmp --icmp-type 3/4", 6: "-p ipv6-icmp -m icmp6 --icmpv6-type 2"}
 # What may hold a scent: an IPv4 header of more than five words; a Destination Options header.
 HAS_OPTIONS = {4: '-m u32 --u32 "0x0>>0x18&0xf=0x6:0xf"', 6: "-m ipv6header --header ipv6-opts --soft"}
-# What the offloaded stamper takes: no IPv4 options, and a length (0 is a segment of over 64 KB); none of the extension
-# headers that it declines.
-PLAIN_IPV4 = '--u32 "0x0>>0x18&0xf=0x5&&0x0&0xffff=0x1:0xffff"'
-ODD_HEADERS = "--header hop-by-hop,ipv6-opts,ipv6-route --soft"
-PLAIN = {4: f"-m u32 {PLAIN_IPV4}", 6: f"-m ipv6header ! {ODD_HEADERS}"}
-ODD = {4: f"-m u32 ! {PLAIN_IPV4}", 6: f"-m ipv6header {ODD_HEADERS}"}
 # Longer than what most links carry: several segments in one. The kernel cuts them for an ordinary queue, and leaves
 # each segment's transport offset behind our header: stripped, it is lost. Several small segments that are no longer
 # than this together still are. IPv4's header stays as long as it is (wire/ip.py, strip).
@@ -64,10 +59,14 @@ PROHIBITED = {4: "icmp-admin-prohibited", 6: "icmp6-adm-prohibited"}
 
 
 class Offloaded(NamedTuple):
-    """Names of interfaces: those to peers by which the program stamps; VRFs, where packets come by once more."""
+    """Names of interfaces: those to peers by which the program stamps; VRFs, where packets come by once more.
+
+    `direct`: packets to peers leave by no other interface, so none has to be looked at in OUTPUT.
+    """
 
     stamping: tuple[str, ...] = ()
     vrfs: tuple[str, ...] = ()
+    direct: bool = False
 
 
 def wanted(config: Config, family: int, offloaded: Offloaded | None = None) -> dict[str, list[str]]:
@@ -100,15 +99,19 @@ def new_chains(rules: list[str]) -> list[str]:
 
 def outbound(config: Config, family: int, offloaded: Offloaded | None = None) -> list[str]:
     """Local packets and, if asked for, forwarded ones of our networks, to the stamp queues."""
-    mark, stamping = config.datapath.mark_stamped, offloaded.stamping if offloaded else ()
+    offloaded = offloaded or Offloaded()
+    mark = config.datapath.mark_stamped
     foreign = f"-m set ! --match-set {sets.name('local', family)} src"
-    queue = to_queue(config.datapath.queue, config.datapath.workers, config.stamp.fail == "open")
-    rules = leaving(family, stamping)
+    rules = leaving(offloaded.stamping) if not offloaded.direct else []
     if config.stamp.forwarded:
         rules.append("-A FORWARD -j SCENTD-FORWARD")
         if has_prefixes(config):
             rules.append(f"-A SCENTD-FORWARD {foreign} -j RETURN")
-        rules += [*passing(config.datapath.mark_verified, family, stamping), "-A SCENTD-FORWARD -j SCENTD-OUT"]
+        rules += passing(config.datapath.mark_verified, offloaded.stamping)
+    if offloaded.direct:
+        return rules
+    if config.stamp.forwarded:
+        rules.append("-A SCENTD-FORWARD -j SCENTD-OUT")
     rules += [
         "-A SCENTD-OUT -o lo -j RETURN",
         f"-A SCENTD-OUT -m mark --mark {mark:#x}/{mark:#x} -j RETURN",
@@ -116,34 +119,32 @@ def outbound(config: Config, family: int, offloaded: Offloaded | None = None) ->
     ]
     if has_prefixes(config) and not has_whole_host(config):
         rules.append(f"-A SCENTD-OUT {foreign} -j RETURN")
+    queue = to_queue(config.datapath.queue, config.datapath.workers, config.stamp.fail == "open")
     return [*rules, *never_queued("SCENTD-OUT", family), f"-A SCENTD-OUT {queue}"]
 
 
-def leaving(family: int, stamping: Sequence[str]) -> list[str]:
-    """From OUTPUT to SCENTD-OUT goes what no program stamps: odd packets, and those by other interfaces.
+def leaving(stamping: Sequence[str]) -> list[str]:
+    """From OUTPUT to SCENTD-OUT goes what leaves by interfaces where no program stamps.
 
     In as few steps as can be: each of them costs every packet of this host about as much as part of the program.
     """
     if not stamping:
         return ["-A OUTPUT -j SCENTD-OUT"]
-    odd = f"-A OUTPUT {ODD[family]} -j SCENTD-OUT"
     if len(stamping) == 1:
-        return [odd, f"-A OUTPUT ! -o {stamping[0]} -j SCENTD-OUT"]
+        return [f"-A OUTPUT ! -o {stamping[0]} -j SCENTD-OUT"]
     return [
-        odd,
         "-A OUTPUT -j SCENTD-OTHERS",
         *(f"-A SCENTD-OTHERS -o {name} -j RETURN" for name in stamping),
         "-A SCENTD-OTHERS -j SCENTD-OUT",
     ]
 
 
-def passing(mark: int, family: int, stamping: Sequence[str]) -> list[str]:
+def passing(mark: int, stamping: Sequence[str]) -> list[str]:
     """What is forwarded by a program's interface is marked for it, which sees only the source behind NAT."""
     if not stamping:
         return []
-    marked = f"-j MARK --set-xmark {mark:#x}/{mark:#x}"
     return [
-        *(f"-A SCENTD-FORWARD -o {name} {PLAIN[family]} {marked}" for name in stamping),
+        *(f"-A SCENTD-FORWARD -o {name} -j MARK --set-xmark {mark:#x}/{mark:#x}" for name in stamping),
         f"-A SCENTD-FORWARD -m mark --mark {mark:#x}/{mark:#x} -j RETURN",
     ]
 

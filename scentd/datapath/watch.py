@@ -14,19 +14,20 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from struct import Struct
 from typing import Any
 
 from pyroute2.netlink import rtnl
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
 from scentd.config import Datapath
-from scentd.datapath.routes import MAIN
+from scentd.datapath.routes import LOCAL, MAIN, PROTOCOL
 
 log = logging.getLogger(__name__)
 
 DEBOUNCE = 0.2  # seconds from the first change to the call: one interface makes a dozen messages
-RTNLGRP_NEXTHOP = 32
+RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV6_NETCONF, RTNLGRP_NEXTHOP = 24, 25, 32
 GROUPS = (
     rtnl.RTMGRP_LINK
     | rtnl.RTMGRP_IPV4_IFADDR
@@ -37,7 +38,10 @@ GROUPS = (
     | rtnl.RTMGRP_IPV6_RULE
     | rtnl.RTMGRP_IPV6_IFINFO  # the IPv6 MTU that a router advertised
     | 1 << (RTNLGRP_NEXTHOP - 1)
+    | 1 << (RTNLGRP_IPV4_NETCONF - 1)  # forwarding on or off
+    | 1 << (RTNLGRP_IPV6_NETCONF - 1)
 )
+LINK_MESSAGE = Struct("=IH14xi")  # struct nlmsghdr, then of ifinfomsg the index; the shortest message of rtnetlink
 BUFFER = 1 << 20  # bytes; what overflows it counts as a change
 
 
@@ -56,6 +60,8 @@ class Watch:
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
         self.socket.bind((0, GROUPS))
         self.wake = os.eventfd(0)
+        self.appeared = False  # an interface, since the last call
+        self.links = {index for index, _ in socket.if_nameindex()}
         self.thread = threading.Thread(target=self.run, name="route-watch", daemon=True)
 
     def __enter__(self) -> Watch:
@@ -86,6 +92,8 @@ class Watch:
                 return
             if ready and self.read(parse=due is None) and due is None:
                 due = time.monotonic() + self.debounce
+            if self.appeared:  # its packets want a program as soon as it has routes
+                due, self.appeared = time.monotonic(), False
             if due is not None and time.monotonic() >= due:
                 due = None
                 self.call()
@@ -104,7 +112,17 @@ class Watch:
                     raise
                 found = True
                 continue
+            self.look_for_links(data)
             found = found or not parse or any(matters(message, self.datapath) for message in marshal.parse(data))
+
+    def look_for_links(self, data: bytes) -> None:
+        """Of all messages, without the price of parsing them: a router's table may change by thousands."""
+        for kind, index in links_of(data):
+            if kind == rtnl.RTM_DELLINK:
+                self.links.discard(index)
+            elif index not in self.links:
+                self.links.add(index)
+                self.appeared = True
 
     def call(self) -> None:
         try:
@@ -113,15 +131,21 @@ class Watch:
             log.exception("cannot follow a change of the routes; the next change is the next try")
 
 
+def links_of(data: bytes) -> Iterator[tuple[int, int]]:
+    """(RTM_NEWLINK or RTM_DELLINK, interface) of netlink messages (linux/netlink.h, struct ifinfomsg)."""
+    at = 0
+    while at + LINK_MESSAGE.size <= len(data):
+        length, kind, index = LINK_MESSAGE.unpack_from(data, at)
+        if kind in (rtnl.RTM_NEWLINK, rtnl.RTM_DELLINK):
+            yield kind, index
+        at += max(length + 3 & ~3, LINK_MESSAGE.size)
+
+
 def matters(message: Any, datapath: Datapath) -> bool:
     """Is this rtnetlink message a reason to plan anew?"""
     kind = message["header"]["type"]
     if kind in (rtnl.RTM_NEWROUTE, rtnl.RTM_DELROUTE):
         table = message.get_attr("RTA_TABLE") or message["table"]
-        return table == MAIN or (table == datapath.route_table and kind == rtnl.RTM_DELROUTE)
-    if kind == rtnl.RTM_NEWRULE:
-        return False
-    if kind == rtnl.RTM_DELRULE:
-        priority = message.get_attr("FRA_PRIORITY") or 0
-        return datapath.rule_priority <= priority <= datapath.rule_priority + 2
-    return True
+        ours = table == datapath.route_table or (table == LOCAL and message["proto"] == PROTOCOL)
+        return table == MAIN or (ours and kind == rtnl.RTM_DELROUTE)
+    return kind != rtnl.RTM_NEWRULE or message.get_attr("FRA_PROTOCOL") != PROTOCOL

@@ -25,7 +25,7 @@ def host():
 def test_the_kernel_prints_them_as_they_are_wanted(host, forwarded):
     wish = config(stamp=Stamp(forwarded=forwarded), verify=Verify(absent="drop"))
     host.call(sets.apply, wish)
-    for offloaded in (SERVED, None, Offloaded(("eth0",)), Offloaded()):
+    for offloaded in (SERVED, None, Offloaded(("eth0",)), SERVED._replace(direct=True), Offloaded()):
         assert host.call(rules.apply, wish, offloaded)
         for family in (4, 6):
             assert rules.same(rules.wanted(wish, family, offloaded), host.call(rules.installed, family))
@@ -39,23 +39,25 @@ def test_without_the_offload_nothing_passes_by_the_queue():
         assert not any("0x40000000" in line or "eth0" in line for line in lines)
 
 
-@pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("names", [(), ("eth0",), ("eth0", "eth1")])
-def test_only_odd_packets_and_other_interfaces_lead_to_the_queue(family, names):
-    lines = rules.outbound(config(), family, Offloaded(names))
+def test_what_leaves_by_other_interfaces_leads_to_the_queue(names):
+    lines = rules.outbound(config(), 4, Offloaded(names))
     jumps = [line.removeprefix("-A OUTPUT ") for line in lines if line.startswith("-A OUTPUT")]
-    odd = f"{rules.ODD[family]} -j SCENTD-OUT"
-    assert (
-        jumps
-        == {
-            0: ["-j SCENTD-OUT"],
-            1: [odd, "! -o eth0 -j SCENTD-OUT"],
-            2: [odd, "-j SCENTD-OTHERS"],
-        }[len(names)]
-    )
+    assert jumps == [["-j SCENTD-OUT"], ["! -o eth0 -j SCENTD-OUT"], ["-j SCENTD-OTHERS"]][len(names)]
     others = [line.removeprefix("-A SCENTD-OTHERS ") for line in lines if line.startswith("-A SCENTD-OTHERS")]
     assert others == ([*(f"-o {n} -j RETURN" for n in names), "-j SCENTD-OUT"] if len(names) == 2 else [])
     assert "NFQUEUE" in lines[-1]
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_where_programs_stamp_alone_nothing_is_done_with_what_this_host_sends(family):
+    direct = SERVED._replace(direct=True)
+    assert rules.outbound(config(), family, direct) == []
+    forwarding = rules.outbound(config(local=["10.9.0.0/16"], stamp=Stamp(forwarded=True)), family, direct)
+    assert forwarding[0] == "-A FORWARD -j SCENTD-FORWARD"
+    assert all(line.startswith("-A SCENTD-FORWARD") for line in forwarding[1:])
+    assert not any("NFQUEUE" in line for line in forwarding)
+    assert rules.inbound(config(), family, direct) == rules.inbound(config(), family, SERVED)
 
 
 @pytest.mark.parametrize("family", [4, 6])
