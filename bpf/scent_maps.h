@@ -24,7 +24,9 @@ enum scent_maps_constants {
 	SCENT_PERIODS = 3,		/* keys of the period before, this one and the next */
 	SCENT_NODES = 4096,		/* source addresses noted of a pair in a second; the daemon reads once a second */
 	SCENT_NO_PAIR = 0xffffffff,	/* a route to a peer whose network signs nothing */
+	SCENT_CACHE_BITS = 8,
 	SCENT_CACHE_SIZE = 256,		/* address pairs that a processor remembers */
+	SCENT_RECENT_BITS = 10,
 	SCENT_RECENT_SIZE = 1024,	/* flows that a processor remembers for a tick */
 };
 

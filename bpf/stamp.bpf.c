@@ -8,6 +8,8 @@
  * run. bpf/README.md has the order of the hooks.
  */
 #include "odd.h"
+#include "prefix.h"
+#include "remembered.h"
 #include "tag.h"
 
 char LICENSE[] SEC("license") = "GPL";

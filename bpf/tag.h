@@ -6,7 +6,7 @@
 #ifndef SCENT_TAG_H
 #define SCENT_TAG_H
 
-#include <linux/types.h>
+#include "packet.h"
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "SipHash reads little-endian words: on other machines the queue does the work"

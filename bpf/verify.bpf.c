@@ -9,13 +9,12 @@
  *
  * Only packets with a right tag change a map. Everything that is kept is bounded.
  */
-#include "packet.h"
+#include "noted.h"
+#include "prefix.h"
+#include "remembered.h"
 #include "tag.h"
 
 char LICENSE[] SEC("license") = "GPL";
-
-#define SECOND 1000000000ULL
-#define MAX_NODES 65536
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -24,22 +23,6 @@ struct {
 	__type(key, struct scent_identity);
 	__type(value, struct scent_incoming);
 } identities SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 256);
-	__type(key, __u32);			/* pair */
-	__type(value, struct scent_receiving);
-} receiving SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, MAX_NODES);
-	__type(key, struct scent_node);
-	__type(value, __u32);
-} nodes SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -56,18 +39,6 @@ struct {
 } clock SEC(".maps");
 
 struct {
-	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 1 << 20);
-} events SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, SCENT_VERIFY_COUNTERS);
-	__type(key, __u32);
-	__type(value, __u64);
-} counters SEC(".maps");
-
-struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, SCENT_RECENT_SIZE);
 	__type(key, __u32);
@@ -82,49 +53,6 @@ struct outcome {
 	__u32 treatment;		/* scent_treatment */
 	__u32 glance;			/* unmasked, of an accepted packet */
 };
-
-static __always_inline void count(__u32 index, __u32 packets)
-{
-	__u64 *value = bpf_map_lookup_elem(&counters, &index);
-
-	if (value)
-		*value += packets;
-}
-
-static __always_inline int same_epoch(__u64 now, __u32 since, __u64 grace)
-{
-	__u64 first = since * SECOND;
-
-	return now >= first && now - first <= grace;
-}
-
-/* The 34 bytes, as words. */
-struct read {
-	__u64 scent[3];
-	__u64 tag;
-	__u16 tail;
-	__u16 padding[3];
-};
-
-/* Whether the header is whole and of the one form. */
-static __always_inline int read_scent(struct __sk_buff *skb, __u32 at, const struct packet *p, struct read *r)
-{
-	__u32 scent = at + (p->family == 4 ? IPV4_LEN + 2 : IPV6_LEN + 4);
-	__u16 padding = 1;
-
-	return LOAD(skb, scent, r->scent[0]) && LOAD(skb, scent + 8, r->scent[1]) &&
-	       LOAD(skb, scent + 16, r->scent[2]) && LOAD(skb, scent + 24, r->tail) &&
-	       LOAD(skb, scent + 26, r->tag) && (p->family == 4 || LOAD(skb, scent + SCENT_LEN, padding)) &&
-	       padding == 1;
-}
-
-#define FLAGS(r) ((__u32)((r)->scent[0] >> 16 & 0xf))
-#define VERSION(r) ((__u32)((r)->scent[0] >> 20 & 0xf))
-#define MASKED_GLANCE(r) ((__u32)((r)->scent[0] >> 24 & 0xff))
-#define KEY_ID(r) ((__u32)((r)->scent[0] >> 32))
-#define EPOCH(r) (bpf_ntohl((__u32)(r)->scent[1]))
-#define INDEX(r) ((__u32)((r)->scent[1] >> 36 & 0xf))
-#define COUNT(r) ((__u32)((r)->scent[1] >> 32 & 0xf))
 
 /* Where a packet goes, and what is known of its sender. */
 struct route {
@@ -182,116 +110,6 @@ static __always_inline int binding_holds(struct __sk_buff *skb, __u32 at, const 
 	if (flags & SCENT_FLAG_PORTS)
 		return p->has_ports;
 	return !p->has_ports || wire_length(skb, at, p) > PORTLESS_MIN;
-}
-
-static __always_inline void tell(const struct scent_receiving *state, __u32 kind, __u32 pair, __u32 epoch,
-				 __u32 glance, const struct packet *p)
-{
-	struct scent_event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
-
-	if (!event) {
-		count(SCENT_VERIFY_COUNT_EVENTS_LOST, 1);
-		return;
-	}
-	event->kind = kind;
-	event->pair = pair;
-	event->epoch = epoch;
-	event->glance = glance;
-	*(__u64 *)event->source = p->source.words[0];
-	*(__u64 *)(event->source + 8) = p->source.words[1];
-	/* Another processor may begin the next epoch meanwhile; then the signature fails and the profile is lost. */
-	__builtin_memcpy(event->sealed, state->sealed, SCENT_PROFILE_LEN);
-	event->family = p->family;
-	__builtin_memset(event->padding, 0, sizeof(event->padding));
-	bpf_ringbuf_submit(event, 0);
-}
-
-static __always_inline void store_fragment(__u8 *to, const struct read *r)
-{
-	for (int i = 0; i < 3; i++)
-		to[i] = r->scent[1] >> 8 * (5 + i);
-	for (int i = 0; i < 8; i++)
-		to[3 + i] = r->scent[2] >> 8 * i;
-	to[11] = r->tail;
-	to[12] = r->tail >> 8;
-}
-
-/*
- * What an authentic scent says: freshness (section 7), and its fragment if it is new.
- * Most packets of an epoch say nothing new and take no lock.
- */
-static __always_inline int note(const struct scent_verify_settings *s, struct scent_receiving *state,
-				const struct scent_incoming *in, const __u64 *glance_key, const struct packet *p,
-				const struct read *r, __u64 now)
-{
-	__u32 epoch = EPOCH(r), index = INDEX(r), began = 0, whole = 0, old = 0, before = 0, since = 0, glance;
-
-	/* Checked before, but the kernel's verifier wants to see it on the register that is used. */
-	asm volatile("" : "+r"(index));
-	if (index >= SCENT_FRAGMENTS)
-		return SCENT_VERDICT_MALFORMED;
-	if (epoch == *(volatile __u32 *)&state->highest && *(volatile __u32 *)&state->seen >> index & 1)
-		return SCENT_VERDICT_ACCEPTED;
-	glance = MASKED_GLANCE(r) ^ glance_mask(glance_key, (__u32)r->scent[1]);
-	bpf_spin_lock(&state->lock);
-	if (epoch > state->highest) {
-		state->before = state->highest;
-		state->highest = epoch;
-		state->since = now / SECOND;
-		state->seen = 0;
-		state->glance = glance;
-		state->family = p->family;
-		*(__u64 *)state->source = p->source.words[0];
-		*(__u64 *)(state->source + 8) = p->source.words[1];
-		began = 1;
-	}
-	if (epoch < state->highest) {
-		old = 1;
-		before = state->before;
-		since = state->since;
-	} else if (!(state->seen >> index & 1)) {
-		if (!state->family) {	/* the queue began this epoch, and the daemon told us no more than its number */
-			state->glance = glance;
-			state->family = p->family;
-			*(__u64 *)state->source = p->source.words[0];
-			*(__u64 *)(state->source + 8) = p->source.words[1];
-		}
-		store_fragment(state->sealed + SCENT_FRAGMENT_LEN * index, r);
-		state->seen |= 1U << index;
-		whole = state->seen == (1U << SCENT_FRAGMENTS) - 1;
-	}
-	bpf_spin_unlock(&state->lock);
-	if (old)
-		return before && before <= epoch && same_epoch(now, since, s->grace) ? SCENT_VERDICT_ACCEPTED :
-										       SCENT_VERDICT_REPLAYED_EPOCH;
-	if (began || whole)
-		tell(state, whole ? SCENT_EVENT_PROFILE : SCENT_EVENT_EPOCH, in->pair, epoch, glance, p);
-	return SCENT_VERDICT_ACCEPTED;
-}
-
-/*
- * The source address of an accepted packet; of a pair no more than SCENT_NODES a second, or one more a processor. The
- * daemon takes the addresses once a second, so noting one once in each is enough.
- */
-static __always_inline void note_node(struct scent_receiving *state, __u32 pair, const struct packet *p, __u32 second)
-{
-	struct scent_node key = {.pair = pair, .family = p->family};
-	__u32 one = 1;
-
-	*(__u64 *)key.address = p->source.words[0];
-	*(__u64 *)(key.address + 8) = p->source.words[1];
-	if (bpf_map_lookup_elem(&nodes, &key))
-		return;
-	if (state->nodes_at != second) {
-		state->nodes_at = second;
-		state->nodes = 0;
-	}
-	if (state->nodes >= SCENT_NODES)
-		return;
-	if (bpf_map_update_elem(&nodes, &key, &one, BPF_NOEXIST))
-		count(SCENT_VERIFY_COUNT_NODES_LOST, 1);
-	else
-		state->nodes++;
 }
 
 /* Section 8, from "unsupported-version" on. */

@@ -131,6 +131,23 @@ def test_link_local_and_multicast_are_never_lowered():
     assert table(plan(main, "fe80::1", "ff02::1", "224.0.0.5")) == {}
 
 
+@pytest.mark.parametrize(
+    ("peer", "may"),
+    [
+        ("192.0.2.0/24", True),
+        ("2001:db8::/32", True),
+        ("0.0.0.0/0", False),  # multicast is thrown
+        ("10.9.0.0/16", False),  # so is what leads nowhere
+        ("::/0", False),  # link-local is in it
+    ],
+)
+def test_only_what_hides_nothing_may_be_asked_before_all_rules(peer, may):
+    main = [route("0.0.0.0/0", "10.0.0.1"), route("::/0", "fe80::1"), route("10.9.1.0/24", nexthops=(), kind="other")]
+    made = plan(main, peer)
+    assert made.routes
+    assert room.may_be_first(made.routes) is may
+
+
 def test_without_a_route_there_is_nothing():
     assert plan([route("10.0.0.0/8")], "192.0.2.1") == room.Plan()
 

@@ -79,7 +79,6 @@ class Offload:
         self._ring: RingBuffer | None = None
         self._prefixes: dict[str, dict[bytes, bytes]] = {}
         self._pairs: dict[int, StampPair] = {}
-        self._receiving: frozenset[int] = frozenset()
         self._verify_entries: VerifyEntries | None = None
         self._quarantine: dict[bytes, bytes] = {}
         self._past: Counter[str] = Counter()
@@ -101,27 +100,17 @@ class Offload:
         Raises OffloadError.
         """
         with self._lock, refusals():
-            self._configure(stamp, unsigned, verify, addresses, tag_keys)
-
-    def _configure(
-        self,
-        stamp: StampTable,
-        unsigned: Sequence[str],
-        verify: VerifyTable,
-        addresses: Sequence[str],
-        tag_keys: TagKeys,
-    ) -> None:
-        marks = entries.Marks(self._datapath.mark_verified, self._datapath.mark_rejected, self._verify.mark_glance)
-        # Forwarded packets are ours if the rules say so: they see the source before NAT.
-        forwarded = self._datapath.mark_verified if self._forwarded else 0
-        want = entries.stamp_entries(stamp, unsigned, forwarded, RUN_NS)
-        accept = entries.verify_entries(verify, addresses, marks)
-        needed = sizes(want, accept, len(stamp.pairs))
-        if self._programs is None or any(self._programs.room(name) < n for name, n in needed.items()):
-            self._renew(needed)
-        self.tick()
-        self._stamp(want, stamp, tag_keys)
-        self._accept(accept)
+            marks = entries.Marks(self._datapath.mark_verified, self._datapath.mark_rejected, self._verify.mark_glance)
+            # Forwarded packets are ours if the rules say so: they see the source before NAT.
+            forwarded = self._datapath.mark_verified if self._forwarded else 0
+            want = entries.stamp_entries(stamp, unsigned, forwarded, RUN_NS)
+            accept = entries.verify_entries(verify, addresses, marks)
+            needed = sizes(want, accept, len(stamp.pairs))
+            if self._programs is None or any(self._programs.room(name) < n for name, n in needed.items()):
+                self._renew(needed)
+            self.tick()
+            self._stamp(want, stamp, tag_keys)
+            self._accept(accept)
 
     def _renew(self, needed: Mapping[str, int]) -> None:
         """Load the programs: with the maps that are pinned if they are large enough, else with larger ones."""
@@ -144,14 +133,15 @@ class Offload:
     def _stamp(self, want: StampEntries, table: StampTable, tag_keys: TagKeys) -> None:
         outgoing = self._map("stamp.outgoing")
         self._pairs = {p.pair: p for p in table.pairs}
-        there = {key: entries.PAIR.unpack(key)[0] for key, _ in outgoing.items()}
-        foreign = [key for key, value in outgoing.items() if not is_ours(value, there[key], tag_keys)]
-        outgoing.delete_many(foreign)
+        there = {entries.PAIR.unpack(key)[0]: value for key, value in outgoing.items()}
+        ours = {pair: value for pair, value in there.items() if is_ours(value, pair, tag_keys)}
+        outgoing.delete_many(entries.PAIR.pack(pair) for pair in there.keys() - ours.keys())
         self._write("stamp", want.prefixes, want.settings_for)
-        outgoing.delete_many(key for key, pair in there.items() if pair not in self._pairs)
-        stay = [(key, value) for key, value in outgoing.items() if there.get(key) in self._pairs]
-        changed = [(key, value, entries.with_flags(value, self._pairs[there[key]])) for key, value in stay]
-        outgoing.update_many((key, new) for key, old, new in changed if new != old)
+        outgoing.delete_many(entries.PAIR.pack(pair) for pair in ours.keys() - self._pairs.keys())
+        for pair in ours.keys() & self._pairs.keys():
+            changed = entries.with_flags(ours[pair], self._pairs[pair])
+            if changed != ours[pair]:
+                outgoing.update(entries.PAIR.pack(pair), changed)
 
     def _accept(self, want: VerifyEntries) -> None:
         identities, receiving = self._map("verify.identities"), self._map("verify.receiving")
@@ -164,7 +154,6 @@ class Offload:
         self._write("verify", want.prefixes | self._quarantine, want.settings_for)
         identities.delete_many(gone)
         receiving.delete_many(entries.PAIR.pack(pair) for pair in there - want.pairs)
-        self._receiving = want.pairs
 
     def _write(self, name: str, want: Mapping[bytes, bytes], settings_for: Callable[[Iterable[bytes]], bytes]) -> None:
         """Make a program's prefixes these."""

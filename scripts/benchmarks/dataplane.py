@@ -4,6 +4,8 @@ Two namespaces and a veth pair for each kind stand side by side, so that all kin
 round every load of each family goes over every kind, another one first each time. Loads: one TCP stream
 (iperf3, cubic), small UDP packets at the rate that both ends carry, round trips of one byte over TCP.
 
+`floor` is what is left if the programs do nothing but make room, write and take off: no other can be nearer to `none`.
+
 `ratio` holds medians of the ratios of turns of the same round, which the noise of a machine touches both;
 `..._tcp` without a family is the lower of the two. `programs`: nanoseconds a run and instructions of the
 programs that ran. `peers`: the same programs, fed through BPF_PROG_TEST_RUN, with up to a million peers.
@@ -23,6 +25,7 @@ from typing import Any
 
 from benchmarks import dataplane_maps, dataplane_programs
 from benchmarks.dataplane_daemons import Offload, Queue
+from benchmarks.dataplane_floor import Floor
 from benchmarks.dataplane_kinds import Accept, Kind, SegmentRouting, WireGuard
 from benchmarks.dataplane_load import IPERF, LOADS, Length, look
 from benchmarks.dataplane_report import AT_MOST, GOALS, Turns, ratios, row, table
@@ -31,7 +34,7 @@ from benchmarks.lab import LabError, busy
 __all__ = ["KINDS", "ROUNDS", "run", "table"]
 
 ROUNDS = 9
-KINDS: dict[str, type[Kind]] = {k.name: k for k in (Kind, Offload, Queue, Accept, SegmentRouting, WireGuard)}
+KINDS: dict[str, type[Kind]] = {k.name: k for k in (Kind, Floor, Offload, Queue, Accept, SegmentRouting, WireGuard)}
 QUICK = Length(tcp=1, udp=0.3, trips=500)
 FULL = Length(tcp=2, udp=1.0, trips=4000)
 QUIET = 0.05

@@ -14,6 +14,7 @@ GOALS = {  # at least; those of AT_MOST at most
     "ebpf_udp": 0.9,
     "latency_p50_us_added": 3.0,
     "ebpf_over_srv6_tcp": 1.0,
+    "ebpf_over_srv6_udp": 1.0,
     "ebpf_over_wireguard_tcp": 50.0,
     "ebpf_over_nfqueue_tcp": 50.0,
     "program_ns": 500.0,
@@ -40,11 +41,13 @@ def ratios(turns: Turns) -> dict[str, float | None]:
     for family in FAMILIES:
         made[f"ebpf_udp_ipv{family}"] = of(turns, "udp", "none", family)
     made["ebpf_udp"] = least(made["ebpf_udp_ipv4"], made["ebpf_udp_ipv6"])
-    for other in ("srv6", "wireguard", "nfqueue", "accept"):
+    made["floor_udp"] = least(*(of(turns, "udp", "none", family, "floor") for family in FAMILIES))
+    for other in ("floor", "srv6", "wireguard", "nfqueue", "accept"):
         made[f"ebpf_over_{other}_tcp"] = least(*(of(turns, "tcp", other, family) for family in FAMILIES))
         made[f"ebpf_over_{other}_udp"] = least(*(of(turns, "udp", other, family) for family in FAMILIES))
     for family in FAMILIES:
         made[f"latency_p50_us_added_ipv{family}"] = added(turns, "latency", "p50", family)
+        made[f"latency_p50_us_added_by_floor_ipv{family}"] = added(turns, "latency", "p50", family, "floor")
         made[f"tcp_retransmits_added_ipv{family}"] = added(turns, "tcp", "retransmits", family)
     for name in ("latency_p50_us_added", "tcp_retransmits_added"):
         made[name] = most(*(made[f"{name}_ipv{family}"] for family in FAMILIES))
@@ -54,21 +57,21 @@ def ratios(turns: Turns) -> dict[str, float | None]:
 FIGURE = {"tcp": "gbit_s", "udp": "pps"}
 
 
-def of(turns: Turns, load: str, other: str, family: int) -> float | None:
-    """How much more the offload carries than another kind."""
-    pairs = both(turns, load, other, family)
+def of(turns: Turns, load: str, other: str, family: int, kind: str = "ebpf") -> float | None:
+    """How much more the offload, or this kind, carries than another."""
+    pairs = both(turns, load, other, family, kind)
     name = FIGURE[load]
     return round(median(o[name] / t[name] for o, t in pairs), 4) if pairs else None
 
 
-def added(turns: Turns, load: str, name: str, family: int) -> float | None:
-    """What the offload adds to `none`."""
-    pairs = both(turns, load, "none", family)
+def added(turns: Turns, load: str, name: str, family: int, kind: str = "ebpf") -> float | None:
+    """What the offload, or this kind, adds to `none`."""
+    pairs = both(turns, load, "none", family, kind)
     return round(median(o[name] - t[name] for o, t in pairs), 3) if pairs else None
 
 
-def both(turns: Turns, load: str, other: str, family: int) -> list[tuple[Turn, Turn]]:
-    ours, theirs = (turns.get((load, kind, family), []) for kind in ("ebpf", other))
+def both(turns: Turns, load: str, other: str, family: int, kind: str) -> list[tuple[Turn, Turn]]:
+    ours, theirs = (turns.get((load, one, family), []) for one in (kind, other))
     return list(zip(ours, theirs, strict=True)) if ours and theirs else []
 
 

@@ -12,10 +12,11 @@ import threading
 import time
 
 import pytest
+from msgspec.structs import replace
 from topology import Host, Topology
 
 from scentd import room
-from scentd.config import Config, CpuSource, Datapath, Network, Peer
+from scentd.config import Config, CpuSource, Datapath, Network, Peer, Stamp
 from scentd.datapath import routes, rules, sets, watch
 from scentd.datapath.nfqueue import Queue
 
@@ -109,6 +110,55 @@ def test_forwarded_packets_do_not_ask_our_table(host):
     host.call(routes.apply, config("10.1.0.0/24"))
     (found,) = json.loads(host.out("ip", "-j", "route", "get", "10.1.0.2", "from", "10.2.0.2", "iif", "other1"))
     assert not (found.get("metrics") or [{}])[0].get("mtu")
+
+
+@pytest.mark.netns
+def test_without_rules_the_lowered_routes_are_in_the_table_local(host):
+    """Our own go in and out of it; the kernel's, and those of others, stay."""
+    host.ip("route add 10.77.0.0/16 via 10.1.0.2 table local proto 99")
+    before, wish = tables(host), config("10.1.0.2", "10.8.0.0/24", "fd00:1::2")
+    host.ip("route add 10.8.0.0/16 via 10.2.0.2")
+    plan = host.call(routes.planned, wish)
+    assert host.call(routes.may_be_direct, wish, plan)
+    for _ in range(2):
+        assert host.call(routes.apply, wish, direct=True) == plan
+        assert "proto 83" not in host.out("ip", "rule")
+        assert [mtu_of(host, to) for to in ("10.1.0.2", "10.8.0.9", "fd00:1::2")] == [1464, 1364, 1460]
+        assert {str(r.prefix) for r in host.call(routes.have, wish.datapath)} == {
+            *("10.1.0.2/32", "10.8.0.0/24", "fd00:1::2/128")
+        }
+    assert mtu_of(host, "10.1.0.3") is None
+    for direct in (False, True):
+        host.call(routes.apply, wish, direct=direct)
+        assert mtu_of(host, "10.1.0.2") == 1464
+        assert ("proto 83" in host.out("ip", "rule")) is not direct
+        assert ("proto 83" in host.out("ip", "route", "show", "table", "local")) is direct
+    host.call(routes.remove, wish.datapath)
+    host.ip("route del 10.8.0.0/16")
+    assert tables(host) == before
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("family", ["-4", "-6"])
+def test_rules_of_the_host_come_before_the_table_local(host, family):
+    wish = config("10.1.0.2", "fd00:1::2")
+    plan = host.call(routes.planned, wish)
+    host.run("ip", family, "rule", "add", "pref", "100", "fwmark", "7", "lookup", "main")
+    assert not host.call(routes.may_be_direct, wish, plan)
+    host.run("ip", family, "rule", "del", "pref", "100")
+    assert host.call(routes.may_be_direct, wish, plan)
+
+
+@pytest.mark.netns
+def test_what_is_forwarded_unscented_is_not_held_to_the_lowered_mtu(host):
+    wish = config("10.1.0.2", "fd00:1::2")
+    plan, forwarding = host.call(routes.planned, wish), replace(wish, stamp=Stamp(forwarded=True))
+    for switch in ("net.ipv4.ip_forward", "net.ipv6.conf.near0.forwarding"):
+        host.run("sysctl", "-qw", f"{switch}=1")
+        assert not host.call(routes.may_be_direct, wish, plan)
+        assert host.call(routes.may_be_direct, forwarding, plan)
+        host.run("sysctl", "-qw", f"{switch}=0")
+        assert host.call(routes.may_be_direct, wish, plan)
 
 
 @pytest.mark.netns
@@ -299,6 +349,8 @@ def test_the_watch_follows_the_main_table_and_not_itself(host):
             ("link set near0 mtu 1450", "10.8.0.1", 1414),
             (f"route del 10.1.0.2 table {TABLE}", "10.1.0.2", 1414),  # somebody else's mistake is mended
             ("rule del priority 22601", "10.1.0.2", 1414),
+            ("rule add priority 100 fwmark 7 lookup main", "10.1.0.2", 1414),  # they decide where routes may stand
+            ("rule del priority 100", "10.1.0.2", 1414),
         ):
             host.ip(change)
             assert follower.wait(), change
@@ -311,6 +363,33 @@ def test_the_watch_follows_the_main_table_and_not_itself(host):
         time.sleep(0.2)
         assert follower.calls == before
     assert not follower.watch.thread.is_alive()
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize(
+    "switch", ["net.ipv4.ip_forward", "net.ipv4.conf.near0.forwarding", "net.ipv6.conf.near0.forwarding"]
+)
+def test_the_watch_hears_of_forwarding(host, switch):
+    follower = Follower(host, config("10.1.0.2"))
+    with follower.watch:
+        host.run("sysctl", "-qw", f"{switch}=1")
+        assert follower.wait()
+
+
+@pytest.mark.netns
+def test_a_new_interface_is_not_waited_for(host):
+    """Programs are on it before it has routes; the first burst of changes would take the whole pause."""
+    calls = []
+    with host.call(watch.Watch, Datapath(), lambda: calls.append(time.monotonic()), debounce=5.0):
+        host.ip("link set near0 mtu 1450")
+        time.sleep(0.2)
+        assert calls == []
+        host.ip("link add new0 type veth peer name new1")
+        end = time.monotonic() + 2
+        while not calls and time.monotonic() < end:
+            time.sleep(0.01)
+        assert calls
+        host.ip("link del new0")
 
 
 @pytest.mark.netns

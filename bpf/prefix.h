@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Longest prefix by hashing (scent_maps.h, struct scent_prefix), and which of the two settings is in use.
+ */
+#ifndef SCENT_PREFIX_H
+#define SCENT_PREFIX_H
+
+#include "packet.h"
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 4096);	/* the daemon makes it as large as the configuration asks */
+	__type(key, struct scent_prefix);
+	__type(value, struct scent_prefix_value);
+} prefixes SEC(".maps");
+
+/* Which of the two settings is in use. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} selector SEC(".maps");
+
+static __always_inline __u64 high_bits(__u32 count)
+{
+	return count ? bpf_cpu_to_be64(~0ULL << ((64 - count) & 63)) : 0;
+}
+
+struct query {
+	struct scent_prefix key;
+	struct scent_prefix_value value;
+};
+
+/*
+ * Whether a prefix covers the address; the value of the longest goes into the query, whose scope and family are given.
+ * A function of its own, global, so that the kernel's verifier looks at the loop once and not with each caller's state.
+ */
+__noinline int find(const struct scent_lengths *lengths, const struct address *address, struct query *q)
+{
+	struct scent_prefix_value *found;
+	__u64 *words;
+
+	if (!lengths || !address || !q)
+		return 0;
+	words = (__u64 *)q->key.address;
+	for (__u32 i = 0; i < SCENT_LENGTHS_MAX && i < lengths->count; i++) {
+		__u32 bits = lengths->bits[i];
+
+		q->key.length = bits;
+		words[0] = address->words[0] & high_bits(bits > 64 ? 64 : bits);
+		words[1] = address->words[1] & high_bits(bits > 64 ? bits - 64 : 0);
+		found = bpf_map_lookup_elem(&prefixes, &q->key);
+		if (found) {
+			q->value = *found;
+			return 1;
+		}
+	}
+	return 0;
+}
+
+#endif
