@@ -83,7 +83,7 @@ def test_nfqueue():
 @pytest.mark.netns
 def test_dataplane():
     before = namespaces(), mounts()
-    kinds = {"none": (4, 6), "ebpf": (4, 6), "srv6": (6,)}
+    kinds = {"none": (4, 6), "floor": (4, 6), "ebpf": (4, 6), "srv6": (6,)}
     text = bench("dataplane", "--quick", "--json", "--kinds", ",".join(kinds), timeout=180)
     result = json.loads(text.splitlines()[-1])
     rows = {(r["load"], r["kind"], r["family"]): r for r in result["rows"]}
@@ -102,7 +102,14 @@ def test_dataplane():
     assert result["goals"].keys() <= result["ratio"].keys()
     assert result["left_out"] == {}
     measured = {name for name, value in result["ratio"].items() if value is not None}
-    assert measured >= {"ebpf_tcp_ipv4", "ebpf_tcp_ipv6", "ebpf_udp", "ebpf_over_srv6_tcp", "peers_1m_over_1"}
+    assert measured >= {
+        "ebpf_tcp_ipv4",
+        "ebpf_tcp_ipv6",
+        "ebpf_udp",
+        "floor_udp",
+        "ebpf_over_srv6_tcp",
+        "peers_1m_over_1",
+    }
     assert result["ratio"]["ebpf_over_wireguard_tcp"] is None
     assert (namespaces(), mounts()) == before, "something is left behind"
 
@@ -130,7 +137,7 @@ def test_a_kind_whose_tool_is_missing(benchmarks, monkeypatch):
 def test_a_kind_that_is_none():
     done = run("dataplane", "--kinds", "none,carrier-pigeon")
     assert done.returncode == 2
-    assert "'carrier-pigeon' is not one of none, ebpf, nfqueue" in done.stderr
+    assert "'carrier-pigeon' is not one of none, floor, ebpf, nfqueue" in done.stderr
 
 
 def test_a_figure(benchmarks, tmp_path):
