@@ -187,6 +187,9 @@ static __always_inline enum content odd_ipv4(struct __sk_buff *skb, __u32 at, st
 	__u32 header = (p->first[0] & 0xf) * 4;
 	enum content content;
 
+	/* A large send of over 64 KB says 0; each of its segments will say what it is (the kernel's include/net/ip.h). */
+	if (!p->length && skb->gso_size && skb->len - at > IP_MAX)
+		p->length = skb->len - at;
 	if ((p->first[0] & 0xf0) != 0x40 || header < IPV4_LEN || p->length < header || p->length > skb->len - at)
 		return CONTENT_MALFORMED;
 	content = ipv4_options(skb, at, header);

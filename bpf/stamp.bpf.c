@@ -87,7 +87,7 @@ static __always_inline int too_big(struct __sk_buff *skb, __u32 at, const struct
 	__u32 grown = wire_length(skb, at, p) + overhead;
 
 	/* Nobody fragments behind this hook: what does not fit may not grow, whatever its flags say. */
-	if (p->length + overhead > IP_MAX)
+	if (p->length <= IP_MAX && p->length + overhead > IP_MAX)
 		return UNSTAMPED(TOO_BIG);
 	if (p->family == 4)
 		return grown > limit ? UNSTAMPED(TOO_BIG) : SCENT_STAMP_COUNT_STAMPED;
@@ -154,7 +154,8 @@ static __always_inline int grow(struct __sk_buff *skb, __u32 by)
 static __always_inline int write_ipv4(struct __sk_buff *skb, __u32 at, const struct scent_stamped *c, const struct packet *p)
 {
 	__u32 words = (p->first[0] & 0xf) + SCENT_IPV4_OPTION_LEN / 4;
-	__u32 first = (p->first[0] & 0xff00) | 0x40 | words | (__u32)bpf_htons(p->length + SCENT_IPV4_OPTION_LEN) << 16;
+	__u16 length = p->length > IP_MAX ? 0 : bpf_htons(p->length + SCENT_IPV4_OPTION_LEN);
+	__u32 first = (p->first[0] & 0xff00) | 0x40 | words | (__u32)length << 16;
 	__u16 option = SCENT_IPV4_OPTION_TYPE | SCENT_IPV4_OPTION_LEN << 8;
 	__u64 sum = (__u16)~(p->first[2] >> 16);
 	struct ipv4_head head = {};
@@ -241,7 +242,7 @@ static __always_inline int unfit(struct __sk_buff *skb, __u32 at, struct packet 
 	enum content content = read_odd(skb, at, p);
 
 	if (content == CONTENT_MALFORMED)
-		return p->length || p->family == 6 ? UNSTAMPED(MALFORMED) : UNSTAMPED(TOO_BIG);	/* over 64 KB */
+		return UNSTAMPED(MALFORMED);
 	return content == CONTENT_SCENT || is_neighbourly(p) ? UNCOUNTED : SCENT_STAMP_COUNT_STAMPED;
 }
 

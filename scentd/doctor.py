@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from scentd import config, examine
-from scentd.datapath import pins, rules
+from scentd.datapath import iptables, pins
 from scentd.errors import ConfigError, HostError
 from scentd.examine import Check
 
@@ -159,14 +159,14 @@ def check_marks(verified: int) -> Check:
 
 def rules_before_ours() -> Iterator[tuple[str, str, list[str]]]:
     """(program, table, its rules as `iptables -S` prints them). Raises HostError."""
-    for family in rules.families():
-        program = rules.PROGRAM[family]
-        legacy = "legacy" in rules.run([program, "--version"])
+    for family in iptables.families():
+        program = iptables.PROGRAM[family]
+        legacy = "legacy" in iptables.run([program, "--version"])
         made = (examine.read(f"/proc/net/ip{'' if family == 4 else '6'}_tables_names") or "").split()
         for table in MARKING_TABLES:
             # iptables-legacy makes a table by looking at it.
             if not legacy or table in made:
-                yield program, table, rules.run([program, *rules.WAIT, "-t", table, "-S"]).splitlines()
+                yield program, table, iptables.run([program, *iptables.WAIT, "-t", table, "-S"]).splitlines()
 
 
 def changing(lines: Sequence[str], mark: int) -> list[str]:
@@ -181,7 +181,7 @@ def changing(lines: Sequence[str], mark: int) -> list[str]:
         for words in table.get(chain, []):
             options = dict(itertools.pairwise(words))
             target = options.get("-j") or options.get("-g") or ""
-            if target in table and target not in reached and not rules.OWN_CHAIN.match(target):
+            if target in table and target not in reached and not iptables.OWN_CHAIN.match(target):
                 reached.append(target)
             if changed_bits(target, options) & mark:
                 found.append(shlex.join(["-A", chain, *words]))

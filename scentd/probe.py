@@ -109,10 +109,10 @@ def nfqueue() -> Finding:
 
 def restore(program: str, table: str, *lines: str) -> None:
     """Load rules. Raises HostError."""
-    from scentd.datapath import rules
+    from scentd.datapath import iptables
 
     text = "\n".join((f"*{table}", *lines, "COMMIT", ""))
-    rules.run([f"{program}-restore", "--noflush", *rules.WAIT], text)
+    iptables.run([f"{program}-restore", "--noflush", *iptables.WAIT], text)
 
 
 def iptables(family: int) -> Finding:
@@ -144,12 +144,14 @@ def iptables(family: int) -> Finding:
 
 def redirect_rules() -> Finding:
     """The whole rule set of a gateway with one peer, as the daemon would install it, and gone again."""
-    from scentd.datapath import rules, sets
+    from scentd.datapath import iptables, rules, sets
 
     sample = sample_config()
     sets.apply(sample)
     rules.apply(sample)
-    installed = sum(len(rules.own(lines)) for family in rules.families() for lines in rules.installed(family).values())
+    installed = sum(
+        len(iptables.own(lines)) for family in iptables.families() for lines in iptables.installed(family).values()
+    )
     rules.remove()
     sets.remove()
     return "redirect rules", "yes", f"{installed} lines loaded and removed", ""
@@ -213,7 +215,7 @@ def ip_rule() -> Finding:
     """A rule by packet mark with a goto, both families, as datapath/routes.py makes them."""
     from scentd import config
     from scentd.datapath import routes
-    from scentd.datapath.rules import families
+    from scentd.datapath.iptables import families
 
     datapath = config.Datapath()
     with routes.opened() as ip:

@@ -117,14 +117,14 @@ def test_dataplane():
 def test_ratios_are_of_the_same_round(benchmarks):
     report = benchmarks("dataplane_report")
     turns = {
-        ("tcp", "none", 4): [{"gbit_s": n, "retransmits": 1} for n in (10.0, 20.0, 5.0)],
-        ("tcp", "ebpf", 4): [{"gbit_s": n, "retransmits": 3} for n in (9.0, 20.0, 4.0)],
-        ("tcp", "nfqueue", 4): [{"gbit_s": 1.0, "retransmits": 0}] * 3,
+        ("tcp", "none", 4): [{"gbit_s": n, "retransmits_per_gb": 1} for n in (10.0, 20.0, 5.0)],
+        ("tcp", "ebpf", 4): [{"gbit_s": n, "retransmits_per_gb": 3} for n in (9.0, 20.0, 4.0)],
+        ("tcp", "nfqueue", 4): [{"gbit_s": 1.0, "retransmits_per_gb": 0}] * 3,
     }
     found = report.ratios(turns)
     assert found["ebpf_tcp_ipv4"] == 0.9
     assert found["ebpf_tcp_ipv6"] is None
-    assert found["tcp_retransmits_added"] == 2
+    assert found["tcp_retransmits_per_gb_added"] == 2
     assert found["ebpf_over_nfqueue_tcp"] == 9.0
     assert found["ebpf_over_wireguard_tcp"] is None
 

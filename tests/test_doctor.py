@@ -11,7 +11,7 @@ import confined
 import pytest
 
 from scentd import doctor, examine, probe
-from scentd.datapath import rules
+from scentd.datapath import iptables, rules
 from scentd.doctor import Check
 
 ROOT = Path(__file__).parent.parent
@@ -60,7 +60,7 @@ def test_the_probes_try_every_match_and_target_of_our_rules():
     for family in (4, 6):
         lines = [line for table in rules.wanted(probe.sample_config(), family).values() for line in table]
         used = set(re.findall(r"-[mj] ([\w-]+)", "\n".join(lines)))
-        own = {name for name in used if rules.OWN_CHAIN.match(name)}
+        own = {name for name in used if iptables.OWN_CHAIN.match(name)}
         tried = {e for e, (families, _, _) in probe.EXTENSIONS.items() if family in families}
         assert used - own - builtin == tried
 

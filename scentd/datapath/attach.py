@@ -32,6 +32,7 @@ Mechanism = Literal["tcx", "clsact"]
 
 NO_TCX = {errno.EINVAL, errno.EOPNOTSUPP, ENOTSUPP}
 IFF_LOOPBACK = 8
+LARGEST_SEND = 65536  # the kernel's GSO_LEGACY_MAX_SIZE
 MACVLAN_PASSTHRU = 8  # linux/if_link.h
 SIOCETHTOOL, ETHTOOL_GTXCSUM = 0x8946, 0x16  # linux/sockios.h, linux/ethtool.h
 # Bytes in front of the IP header that a program sees, by ARPHRD_*: Ethernet; NONE (tun, WireGuard), TUNNEL, TUNNEL6,
@@ -43,12 +44,14 @@ class Interface(NamedTuple):
     """One by which packets of this host come and go.
 
     `header`: bytes of link layer in front of IP, 14 or 0; None where we do not know what a program would see.
+    `jumbograms`: sends of over 64 KB, which over IPv6 have a header that lets nothing stand behind it.
     """
 
     number: int
     name: str
     header: int | None
     vrf: bool = False
+    jumbograms: bool = False
 
 
 class Attacher:
@@ -117,6 +120,7 @@ def interfaces() -> list[Interface]:
             link.get_attr("IFLA_IFNAME"),
             None if link["index"] in below else header_of(link),
             kind_of(link) == "vrf",
+            (link.get_attr("IFLA_GSO_MAX_SIZE") or 0) > LARGEST_SEND,
         )
         for link in links
         if not link["flags"] & IFF_LOOPBACK and is_free(link)

@@ -46,14 +46,10 @@ class Interfaces:
         return Offloaded(tuple(self._stamping), vrfs(found), is_covered(found, places))
 
     def _serve(self, interface: Interface, programs: Programs) -> set[Place]:
-        if interface.header is None:
-            return set()
-        number, served = interface.number, set[Place]()
-        self._mechanism = self._attacher.attach(number, "ingress", programs.program("ingress", interface.header))
-        served.add((number, "ingress"))
-        if attach.finishes_checksums(interface.name):
-            self._attacher.attach(number, "egress", programs.program("egress", interface.header))
-            served.add((number, "egress"))
+        served = places_of(interface)
+        for number, direction in served:
+            assert interface.header is not None  # or it would have no places
+            self._mechanism = self._attacher.attach(number, direction, programs.program(direction, interface.header))
         return served
 
     def settle(self) -> None:
@@ -62,14 +58,26 @@ class Interfaces:
             self._attacher.detach(number, direction)
 
     def lost(self) -> bool:
-        """Whether a program that we attached is not there any more, or should not be: a bridge may be filtered now."""
-        verifying = {i.number for i in attach.interfaces() if i.header is not None}
-        late = {number for number, direction in self._wanted if direction == "ingress"} - verifying
-        return bool(late) or not self._wanted <= self._attacher.attached()
+        """Whether a program that we attached is not there any more, or others should be: a bridge may be filtered now.
+
+        The kernel tells nobody of that, nor of a new `gso_max_size`.
+        """
+        should = {place for interface in attach.interfaces() for place in places_of(interface)}
+        return should != self._wanted or not self._wanted <= self._attacher.attached()
 
     def describe(self) -> dict:
         """For status."""
         return {"mechanism": self._mechanism, "egress": self._stamping, "ingress": self.verifying}
+
+
+def places_of(interface: Interface) -> set[Place]:
+    """The sides of an interface that programs of ours serve."""
+    if interface.header is None:
+        return set()
+    number = interface.number
+    if interface.jumbograms or not attach.finishes_checksums(interface.name):
+        return {(number, "ingress")}
+    return {(number, "ingress"), (number, "egress")}
 
 
 def in_place(pin_dir: str, leading: Collection[int]) -> Offloaded | None:

@@ -37,7 +37,7 @@ from pyroute2.netlink.rtnl.fibmsg import FR_ACT_GOTO, FR_ACT_NOP, FR_ACT_TO_TBL
 
 from scentd import room
 from scentd.config import Config, Datapath, prefixes, stamped_peers
-from scentd.datapath.rules import families
+from scentd.datapath.iptables import families
 from scentd.errors import HostError
 from scentd.model import Prefix
 from scentd.room import Link, Nexthop, Plan, Route

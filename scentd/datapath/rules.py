@@ -21,27 +21,11 @@ Address sets (sets.py) must exist before the rules and can go only after them.
 
 from __future__ import annotations
 
-import logging
-import re
-import subprocess
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from scentd.config import Config
-from scentd.datapath import sets
-from scentd.errors import HostError
-
-log = logging.getLogger(__name__)
-
-Tables = Mapping[str, list[str]]  # table -> lines as `iptables -t TABLE -S` prints them
-
-TABLES = ("mangle", "filter")
-PROGRAM = {4: "iptables", 6: "ip6tables"}
-WAIT = ("-w", "10")  # seconds for another program that holds the lock
-TIMEOUT = 30.0
-OWN_CHAIN = re.compile(r"^SCENTD-[A-Z]+$")
-JUMPS_FIRST = ("INPUT", "FORWARD")  # in filter: before a rule accepts established connections
+from scentd.datapath import iptables, sets
 
 # Without these an IPv6 neighbour is not found, so no queue may stand in their way: ICMPv6 type -> hop limit. Only a
 # neighbour's are let past the verifier: RFC 4861 section 7.1 wants 255, which no router lets through; RFC 2710
@@ -50,10 +34,10 @@ IPV6_ALWAYS = {**dict.fromkeys((133, 134, 135, 136, 137), 255), **dict.fromkeys(
 ICMP_TOO_BIG = {4: "-p icmp -m icmp --icmp-type 3/4", 6: "-p ipv6-icmp -m icmp6 --icmpv6-type 2"}
 # What may hold a scent: an IPv4 header of more than five words; a Destination Options header.
 HAS_OPTIONS = {4: '-m u32 --u32 "0x0>>0x18&0xf=0x6:0xf"', 6: "-m ipv6header --header ipv6-opts --soft"}
-# Longer than what most links carry: several segments in one. The kernel cuts them for an ordinary queue, and leaves
-# each segment's transport offset behind our header: stripped, it is lost. Several small segments that are no longer
-# than this together still are. IPv4's header stays as long as it is (wire/ip.py, strip).
-LONG = "-m length --length 1501:65535"
+# What may be several segments in one: TCP, and what is longer than most links carry. The kernel cuts them for an
+# ordinary queue, and leaves each segment's transport offset behind our header: stripped, it is lost. UDP that was
+# merged to no more than this still is. IPv4's header stays as long as it is (wire/ip.py, strip).
+WHOLE = ("-p tcp", "-m length --length 1501:65535")
 GROUP_TYPES = {4: "BROADCAST,MULTICAST", 6: "MULTICAST"}
 PROHIBITED = {4: "icmp-admin-prohibited", 6: "icmp6-adm-prohibited"}
 
@@ -87,14 +71,14 @@ def rejecting(config: Config, family: int) -> list[str]:
     rejected = f"-m mark --mark {mark:#x}/{mark:#x}"
     return [
         "-N SCENTD-REJECT",
-        *(f"-A {chain} {rejected} -j SCENTD-REJECT" for chain in JUMPS_FIRST),
+        *(f"-A {chain} {rejected} -j SCENTD-REJECT" for chain in iptables.JUMPS_FIRST),
         "-A SCENTD-REJECT -p tcp -j REJECT --reject-with tcp-reset",
         f"-A SCENTD-REJECT -j REJECT --reject-with {PROHIBITED[family]}",
     ]
 
 
 def new_chains(rules: list[str]) -> list[str]:
-    return [f"-N {chain}" for chain in dict.fromkeys(map(chain_of, rules)) if OWN_CHAIN.match(chain)]
+    return [f"-N {chain}" for chain in dict.fromkeys(map(iptables.chain_of, rules)) if iptables.OWN_CHAIN.match(chain)]
 
 
 def outbound(config: Config, family: int, offloaded: Offloaded | None = None) -> list[str]:
@@ -159,8 +143,8 @@ def inbound(config: Config, family: int, offloaded: Offloaded | None = None) -> 
     queue, long = (to_queue(number, workers, bypass) for number in (first, first + workers))
 
     def queued(match: str) -> list[str]:
-        short = f"-A SCENTD-IN {match}{queue}"
-        return [f"-A SCENTD-IN {LONG} {match}{long}", short] if family == 6 else [short]
+        whole = [f"-A SCENTD-IN {what} {match}{long}" for what in WHOLE] if family == 6 else []
+        return [*whole, f"-A SCENTD-IN {match}{queue}"]
 
     rules = [
         *arriving(config.datapath.mark_verified, offloaded),
@@ -226,83 +210,16 @@ def to_queue(first: int, workers: int, bypass: bool) -> str:
     return f"-j NFQUEUE {numbers}{' --queue-bypass' if bypass else ''}"
 
 
-def text(want: Tables, have: Tables | None = None) -> str:
-    """Input for `iptables-restore --noflush` that turns what is there (`have`) into what is wanted."""
-    there = {table: (have or {}).get(table, []) for table in TABLES}
-    return "".join(transaction(t, want[t], there[t]) for t in TABLES if want[t] or own(there[t]))
-
-
-def removal(have: Tables) -> str:
-    """Input for `iptables-restore --noflush` that takes all that is ours away; "" if nothing is there."""
-    return "".join(transaction(table, [], have[table]) for table in TABLES if own(have.get(table, [])))
-
-
-def transaction(table: str, want: list[str], have: list[str]) -> str:
-    """One table: our jumps out, our chains emptied or removed, then the wanted rules."""
-    chains = [line.split()[1] for line in want if line.startswith("-N ")]
-    old = [line.split()[1] for line in have if line.startswith("-N ") and OWN_CHAIN.match(line.split()[1])]
-    gone = [chain for chain in old if chain not in chains]
-    lines = [
-        f"*{table}",
-        *(f":{chain} - [0:0]" for chain in chains),  # makes the chain, or empties it
-        *("-D" + line[2:] for line in own(have) if line.startswith("-A ") and not OWN_CHAIN.match(chain_of(line))),
-        *(f"-F {chain}" for chain in gone),
-        *(f"-X {chain}" for chain in gone),
-        *(placed(table, line) for line in want if not line.startswith("-N ")),
-        "COMMIT",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def placed(table: str, line: str) -> str:
-    chain = chain_of(line)
-    return line.replace(f"-A {chain}", f"-I {chain} 1", 1) if table == "filter" and chain in JUMPS_FIRST else line
-
-
-def chain_of(line: str) -> str:
-    return line.split()[1]
-
-
-def own(lines: list[str]) -> list[str]:
-    """Those that make, fill or jump to our chains."""
-    return [line for line in lines if any(OWN_CHAIN.match(word) for word in line.split())]
-
-
-def same(want: Tables, have: Tables) -> bool:
-    """Is all that is wanted there, in its order, and nothing else of ours?"""
-    for table in TABLES:
-        found = have.get(table, [])
-        if sorted(own(found)) != sorted(want[table]):
-            return False
-        for chain in {chain_of(line) for line in want[table] if line.startswith("-A ")}:
-            order = [line for line in want[table] if line.startswith(f"-A {chain} ")]
-            there = [line for line in found if line.startswith(f"-A {chain} ")]
-            first = table == "filter" and chain in JUMPS_FIRST
-            if (there[:1] if first else own(there)) != order:
-                return False
-    return True
-
-
-def families() -> tuple[int, ...]:
-    """4, and 6 unless the kernel runs without IPv6."""
-    return (4, 6) if Path("/proc/sys/net/ipv6").exists() else (4,)
-
-
-def installed(family: int) -> dict[str, list[str]]:
-    """All rules of the tables we use, ours and others', by table. Raises HostError."""
-    return {table: run([PROGRAM[family], *WAIT, "-t", table, "-S"]).splitlines() for table in TABLES}
-
-
 def apply(config: Config, offloaded: Offloaded | None = None) -> bool:
     """Install the rules; the sets must be there. Returns whether anything had to change. Raises HostError.
 
     If the second family fails the first is left as it is: remove() takes both away.
     """
     changed = False
-    for family in families():
-        want, have = wanted(config, family, offloaded), installed(family)
-        if not same(want, have):
-            restore(family, text(want, have))
+    for family in iptables.families():
+        want, have = wanted(config, family, offloaded), iptables.installed(family)
+        if not iptables.same(want, have):
+            iptables.restore(family, iptables.text(want, have))
             changed = True
     return changed
 
@@ -310,10 +227,10 @@ def apply(config: Config, offloaded: Offloaded | None = None) -> bool:
 def remove() -> bool:
     """Take our chains and the jumps to them away, others' rules stay. Returns whether there were any."""
     changed = False
-    for family in families():
-        lines = removal(installed(family))
+    for family in iptables.families():
+        lines = iptables.removal(iptables.installed(family))
         if lines:
-            restore(family, lines)
+            iptables.restore(family, lines)
             changed = True
     return changed
 
@@ -321,44 +238,10 @@ def remove() -> bool:
 def show(config: Config, offloaded: Offloaded | None = None) -> str:
     """For people: what apply() would install, and where the host differs."""
     parts = []
-    for family in families():
-        want, have = wanted(config, family, offloaded), installed(family)
-        state = "as wanted" if same(want, have) else "differs from what is wanted"
-        parts.append(f"# {PROGRAM[family]}: wanted\n{text(want)}# {PROGRAM[family]}: installed, {state}")
-        parts += [f"{table}: {line}" for table in TABLES for line in own(have[table])]
+    for family in iptables.families():
+        want, have = wanted(config, family, offloaded), iptables.installed(family)
+        state = "as wanted" if iptables.same(want, have) else "differs from what is wanted"
+        name = iptables.PROGRAM[family]
+        parts.append(f"# {name}: wanted\n{iptables.text(want)}# {name}: installed, {state}")
+        parts += [f"{table}: {line}" for table in iptables.TABLES for line in iptables.own(have[table])]
     return "\n".join(parts) + "\n"
-
-
-def restore(family: int, lines: str) -> None:
-    log.info("%s: installing %d lines", PROGRAM[family], lines.count("\n"))
-    run([f"{PROGRAM[family]}-restore", "--noflush", *WAIT], lines)
-
-
-def run(argv: list[str], stdin: str = "") -> str:
-    """What the program prints. Raises HostError with the way out."""
-    try:
-        done = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=TIMEOUT, check=False)
-    except FileNotFoundError:
-        raise HostError(f"{argv[0]}: not found; install the package iptables") from None
-    except subprocess.TimeoutExpired:
-        raise HostError(f"{argv[0]}: no end after {TIMEOUT:.0f} s; does another program hold its lock?") from None
-    if done.returncode:
-        raise HostError(f"{argv[0]}: {explain(done.stderr, stdin)}")
-    return done.stdout
-
-
-def explain(stderr: str, stdin: str) -> str:
-    """One line about a refusal: what, in which rule, and the way out."""
-    message = " ".join(line.strip() for line in stderr.splitlines() if line.strip() and not line.startswith("Try `"))
-    number = re.search(r"line:? (\d+)", message)
-    if number and 0 < int(number[1]) <= len(stdin.splitlines()):
-        message += f" ({stdin.splitlines()[int(number[1]) - 1]})"
-    missing = re.search(r"Extension (\w+) revision|Couldn't load (?:match|target) `(\w+)'", message)
-    if missing:
-        name = missing[1] or missing[2]
-        return f"{message}; the match or target {name!r} is missing: kernel module xt_{name}, package iptables"
-    if re.search(r"Set \S+ doesn't exist", message):
-        return f"{message}; make the address sets first"
-    if "ermission denied" in message or "Operation not permitted" in message:
-        return f"{message}; scentd needs CAP_NET_ADMIN"
-    return message

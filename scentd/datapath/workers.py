@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from scentd import config as schema
-from scentd.datapath import link, rules
+from scentd.datapath import iptables, link
 from scentd.errors import HostError
 from scentd.tables import Outgoing
 
@@ -149,7 +149,7 @@ class Workers:
             mark_stamped=datapath.mark_stamped,
             mark_rejected=datapath.mark_rejected,
             mark_glance=self._config.verify.mark_glance,
-            long_queue=datapath.queue + 2 * datapath.workers + number if 6 in rules.families() else None,
+            long_queue=datapath.queue + 2 * datapath.workers + number if 6 in iptables.families() else None,
         )
 
     @staticmethod

@@ -30,7 +30,7 @@ class Length:
 
 
 def tcp(kind: Kind, family: int, length: Length) -> dict[str, float]:
-    """Gbit/s that arrived of one stream, its retransmits, machine-wide busy seconds per GB."""
+    """Gbit/s that arrived of one stream, its retransmits and machine-wide busy seconds per GB."""
     cores = sorted(os.sched_getaffinity(0))
     with served(kind, IPERF, "-s", "-1", "-B", kind.address(family), "--forceflush", ready="Server listening"):
         argv = [IPERF, "-c", kind.address(family), "-J", "-C", "cubic", "-t", f"{length.tcp}"]
@@ -41,10 +41,11 @@ def tcp(kind: Kind, family: int, length: Length) -> dict[str, float]:
     if "error" in report:
         raise LabError(f"{kind.name}: iperf3: {report['error']}")
     received = report["end"]["sum_received"]
+    gigabytes = received["bytes"] / 1e9
     return {
         "gbit_s": received["bits_per_second"] / 1e9,
-        "retransmits": report["end"]["sum_sent"]["retransmits"],
-        "cpu_s_per_gb": used / (received["bytes"] / 1e9),
+        "retransmits_per_gb": report["end"]["sum_sent"]["retransmits"] / gigabytes,
+        "cpu_s_per_gb": used / gigabytes,
     }
 
 

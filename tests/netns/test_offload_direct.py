@@ -5,16 +5,20 @@ a ---- 10.1.0.0/24, fd00:1::/64 ---- b        each the other's peer, both drop w
 
 from __future__ import annotations
 
+import socket
+import struct
 from collections.abc import Callable, Iterator
 
 import pytest
-from edges import offloaded_pair, strict, switch
+from edges import grown, offloaded_pair, strict, switch, totals
 from flows import Flows
-from hosts import Node, start, until
+from hosts import Node, start, transfer, until
 
 pytestmark = pytest.mark.netns
 
 PROTOCOL = "83"
+SIZE = 20 << 20
+RTM_NEWLINK, NLM_F_REQUEST, NLM_F_ACK = 16, 1, 4
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +82,23 @@ def device_without_checksums(node: Node, on: bool) -> None:
     switch(node.host, node.host.interfaces[0], tx=not on)
 
 
-REASONS = (forwarding, forwarding_ipv6_of_one, rule_of_the_host, device_without_checksums)
+def sends_of_over_64_kb(node: Node, on: bool) -> None:
+    """BIG TCP. The size of IPv4 has an attribute of its own, which Debian's ip does not know yet."""
+    size = 131072 if on else 65536
+    node.host.ip(f"link set {node.host.interfaces[0]} gso_max_size {size}")
+    node.host.call(set_gso_ipv4_max_size, node.host.interfaces[0], size)
+
+
+def set_gso_ipv4_max_size(interface: str, size: int) -> None:
+    """IFLA_GSO_IPV4_MAX_SIZE of linux/if_link.h."""
+    body = struct.pack("=BxHiII", 0, 0, socket.if_nametoindex(interface), 0, 0) + struct.pack("=HHI", 8, 63, size)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as end:
+        end.send(struct.pack("=IHHII", 16 + len(body), RTM_NEWLINK, NLM_F_REQUEST | NLM_F_ACK, 1, 0) + body)
+        code = struct.unpack_from("=i", end.recv(4096), 16)[0]
+    assert code == 0, f"the kernel says {code}"
+
+
+REASONS = (forwarding, forwarding_ipv6_of_one, rule_of_the_host, device_without_checksums, sends_of_over_64_kb)
 
 
 @pytest.mark.parametrize("reason", REASONS, ids=lambda reason: reason.__name__.replace("_", " "))
@@ -90,6 +110,25 @@ def test_to_the_rules_and_back_under_load(nodes, reason: Callable[[Node, bool], 
         until(lambda: is_ruled(a), "rules and a table of our own")
         reason(a, False)
         until(lambda: is_direct(a), "the programs alone stamp")
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("jumbograms", [False, True])
+def test_sends_of_over_64_kb_are_scented(nodes, version, jumbograms):
+    """Of IPv4 by the program, of IPv6 by the queue, whose segments the kernel makes."""
+    a, b = nodes
+    if jumbograms:
+        sends_of_over_64_kb(a, True)
+        until(lambda: is_ruled(a), "rules and a table of our own")
+    else:
+        a.host.call(set_gso_ipv4_max_size, a.host.interfaces[0], 131072)
+    before = totals(a), totals(b)
+    transfer(a, b, version, SIZE)
+    sends_of_over_64_kb(a, False)
+    until(lambda: is_direct(a), "the programs alone stamp")
+    until(lambda: grown(a, before[0]).get("stamped", 0) > SIZE / 1460, "all segments are counted as stamped")
+    assert not {name for name in grown(a, before[0]) if name.startswith("unstamped")}
+    assert not {name for name in grown(b, before[1]) if name.startswith(("rejected", "absent"))}
 
 
 @pytest.mark.parametrize("destination", ["ipv4", "ipv6"])

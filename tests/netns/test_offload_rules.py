@@ -7,7 +7,7 @@ from test_rules import config
 from topology import Topology
 
 from scentd.config import Stamp, Verify
-from scentd.datapath import rules, sets
+from scentd.datapath import iptables, rules, sets
 from scentd.datapath.rules import Offloaded
 
 pytestmark = pytest.mark.netns
@@ -28,7 +28,7 @@ def test_the_kernel_prints_them_as_they_are_wanted(host, forwarded):
     for offloaded in (SERVED, None, Offloaded(("eth0",)), SERVED._replace(direct=True), Offloaded()):
         assert host.call(rules.apply, wish, offloaded)
         for family in (4, 6):
-            assert rules.same(rules.wanted(wish, family, offloaded), host.call(rules.installed, family))
+            assert iptables.same(rules.wanted(wish, family, offloaded), host.call(iptables.installed, family))
         assert not host.call(rules.apply, wish, offloaded)
     assert host.call(rules.remove)
 

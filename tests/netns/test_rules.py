@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from topology import Host, Topology
 
 from scentd.config import Config, CpuSource, Datapath, Network, Peer, Stamp, Verify
-from scentd.datapath import rules, sets
+from scentd.datapath import iptables, rules, sets
 from scentd.datapath.nfqueue import Queue
 from scentd.errors import HostError
 
@@ -53,7 +53,7 @@ class Queues:
     def taker(self, number: int):
         def take(packet) -> None:
             self.seen.append((number, packet.get_payload()))
-            if number == VERIFY_QUEUE and self.mark:
+            if number != STAMP_QUEUE and self.mark:
                 packet.set_mark(packet.mark | self.mark)
             packet.accept()
 
@@ -147,7 +147,7 @@ def backend(request, tmp_path, monkeypatch) -> str:
     """Both kinds of iptables, by what `iptables` is on the PATH."""
     for name in ("iptables", "ip6tables"):
         for tail in ("", "-restore"):
-            target = rules.Path(f"/usr/sbin/{name}-{request.param}{tail}")
+            target = iptables.Path(f"/usr/sbin/{name}-{request.param}{tail}")
             if not target.exists():
                 pytest.skip(f"{target} is not installed")
             (tmp_path / f"{name}{tail}").symlink_to(target)
@@ -169,51 +169,55 @@ def test_queues_bypass_and_balance_follow_the_configuration():
 
 
 @pytest.mark.parametrize("absent", ["pass", "drop"])
-def test_before_each_rule_for_the_verify_queue_long_ipv6_packets_have_theirs(absent):
+def test_before_each_rule_for_the_verify_queue_what_may_be_segments_has_its_own(absent):
     """None may be left to the rule behind it: the kernel would cut it for that queue."""
     wish = config(verify=Verify(absent=absent))
     lines = [line for line in rules.inbound(wish, 6) if "--queue-num" in line and "icmp" not in line]
-    assert len(lines) == (4 if absent == "pass" else 6)
-    for long, short in zip(lines[::2], lines[1::2], strict=True):
-        assert "-m length --length 1501:65535 " in long
-        assert long.replace("-m length --length 1501:65535 ", "").replace("22602", "22601") == short
-    assert not any("length" in line for line in rules.inbound(wish, 4) + rules.outbound(wish, 6))
+    assert len(lines) == (6 if absent == "pass" else 9)
+    for tcp, long, short in zip(lines[::3], lines[1::3], lines[2::3], strict=True):
+        for what, line in (("-p tcp ", tcp), ("-m length --length 1501:65535 ", long)):
+            assert what in line
+            assert line.replace(what, "").replace("22602", "22601") == short
+    plain = rules.inbound(wish, 4) + rules.outbound(wish, 6)
+    assert not any("length" in line or "-p tcp" in line for line in plain)
 
 
 def test_every_rule_names_a_chain_of_ours():
     """By that they are told from the host's; a comment would cost each packet as much as another match."""
     for family in (4, 6):
         for lines in rules.wanted(config(stamp=Stamp(forwarded=True)), family).values():
-            assert lines == rules.own(lines)
+            assert lines == iptables.own(lines)
             assert not any("comment" in line for line in lines)
 
 
 def test_jumps_of_others_are_not_ours():
     have = {"mangle": ["-P OUTPUT ACCEPT", "-N SCENTD-OUT", "-A OUTPUT -j OTHER", "-A OUTPUT -j SCENTD-OUT"]}
-    assert rules.removal(have) == "*mangle\n-D OUTPUT -j SCENTD-OUT\n-F SCENTD-OUT\n-X SCENTD-OUT\nCOMMIT\n"
-    assert rules.removal({"mangle": ["-A OUTPUT -j OTHER"], "filter": []}) == ""
+    assert iptables.removal(have) == "*mangle\n-D OUTPUT -j SCENTD-OUT\n-F SCENTD-OUT\n-X SCENTD-OUT\nCOMMIT\n"
+    assert iptables.removal({"mangle": ["-A OUTPUT -j OTHER"], "filter": []}) == ""
 
 
 def test_a_foreign_rule_above_the_refusal_is_a_difference():
     want = rules.wanted(config(verify=Verify(rejected="reject")), 4)
     filled = {"mangle": want["mangle"], "filter": ["-A INPUT -j ACCEPT", *want["filter"]]}
-    assert rules.same(want, want)
-    assert not rules.same(want, filled)
+    assert iptables.same(want, want)
+    assert not iptables.same(want, filled)
 
 
 def test_nobody_told_no_rules_in_filter():
     for told in (Verify(rejected="reject"), Verify(absent="reject")):
         assert rules.wanted(config(verify=told), 4)["filter"]
     assert rules.wanted(config(), 4)["filter"] == []
-    assert "*filter" not in rules.text(rules.wanted(config(), 4))
-    assert "-X SCENTD-REJECT" in rules.text(rules.wanted(config(), 4), {"filter": ["-N SCENTD-REJECT"]})
+    assert "*filter" not in iptables.text(rules.wanted(config(), 4))
+    assert "-X SCENTD-REJECT" in iptables.text(rules.wanted(config(), 4), {"filter": ["-N SCENTD-REJECT"]})
 
 
 def test_explanations_name_the_way_out():
     text = "*mangle\n-A OUTPUT -m u32 --u32 x -j RETURN\nCOMMIT\n"
-    assert "xt_u32" in rules.explain("iptables-restore: Couldn't load match `u32':No such file\nError at line: 2", text)
-    assert "(-A OUTPUT -m u32" in rules.explain("Error occurred at line: 2\nTry `x'", text)
-    assert "CAP_NET_ADMIN" in rules.explain("Could not fetch rule set generation id: Permission denied", "")
+    assert "xt_u32" in iptables.explain(
+        "iptables-restore: Couldn't load match `u32':No such file\nError at line: 2", text
+    )
+    assert "(-A OUTPUT -m u32" in iptables.explain("Error occurred at line: 2\nTry `x'", text)
+    assert "CAP_NET_ADMIN" in iptables.explain("Could not fetch rule set generation id: Permission denied", "")
 
 
 def networks(kind: type, bits: int):
@@ -311,24 +315,24 @@ def test_apply_is_idempotent_and_remove_leaves_others_alone(sender, backend, for
         sender.run(program, "-t", "mangle", "-A", "OUTPUT", "-p", "tcp", "-j", "MARK", "--set-mark", "1")
         sender.run(program, "-A", "INPUT", "-p", "udp", "-j", "ACCEPT")
         sender.run(program, "-N", "OTHER")
-    foreign = [sender.call(rules.installed, family) for family in (4, 6)]
+    foreign = [sender.call(iptables.installed, family) for family in (4, 6)]
     wish = config(local=local, stamp=Stamp(forwarded=forwarded), verify=Verify(rejected="reject", absent="drop"))
     sender.call(sets.apply, wish)
     assert sender.call(rules.apply, wish)
-    first = [sender.call(rules.installed, family) for family in (4, 6)]
+    first = [sender.call(iptables.installed, family) for family in (4, 6)]
     for family, have in zip((4, 6), first, strict=True):
-        assert rules.same(rules.wanted(wish, family), have)
+        assert iptables.same(rules.wanted(wish, family), have)
         assert have["filter"].index("-A INPUT -p udp -j ACCEPT") > 0
         assert next(line for line in have["filter"] if line.startswith("-A INPUT")).endswith("SCENTD-REJECT")
     assert not sender.call(rules.apply, wish)
-    assert [sender.call(rules.installed, family) for family in (4, 6)] == first
+    assert [sender.call(iptables.installed, family) for family in (4, 6)] == first
     other = config(datapath=Datapath(workers=2))  # fewer chains, other targets
     assert sender.call(rules.apply, other)
     assert sender.call(rules.show, other).count("as wanted") == 2
     assert "SCENTD-FORWARD" not in sender.out("iptables", "-t", "mangle", "-S")
     assert sender.call(rules.remove)
     assert not sender.call(rules.remove)
-    assert [sender.call(rules.installed, family) for family in (4, 6)] == foreign
+    assert [sender.call(iptables.installed, family) for family in (4, 6)] == foreign
     sender.call(sets.remove)
 
 
@@ -339,7 +343,7 @@ def test_apply_restores_its_place_before_other_rules(sender):
     sender.run("iptables", "-I", "INPUT", "-j", "ACCEPT")
     assert "differs" in sender.call(rules.show, wish)
     assert sender.call(rules.apply, wish)
-    inputs = [line for line in sender.call(rules.installed, 4)["filter"] if line.startswith("-A INPUT")]
+    inputs = [line for line in sender.call(iptables.installed, 4)["filter"] if line.startswith("-A INPUT")]
     assert [line.split()[-1] for line in inputs] == ["SCENTD-REJECT", "ACCEPT"]
 
 
@@ -574,7 +578,7 @@ def test_a_marked_packet_is_refused_to_its_sender(sender, receiver, address, opt
     with listener, heard(receiver, address) as s:
         with Queues(receiver, mark=0) as queues:
             assert sender.call(tcp) == 0
-            assert queues.count(VERIFY_QUEUE, b"") > 0
+            assert queues.count(LONG_QUEUE if ":" in address else VERIFY_QUEUE, b"") > 0
         with Queues(receiver, mark=MARK_REJECTED):
             assert sender.call(tcp) == errno.ECONNREFUSED
             assert sender.call(datagram) == (errno.EACCES if ":" in address else errno.EHOSTUNREACH)
