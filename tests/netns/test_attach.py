@@ -387,7 +387,7 @@ def test_interfaces():
         )
         switches = [f"net.bridge.bridge-nf-call-{program}" for program in ("iptables", "ip6tables")]
         host.run("sysctl", "-qw", *(f"{name}=0" for name in switches), check=False)  # there with br_netfilter alone
-        found = {name: header for _, name, header, _ in host.call(attach.interfaces)}
+        found = {i.name: i.header for i in host.call(attach.interfaces)}
         assert found.items() >= {"plain": 14, "br0": 14, "far": 14, "tun0": 0}.items()
         assert not found.keys() & {"lo", "port"}
         host.ip("link set br0 type bridge nf_call_ip6tables 1")
