@@ -391,9 +391,9 @@ def test_interfaces():
         assert found.items() >= {"plain": 14, "br0": 14, "far": 14, "tun0": 0}.items()
         assert not found.keys() & {"lo", "port"}
         host.ip("link set br0 type bridge nf_call_ip6tables 1")
-        assert {name: header for _, name, header, _ in host.call(attach.interfaces)}["br0"] is None, "br_netfilter"
-        indices = {name: ifindex for ifindex, name, _, _ in host.call(attach.interfaces)}
-        assert indices["tun0"] == host.call(socket.if_nametoindex, "tun0")
+        found = {i.name: i for i in host.call(attach.interfaces)}
+        assert found["br0"].header is None, "br_netfilter"
+        assert found["tun0"].number == host.call(socket.if_nametoindex, "tun0")
 
 
 @pytest.mark.parametrize(("kind", "free"), [("vrf", True), ("bridge", False), ("bond", False)])
