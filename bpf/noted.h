@@ -155,7 +155,9 @@ static __always_inline int note(const struct scent_verify_settings *s, struct sc
 			*(__u64 *)state->source = p->source.words[0];
 			*(__u64 *)(state->source + 8) = p->source.words[1];
 		}
-		store_fragment(state->sealed + SCENT_FRAGMENT_LEN * index, r);
+		asm volatile("" : "+r"(index));	/* and once more on that of Linux 6.1 */
+		if (index < SCENT_FRAGMENTS)
+			store_fragment(state->sealed + SCENT_FRAGMENT_LEN * index, r);
 		state->seen |= 1U << index;
 		whole = state->seen == (1U << SCENT_FRAGMENTS) - 1;
 	}

@@ -82,8 +82,10 @@ static __always_inline enum content ipv4_options(struct __sk_buff *skb, __u32 at
 	struct scan s = {.offset = IPV4_LEN, .length = length};
 	int step = STEP_NEXT;
 
-	for (int i = 0; i <= IPV4_OPTIONS_MAX && step == STEP_NEXT; i++)
+	for (int i = 0; i <= IPV4_OPTIONS_MAX && step == STEP_NEXT; i++) {
 		step = ipv4_step(skb, at, &s);
+		END_OF_LOOP();
+	}
 	if (step != STEP_END || (s.found && s.routed))
 		return CONTENT_MALFORMED;
 	return s.found ? CONTENT_SCENT : s.routed ? CONTENT_ROUTED : CONTENT_FOREIGN;
@@ -126,8 +128,10 @@ __noinline int destination_options(struct __sk_buff *skb, __u32 at, __u32 length
 	struct scan s = {.offset = 2, .length = length};
 	int step = STEP_NEXT;
 
-	for (int i = 0; i < STEPS_MAX && step == STEP_NEXT; i++)
+	for (int i = 0; i < STEPS_MAX && step == STEP_NEXT; i++) {
 		step = destination_step(skb, at, &s);
+		END_OF_LOOP();
+	}
 	if (step != STEP_END)
 		return CONTENT_MALFORMED;
 	return s.found ? CONTENT_SCENT : CONTENT_FOREIGN;
@@ -140,7 +144,7 @@ __noinline int walk(struct __sk_buff *skb, __u32 at, struct walked *w)
 
 	if (!w)
 		return CONTENT_MALFORMED;
-	for (int i = 0; i <= HEADERS_MAX && is_extension(w->protocol); i++) {
+	for (int i = 0; i <= HEADERS_MAX && is_extension(w->protocol);) {
 		__u32 kind = w->protocol, length = 8, place;
 		__u8 head[8];
 		int content;
@@ -173,6 +177,8 @@ __noinline int walk(struct __sk_buff *skb, __u32 at, struct walked *w)
 		} else {
 			routed = 1;	/* Routing changes the destination; a late Hop-by-Hop is an error */
 		}
+		i++;
+		END_OF_LOOP();
 	}
 	w->transport = offset;
 	w->room = !routed && !atomic && headers < HEADERS_MAX;
@@ -220,9 +226,12 @@ static __always_inline enum content read_odd(struct __sk_buff *skb, __u32 at, st
 
 	p->ports = 0;
 	p->has_ports = 0;
-	if (content == CONTENT_MALFORMED || p->fragment || p->transport + 4 > p->length || !may_have_ports(p->protocol))
+	if (content == CONTENT_MALFORMED || p->fragment || p->transport + 4 > p->length)
 		return content;
-	p->has_ports = !bpf_skb_load_bytes(skb, at + p->transport, &p->ports, 4);
+	if (may_have_ports(p->protocol))
+		p->has_ports = !bpf_skb_load_bytes(skb, at + p->transport, &p->ports, 4);
+	else if (p->protocol == IPPROTO_ICMPV6 && bpf_skb_load_bytes(skb, at + p->transport, &p->ports, 4))
+		p->ports = 0;
 	return content;
 }
 

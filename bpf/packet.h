@@ -42,6 +42,9 @@
 #define IPV6_SCENT 0xe75c221e04ULL
 #define IPV4_SCENT 0xe75c249eU
 
+/* The kernel's verifier took a last instruction that falls through into the head of its loop for a jump back (6.1). */
+#define END_OF_LOOP() asm volatile("goto +0")
+
 enum form {
 	FORM_NONE = 0,			/* not IP, or cut short: the kernel's business */
 	FORM_BARE = 1,
@@ -246,6 +249,12 @@ static __always_inline int is_neighbourly(const struct packet *p)
 		return 0;
 	return (hops == 255 && type >= 133 && type <= 137) ||
 	       (hops == 1 && ((type >= 130 && type <= 132) || type == 143));
+}
+
+/* Nobody's peer: multicast, and what IPv4 keeps for broadcast. */
+static __always_inline int is_for_a_group(const struct packet *p)
+{
+	return p->family == 4 ? (p->destination.words[0] & 0xe0) == 0xe0 : (p->destination.words[0] & 0xff) == 0xff;
 }
 
 /* How long the packet is on the wire, where the kernel cuts a large send into segments: the longest of them. */

@@ -40,18 +40,20 @@ struct query {
 __noinline int find(const struct scent_lengths *lengths, const struct address *address, struct query *q)
 {
 	struct scent_prefix_value *found;
+	struct scent_prefix key;	/* on this function's stack: an argument is no key to Linux 6.1 */
 	__u64 *words;
 
 	if (!lengths || !address || !q)
 		return 0;
-	words = (__u64 *)q->key.address;
+	key = q->key;
+	words = (__u64 *)key.address;
 	for (__u32 i = 0; i < SCENT_LENGTHS_MAX && i < lengths->count; i++) {
 		__u32 bits = lengths->bits[i];
 
-		q->key.length = bits;
+		key.length = bits;
 		words[0] = address->words[0] & high_bits(bits > 64 ? 64 : bits);
 		words[1] = address->words[1] & high_bits(bits > 64 ? bits - 64 : 0);
-		found = bpf_map_lookup_elem(&prefixes, &q->key);
+		found = bpf_map_lookup_elem(&prefixes, &key);
 		if (found) {
 			q->value = *found;
 			return 1;

@@ -79,6 +79,15 @@ static __always_inline __u32 take(struct scent_outgoing *out, __u64 now, __u64 r
 	return index;
 }
 
+/*
+ * Whether a packet may be longer than its length field tells: TCP over IPv4 in a large send, which then says 0, and the
+ * kernel goes by the buffer (include/net/ip.h, iph_totlen).
+ */
+static __always_inline int may_be_longer(struct __sk_buff *skb, const struct packet *p)
+{
+	return skb->gso_size && p->family == 4 && p->protocol == IPPROTO_TCP;
+}
+
 /* A reason to leave the packet alone, or SCENT_STAMP_COUNT_STAMPED. */
 static __always_inline int too_big(struct __sk_buff *skb, __u32 at, const struct packet *p, __u32 flags,
 				   __u32 limit)
@@ -87,7 +96,7 @@ static __always_inline int too_big(struct __sk_buff *skb, __u32 at, const struct
 	__u32 grown = wire_length(skb, at, p) + overhead;
 
 	/* Nobody fragments behind this hook: what does not fit may not grow, whatever its flags say. */
-	if (p->length <= IP_MAX && p->length + overhead > IP_MAX)
+	if (p->length + overhead > IP_MAX && !may_be_longer(skb, p))
 		return UNSTAMPED(TOO_BIG);
 	if (p->family == 4)
 		return grown > limit ? UNSTAMPED(TOO_BIG) : SCENT_STAMP_COUNT_STAMPED;
@@ -154,7 +163,8 @@ static __always_inline int grow(struct __sk_buff *skb, __u32 by)
 static __always_inline int write_ipv4(struct __sk_buff *skb, __u32 at, const struct scent_stamped *c, const struct packet *p)
 {
 	__u32 words = (p->first[0] & 0xf) + SCENT_IPV4_OPTION_LEN / 4;
-	__u16 length = p->length > IP_MAX ? 0 : bpf_htons(p->length + SCENT_IPV4_OPTION_LEN);
+	__u32 grown = p->length + SCENT_IPV4_OPTION_LEN;
+	__u16 length = grown > IP_MAX ? 0 : bpf_htons(grown);
 	__u32 first = (p->first[0] & 0xff00) | 0x40 | words | (__u32)length << 16;
 	__u16 option = SCENT_IPV4_OPTION_TYPE | SCENT_IPV4_OPTION_LEN << 8;
 	__u64 sum = (__u16)~(p->first[2] >> 16);
@@ -309,7 +319,7 @@ static __always_inline int stamp(struct __sk_buff *skb, __u32 at)
 		skb->mark &= ~s->forwarded;
 	}
 	form = parse(skb, at, &p);
-	if (form == FORM_NONE || form == FORM_SCENTED || is_neighbourly(&p))
+	if (form == FORM_NONE || form == FORM_SCENTED || is_neighbourly(&p) || is_for_a_group(&p))
 		return UNCOUNTED;
 	now = bpf_ktime_get_coarse_ns();
 	index = recent_index(&p);

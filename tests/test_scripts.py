@@ -196,3 +196,10 @@ def test_a_wrong_import_is_found(tmp_path, where, line):
     done = lint_imports(tmp_path)
     assert done.returncode == 1
     assert "BROKEN" in done.stdout
+
+
+@pytest.mark.parametrize(("argv", "said"), [([], "name one kernel image"), (["/nonexistent"], "name one kernel image")])
+def test_a_kernel_must_be_named(argv, said):
+    done = bash(["scripts/try-kernel", *argv], cwd=ROOT)
+    assert done.returncode == 2
+    assert said in done.stderr

@@ -11,6 +11,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 
 from scentd import config as schema
 from scentd import readings
@@ -204,6 +205,8 @@ class Paths:
     def _do_without(self, error: OffloadError) -> None:
         self._unwatch()
         if self.offload is not None:
+            with suppress(ScentdError):  # it may be what has failed
+                self.offload.end_lease()
             self.offload.close()
         self.offload, self.why_not = None, str(error)
         log.warning("no offload, the queue does all the work: %s", error)

@@ -203,6 +203,11 @@ class Offload:
         now = time.monotonic_ns()
         self._map("verify.clock").update(entries.PAIR.pack(0), maps.CLOCK.pack(time.time_ns() - now, now + LEASE_NS))
 
+    def end_lease(self) -> None:
+        """The verifier decides nothing from now on: the queue judges what its rules will not let by for a mark."""
+        if self._programs is not None:
+            self._map("verify.clock").update(entries.PAIR.pack(0), maps.CLOCK.pack(0, 0))
+
     def fileno(self) -> int:
         """Readable when there are events."""
         assert self._ring is not None  # configure() comes first

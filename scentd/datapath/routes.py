@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 
 FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 MAIN, LOCAL = 254, 255
+FORWARDING = ("forwarding", "force_forwarding")  # the second: IPv6, since Linux 6.17
 KERNELS_RULES = {(0, LOCAL), (32766, MAIN), (32767, 253)}  # (priority, table)
 PROTOCOL = 83  # RTA_PROTOCOL and FRA_PROTOCOL of all that is ours; unassigned in /etc/iproute2/rt_protos
 ONLINK = 4  # RTNH_F_ONLINK
@@ -97,8 +98,8 @@ def may_be_direct(config: Config, plan: Plan) -> bool:
 
 def forwards() -> bool:
     """Whether this host forwards packets by any of its interfaces, of either family."""
-    switches = (Path(f"/proc/sys/net/ipv{version}/conf").glob("*/forwarding") for version in families())
-    return any(is_on(switch) for of_family in switches for switch in of_family)
+    places = (Path(f"/proc/sys/net/ipv{version}/conf") for version in families())
+    return any(is_on(switch) for place in places for name in FORWARDING for switch in place.glob(f"*/{name}"))
 
 
 def is_on(switch: Path) -> bool:

@@ -87,7 +87,7 @@ def outbound(config: Config, family: int, offloaded: Offloaded | None = None) ->
     mark = config.datapath.mark_stamped
     foreign = f"-m set ! --match-set {sets.name('local', family)} src"
     rules = leaving(offloaded.stamping) if not offloaded.direct else []
-    if config.stamp.forwarded:
+    if config.stamp.forwarded and (offloaded.stamping or not offloaded.direct):
         rules.append("-A FORWARD -j SCENTD-FORWARD")
         if has_prefixes(config):
             rules.append(f"-A SCENTD-FORWARD {foreign} -j RETURN")

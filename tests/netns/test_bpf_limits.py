@@ -9,10 +9,17 @@ import pytest
 import wire_setup as setup
 from bpf_programs import MARKS, SHOT, UNSPEC, Kernel
 from msgspec.structs import replace
-from packet_vectors import A4, A6, C4, C6, DATA, ip4, ip6, raw, tcp, udp
+from packet_vectors import A4, A6, B6, C4, C6, DATA, ip4, ip6, raw, tcp, udp
 from rejected_vectors import insert
 from scapy.layers.inet import ICMP, IPOption_NOP
-from scapy.layers.inet6 import ICMPv6MLReport2, ICMPv6ND_NS, ICMPv6PacketTooBig
+from scapy.layers.inet6 import (
+    ICMPv6MLReport2,
+    ICMPv6ND_NS,
+    ICMPv6PacketTooBig,
+    IPv6ExtHdrHopByHop,
+    PadN,
+    RouterAlert,
+)
 
 from scentd import entries
 from scentd.tables import Treatments, VerifyTable
@@ -176,6 +183,23 @@ def test_neighbours_find_each_other(kernel, packet):
     routed = packet[:7] + b"\x40" + packet[8:]
     assert kernel.verify(routed, NOW).counts == {"absent:drop": 1}
     assert kernel.stamp(routed).counts == {"stamped": 1}
+
+
+def test_groups_are_nobodys_peer(kernel):
+    """Multicast listener reports have a Hop-by-Hop header, and a peer may be everybody."""
+    everybody = (("0.0.0.0/0", 0), ("::/0", 0))
+    kernel.stamp_by(replace(setup.STAMP_TABLE, networks=everybody, peers=everybody, limits=()))
+    alert = IPv6ExtHdrHopByHop(options=[RouterAlert(), PadN(optdata=b"")])
+    assert kernel.stamp(bytes(ip6(dst=B6, hlim=64) / alert / ICMPv6MLReport2())).counts == {"stamped": 1}
+    for packet in (
+        ip6(dst="ff02::16", hlim=1) / alert / ICMPv6MLReport2(),
+        ip6(dst=B6, hlim=1) / alert / ICMPv6MLReport2(),
+        ip6(dst="ff05::1", hlim=64) / udp(),
+        ip4(dst="224.0.0.251") / udp(),
+        ip4(dst="255.255.255.255") / udp(),
+    ):
+        assert_left(kernel.stamp(bytes(packet)), bytes(packet))
+    kernel.stamp_by()
 
 
 @pytest.mark.parametrize(

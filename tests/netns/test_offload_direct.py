@@ -131,6 +131,27 @@ def test_sends_of_over_64_kb_are_scented(nodes, version, jumbograms):
     assert not {name for name in grown(b, before[1]) if name.startswith(("rejected", "absent"))}
 
 
+@pytest.mark.parametrize("size", [65000, 65460, 65500, 70000])
+def test_sends_about_64_kb(nodes, size):
+    """What is longer than a length field tells once it has grown is not left unscented: its segments are short."""
+    a, b = nodes
+    a.host.call(set_gso_ipv4_max_size, a.host.interfaces[0], 131072)
+    before = totals(a)
+    with b.listener(4) as listening, a.socket(4, socket.SOCK_STREAM) as end:
+        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        end.connect(listening.getsockname()[:2])
+        other, _ = listening.accept()
+        with other:
+            other.settimeout(5)
+            for length in (*[120000] * 30, *[size] * 20):  # the window has to open first
+                end.sendall(bytes(length))
+                got = 0
+                while got < length:
+                    got += len(other.recv(1 << 20))
+    sends_of_over_64_kb(a, False)
+    assert not {name for name in grown(a, before) if name.startswith("unstamped")}
+
+
 @pytest.mark.parametrize("destination", ["ipv4", "ipv6"])
 def test_sockets_see_the_lowered_mtu(nodes, destination):
     a, b = nodes

@@ -58,6 +58,8 @@ def test_where_programs_stamp_alone_nothing_is_done_with_what_this_host_sends(fa
     assert all(line.startswith("-A SCENTD-FORWARD") for line in forwarding[1:])
     assert not any("NFQUEUE" in line for line in forwarding)
     assert rules.inbound(config(), family, direct) == rules.inbound(config(), family, SERVED)
+    nowhere = Offloaded(direct=True)  # no route leads to a peer
+    assert rules.outbound(config(stamp=Stamp(forwarded=True)), family, nowhere) == []
 
 
 @pytest.mark.parametrize("family", [4, 6])
