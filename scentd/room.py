@@ -259,14 +259,21 @@ def by_prefix(routes: Iterable[Route]) -> dict[Prefix, list[Route]]:
     return groups
 
 
-def may_be_first(routes: Iterable[Route]) -> bool:
-    """Whether these may be in a table that is asked before all rules, with main's routes still found behind them.
+def may_be_first(routes: Iterable[Route], first: Iterable[Prefix]) -> bool:
+    """Whether these may be in a table that is asked before all rules, with all that is there still found.
 
-    Not a throw: IPv4 has the tables `local` and `main` as one where there are no rules, and would look no further
-    (net/ipv4/fib_trie.c). Not what holds link-local addresses.
+    `first` are the prefixes of others' routes in that table. None of ours may be one of them, or a part of one: it
+    would take what is meant for this host itself. Not a throw: IPv4 has the tables `local` and `main` as one where
+    there are no rules, and would look no further (net/ipv4/fib_trie.c). Not what holds link-local addresses.
     """
-    excluded = EXCLUDED[6][0]
-    return all(route.kind == "unicast" and not within(excluded, route.prefix) for route in routes)
+    excluded, taken = EXCLUDED[6][0], set(first)
+    lengths = {(prefix.version, prefix.prefixlen) for prefix in taken}
+
+    def is_free(prefix: Prefix) -> bool:
+        shorter = (length for version, length in lengths if version == prefix.version and length <= prefix.prefixlen)
+        return not any(prefix.supernet(new_prefix=length) in taken for length in shorter)
+
+    return all(r.kind == "unicast" and not within(excluded, r.prefix) and is_free(r.prefix) for r in routes)
 
 
 def diff(have: Iterable[Route], want: Iterable[Route]) -> tuple[list[Route], list[Route]]:

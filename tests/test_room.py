@@ -145,7 +145,17 @@ def test_only_what_hides_nothing_may_be_asked_before_all_rules(peer, may):
     main = [route("0.0.0.0/0", "10.0.0.1"), route("::/0", "fe80::1"), route("10.9.1.0/24", nexthops=(), kind="other")]
     made = plan(main, peer)
     assert made.routes
-    assert room.may_be_first(made.routes) is may
+    assert room.may_be_first(made.routes, []) is may
+
+
+@pytest.mark.parametrize(
+    ("there", "may"),
+    [("192.0.2.7/32", False), ("192.0.2.0/24", False), ("0.0.0.0/1", True), ("192.0.2.8/32", True), ("::/0", True)],
+)
+def test_what_is_there_for_the_host_itself_stays_first(there, may):
+    """A peer that is, by mistake, one of our own addresses must not take it away."""
+    made = plan([route("0.0.0.0/0", "10.0.0.1")], "192.0.2.7")
+    assert room.may_be_first(made.routes, [ip_network(there)]) is may
 
 
 def test_without_a_route_there_is_nothing():

@@ -90,10 +90,12 @@ def may_be_direct(config: Config, plan: Plan) -> bool:
 
     Raises HostError.
     """
-    if not room.may_be_first(plan.routes) or not (config.stamp.forwarded or not forwards()):
+    if forwards() and not config.stamp.forwarded:
         return False
     with opened() as ip:
-        return not any(foreign_rules(ip, version, config.datapath) for version in families())
+        if any(foreign_rules(ip, version, config.datapath) for version in families()):
+            return False
+        return room.may_be_first(plan.routes, (r.prefix for v in families() for r in read_routes(ip, v, LOCAL, False)))
 
 
 def forwards() -> bool:
@@ -202,10 +204,10 @@ def write_routes(ip: IPRoute, version: int, table: int, want: Iterable[Route]) -
         log.info("table %d: IPv%d: %d routes set, %d deleted", table, version, len(new), len(gone))
 
 
-def read_routes(ip: IPRoute, version: int, table: int) -> list[Route]:
-    """Those of a table; of `local` our own."""
+def read_routes(ip: IPRoute, version: int, table: int, ours: bool = True) -> list[Route]:
+    """Those of a table; of `local` our own, or all but these."""
     messages = (m for m in ip.get_routes(family=FAMILY[version], table=table) if m.get("table") == table)
-    return [parse(m, version) for m in messages if table != LOCAL or m["proto"] == PROTOCOL]
+    return [parse(m, version) for m in messages if table != LOCAL or (m["proto"] == PROTOCOL) is ours]
 
 
 def own_addresses() -> tuple[str, ...]:

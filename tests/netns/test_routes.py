@@ -150,6 +150,17 @@ def test_rules_of_the_host_come_before_the_table_local(host, family):
 
 
 @pytest.mark.netns
+@pytest.mark.parametrize("peer", ["10.1.0.1", "10.88.0.5", "fd00:1::1"])
+def test_no_address_of_our_own_is_given_away(host, peer):
+    """Not even if the configuration names it as a peer's."""
+    host.ip("route add local 10.88.0.0/16 dev lo", "route add default via 10.1.0.2")
+    wish = config("10.1.0.2", peer)
+    assert not host.call(routes.may_be_direct, wish, host.call(routes.planned, wish))
+    wish = config("10.1.0.2")
+    assert host.call(routes.may_be_direct, wish, host.call(routes.planned, wish))
+
+
+@pytest.mark.netns
 def test_what_is_forwarded_unscented_is_not_held_to_the_lowered_mtu(host):
     wish = config("10.1.0.2", "fd00:1::2")
     plan, forwarding = host.call(routes.planned, wish), replace(wish, stamp=Stamp(forwarded=True))
