@@ -5,18 +5,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
-import threading
 from pathlib import Path
 
-from pyroute2 import netns
-
-from benchmarks.dataplane_kinds import Kind
-from benchmarks.lab import ADDRESS, FAR, INTERFACE, MTU, NEAR, LabError, call
+from benchmarks.dataplane_kinds import Kind, inside
+from benchmarks.lab import ADDRESS, FAR, INTERFACE, MTU, NEAR, call
 from benchmarks.packets import GROWTH
 from scentd.datapath import bpfprog, libbpf, tcx
-from scentd.errors import HostError
 from scentd.wire import ip, layout
 
 SOURCE = Path(__file__).with_name("floor.bpf.c")
@@ -40,37 +37,24 @@ class Floor(Kind):
         call(["clang", "-O2", "-g", "-target", "bpf", "-mcpu=v3", include, "-c", str(SOURCE), "-o", str(made)])
         self.object = libbpf.Object(str(made))
         self.object.load()
+        self.links: list[int] = []
         for end, other, far in (("near", "far", FAR), ("far", "near", NEAR)):
-            self._attach(end)
+            inside(self.lab.names[end], self._attach)
             for family in (4, 6):
                 to = ADDRESS[family][other].format(1)
                 room = f"mtu {MTU - GROWTH[family]}"
                 self.lab.ip(end, f"route replace {to} dev {INTERFACE} {room}")
                 self.lab.ip(end, f"route replace {far[family]} via {to} dev {INTERFACE} {room}")
 
-    def _attach(self, end: str) -> None:
-        """The links go with the namespace, as their pins are nowhere."""
-        failed: list[HostError] = []
-
-        def inside() -> None:
-            netns.setns(self.lab.names[end])
-            try:
-                for direction, name in PROGRAMS.items():
-                    index = socket.if_nametoindex(INTERFACE)
-                    self.links.append(bpfprog.link_create(self.object.program_fd(name), index, tcx.TYPES[direction]))
-            except HostError as error:
-                failed.append(error)
-
-        self.links: list[int] = getattr(self, "links", [])
-        thread = threading.Thread(target=inside)  # setns(2) moves the calling thread alone
-        thread.start()
-        thread.join()
-        if failed:
-            raise LabError(f"floor: {failed[0]}")
+    def _attach(self) -> None:
+        """In the namespace that this is called in."""
+        index = socket.if_nametoindex(INTERFACE)
+        for direction, name in PROGRAMS.items():
+            self.links.append(bpfprog.link_create(self.object.program_fd(name), index, tcx.TYPES[direction]))
 
     def close(self) -> None:
         for link in getattr(self, "links", ()):
-            bpfprog.link_detach(link)
+            os.close(link)  # that detaches it: it is pinned nowhere
         if hasattr(self, "object"):
             self.object.close()
 

@@ -15,17 +15,19 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pyroute2 import netns
 
 from benchmarks.lab import ADDRESS, INTERFACE, Lab, LabError, call, read
 from scentd.wire import ip
+
+T = TypeVar("T")
 
 ENDS = ("near", "far")
 PATIENCE = 20.0  # seconds that an end may take until it is ready
@@ -41,6 +43,17 @@ def until(condition: Callable[[], Any], what: Callable[[], str]) -> Any:
             raise LabError(f"not within {PATIENCE:.0f} s: {what()}")
         time.sleep(0.05)
     return value
+
+
+def inside(namespace: str, work: Callable[[], T]) -> T:
+    """What `work` returns, or raises, in a network namespace. On its own thread: setns(2) moves the calling one."""
+
+    def moved() -> T:
+        netns.setns(namespace)
+        return work()
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(moved).result()
 
 
 class Wire(Lab):
@@ -85,18 +98,11 @@ class Wire(Lab):
 
     def tap(self, end: str) -> socket.socket:
         """A packet socket that sees what an end receives as it is on the wire: one of a single protocol comes later."""
-        made: list[socket.socket] = []
-
-        def inside() -> None:
-            netns.setns(self.names[end])
-            made.append(socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_ALL)))
-
-        thread = threading.Thread(target=inside)  # setns(2) moves the calling thread alone
-        thread.start()
-        thread.join()
-        made[0].bind((INTERFACE, ETH_P_ALL))
-        made[0].setblocking(False)
-        return made[0]
+        number = socket.htons(ETH_P_ALL)
+        tap = inside(self.names[end], lambda: socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, number))
+        tap.bind((INTERFACE, ETH_P_ALL))
+        tap.setblocking(False)
+        return tap
 
 
 class Kind:

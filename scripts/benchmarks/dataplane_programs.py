@@ -9,14 +9,11 @@ from __future__ import annotations
 import ctypes
 import os
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pyroute2 import netns
-
-from benchmarks.dataplane_kinds import Kind
+from benchmarks.dataplane_kinds import Kind, inside
 from benchmarks.dataplane_load import Length, tcp, udp
 from benchmarks.lab import INTERFACE
 from scentd.datapath import bpfprog, libbpf, tcx
@@ -85,13 +82,4 @@ def opened(kind: Kind) -> Iterator[dict[str, int]]:
 
 
 def attached(namespace: str, direction: Direction) -> list[int]:
-    made: list[list[int]] = []
-
-    def inside() -> None:
-        netns.setns(namespace)
-        made.append(bpfprog.programs_on(socket.if_nametoindex(INTERFACE), tcx.TYPES[direction]))
-
-    thread = threading.Thread(target=inside)  # setns(2) moves the calling thread alone
-    thread.start()
-    thread.join()
-    return made[0]
+    return inside(namespace, lambda: bpfprog.programs_on(socket.if_nametoindex(INTERFACE), tcx.TYPES[direction]))
