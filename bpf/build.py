@@ -11,7 +11,7 @@ HERE = Path(__file__).resolve().parent
 
 
 class BuildPy(build_py):
-    """build_py with scentd/datapath/*.bpf.o brought up to date first. Raises SystemExit.
+    """build_py with scentd/datapath/offload/*.bpf.o brought up to date first. Raises SystemExit.
 
     Not an exception of setuptools: of those an editable installation makes warnings, and goes on without the objects.
     """

@@ -8,14 +8,18 @@ import json
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable
 
-from scentd import __version__, show
-from scentd.config import Config, load
+from scentd import __version__
+from scentd.config.sections import Config
 from scentd.errors import ConfigError, HostError, ScentdError
+from scentd.kinds import load_config
+from scentd.model import SCHEMA
 
 CONFIG = "/etc/scentd/scentd.toml"
 OK, FAILED, USAGE = 0, 1, 2
+METRICS_LIMIT = 1000  # networks, peers, resources and policies with metrics of their own
 HANDED_OVER = 75  # EX_TEMPFAIL: the unit starts the daemon again at once (RestartForceExitStatus=)
 
 DESCRIPTION = """\
@@ -84,10 +88,12 @@ def parser() -> argparse.ArgumentParser:
         return made
 
     command("run", run_daemon, "run the daemon in the foreground until TERM or INT")
-    command("status", status, "show networks, peers, counters and the allocation of a running daemon")
+    shown = command("status", status, "show networks, peers, counters and the allocation of a running daemon")
+    shown.add_argument("--all", action="store_true", help="every entry of long lists, not only the most troubled ones")
+    shown.add_argument("--view", default="text", metavar="NAME", help="how: text (default), prometheus")
     command("monitor", monitor, "print epochs, profiles, alarms, decisions and refusals as they happen")
-    explain = command("explain", explain_network, "say how each policy stands for a network and what was decided")
-    explain.add_argument("network", metavar="NETWORK", help="a peer's name")
+    explain = command("explain", explain_peer, "say how each policy stands for a peer and what was decided")
+    explain.add_argument("peer", metavar="PEER", help="a peer's name")
     explain.add_argument("--limit", type=int, default=20, help="decisions shown (default 20)")
     command("metrics", metrics, "print the counters in Prometheus text format")
     exporter = command("exporter", export, "serve the metrics over HTTP; run it as an unprivileged user")
@@ -111,9 +117,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run_daemon(arguments: argparse.Namespace) -> int:
-    from scentd.daemon import Daemon
 
-    level = load(arguments.config).daemon.log_level
+    level = load_config(arguments.config).daemon.log_level
     logging.basicConfig(level=level.upper(), format="%(levelname).1s %(name)s: %(message)s", stream=sys.stderr)
     if os.geteuid() != 0:
         raise HostError("scentd run needs root (or CAP_NET_ADMIN and CAP_NET_RAW); see `scentd doctor`")
@@ -125,73 +130,101 @@ def run_daemon(arguments: argparse.Namespace) -> int:
 
 
 def status(arguments: argparse.Namespace) -> int:
-    data = ask(arguments, {"command": "status"})
-    print(json.dumps(data) if arguments.json else show.status(data))
+    from scentd.control import client
+    from scentd.show import VIEWS
+
+    limit = 0 if getattr(arguments, "all", False) else None
+    if arguments.json:
+        print(json.dumps(client.ask(control_socket(arguments), {"command": "status", "limit": limit})))
+        return OK
+    name = getattr(arguments, "view", "text")
+    if name not in VIEWS:
+        raise HostError(f"--view {name}: no such view; known: {', '.join(VIEWS)}")
+    print(VIEWS[name](client.status(control_socket(arguments), limit)).rstrip("\n"))
     return OK
 
 
 def monitor(arguments: argparse.Namespace) -> int:
     from scentd.control.client import follow
+    from scentd.show import text
 
     for event in follow(control_socket(arguments), {"command": "monitor"}):
-        print(json.dumps(event) if arguments.json else show.event(event), flush=True)
+        print(json.dumps(event) if arguments.json else text.event(event), flush=True)
     return OK
 
 
-def explain_network(arguments: argparse.Namespace) -> int:
-    data = ask(arguments, {"command": "explain", "network": arguments.network, "limit": arguments.limit})
-    print(json.dumps(data) if arguments.json else show.explanation(data))
+def explain_peer(arguments: argparse.Namespace) -> int:
+    from scentd.control import client
+    from scentd.show import text
+
+    path, peer, limit = control_socket(arguments), arguments.peer, arguments.limit
+    if arguments.json:
+        print(json.dumps(client.ask(path, {"command": "explain", "peer": peer, "limit": limit})))
+    else:
+        print(text.explanation(client.explain(path, peer, limit)))
     return OK
 
 
 def metrics(arguments: argparse.Namespace) -> int:
-    from scentd.control.metrics import exposition
+    from scentd.control import client
+    from scentd.show import prometheus
 
-    sys.stdout.write(exposition(ask(arguments, {"command": "status"})))
+    sys.stdout.write(prometheus.exposition(client.status(control_socket(arguments), METRICS_LIMIT)))
     return OK
 
 
 def export(arguments: argparse.Namespace) -> int:
-    from scentd.control.metrics import serve
+    from scentd.control import client
+    from scentd.control.status import Status
+    from scentd.show import prometheus
 
     host, _, port = arguments.listen.rpartition(":")
     if not host or not port.isdigit():
         raise HostError(f"--listen {arguments.listen}: write HOST:PORT, e.g. 127.0.0.1:9736")
-    serve(control_socket(arguments), host.strip("[]"), int(port))
+    path = control_socket(arguments)
+
+    def asked() -> Status | None:
+        try:
+            return client.status(path, METRICS_LIMIT)
+        except ScentdError:
+            return None
+
+    prometheus.serve(asked, host.strip("[]"), int(port))
+    threading.Event().wait()  # until it is interrupted
     return OK
 
 
 def keygen(_: argparse.Namespace) -> int:
-    from scentd.control import keys
+    from scentd.state import key_files
 
     if sys.stdout.isatty():
         print("keep this in a file of mode 0600: (umask 077; scentd keygen > FILE)", file=sys.stderr)
-    print(keys.generate())
+    print(key_files.generate())
     return OK
 
 
 def pubkey(_: argparse.Namespace) -> int:
-    from scentd.control import keys
     from scentd.errors import KeyFileError
+    from scentd.state import key_files
     from scentd.wire.keys import identity
 
     try:
-        print(identity(keys.parse_secret(sys.stdin.readline(1024))).public)
+        print(identity(key_files.parse_secret(sys.stdin.readline(1024))).public)
     except ValueError as error:
         raise KeyFileError(f"standard input: {error}") from None
     return OK
 
 
 def check_config(arguments: argparse.Namespace) -> int:
-    from scentd.control import identities
     from scentd.datapath.beacon import unreachable
+    from scentd.state import identities
 
-    config = load(arguments.config)
+    config = load_config(arguments.config)
     loaded = identities.load(config)
     notes = [f"peer {p.name}: no beacons, as it has no single address; set endpoint" for p in unreachable(config)]
     if arguments.json:
         public = {name: str(identity.public) for name, identity in loaded.items()}
-        print(json.dumps({"ok": True, "public_keys": public, "notes": notes}))
+        print(json.dumps({"schema": SCHEMA, "ok": True, "public_keys": public, "notes": notes}))
         return OK
     for name, identity in loaded.items():
         print(f"network {name}: key id {identity.public.key_id.hex()}, public key {identity.public}")
@@ -200,9 +233,9 @@ def check_config(arguments: argparse.Namespace) -> int:
 
 
 def redirect_rules(arguments: argparse.Namespace) -> int:
-    from scentd.datapath import host
+    from scentd.datapath.host import host
 
-    config = load(arguments.config)
+    config = load_config(arguments.config)
     if arguments.action == "show":
         print(host.show(config), end="")
     elif arguments.action == "apply":
@@ -214,7 +247,7 @@ def redirect_rules(arguments: argparse.Namespace) -> int:
 
 def clean_up(arguments: argparse.Namespace) -> int:
     from scentd import act
-    from scentd.datapath import host
+    from scentd.datapath.host import host
 
     config = load_or_default(arguments.config)
     if arguments.unless_crashed and (why := why_to_stay(config)):
@@ -227,7 +260,7 @@ def clean_up(arguments: argparse.Namespace) -> int:
 
 def why_to_stay(config: Config) -> str:
     """Why nothing should be removed now, by what systemd tells of the daemon's end; "" if it should."""
-    from scentd.datapath.interfaces import in_place
+    from scentd.datapath.offload.interfaces import in_place
 
     if os.environ.get("EXIT_STATUS") == str(HANDED_OVER):
         return "the daemon is being replaced"
@@ -243,32 +276,27 @@ def why_to_stay(config: Config) -> str:
 def load_or_default(path: str) -> Config:
     """The configuration, or the defaults if it is wrong: cleaning up must not depend on it."""
     try:
-        return load(path)
+        return load_config(path)
     except ConfigError as error:
         print(f"scentd: {path}: {error.problems[0]}; cleaning up with the default settings", file=sys.stderr)
         return Config()
 
 
 def doctor(arguments: argparse.Namespace) -> int:
-    from scentd import doctor
+    from scentd.doctor import run
 
     named = arguments.config != CONFIG or os.path.exists(CONFIG)
-    return doctor.run(arguments.json, arguments.config if named else None)
+    return run.run(arguments.json, arguments.config if named else None)
 
 
 def decode_packets(arguments: argparse.Namespace) -> int:
-    from scentd.decode import scents
+    from scentd.show import text
+    from scentd.show.capture import scents
 
-    for found in scents(sys.stdin.buffer if arguments.file == "-" else arguments.file):
-        print(json.dumps(found) if arguments.json else show.scent(found))
+    for scent in scents(sys.stdin.buffer if arguments.file == "-" else arguments.file):
+        print(json.dumps(scent) if arguments.json else text.scent(scent))
     return OK
 
 
 def control_socket(arguments: argparse.Namespace) -> str:
-    return arguments.socket or load(arguments.config).daemon.control_socket
-
-
-def ask(arguments: argparse.Namespace, request: dict) -> dict:
-    from scentd.control.client import ask as ask_socket
-
-    return ask_socket(control_socket(arguments), request)
+    return arguments.socket or load_config(arguments.config).daemon.control_socket

@@ -1,6 +1,7 @@
-"""The daemon: the only file that knows every part.
+"""The daemon composes the roles over a bus; they know of each other only by the values on it (model.py).
 
-    collectors -> profilers -> workers (stamp) ==> workers (verify) -> assembler -> views -> allocator
+    collector -> Samples -> profiler -> IssuedEpoch -> stamper -> packet path ==> packet path -> verifier
+        -> Views -> allocator -> Barred -> packet path
 
 Phases and what a failure means: while starting, it ends the daemon with one line that
 says why; in a reload, the old configuration stays; afterwards nothing in telemetry,
@@ -18,41 +19,55 @@ from collections.abc import Coroutine
 from pathlib import Path
 
 from scentd import __version__
-from scentd import config as schema
-from scentd.control import epochs as epoch_file
-from scentd.control import identities, notify, receiver, report
-from scentd.control.allocator import Allocator
-from scentd.control.paths import Paths
-from scentd.control.receiver import Receiver
-from scentd.control.sender import Sender, issued_slot
+from scentd.bus.local import LocalBus
+from scentd.config.sections import Config
+from scentd.control import notify, packet_counts
 from scentd.control.server import Request, Server
+from scentd.control.status import LIMIT, BeaconStatus, Explanation, Omitted, Status, bounded
+from scentd.core.pairs import PairName, Pairs
 from scentd.errors import ConfigError, ScentdError
-from scentd.pairs import Pair, Pairs
-from scentd.pairs import names as pair_names
+from scentd.kinds import load_config
+from scentd.model import SCHEMA, Notice
+from scentd.roles.allocator import AllocatorRole
+from scentd.roles.collector import CollectorRole
+from scentd.roles.paths import Paths
+from scentd.roles.profiler import ProfilerRole, issued_slot
+from scentd.roles.stamper import StamperRole
+from scentd.roles.verifier import VerifierRole
+from scentd.state import identities
+from scentd.state.epochs import Epochs, pair_slots, prepare
 from scentd.wire import layout
 
 log = logging.getLogger("scentd")
 
 TICK = 1.0  # seconds
 SYNC_TICKS = 10
+EXPLAIN_LIMIT = 20  # decisions
 
 
 class Daemon:
     def __init__(self, config_path: str) -> None:
         """Read everything a start needs. Raises ScentdError."""
         self._config_path = config_path
-        self.config = schema.load(config_path)
+        self.config = load_config(config_path)
         self._epochs_path = Path(self.config.daemon.state_dir) / "epochs"
         self._pairs, self._epochs = self._open(self.config)
-        self._allocator = Allocator(self.config, self._tell, self._quarantine)
-        self._receiver = Receiver(self._allocator, self._tell)
-        self._paths = Paths(self.config, self._receiver, self._spawn)
-        self._sender = Sender(self._paths, self.config.datapath.mark_stamped, self._tell)
+        self._bus = LocalBus()
+        self._allocator = AllocatorRole(self.config, self._bus)
+        self._verifier = VerifierRole(self._bus)
+        self._paths = Paths(self.config, self._bus, self._verifier, self._spawn)
+        self._stamper = StamperRole(self._bus, self._paths, self.config.datapath.mark_stamped)
+        self._profiler = ProfilerRole(self._bus)
+        self._collector = CollectorRole(self._bus)
         self._server = Server(
             self.config.daemon.control_socket,
             self.config.daemon.control_group,
-            {"status": lambda _: self.status(), "explain": self._explain},
+            {
+                "status": lambda request: self.status(LIMIT if request.limit is None else max(0, request.limit)),
+                "explain": self._explain,
+            },
         )
+        self._bus.subscribe(Notice, self._tell)
         self._started = time.time()
         self._rejected_told: Counter[str] = Counter()
         self._reloads = Counter(applied=0, refused=0)
@@ -92,10 +107,12 @@ class Daemon:
     async def _start(self) -> None:
         await self._server.start()
         await self._paths.start()
-        self._receiver.configure(self._pairs)
+        self._verifier.configure(self._pairs)
+        self._stamper.configure(self._pairs)
         await self._paths.install(self.config, self._pairs, self._epochs)
         self._allocator.start()
-        await self._sender.replace(self.config, self._pairs, self._epochs)
+        await self._profiler.replace(self.config, self._pairs, self._epochs)
+        await self._collector.replace(self.config)
 
     async def _serve(self) -> None:
         watchdog = notify.watchdog_seconds()
@@ -116,7 +133,9 @@ class Daemon:
         """In reverse: no new packets to the queues, then no queues, then the rest."""
         for task in list(self._tasks):
             task.cancel()
-        await self._sender.stop()
+        await self._collector.stop()
+        await self._profiler.stop()
+        self._stamper.stop()
         await self._paths.stop(leave=self._hand_over)
         await asyncio.to_thread(self._allocator.close, not self._hand_over)
         await self._server.stop()
@@ -134,7 +153,7 @@ class Daemon:
         async with self._reloading:
             notify.reloading()
             try:
-                new = schema.load(self._config_path)
+                new = load_config(self._config_path)
                 refuse_restart_only(self.config, new)
                 pairs, epochs = self._open(new)
             except ScentdError as error:
@@ -150,16 +169,18 @@ class Daemon:
                 log.error("reload: applied but for: %s", error)
             notify.notify("READY=1", f"STATUS=serving {len(pairs.all)} pairs")
 
-    async def _switch(self, new: schema.Config, pairs: Pairs, epochs: epoch_file.Epochs) -> None:
+    async def _switch(self, new: Config, pairs: Pairs, epochs: Epochs) -> None:
         """Workers first, so that they know whom the new rules send them."""
-        self._receiver.configure(pairs)
+        self._verifier.configure(pairs)
+        self._stamper.configure(pairs)
         before = self._epochs
         self.config, self._pairs, self._epochs = new, pairs, epochs
         self._allocator.reload(new)
         try:
             await self._paths.install(new, pairs, epochs)
         finally:
-            await self._sender.replace(new, pairs, epochs, before)
+            await self._profiler.replace(new, pairs, epochs, before)
+            await self._collector.replace(new)
 
     def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -171,89 +192,93 @@ class Daemon:
         if not task.cancelled() and task.exception() is not None:
             log.error("a task failed; the daemon goes on", exc_info=task.exception())
 
-    # -- tables ----------------------------------------------------------
-
-    def _open(self, config: schema.Config) -> tuple[Pairs, epoch_file.Epochs]:
-        """The pairs, numbered by their places in the epoch file, which last; and the file."""
+    def _open(self, config: Config) -> tuple[Pairs, Epochs]:
+        """The pairs, numbered by their rows in the epoch file, which last; and the file."""
         loaded = identities.load(config)
-        names = pair_names(config, loaded)
-        seen = {name: epoch_file.slot_id("seen", *name) for name in names}
-        epochs = epoch_file.prepare(self._epochs_path, [*map(issued_slot, loaded.values()), *seen.values()])
+        seen: dict[PairName, bytes] = pair_slots(config, loaded)
+        epochs = prepare(self._epochs_path, [*map(issued_slot, loaded.values()), *seen.values()])
         return Pairs(config, loaded, {name: epochs.slot(slot) for name, slot in seen.items()}), epochs
 
     # -- the running daemon ----------------------------------------------
 
     async def _tick(self) -> None:
         await self._paths.tick()
-        self._receiver.tick()
+        self._verifier.tick()
         self._allocator.tick()
-        totals = Counter(report.rejected(self._paths.counters()))
+        totals = Counter(packet_counts.rejected(self._paths.counters()))
         if fresh := dict(totals - self._rejected_told):
-            self._tell("rejected", {"since_last": fresh})
+            self._bus.publish(Notice("rejected", {"since_last": fresh}))
             self._rejected_told = totals
 
-    def _quarantine(self, releases: dict[str, float]) -> None:
-        self._paths.quarantine(releases)
+    def _tell(self, notice: Notice) -> None:
+        told = {"schema": SCHEMA, "event": notice.event, "at": round(time.time(), 3)}
+        self._server.tell(told | {name: value for name, value in notice.fields.items() if name not in told})
 
-    def _tell(self, event: str, fields: dict) -> None:
-        self._server.tell({"event": event, "at": round(time.time(), 3), **fields})
-
-    async def _explain(self, request: Request) -> dict:
-        pair = next((p for p in self._pairs.all if p.peer.name == request.network), None)
-        if pair is None:
+    async def _explain(self, request: Request) -> Explanation | dict:
+        if all(p.name != request.peer for p in self.config.peer):
             known = ", ".join(p.name for p in self.config.peer)
-            return {"error": f"no peer is named {request.network!r}; known: {known}"}
-        limit = max(1, min(request.limit, 1000))
-        view = self._receiver.view_of(pair)
-        seen = view.view(time.time()) if view is not None else None
-        return await asyncio.to_thread(self._allocator.explain, request.network, seen, limit)
+            return {"error": f"no peer is named {request.peer!r}; known: {known}"}
+        view = self._verifier.view_of(request.peer, time.time())
+        limit = max(1, min(EXPLAIN_LIMIT if request.limit is None else request.limit, 1000))
+        return await asyncio.to_thread(self._allocator.explain, request.peer, view, limit)
 
-    def status(self) -> dict:
-        """The whole state for people and programs; holds no secret."""
-        now, counters, received = time.time(), self._paths.counters(), self._receiver.counters
-        return {
-            "version": __version__,
-            **self._paths.describe(),
-            "started": self._started,
-            "config": self._config_path,
-            "workers": self._paths.workers.pids(),
-            "worker_restarts": self._paths.workers.restarts,
-            "reloads": dict(self._reloads),
-            "networks": [self._describe_network(n) for n in self.config.network],
-            "peers": [self._describe_peer(p, now) for p in self._pairs.all],
-            **report.packets(counters),
-            "profiles": received["profiles"],
-            "profile_errors": {name: received[f"error:{name}"] for name in layout.PROFILE_ERRORS.values()},
-            "beacons": {
-                "sent": self._sender.beacons.sent,
-                "failed": self._sender.beacons.failed,
-                "received": counters["accepted:drop"],
-            },
-            "other": {name: counters[name] for name in report.OTHER} | {"policy_errors": received["policy_errors"]},
-            "allocation": self._allocator.describe(),
-            "actuators": dict(self._allocator.counters()),
-        }
+    def status(self, limit: int) -> Status:
+        """The whole state; at most `limit` entries of each list that grows with the configuration, 0: all."""
+        now, counters, received = time.time(), self._paths.counters(), self._verifier.counters
+        networks, more_networks = bounded(
+            [
+                self._profiler.status(n, self._key_id(n.name), self._collector.counters(n.name))
+                for n in self.config.network
+            ],
+            limit,
+            lambda n: (n.levels.get("threat", 0.0), n.overall or 0.0),
+        )
+        peers, more_peers = bounded(
+            [self._verifier.status(p, self._epochs.row(p.number)[0], now) for p in self._pairs.all],
+            limit,
+            lambda p: (p.profile.levels.get("threat", 0.0), p.profile.overall or 0.0) if p.profile else (-1.0, 0.0),
+        )
+        allocation, more_resources, more_policies = self._allocator.status(limit)
+        datapath, offload = self._paths.status()
+        return Status(
+            version=__version__,
+            started=self._started,
+            config=self._config_path,
+            datapath=datapath,
+            offload=offload,
+            workers=self._paths.workers.pids(),
+            worker_restarts=self._paths.workers.restarts,
+            reloads=dict(self._reloads),
+            networks=networks,
+            peers=peers,
+            omitted=Omitted(
+                networks=len(more_networks),
+                issued=sum(n.issued for n in more_networks),
+                peers=len(more_peers),
+                peers_without_profile=sum(p.profile is None for p in more_peers),
+                resources=more_resources,
+                policies=more_policies,
+            ),
+            **packet_counts.packets(counters),
+            profiles=received["profiles"],
+            profile_errors={name: received[f"error:{name}"] for name in layout.PROFILE_ERRORS.values()},
+            beacons=BeaconStatus(
+                sent=self._stamper.beacons.sent,
+                failed=self._stamper.beacons.failed,
+                received=counters["accepted:drop"],
+            ),
+            other={name: counters[name] for name in packet_counts.OTHER}
+            | {"policy_errors": self._allocator.policy_errors, "bus_failures": sum(self._bus.failures.values())},
+            allocation=allocation,
+            actuators=dict(self._allocator.counters()),
+        )
 
-    def _describe_network(self, network: schema.Network) -> dict:
-        profiler = self._sender.profilers.get(network.name)
-        key_id = self._pairs.identities[network.name].public.key_id.hex()
-        if profiler is None:
-            return {"name": network.name, "key_id": key_id, "collectors": {}}
-        collectors = profiler.collectors.counters()
-        return {"name": network.name, "key_id": key_id, "collectors": collectors} | profiler.describe()
-
-    def _describe_peer(self, pair: Pair, now: float) -> dict:
-        view = self._receiver.view_of(pair)
-        return {
-            "name": pair.peer.name,
-            "network": pair.network.name,
-            "key_id": pair.public.key_id.hex(),
-            "highest_epoch": self._epochs.epoch(seen_slot(pair)),
-            "profile": receiver.describe(view, now) if view is not None else None,
-        }
+    def _key_id(self, network: str) -> str:
+        identity = self._pairs.identities.get(network)
+        return "" if identity is None else identity.public.key_id.hex()
 
 
-def refuse_restart_only(old: schema.Config, new: schema.Config) -> None:
+def refuse_restart_only(old: Config, new: Config) -> None:
     """Raise ConfigError for changes that a running daemon cannot take over."""
     problems = [
         f"{name}: changed; this needs a restart (systemctl restart scentd)"
@@ -268,7 +293,3 @@ def refuse_restart_only(old: schema.Config, new: schema.Config) -> None:
     ]
     if problems:
         raise ConfigError(problems)
-
-
-def seen_slot(pair: Pair) -> bytes:
-    return epoch_file.slot_id("seen", pair.identity.public.raw, pair.public.raw)

@@ -1,5 +1,6 @@
 """The packets of tests/vectors/packets.json: what a stamper and a verifier make of each. For scripts/gen-vectors."""
 
+import carriers
 import wire_setup as setup
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption, IPOption_RR, IPOption_SSRR
 from scapy.layers.inet6 import (
@@ -16,7 +17,7 @@ from scapy.layers.inet6 import (
 )
 from scapy.packet import Raw
 
-from scentd import stamp
+from scentd.core.packet import stamp
 from scentd.wire import ip, layout
 
 A4, B4, C4, N4 = "192.0.2.7", "198.51.100.9", "203.0.113.5", "198.51.100.200"
@@ -174,8 +175,8 @@ def stamped_vector(name, sentence, before):
         "sentence": sentence,
         "before": before.hex(),
         "stamped": made.hex(),
-        "stripped": ip.strip(made, found).hex(),
-        "removed": ip.remove(made, found).hex(),
+        "stripped": carriers.strip(made, found).hex(),
+        "removed": carriers.remove(made, found).hex(),
     }
 
 
@@ -197,6 +198,6 @@ def beacon(name, header):
     """An empty datagram to the beacon port."""
     before = bytes(header / UDP(sport=50000, dport=layout.BEACON_PORT))
     found = ip.parse(before)
-    out = next(o for o in setup.outgoing() if o.pair == 0)
-    made = ip.insert(before, found, stamp.scent(out, found, BEACON_INDEX, False, layout.FLAG_BEACON))
+    out = setup.outgoing()[0]
+    made = carriers.insert(before, found, stamp.scent(out, found, BEACON_INDEX, False, layout.FLAG_BEACON))
     return {"name": name, "sentence": "accepted and consumed", "before": before.hex(), "stamped": made.hex()}

@@ -1,5 +1,6 @@
 """The packets of tests/vectors/rejected.json: each verdict, and each way to be malformed. For scripts/gen-vectors."""
 
+import carriers
 import wire_setup as setup
 from packet_vectors import C4, C6, DATA, F6, fragment, ip4, ip6, raw, tcp, udp
 from scapy.layers.inet import ICMP, IPOption, IPOption_SSRR
@@ -32,7 +33,7 @@ def insert(packet, sender="alice", receiver="bob", key=None, **fields):
     bare = bytes(IPv6Option_Scent(**{**given, "flags": flags}))[2:]
     found.ports = found.ports or bytes(4)
     made = tag.compute(key or setup.keys_of(sender, receiver, epoch).tag, bare[: layout.TAGGED_LEN], found)
-    return ip.insert(packet, found, bare[: layout.TAGGED_LEN] + made)
+    return carriers.insert(packet, found, bare[: layout.TAGGED_LEN] + made)
 
 
 def flip(packet, at, bits=1):

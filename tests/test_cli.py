@@ -9,7 +9,7 @@ import json
 import pytest
 
 from scentd import __version__, cli
-from scentd.control import keys as key_files
+from scentd.state import key_files
 from scentd.wire import keys
 
 

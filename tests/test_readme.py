@@ -6,7 +6,8 @@ from textwrap import dedent
 
 import pytest
 
-from scentd import cli, config
+from scentd import cli
+from scentd.kinds import load_config
 from scentd.wire import keys
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,7 +24,7 @@ def test_both_hosts_are_shown():
 def test_the_configurations_load(text, tmp_path):
     path = tmp_path / "scentd.toml"
     path.write_text(re.sub(r'"…[^"]*…"', f'"{keys.identity(bytes(32)).public}"', text))
-    loaded = config.load(path)
+    loaded = load_config(path)
     assert loaded.network
     assert loaded.peer
 

@@ -11,11 +11,11 @@ from ipaddress import ip_address, ip_network
 
 from msgspec import to_builtins
 
-from scentd.issue import IssuedPair, Issuer, metric_slots
+from scentd.core.packet.stamp import Stamper
+from scentd.core.packet.verify import Verifier
+from scentd.core.profile.issue import IssuedPair, Issuer, metric_slots
+from scentd.core.tables import Incoming, StampPair, StampTable, Treatments, VerifyTable
 from scentd.model import Statement
-from scentd.stamp import Stamper
-from scentd.tables import Incoming, StampPair, StampTable, Treatments, VerifyTable
-from scentd.verify import Verifier
 from scentd.wire import keys, layout, profile
 
 NAMES = ("alice", "bob", "carol", "erin", "frank")
@@ -73,12 +73,12 @@ def pseudonym_key_of(sender, receiver):
 
 
 def outgoing(epoch=EPOCH, statement=STATEMENT):
-    """What the stampers of alice and carol send in an epoch; erin has nothing."""
-    made = []
+    """What the stampers of alice and carol send in an epoch, by pair; erin has nothing."""
+    made = {}
     for (sender, receiver), number in PAIRS.items():
         if sender != "erin":
-            issued = IssuedPair(number, IDENTITIES[sender], IDENTITIES[receiver].public)
-            made += Issuer(IDENTITIES[sender], [issued], metric_slots({})).issue(statement, epoch)
+            issued = IssuedPair(sender, receiver, IDENTITIES[sender], IDENTITIES[receiver].public)
+            [made[number]] = Issuer(IDENTITIES[sender], [issued], metric_slots({})).issue(statement, epoch)
     return made
 
 

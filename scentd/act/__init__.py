@@ -1,13 +1,21 @@
-"""The actuators: the only part that changes the host for a policy."""
+"""The table of actuators: what changes the host for a policy, one line a kind of action."""
 
 from __future__ import annotations
 
-from scentd.act import bandwidth, quarantine
+from scentd.act.actuator import ActuatorKind
+from scentd.act.bandwidth import BandwidthActuators
+from scentd.act.command import CommandActuator
+from scentd.act.quarantine import QuarantineActuators
+from scentd.act.webhook import WebhookActuator
+
+ACTUATORS: dict[str, ActuatorKind] = {
+    "quarantine": QuarantineActuators(),
+    "bandwidth": BandwidthActuators(),
+    "command": CommandActuator(),
+    "webhook": WebhookActuator(),
+}
 
 
 def cleanup() -> list[str]:
     """Take away all that actuators of this or an earlier run made; harmless twice. What was there. Raises HostError."""
-    removed = [f"qdisc htb {bandwidth.MAJOR:x}: on {name}" for name in bandwidth.remove_all()]
-    if quarantine.remove_all():
-        removed.append("nftables table inet scentd")
-    return removed
+    return [removed for kind in ACTUATORS.values() for removed in kind.remove_all()]

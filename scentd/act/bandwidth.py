@@ -1,7 +1,7 @@
-"""A rate for what this host sends to a network: an HTB class each, on one interface.
+"""A rate for what this host sends to a peer: an HTB class each, on one interface.
 
 The root qdisc has a handle of our own (5ce0:), by which it is known again. Packets that no filter
-claims pass HTB's direct queue, unshaped. A network's class is found by its filters (u32 on the destination,
+claims pass HTB's direct queue, unshaped. A peer's class is found by its filters (u32 on the destination,
 the longest prefix first), so there is no state but the kernel's: what is there is read, the difference is applied.
 A new rate is set in place; nothing that waits in the class is lost.
 """
@@ -19,9 +19,12 @@ from typing import Any
 
 from pyroute2 import IPRoute, NetlinkError
 
-from scentd import plan
+from scentd.act.actuator import Actuator, ActuatorKind
+from scentd.config.schema import kind_of
+from scentd.config.sections import Config
+from scentd.core.allocate.actions.bandwidth import RateKey
 from scentd.errors import HostError
-from scentd.model import Prefix
+from scentd.prefix import Prefix, prefixes
 
 MAJOR = 0x5CE0
 ROOT = MAJOR << 16
@@ -32,13 +35,14 @@ DESTINATION_AT = {4: 16, 6: 24}  # offset in the IP header
 PRIORITY = {4: 100, 6: 200}  # of the longest prefix; one priority per length, and none for two protocols
 SELECTOR_LEN = 20  # struct tc_u32_sel (linux/pkt_cls.h) behind its attribute header
 KEY = Struct("=4s4sii")  # struct tc_u32_key: mask and value as in the packet, offset, offset mask
+RATE_SLACK = 16.0  # bits per second; HTB counts whole bytes
 BURST_SECONDS = 0.005
 BURST_MIN = 3200  # bytes: two full packets
 QUANTUM = (1514, 60000)  # bytes; outside of 1000..200000 the kernel complains
 
 
 @dataclass(frozen=True, slots=True)
-class Filter:
+class PrefixFilter:
     prefix: Prefix
     minor: int  # class
     priority: int
@@ -46,31 +50,41 @@ class Filter:
 
 
 @dataclass(frozen=True, slots=True)
-class Tree:
+class HtbTree:
     """What is below our root qdisc."""
 
     rates: dict[int, float]  # class minor -> bits per second
-    filters: tuple[Filter, ...]
+    filters: tuple[PrefixFilter, ...]
 
 
-class Bandwidth:
-    """Rates on one interface. `prefixes`: network -> its prefixes. Raises HostError. Belongs to one thread."""
+class Shaper:
+    """Rates on one interface. `prefixes`: peer -> its prefixes. Raises HostError. Belongs to one thread."""
 
     def __init__(self, interface: str, prefixes: Mapping[str, Sequence[Prefix]]) -> None:
         self.interface = interface
+        self.name = f"bandwidth_{interface}"
         self._prefixes = prefixes
 
     def have(self) -> dict[str, float]:
-        """network -> bits per second, as the kernel has it; without those whose filters are not complete."""
+        """peer -> bits per second, as the kernel has it; without those whose filters are not complete."""
         with netlink(self.interface) as ipr:
             index = index_of(ipr, self.interface)
             if not ours(ipr, index, self.interface):
                 return {}
-            return self._by_network(read(ipr, index))
+            return self._by_peer(read(ipr, index))
 
-    def apply(self, rates: Mapping[str, float]) -> int:
-        """Shape exactly these networks. The number of changes; 0 if all is so already."""
-        want = {network: rate for network, rate in rates.items() if self._prefixes.get(network)}
+    def apply(self, resources: Mapping[RateKey, float], now: float) -> int:
+        return self.shape({peer: rate for (peer, on), rate in resources.items() if on == self.interface})
+
+    def observe(self) -> dict[str, int]:
+        return {}
+
+    def close(self) -> None:
+        """It holds nothing between two calls."""
+
+    def shape(self, rates: Mapping[str, float]) -> int:
+        """Shape exactly these peers. The number of changes; 0 if all is so already."""
+        want = {peer: rate for peer, rate in rates.items() if self._prefixes.get(peer)}
         if not want:
             return int(self.remove())
         with netlink(self.interface) as ipr:
@@ -80,7 +94,7 @@ class Bandwidth:
                 ipr.tc("add", "htb", index, handle=ROOT, parent=TC_H_ROOT, default=0)
                 changes += 1
             tree = read(ipr, index)
-            minors = assign(tree, {network: self._prefixes[network] for network in want})
+            minors = assign(tree, {peer: self._prefixes[peer] for peer in want})
             changes += self._set_classes(ipr, index, tree, {minors[n]: rate for n, rate in want.items()})
             filters = {prefix: minors[n] for n in want for prefix in self._prefixes[n]}
             changes += self._set_filters(ipr, index, tree, filters)
@@ -92,30 +106,30 @@ class Bandwidth:
     def remove(self) -> bool:
         """Take our root qdisc away; the kernel puts its default back. Whether there was one."""
         with netlink(self.interface) as ipr:
-            found = ipr.link_lookup(ifname=self.interface)
-            return bool(found) and remove_from(ipr, found[0])
+            indexes = ipr.link_lookup(ifname=self.interface)
+            return bool(indexes) and remove_from(ipr, indexes[0])
 
-    def _by_network(self, tree: Tree) -> dict[str, float]:
+    def _by_peer(self, tree: HtbTree) -> dict[str, float]:
         minors: dict[Prefix, int] = {f.prefix: f.minor for f in tree.filters}
-        found = {}
-        for network, prefixes in self._prefixes.items():
-            used = {minors.get(prefix) for prefix in prefixes}
+        rates = {}
+        for peer, own in self._prefixes.items():
+            used = {minors.get(prefix) for prefix in own}
             minor = used.pop() if len(used) == 1 else None
             if minor in tree.rates:
-                found[network] = tree.rates[minor]
-        return found
+                rates[peer] = tree.rates[minor]
+        return rates
 
-    def _set_classes(self, ipr: IPRoute, index: int, tree: Tree, want: Mapping[int, float]) -> int:
+    def _set_classes(self, ipr: IPRoute, index: int, tree: HtbTree, want: Mapping[int, float]) -> int:
         changes = 0
         for minor, rate in want.items():
             old = tree.rates.get(minor)
-            if old is None or abs(old - rate) > plan.RATE_SLACK:
+            if old is None or abs(old - rate) > RATE_SLACK:
                 verb = "add-class" if old is None else "change-class"
                 ipr.tc(verb, "htb", index, handle=ROOT | minor, parent=ROOT, **class_options(rate))
                 changes += 1
         return changes
 
-    def _set_filters(self, ipr: IPRoute, index: int, tree: Tree, want: Mapping[Prefix, int]) -> int:
+    def _set_filters(self, ipr: IPRoute, index: int, tree: HtbTree, want: Mapping[Prefix, int]) -> int:
         kept: set[Prefix] = set()
         changes = 0
         for old in tree.filters:
@@ -136,7 +150,24 @@ class Bandwidth:
         return changes
 
 
-def remove_all(besides: Collection[str] = ()) -> list[str]:
+class BandwidthActuators(ActuatorKind):
+    def actuators(self, config: Config) -> list[Actuator]:
+        by_peer = {peer.name: prefixes(peer.addresses) for peer in config.peer}
+        return [Shaper(interface, by_peer) for interface in interfaces(config)]
+
+    def sweep(self, config: Config) -> None:
+        take_off(besides=interfaces(config))
+
+    def remove_all(self) -> list[str]:
+        return [f"qdisc htb {MAJOR:x}: on {name}" for name in take_off()]
+
+
+def interfaces(config: Config) -> list[str]:
+    """Those that policies set rates on."""
+    return sorted({p.do.interface for p in config.policy if kind_of(p.do) == "bandwidth"})  # type: ignore[attr-defined]
+
+
+def take_off(besides: Collection[str] = ()) -> list[str]:
     """Take our root qdiscs from all interfaces `besides` these. The names of those that had one."""
     with netlink("all interfaces") as ipr:
         names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in ipr.get_links()}
@@ -168,7 +199,7 @@ def ours(ipr: IPRoute, index: int, interface: str) -> bool:
     return False
 
 
-def read(ipr: IPRoute, index: int) -> Tree:
+def read(ipr: IPRoute, index: int) -> HtbTree:
     rates = {}
     for entry in ipr.get_classes(index=index):
         if entry["handle"] >> 16 == MAJOR and entry.get_attr("TCA_KIND") == "htb":
@@ -176,10 +207,10 @@ def read(ipr: IPRoute, index: int) -> Tree:
             wide = options.get_attr("TCA_HTB_RATE64")  # bytes per second, from 2**32 on
             rates[entry["handle"] & 0xFFFF] = 8.0 * (wide or options.get_attr("TCA_HTB_PARMS")["rate"])
     filters = (decode_filter(entry) for entry in ipr.get_filters(index=index, parent=ROOT))
-    return Tree(rates, tuple(f for f in filters if f is not None))
+    return HtbTree(rates, tuple(f for f in filters if f is not None))
 
 
-def decode_filter(entry: Any) -> Filter | None:
+def decode_filter(entry: Any) -> PrefixFilter | None:
     """One of our u32 filters, or None: the kernel lists their hash tables, too."""
     options = entry.get_attr("TCA_OPTIONS")
     selector = options.get_attr("TCA_U32_SEL") if entry.get_attr("TCA_KIND") == "u32" and options else None
@@ -198,22 +229,22 @@ def decode_filter(entry: Any) -> Filter | None:
             mask |= int.from_bytes(key_mask, "big") << shift
     address = value.to_bytes(bits // 8, "big")
     prefix = ip_network((address, mask.bit_count()), strict=False)
-    return Filter(prefix, options.get_attr("TCA_U32_CLASSID") & 0xFFFF, entry["info"] >> 16, entry["handle"])
+    return PrefixFilter(prefix, options.get_attr("TCA_U32_CLASSID") & 0xFFFF, entry["info"] >> 16, entry["handle"])
 
 
-def assign(tree: Tree, prefixes: Mapping[str, Sequence[Prefix]]) -> dict[str, int]:
-    """network -> class minor: the one its filters lead to already, else the lowest free one."""
+def assign(tree: HtbTree, prefixes: Mapping[str, Sequence[Prefix]]) -> dict[str, int]:
+    """peer -> class minor: the one its filters lead to already, else the lowest free one."""
     minors = {f.prefix: f.minor for f in tree.filters}
     taken: dict[str, int] = {}
-    for network, own in prefixes.items():
+    for peer, own in prefixes.items():
         used = {minors[p] for p in own if p in minors}
         if len(used) == 1 and not used & set(taken.values()):
-            taken[network] = used.pop()
+            taken[peer] = used.pop()
     in_use = {*taken.values(), *tree.rates}
     free = (minor for minor in range(1, MINOR_MAX + 1) if minor not in in_use)
-    for network in prefixes:
-        if network not in taken:
-            taken[network] = next(free)
+    for peer in prefixes:
+        if peer not in taken:
+            taken[peer] = next(free)
     return taken
 
 
@@ -238,10 +269,10 @@ def filter_options(prefix: Prefix) -> dict[str, Any]:
 
 
 def index_of(ipr: IPRoute, interface: str) -> int:
-    found = ipr.link_lookup(ifname=interface)
-    if not found:
+    indexes = ipr.link_lookup(ifname=interface)
+    if not indexes:
         raise HostError(f"interface {interface}: not there; a bandwidth policy names it")
-    return found[0]
+    return indexes[0]
 
 
 @contextmanager

@@ -7,17 +7,38 @@ import os
 import selectors
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pwd import getpwnam
 
+from scentd.act.actuator import ActuatorKind, Tally
 from scentd.errors import HostError
+from scentd.model import Oneshot
 
 log = logging.getLogger(__name__)
 
 OUTPUT_MAX = 4096  # bytes of output that are kept for the log; the rest is read and thrown away
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+
+
+class CommandActuator(ActuatorKind):
+    """Counts command_runs and command_failures (status other than 0, or not run to its end)."""
+
+    def carry_out(self, oneshot: Oneshot, payload: bytes, tally: Tally, closing: threading.Event) -> None:
+        """Once: whether a program may be run again is not ours to know."""
+        do, policy = oneshot.action, oneshot.decision.policy
+        tally.add("command_runs")
+        try:
+            status = run(do.argv, payload, do.timeout, do.user)
+        except HostError as error:
+            tally.add("command_failures")
+            log.error("policy %s: %s", policy, error)
+            return
+        if status != 0:
+            tally.add("command_failures")
+            log.error("policy %s: command %s: status %d", policy, do.argv[0], status)
 
 
 def run(argv: Sequence[str], payload: bytes, timeout: float, user: str) -> int:

@@ -82,24 +82,24 @@ class DecisionLog:
             "decision_log_errors": self._errors,
         }
 
-    def explain(self, network: str = "", limit: int = 20) -> list[Decision]:
-        """The last decisions of the network ("" for all), newest first: from memory, then from the file."""
+    def explain(self, peer: str = "", limit: int = 20) -> list[Decision]:
+        """The last decisions about the peer ("" for all), newest first: from memory, then from the file."""
         with self._lock:
             recent = list(self._recent)
-        found = [d for d in reversed(recent) if network in ("", d.network)][:limit]
-        if len(found) == limit:
-            return found
+        last = [d for d in reversed(recent) if peer in ("", d.peer)][:limit]
+        if len(last) == limit:
+            return last
         known = set(recent)
         for line in lines_backwards(self.path, SCAN_MAX):
             try:
-                decision = DECODER.decode(line)
+                decision = decoded(line)
             except msgspec.DecodeError:  # not ours, or a line ended half way
                 continue
-            if network in ("", decision.network) and decision not in known:
-                found.append(decision)
-                if len(found) == limit:
+            if peer in ("", decision.peer) and decision not in known:
+                last.append(decision)
+                if len(last) == limit:
                     break
-        return found
+        return last
 
     def _flush(self) -> None:
         if not self._waiting:
@@ -156,6 +156,14 @@ class DecisionLog:
             self._file = None
 
 
+def decoded(line: bytes) -> Decision:
+    """Raises msgspec.DecodeError. Before schema 2 the peer was called network."""
+    try:
+        return DECODER.decode(line)
+    except msgspec.ValidationError:
+        return DECODER.decode(line.replace(b'"network":', b'"peer":', 1))
+
+
 def same_file(file: int, path: str) -> bool:
     try:
         there = os.stat(path)
@@ -173,7 +181,7 @@ def mend(file: int) -> bool:
     if whole == len(tail):
         return True
     try:
-        DECODER.decode(tail[whole:])
+        decoded(tail[whole:])
     except msgspec.DecodeError:
         return (whole > 0 or start == 0) and cut(file, start + whole)
     return False

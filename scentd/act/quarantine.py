@@ -16,47 +16,50 @@ from contextlib import closing
 from ipaddress import ip_network
 from typing import Any
 
-from scentd import plan
 from scentd.act import nft
+from scentd.act.actuator import Actuator, ActuatorKind
 from scentd.act.nft import Nftables
-from scentd.model import Prefix
+from scentd.config.schema import kind_of
+from scentd.config.sections import Config
+from scentd.core.allocate.actions.quarantine import QUARANTINED_MAX, Confined, seconds_left
+from scentd.prefix import Prefix
 
 TABLE = {"family": "inet", "name": "scentd"}
 IN_TABLE = {"family": "inet", "table": "scentd"}
 CHAIN = "prerouting"
 PRIORITY = -300
-SET_SIZE = 2 * plan.QUARANTINED_MAX  # a renewed element is there twice until the transaction ends
+SET_SIZE = 2 * QUARANTINED_MAX  # a renewed element is there twice until the transaction ends
+TIMEOUT_SLACK = 2.0  # seconds; nftables counts whole ones, rounded up
 COUNTERS = ("dropped_ipv4", "dropped_ipv6")
 
 
-class Quarantine:
-    """Raises HostError if nftables refuses. Belongs to one thread."""
+class QuarantineTable:
+    """The table of this network namespace. Raises HostError if nftables refuses. Belongs to one thread."""
+
+    name = "quarantine"
 
     def __init__(self) -> None:
         self._nft: Nftables | None = None
 
-    def ensure(self, prefixes: Iterable[Prefix] = ()) -> None:
-        """Make what is missing of the table, the chain, and the sets for these prefixes."""
-        missing = self._missing(self._listing(), {set_name(p) for p in prefixes})
-        if missing:
-            self._run(missing)
+    def apply(self, resources: Mapping[Prefix, Confined], now: float) -> int:
+        return self.hold(seconds_left(resources, now))
 
-    def apply(self, want: Mapping[Prefix, float]) -> int:
+    def hold(self, want: Mapping[Prefix, float]) -> int:
         """Quarantine exactly these, for so many seconds from now on. The number of changes; 0 if all is so already."""
         listing = self._listing()
-        actions = plan.diff_quarantine(elements(listing), want)
+        gone, new = difference(elements(listing), want)
         commands = self._missing(listing, {set_name(p) for p in want})
-        commands += release([a.prefix for a in actions if isinstance(a, plan.Release)])
-        commands += isolate({a.prefix: a.seconds for a in actions if isinstance(a, plan.Isolate)})
+        commands += release(gone)
+        commands += isolate(new)
         if commands:
             self._run(commands)
-        return len(actions)
+        return len(gone) + len(new)
 
     def have(self) -> dict[Prefix, float]:
         """What the kernel holds: prefix -> seconds left, in whole seconds."""
         return elements(self._listing())
 
-    def counters(self) -> dict[str, int]:
+    def observe(self) -> dict[str, int]:
         """Packets dropped, since the table was made."""
         counts = dict.fromkeys(COUNTERS, 0)
         for item in self._listing():
@@ -113,12 +116,30 @@ class Quarantine:
         return commands
 
 
-def remove_all() -> bool:
-    """Take our table away (clean-up). Whether there was one."""
-    if not nft.available():
-        return False
-    with closing(Quarantine()) as quarantine:
-        return quarantine.remove()
+class QuarantineActuators(ActuatorKind):
+    def actuators(self, config: Config) -> list[Actuator]:
+        return [QuarantineTable()] if is_asked_for(config) else []
+
+    def sweep(self, config: Config) -> None:
+        if not is_asked_for(config):
+            self.remove_all()
+
+    def remove_all(self) -> list[str]:
+        if not nft.available():
+            return []
+        with closing(QuarantineTable()) as table:
+            return ["nftables table inet scentd"] if table.remove() else []
+
+
+def is_asked_for(config: Config) -> bool:
+    return any(kind_of(p.do) == "quarantine" for p in config.policy)
+
+
+def difference(have: Mapping[Prefix, float], want: Mapping[Prefix, float]) -> tuple[list[Prefix], dict[Prefix, float]]:
+    """(what to release, what to isolate and for how long). Both map a prefix to the seconds it has left."""
+    gone = [prefix for prefix in have if prefix not in want]
+    new = {p: seconds for p, seconds in want.items() if p not in have or abs(have[p] - seconds) > TIMEOUT_SLACK}
+    return gone, new
 
 
 def rule(comment: str, expression: list[dict[str, Any]]) -> dict[str, Any]:
@@ -161,7 +182,7 @@ def element_commands(verb: str, timeouts: Mapping[Prefix, float]) -> list[dict[s
 
 def elements(listing: Iterable[dict[str, Any]]) -> dict[Prefix, float]:
     """prefix -> seconds left, of the sets in a listing of the table."""
-    found: dict[Prefix, float] = {}
+    left: dict[Prefix, float] = {}
     for item in listing:
         if "set" not in item or "_" not in item["set"]["name"]:
             continue
@@ -169,5 +190,5 @@ def elements(listing: Iterable[dict[str, Any]]) -> dict[Prefix, float]:
         for element in item["set"].get("elem", ()):
             if isinstance(element, dict) and "elem" in element:
                 inner = element["elem"]
-                found[ip_network(f"{inner['val']}/{length}")] = float(inner.get("expires", 0.0))
-    return found
+                left[ip_network(f"{inner['val']}/{length}")] = float(inner.get("expires", 0.0))
+    return left

@@ -3,14 +3,41 @@
 from __future__ import annotations
 
 import http.client
+import logging
+import threading
 import urllib.error
 import urllib.request
 from typing import IO
 
-from scentd import plan
+from scentd.act.actuator import ActuatorKind, Tally
+from scentd.core.allocate.actions.webhook import site
 from scentd.errors import HostError
+from scentd.model import Oneshot
 
+log = logging.getLogger(__name__)
+
+TRIES = 3
+PAUSE = 1.0  # seconds before the second try; doubles
 ANSWER_MAX = 4096  # bytes that are read of an answer, and thrown away
+
+
+class WebhookActuator(ActuatorKind):
+    """Counts webhook_posts, webhook_failures (each try) and webhook_given_up."""
+
+    def carry_out(self, oneshot: Oneshot, payload: bytes, tally: Tally, closing: threading.Event) -> None:
+        """Up to TRIES times: a receiver may get a decision twice, told by its time and policy."""
+        do = oneshot.action
+        tally.add("webhook_posts")
+        for i in range(TRIES):
+            try:
+                post(do.url, payload, do.timeout)
+                return
+            except HostError as error:
+                tally.add("webhook_failures")
+                log.error("policy %s: %s", oneshot.decision.policy, error)
+            if i + 1 == TRIES or closing.wait(PAUSE * 2**i):
+                break
+        tally.add("webhook_given_up")
 
 
 class NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -44,7 +71,7 @@ def post(url: str, payload: bytes, timeout: float) -> int:
     server only, as the rest of a webhook's URL often is its secret.
     """
     headers = {"Content-Type": "application/json", "User-Agent": "scentd"}
-    where = plan.site(url)
+    where = site(url)
     try:
         request = urllib.request.Request(url, data=payload, headers=headers, method="POST")  # noqa: S310 (see opener)
         with opener().open(request, timeout=timeout) as answer:

@@ -1,6 +1,5 @@
-"""Suricata's alerts: EVE JSON lines on a unix stream socket, to events.
+"""Suricata's alerts: EVE JSON lines on a unix stream socket (listen.py), to security events.
 
-Pure: bytes and `now` in, events and counters out; listen.py holds the socket.
 Suricata side: outputs: - eve-log: {filetype: unix_stream, filename: <socket>, types: [alert]}
 (Suricata user guide, "Eve JSON Output").
 """
@@ -8,16 +7,22 @@ Suricata side: outputs: - eve-log: {filetype: unix_stream, filename: <socket>, t
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
+from typing import Literal
 
 import msgspec
 
-from scentd.config import EveSource
-from scentd.model import Event, Prefix
+from scentd.collect.listen import LineListener
+from scentd.collect.source import Reader, Setting
+from scentd.config.schema import check_positive
+from scentd.config.sections import Share, Source
+from scentd.config.units import Seconds
+from scentd.model import SecurityEvent
+from scentd.prefix import Prefix
 
-MAX_LINE = 64 * 1024
 MAX_HELD = 1024  # events; beyond it the oldest of the mildest goes
 
 # alert.severity is the rule's priority (1 is the most severe; classification.config gives 1 to 4).
@@ -33,6 +38,23 @@ KINDS = (
     ("policy", ("policy", "privacy", "inappropriate", "social engineering", "credential theft", "unwanted program")),
     ("anomaly", ("protocol", "unusual", "not suspicious", "misc activity", "unknown traffic", "denial of service")),
 )
+
+
+class EveSource(Source, tag_field="kind", tag="eve"):
+    """Suricata EVE lines of type alert on a unix socket that scentd listens on."""
+
+    socket: str
+    hold: Seconds = 60.0  # how long one event keeps the threat level up
+    alarm: Share = 0.5  # an event at least this severe makes a new epoch at once
+    affected: Literal["either", "source"] = "either"  # the end of ours that an alert names; or only one that sent
+
+    reports_events = True
+
+    def mistakes(self, path: str) -> list[str]:
+        return check_positive(self, path, "hold")
+
+    def claim(self) -> str:
+        return self.socket
 
 
 class Alert(msgspec.Struct):
@@ -51,7 +73,7 @@ class Record(msgspec.Struct):
 
 
 RECORD = msgspec.json.Decoder(Record)
-Held = OrderedDict[tuple[str, str], tuple[Event, float]]  # by kind and node
+Held = OrderedDict[tuple[str, str], tuple[SecurityEvent, float]]  # by kind and node
 COUNTERS = (
     "eve_lines",
     "eve_alerts",
@@ -61,34 +83,43 @@ COUNTERS = (
     "eve_wrong_type",
     "eve_dropped",  # no room among MAX_HELD
 )
+CONNECTIONS = {"too_long": "eve_too_long", "clients": "eve_clients", "refused": "eve_refused"}  # of listen.py
 
 
-class Lines:
-    """A byte stream to lines. Holds at most MAX_LINE bytes; a longer line is skipped up to its newline."""
+class EveReader(Reader):
+    """Listens, and keeps the events that have not ended."""
 
-    def __init__(self) -> None:
-        self.too_long = 0
-        self._tail = b""
-        self._skipping = False
+    COUNTERS = (*COUNTERS, *CONNECTIONS.values())
+    polled = False
+    name = "eve"
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """The lines that `data` completes, without their newlines; empty ones are left out."""
-        lines = []
-        *complete, tail = data.split(b"\n")
-        for end in complete:
-            line, self._tail = self._tail + end, b""
-            if self._skipping:
-                self._skipping = False
-            elif len(line) > MAX_LINE:
-                self.too_long += 1
-            elif line.strip():
-                lines.append(line)
-        if not self._skipping and len(self._tail) + len(tail) > MAX_LINE:
-            self.too_long += 1
-            self._tail, self._skipping = b"", True
-        elif not self._skipping:
-            self._tail += tail
-        return lines
+    def __init__(self, source: EveSource, setting: Setting) -> None:
+        self.alerts = Alerts(source, setting.own)
+        self._alarm = source.alarm
+        self._on_alarm = setting.on_alarm
+        self._listener = LineListener(source.socket, self.take)
+
+    async def start(self) -> None:
+        await self._listener.start()
+
+    async def close(self) -> None:
+        await self._listener.close()
+
+    def adopt(self, old: Reader) -> None:
+        assert isinstance(old, EveReader)  # of the same claim
+        self.alerts.adopt(old.alerts)
+
+    def take(self, line: bytes) -> None:
+        event = self.alerts.line(line, time.time(), time.monotonic())
+        if event is not None and event.severity >= self._alarm:
+            self._on_alarm(event)
+
+    def events(self, now: float, monotonic: float) -> list[SecurityEvent]:
+        return self.alerts.active(now, monotonic)
+
+    def counts(self) -> Mapping[str, int]:
+        connections = {name: self._listener.counters[of] for of, name in CONNECTIONS.items()}
+        return {**self.alerts.counters, **connections}
 
 
 class Alerts:
@@ -107,7 +138,7 @@ class Alerts:
         self._lock = threading.Lock()  # lines come on the loop's thread, active() is asked on a worker's
         self.counters = dict.fromkeys(COUNTERS, 0)
 
-    def line(self, line: bytes, now: float, monotonic: float) -> Event | None:
+    def line(self, line: bytes, now: float, monotonic: float) -> SecurityEvent | None:
         """Take one line. Returns its event, or None if it has none or one that is held already (it lasts longer)."""
         self.counters["eve_lines"] += 1
         record = self._record(line)
@@ -124,7 +155,7 @@ class Alerts:
         with self._lock:
             return self._hold(event(record.alert, node, now, self._source.hold), monotonic)
 
-    def active(self, now: float, monotonic: float) -> list[Event]:
+    def active(self, now: float, monotonic: float) -> list[SecurityEvent]:
         """Events that have ended by neither clock: a wall clock set back does not hold them up."""
         with self._lock:
             return [e for held in self._held.values() for e, end in held.values() if e.until > now and end > monotonic]
@@ -149,7 +180,7 @@ class Alerts:
             self.counters["eve_bad_json"] += 1
         return None
 
-    def _hold(self, new: Event, monotonic: float) -> Event | None:
+    def _hold(self, new: SecurityEvent, monotonic: float) -> SecurityEvent | None:
         held = self._held[new.severity]
         _, old_end = held.pop((new.kind, new.node), (None, monotonic))
         if not self._make_room(new.severity, monotonic):
@@ -173,11 +204,11 @@ class Alerts:
         return False
 
 
-def event(alert: Alert, node: str, now: float, hold: float) -> Event:
+def event(alert: Alert, node: str, now: float, hold: float) -> SecurityEvent:
     category, signature = alert.category or "", alert.signature or ""
     # repr: what a sensor saw in a packet must not break lines of our log.
     detail = repr(f"{category}: {signature}"[:200])
-    return Event(kind_of(category), SEVERITIES.get(alert.severity, MILDEST), now, now + hold, node, detail)
+    return SecurityEvent(kind_of(category), SEVERITIES.get(alert.severity, MILDEST), now, now + hold, node, detail)
 
 
 def kind_of(category: str) -> str:

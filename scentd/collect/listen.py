@@ -1,4 +1,4 @@
-"""The unix socket on which a sensor reports (EVE lines): made, guarded, read, removed."""
+"""A unix socket on which a sensor reports, a line at a time: made, guarded, read, removed."""
 
 from __future__ import annotations
 
@@ -8,39 +8,61 @@ import logging
 import os
 import socket
 import stat
-import time
 from collections.abc import Callable
 from pathlib import Path
 from struct import Struct
 
-from scentd.collect.eve import Alerts, Lines
-from scentd.config import EveSource
 from scentd.errors import HostError
-from scentd.model import Event
 
+MAX_LINE = 64 * 1024  # bytes
 MAX_CLIENTS = 16  # a sensor has one connection, or one for each of its threads
 UCRED = Struct("=iII")  # pid, uid, gid (unix(7))
 
 log = logging.getLogger(__name__)
 
 
-class Listener:
-    """One listening socket and its clients. `on_alarm` is called on the loop's thread."""
+class Lines:
+    """A byte stream to lines. Holds at most MAX_LINE bytes; a longer line is skipped up to its newline."""
 
-    COUNTERS = ("eve_too_long", "eve_clients", "eve_refused")
+    def __init__(self) -> None:
+        self.too_long = 0
+        self._tail = b""
+        self._skipping = False
 
-    def __init__(self, source: EveSource, alerts: Alerts, on_alarm: Callable[[Event], None]) -> None:
-        self.alerts = alerts
-        self.counters = dict.fromkeys(self.COUNTERS, 0)
-        self._source = source
-        self._on_alarm = on_alarm
+    def feed(self, data: bytes) -> list[bytes]:
+        """The lines that `data` completes, without their newlines; empty ones are left out."""
+        lines = []
+        *complete, tail = data.split(b"\n")
+        for end in complete:
+            line, self._tail = self._tail + end, b""
+            if self._skipping:
+                self._skipping = False
+            elif len(line) > MAX_LINE:
+                self.too_long += 1
+            elif line.strip():
+                lines.append(line)
+        if not self._skipping and len(self._tail) + len(tail) > MAX_LINE:
+            self.too_long += 1
+            self._tail, self._skipping = b"", True
+        elif not self._skipping:
+            self._tail += tail
+        return lines
+
+
+class LineListener:
+    """One listening socket and its clients. `take` gets each line, on the loop's thread."""
+
+    def __init__(self, path: str, take: Callable[[bytes], None]) -> None:
+        self.take = take
+        self.counters = {"too_long": 0, "clients": 0, "refused": 0}
+        self._path = Path(path)
         self._clients: set[Client] = set()
         self._server: asyncio.Server | None = None
         self._made: tuple[int, int] | None = None
 
     async def start(self) -> None:
         """Listen. Raises HostError if the path is not a socket, is another process's or cannot be made."""
-        path = Path(self._source.socket)
+        path = self._path
         sock = listening_socket(path)
         self._made = file_id(path)
         self._server = await asyncio.get_running_loop().create_unix_server(lambda: Client(self), sock=sock)
@@ -54,31 +76,26 @@ class Listener:
         for client in list(self._clients):
             client.transport.abort()
         await server.wait_closed()
-        path = Path(self._source.socket)
+        path = self._path
         if self._made is not None and file_id(path) == self._made:
             path.unlink(missing_ok=True)
 
     def opened(self, client: Client) -> bool:
         if len(self._clients) >= MAX_CLIENTS:
-            self.counters["eve_refused"] += 1
+            self.counters["refused"] += 1
             return False
-        self.counters["eve_clients"] += 1
+        self.counters["clients"] += 1
         self._clients.add(client)
         return True
 
     def closed(self, client: Client) -> None:
         self._clients.discard(client)
 
-    def take(self, line: bytes) -> None:
-        event = self.alerts.line(line, time.time(), time.monotonic())
-        if event is not None and event.severity >= self._source.alarm:
-            self._on_alarm(event)
-
 
 class Client(asyncio.Protocol):
     transport: asyncio.Transport
 
-    def __init__(self, listener: Listener) -> None:
+    def __init__(self, listener: LineListener) -> None:
         self._listener = listener
         self._lines = Lines()
 
@@ -91,7 +108,7 @@ class Client(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         before = self._lines.too_long
         lines = self._lines.feed(data)
-        self._listener.counters["eve_too_long"] += self._lines.too_long - before
+        self._listener.counters["too_long"] += self._lines.too_long - before
         for line in lines:
             self._listener.take(line)
 

@@ -10,14 +10,17 @@ import ssl
 import threading
 import time
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from typing import Annotated
 from urllib.parse import SplitResult, urlsplit
 
-from prometheus_client.parser import text_string_to_metric_families
+from msgspec import Meta
 
-from scentd import series
-from scentd.collect import CollectError
 from scentd.collect.rate import Rates
-from scentd.config import PrometheusSource
+from scentd.collect.source import CollectError, Reader, Setting
+from scentd.config import selector
+from scentd.config.schema import check_positive
+from scentd.config.sections import Source
+from scentd.config.units import Seconds
 from scentd.model import Sample
 
 MAX_PAGE = 4 * 1024 * 1024
@@ -26,7 +29,37 @@ MAX_LINE = 16 * 1024
 Values = dict[tuple[tuple[str, str], ...], float]
 
 
-class Prometheus:
+class PrometheusSource(Source, tag_field="kind", tag="prometheus"):
+    """One metric of a Prometheus text endpoint."""
+
+    url: str
+    series: str  # name, or name{label="value",...}; values of all matching series are summed
+    full: Annotated[float, Meta(gt=0)]  # this value scores 1.0
+    metric: str = "request_load"
+    rate: bool = False  # a counter: score its increase per second
+    timeout: Seconds = 2.0
+    role: str = ""
+
+    def private_metric(self) -> str:
+        return self.metric
+
+    def mistakes(self, path: str) -> list[str]:
+        problems = check_positive(self, path, "timeout", "full")
+        try:
+            selector.parse(self.series)
+        except ValueError as error:
+            problems.append(f"{path}.series: {error}")
+        try:
+            url = urlsplit(self.url)
+            right = url.scheme in ("http", "https") and url.hostname and not url.username and url.port != 0
+        except ValueError:
+            right = False
+        if not right:
+            problems.append(f"{path}.url: {self.url!r}; write http://host:port/metrics or https://..., without a user")
+        return problems
+
+
+class PrometheusReader(Reader):
     """The sum of all matching series, or of their increases per second, as a share of `full`.
 
     Counters, of what was left out: NaN and infinite values, lines over MAX_LINE.
@@ -34,13 +67,16 @@ class Prometheus:
 
     COUNTERS = ("prometheus_not_finite", "prometheus_too_long")
 
-    def __init__(self, source: PrometheusSource) -> None:
+    def __init__(self, source: PrometheusSource, _: Setting) -> None:
         self.name = f"prometheus_{source.metric}"
         self.counters = dict.fromkeys(self.COUNTERS, 0)
         self._source = source
         self._url = urlsplit(source.url)
-        self._selector = series.parse(source.series)
+        self._selector = selector.parse(source.series)
         self._rates: Rates[tuple[tuple[str, str], ...]] = Rates()
+
+    def counts(self) -> dict[str, int]:
+        return self.counters
 
     def read(self, now: float) -> list[Sample]:
         source = self._source
@@ -70,19 +106,21 @@ class Prometheus:
         return finite
 
 
-def select(page: str, selector: series.Selector) -> tuple[Values, int]:
+def select(page: str, wanted: selector.Selector) -> tuple[Values, int]:
     """Values by labels, and how many lines were left out for their length. Raises ValueError.
 
     Only the lines of that name and its TYPE are parsed, so another metric's odd
     line does no harm and a page of megabytes costs milliseconds.
     """
-    lines = [found[0] for found in lines_of(selector.name).finditer(page)]
+    from prometheus_client.parser import text_string_to_metric_families  # not for whoever reads a configuration
+
+    lines = [line[0] for line in lines_of(wanted.name).finditer(page)]
     short = [line for line in lines if len(line) <= MAX_LINE]
     values: Values = {}
     try:
         for family in text_string_to_metric_families("\n".join(short)):
             for sample in family.samples:
-                if named(sample.name, family.type, selector.name) and selector.matches(sample.labels):
+                if named(sample.name, family.type, wanted.name) and wanted.matches(sample.labels):
                     values[tuple(sorted(sample.labels.items()))] = float(sample.value)
     except (IndexError, OverflowError) as error:  # the parser's own slips on odd lines
         raise ValueError(str(error)) from None

@@ -6,6 +6,9 @@ import json
 import socket
 from collections.abc import Iterator
 
+import msgspec
+
+from scentd.control.status import Explanation, Status
 from scentd.errors import HostError, ScentdError
 
 TIMEOUT = 10.0
@@ -16,6 +19,16 @@ def ask(path: str, request: dict) -> dict:
     with _connected(path) as end:
         end.settimeout(TIMEOUT)
         return next(_lines(end, request))
+
+
+def status(path: str, limit: int | None = None) -> Status:
+    """The status document. Raises ScentdError."""
+    return msgspec.convert(ask(path, {"command": "status", "limit": limit}), Status)
+
+
+def explain(path: str, peer: str, limit: int) -> Explanation:
+    """How a peer's policies stand. Raises ScentdError."""
+    return msgspec.convert(ask(path, {"command": "explain", "peer": peer, "limit": limit}), Explanation)
 
 
 def follow(path: str, request: dict) -> Iterator[dict]:

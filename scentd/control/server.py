@@ -1,10 +1,10 @@
 """The control socket: one request line of JSON in, one or more lines of JSON out. It only reads.
 
     {"command": "status"}                      -> one object
-    {"command": "explain", "network": "acme"}  -> one object
+    {"command": "explain", "peer": "acme"}     -> one object
     {"command": "monitor"}                     -> one object per event, until the client goes
 
-A wrong request gets {"error": "..."}.
+A status takes a "limit" of entries of each list, too (control/status.py). A wrong request gets {"error": "..."}.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ BACKLOG = 1000  # events kept for a slow monitor before it is told how many it m
 
 class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     command: str
-    network: str = ""
-    limit: int = 20
+    peer: str = ""
+    limit: int | None = None  # entries of a list; 0: all
 
 
-class Queue(asyncio.Queue):
+class MonitorQueue(asyncio.Queue):
     """A monitor's events, and how many it was too slow for."""
 
     missed = 0
@@ -49,7 +49,7 @@ class Server:
         self._group = group
         self._answers = answers
         self._server: asyncio.Server | None = None
-        self._monitors: set[Queue] = set()
+        self._monitors: set[MonitorQueue] = set()
         self._clients: set[asyncio.StreamWriter] = set()
 
     async def start(self) -> None:
@@ -136,7 +136,7 @@ class Server:
             await self._write(writer, {"error": f"unknown command {request.command!r}; known: {known}"})
 
     async def _monitor(self, writer: asyncio.StreamWriter) -> None:
-        queue = Queue(BACKLOG)
+        queue = MonitorQueue(BACKLOG)
         self._monitors.add(queue)
         try:
             while not writer.is_closing():

@@ -10,11 +10,12 @@ import logging
 import socket
 from ipaddress import ip_address, ip_network
 
-from scentd import stamp
-from scentd.config import Config, Peer, stamped_peers
-from scentd.pairs import Pair
-from scentd.tables import Outgoing
+from scentd.config.sections import Config, Peer, stamped_peers
+from scentd.core.packet import stamp
+from scentd.core.pairs import Pair
+from scentd.model import Outgoing
 from scentd.wire import ip, layout
+from scentd.wire.carrier import ipv4_option, ipv6_header
 
 log = logging.getLogger(__name__)
 
@@ -63,18 +64,17 @@ class Beacons:
                 if ip_address(source).version == version:
                     end.bind((source, 0))
             end.connect((address, layout.BEACON_PORT))
-            found = self._anatomy(end, version)
-            if not self._is_own(pair, found.source):
-                source = str(ip_address(found.source))
+            parsed = self._anatomy(end, version)
+            if not self._is_own(pair, parsed.source):
+                source = str(ip_address(parsed.source))
                 raise OSError(f"source {source} is not in the network's addresses: set network.beacon_source")
             sender_bound = pair.peer.bind == "sender"
             for index in missing:
-                made = stamp.scent(outgoing, found, index, sender_bound, layout.FLAG_BEACON)
+                made = stamp.scent(outgoing, parsed, index, sender_bound, layout.FLAG_BEACON)
                 if version == 4:
-                    option = bytes((layout.IPV4_OPTION_TYPE, layout.IPV4_OPTION_LEN)) + made
-                    end.setsockopt(socket.IPPROTO_IP, socket.IP_OPTIONS, option)
+                    end.setsockopt(socket.IPPROTO_IP, socket.IP_OPTIONS, ipv4_option(made))
                 else:
-                    end.setsockopt(socket.IPPROTO_IPV6, _IPV6_DSTOPTS, ip.ipv6_header(0, made))
+                    end.setsockopt(socket.IPPROTO_IPV6, _IPV6_DSTOPTS, ipv6_header(0, made))
                 end.send(b"")
                 self.sent += 1
 

@@ -1,4 +1,4 @@
-"""Where the scent stands in an IP packet, and what the tag binds it to.
+"""Where the scent stands in an IP packet, and what the tag binds it to. carrier.py puts it there and takes it off.
 
 `parse(packet)` looks at bytes only and believes nothing: lengths first, then a
 bounded walk of the options (RFC 791 section 3.1) or extension headers (RFC 8200
@@ -23,8 +23,7 @@ MAX_HEADERS = 8  # IPv6 extension headers, ours included; with more a packet is 
 MAX_PADDING = 7  # bytes in a row
 MAX_OPTIONS = 8  # that are no padding
 
-# By IP version, bytes: what a scent adds, and what every source may send (RFC 791 section 3.2, RFC 8200 section 5).
-OVERHEAD = {4: layout.IPV4_OPTION_LEN, 6: layout.IPV6_HEADER_LEN}
+# By IP version, bytes: what every source may send (RFC 791 section 3.2, RFC 8200 section 5).
 LEAST_MTU = {4: 68, 6: 1280}
 
 # A stamper may leave the ports out of the tag of a packet that will be fragmented
@@ -69,26 +68,26 @@ def parse(packet: bytes) -> Parsed:
 
 
 def _parse_ipv4(packet: bytes) -> Parsed:
-    found = Parsed(4)
+    parsed = Parsed(4)
     size = len(packet)
     header = (packet[0] & 15) * 4
     if size < 20 or header < 20 or header > size or int.from_bytes(packet[2:4], "big") != size:
-        found.malformed = True
-        return found
-    found.source, found.destination = packet[12:16], packet[16:20]
-    found.protocol = packet[9]
-    found.fragment = int.from_bytes(packet[6:8], "big") & 0x3FFF != 0
-    found.dont_fragment = packet[6] & 0x40 != 0
-    found.transport_at = header
-    found.insert_at = 20
-    _find_ipv4_option(packet, header, found)
-    found.room = header + layout.IPV4_OPTION_LEN <= 60 and not found.routed
-    found.malformed |= found.routed and found.scent_at > 0
-    _find_ports(packet, found)
-    return found
+        parsed.malformed = True
+        return parsed
+    parsed.source, parsed.destination = packet[12:16], packet[16:20]
+    parsed.protocol = packet[9]
+    parsed.fragment = int.from_bytes(packet[6:8], "big") & 0x3FFF != 0
+    parsed.dont_fragment = packet[6] & 0x40 != 0
+    parsed.transport_at = header
+    parsed.insert_at = 20
+    _find_ipv4_option(packet, header, parsed)
+    parsed.room = header + layout.IPV4_OPTION_LEN <= 60 and not parsed.routed
+    parsed.malformed |= parsed.routed and parsed.scent_at > 0
+    _find_ports(packet, parsed)
+    return parsed
 
 
-def _find_ipv4_option(packet: bytes, end: int, found: Parsed) -> None:
+def _find_ipv4_option(packet: bytes, end: int, parsed: Parsed) -> None:
     at = 20
     while at < end and packet[at] != 0:
         kind = packet[at]
@@ -97,64 +96,64 @@ def _find_ipv4_option(packet: bytes, end: int, found: Parsed) -> None:
             continue
         length = packet[at + 1] if at + 1 < end else 0
         if kind in SOURCE_ROUTES:
-            found.routed = True
+            parsed.routed = True
         if length < 2 or at + length > end:
-            found.malformed = True
+            parsed.malformed = True
             return
         if kind == layout.IPV4_OPTION_TYPE and packet[at + 2 : min(at + 4, at + length)] == _MAGIC:
-            if length != layout.IPV4_OPTION_LEN or found.scent_at:
-                found.malformed = True
+            if length != layout.IPV4_OPTION_LEN or parsed.scent_at:
+                parsed.malformed = True
                 return
-            found.scent_at = at + 2
+            parsed.scent_at = at + 2
         at += length
 
 
 def _parse_ipv6(packet: bytes) -> Parsed:
-    found = Parsed(6)
+    parsed = Parsed(6)
     size = len(packet)
     if size < 40 or int.from_bytes(packet[4:6], "big") != size - 40:
-        found.malformed = True
-        return found
-    found.source, found.destination = packet[8:24], packet[24:40]
-    found.dont_fragment = True  # on the way: only a source fragments
-    found.insert_at = 40
+        parsed.malformed = True
+        return parsed
+    parsed.source, parsed.destination = packet[8:24], packet[24:40]
+    parsed.dont_fragment = True  # on the way: only a source fragments
+    parsed.insert_at = 40
     protocol, at, headers = packet[6], 40, 0
     while protocol in (HOP_BY_HOP, ROUTING, FRAGMENT, DESTINATION):
         headers += 1
         if headers > MAX_HEADERS or at + 8 > size:
-            found.malformed = True
-            return found
+            parsed.malformed = True
+            return parsed
         length = 8 if protocol == FRAGMENT else (packet[at + 1] + 1) * 8
         if at + length > size:
-            found.malformed = True
-            return found
+            parsed.malformed = True
+            return parsed
         if protocol == DESTINATION:
-            _find_ipv6_option(packet, at, length, found)
-            if found.malformed:
-                return found
+            _find_ipv6_option(packet, at, length, parsed)
+            if parsed.malformed:
+                return parsed
         elif protocol == HOP_BY_HOP and at == 40:
-            found.insert_at = 40 + length
+            parsed.insert_at = 40 + length
         elif protocol == FRAGMENT:
             offset = int.from_bytes(packet[at + 2 : at + 4], "big")
             if offset & _IN_PARTS:
-                found.fragment = True
+                parsed.fragment = True
             else:
-                found.atomic = True
+                parsed.atomic = True
             if offset & _NOT_FIRST:  # what follows is payload
                 protocol, at = packet[at], at + 8
                 break
         else:
-            found.routed = True  # Routing changes the destination; a late Hop-by-Hop is an error
+            parsed.routed = True  # Routing changes the destination; a late Hop-by-Hop is an error
         protocol, at = packet[at], at + length
     # Conntrack reassembles an atomic fragment, too, and drops it behind our header like any other (measured).
-    found.room = not found.routed and not found.atomic and headers < MAX_HEADERS
-    found.malformed |= found.routed and found.scent_at > 0
-    found.protocol, found.transport_at = protocol, at
-    _find_ports(packet, found)
-    return found
+    parsed.room = not parsed.routed and not parsed.atomic and headers < MAX_HEADERS
+    parsed.malformed |= parsed.routed and parsed.scent_at > 0
+    parsed.protocol, parsed.transport_at = protocol, at
+    _find_ports(packet, parsed)
+    return parsed
 
 
-def _find_ipv6_option(packet: bytes, at: int, length: int, found: Parsed) -> None:
+def _find_ipv6_option(packet: bytes, at: int, length: int, parsed: Parsed) -> None:
     """A scent counts only in a header of its own in the one form that we write, and in its place."""
     end, option, padding, options = at + length, at + 2, 0, 0
     while option < end:
@@ -165,22 +164,22 @@ def _find_ipv6_option(packet: bytes, at: int, length: int, found: Parsed) -> Non
         else:
             padding += 1 if kind == 0 else 2 + size
         if padding > MAX_PADDING or options > MAX_OPTIONS or (kind and option + 2 + size > end):
-            found.malformed = True
+            parsed.malformed = True
             return
         if kind == layout.IPV6_OPTION_TYPE and packet[option + 2 : min(option + 4, option + 2 + size)] == _MAGIC:
             canonical = option == at + 2 and packet[at + 1] == _IPV6_LENGTH and size == layout.LEN
             padding = packet[at + layout.IPV6_HEADER_PAD_TYPE_AT : end] == b"\x01\x00"
-            if not canonical or not padding or at != found.insert_at or found.scent_at:
-                found.malformed = True
+            if not canonical or not padding or at != parsed.insert_at or parsed.scent_at:
+                parsed.malformed = True
                 return
-            found.scent_at = option + 2
+            parsed.scent_at = option + 2
         option += 2 + size if kind else 1
 
 
-def _find_ports(packet: bytes, found: Parsed) -> None:
-    at = found.transport_at
-    if found.protocol in PORT_PROTOCOLS and not found.fragment and at + 4 <= len(packet):
-        found.ports = packet[at : at + 4]
+def _find_ports(packet: bytes, parsed: Parsed) -> None:
+    at = parsed.transport_at
+    if parsed.protocol in PORT_PROTOCOLS and not parsed.fragment and at + 4 <= len(packet):
+        parsed.ports = packet[at : at + 4]
 
 
 def checksum(header: bytes | bytearray) -> int:
@@ -195,60 +194,3 @@ def word_sum(data: bytes) -> int:
     """The ones' complement sum of an even number of bytes, 1 .. 0xffff, as RFC 1624 needs it."""
     total = int.from_bytes(data, "big") % 0xFFFF
     return total or 0xFFFF
-
-
-def insert(packet: bytes, found: Parsed, scent: bytes) -> bytes:
-    """The packet with the scent in its place. The caller has checked `room` and size."""
-    if found.version == 4:
-        option = bytes((layout.IPV4_OPTION_TYPE, layout.IPV4_OPTION_LEN)) + scent
-        header = bytearray(packet[:20] + option + packet[20 : found.transport_at])
-        header[0] += layout.IPV4_OPTION_LEN // 4
-        header[2:4] = (len(packet) + layout.IPV4_OPTION_LEN).to_bytes(2, "big")
-        return _with_checksum(header) + packet[found.transport_at :]
-    at = found.insert_at
-    before = bytearray(packet[:at])
-    inner = before[6] if at == 40 else before[40]
-    before[6 if at == 40 else 40] = DESTINATION
-    before[4:6] = (len(packet) - 40 + layout.IPV6_HEADER_LEN).to_bytes(2, "big")
-    return bytes(before) + ipv6_header(inner, scent) + packet[at:]
-
-
-def ipv6_header(next_header: int, scent: bytes) -> bytes:
-    return bytes((next_header, _IPV6_LENGTH)) + _IPV6_SCENT + scent + b"\x01\x00"
-
-
-def strip(packet: bytes, found: Parsed) -> bytes:
-    """The packet without its scent: IPv6 shrinks; IPv4 keeps its length, NOPs in the option's place.
-
-    The kernel fixed the transport offset of a packet at PREROUTING before the queue
-    sees it, so an IPv4 header must not change its length there.
-    """
-    at = found.scent_at
-    if found.version == 4:
-        option = at - 2
-        header = bytearray(packet[: found.transport_at])
-        header[option : option + layout.IPV4_OPTION_LEN] = b"\x01" * layout.IPV4_OPTION_LEN
-        return _with_checksum(header) + packet[found.transport_at :]
-    return remove(packet, found)
-
-
-def remove(packet: bytes, found: Parsed) -> bytes:
-    """The packet as it was before stamping, in both families."""
-    at = found.scent_at
-    if found.version == 4:
-        option = at - 2
-        header = bytearray(packet[:option] + packet[option + layout.IPV4_OPTION_LEN : found.transport_at])
-        header[0] -= layout.IPV4_OPTION_LEN // 4
-        header[2:4] = (len(packet) - layout.IPV4_OPTION_LEN).to_bytes(2, "big")
-        return _with_checksum(header) + packet[found.transport_at :]
-    start = at - layout.IPV6_HEADER_SCENT_AT
-    before = bytearray(packet[:start])
-    before[6 if start == 40 else 40] = packet[start]
-    before[4:6] = (len(packet) - 40 - layout.IPV6_HEADER_LEN).to_bytes(2, "big")
-    return bytes(before) + packet[start + layout.IPV6_HEADER_LEN :]
-
-
-def _with_checksum(header: bytearray) -> bytes:
-    header[10:12] = b"\0\0"
-    header[10:12] = checksum(header).to_bytes(2, "big")
-    return bytes(header)

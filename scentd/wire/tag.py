@@ -10,7 +10,7 @@ from scentd.wire.ip import Parsed
 _NO_PORTS = b"\0\0\0\0"
 
 
-def compute(key: bytes, head: bytes, found: Parsed) -> bytes:
+def compute(key: bytes, head: bytes, parsed: Parsed) -> bytes:
     """SipHash-2-4 of what the tag covers; 8 bytes, little-endian as its authors print it.
 
     `head` is the scent's first 26 bytes; its flags say what is bound.
@@ -19,9 +19,9 @@ def compute(key: bytes, head: bytes, found: Parsed) -> bytes:
     if flags & layout.FLAG_SENDER:
         data = layout.TAG_INPUT_SENDER.pack(head, b"")
     else:
-        ports = found.ports if flags & layout.FLAG_PORTS else _NO_PORTS
-        form = layout.TAG_INPUT_IPV4 if found.version == 4 else layout.TAG_INPUT_IPV6
-        data = form.pack(head, found.protocol, 0, ports, found.source, found.destination)
+        ports = parsed.ports if flags & layout.FLAG_PORTS else _NO_PORTS
+        form = layout.TAG_INPUT_IPV4 if parsed.version == 4 else layout.TAG_INPUT_IPV6
+        data = form.pack(head, parsed.protocol, 0, ports, parsed.source, parsed.destination)
     return siphash(key, data).to_bytes(8, "little")
 
 

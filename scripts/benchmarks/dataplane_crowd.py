@@ -12,13 +12,14 @@ from collections.abc import Iterable
 
 from benchmarks import packets
 from benchmarks.lab import ADDRESS, MTU, PORT
-from scentd import entries
-from scentd.datapath import ebpf
-from scentd.datapath.bpfmap import RingBuffer
-from scentd.datapath.bpfprog import Direction, prog_test_run
-from scentd.datapath.programs import Programs, grown
-from scentd.entries import PAIR
-from scentd.tables import Outgoing, StampPair
+from scentd.core.offload import encode
+from scentd.core.offload.encode import PAIR
+from scentd.core.tables import StampPair
+from scentd.datapath.offload import offload
+from scentd.datapath.offload.bpfmap import RingBuffer
+from scentd.datapath.offload.bpfprog import Direction, prog_test_run
+from scentd.datapath.offload.programs import Programs, grown
+from scentd.model import Outgoing
 from scentd.wire import ip, layout, maps, tag
 
 FAMILIES = (4, 6)
@@ -57,7 +58,7 @@ class Crowd:
             "verify.prefixes": 4 * peers + 2,
             "verify.identities": peers,
             "verify.receiving": peers,
-            "verify.nodes": min(maps.NODES * peers, ebpf.NODES_MAX),
+            "verify.nodes": min(maps.NODES * peers, offload.NODES_MAX),
         }
         self.programs = Programs(grown(needed))
         self._events = RingBuffer(self.programs.events(), lambda _: None)
@@ -76,7 +77,7 @@ class Crowd:
 
     def _fill_stamp(self) -> None:
         table, numbers = self.programs.maps, range(self.peers)
-        own = [(own_key(family), entries.prefix_value(0)) for family in FAMILIES]
+        own = [(own_key(family), encode.prefix_value(0)) for family in FAMILIES]
         table["stamp.prefixes"].update_many(own)
         for family in FAMILIES:
             head = prefix_head(maps.SCOPE_ROUTE, family)
@@ -86,12 +87,12 @@ class Crowd:
         before, behind = self._outgoing()
         table["stamp.outgoing"].update_many((PAIR.pack(n), before + key_id(n) + behind) for n in numbers)
         example = [key for key, _ in own] + [prefix_head(maps.SCOPE_ROUTE, f) + bytes(16) for f in FAMILIES]
-        lengths = entries.lengths(example, entries.STAMP_SCOPES)
-        table["stamp.settings"].update(PAIR.pack(0), maps.STAMP_SETTINGS.pack(ebpf.RUN_NS, 0, 0, *lengths))
+        lengths = encode.lengths(example, encode.STAMP_SCOPES)
+        table["stamp.settings"].update(PAIR.pack(0), maps.STAMP_SETTINGS.pack(offload.RUN_NS, 0, 0, *lengths))
 
     def _fill_verify(self) -> None:
         table, numbers = self.programs.maps, range(self.peers)
-        own = [(own_key(family), entries.prefix_value(NETWORK)) for family in FAMILIES]
+        own = [(own_key(family), encode.prefix_value(NETWORK)) for family in FAMILIES]
         table["verify.prefixes"].update_many(own)
         source = maps.PREFIX_VALUE.pack(0, TREATMENTS)
         for family in FAMILIES:
@@ -101,7 +102,7 @@ class Crowd:
                 (prefix_head(maps.SCOPE_MEMBER + n, family) + address(family, n), maps.PREFIX_VALUE.pack(n, 0))
                 for n in numbers
             )
-        words = entries.key_words(KEY) * maps.PERIODS
+        words = encode.key_words(KEY) * maps.PERIODS
         period = self.now // layout.PERIOD
         table["verify.identities"].update_many(
             (maps.IDENTITY.pack(key_id(n), NETWORK, 0), maps.INCOMING.pack(n, n, 0, period, *words, *words))
@@ -110,18 +111,18 @@ class Crowd:
         self.reset(numbers, self.first, ALL_SEEN)  # packets of that epoch say nothing new
         example = [key for key, _ in own]
         example += [prefix_head(s, f) + bytes(16) for s in (maps.SCOPE_SOURCE, maps.SCOPE_MEMBER) for f in FAMILIES]
-        lengths = entries.lengths(example, entries.VERIFY_SCOPES)
-        age = entries.nanoseconds(2 * AGE)
+        lengths = encode.lengths(example, encode.VERIFY_SCOPES)
+        age = encode.nanoseconds(2 * AGE)
         settings = maps.VERIFY_SETTINGS.pack(age, age, age, 1, 2, 0, TREATMENTS, *lengths)
         table["verify.settings"].update(PAIR.pack(0), settings)
         now = time.monotonic_ns()
-        table["verify.clock"].update(PAIR.pack(0), maps.CLOCK.pack(time.time_ns() - now, now + ebpf.LEASE_NS * 10))
+        table["verify.clock"].update(PAIR.pack(0), maps.CLOCK.pack(time.time_ns() - now, now + offload.LEASE_NS * 10))
 
     def _outgoing(self) -> tuple[bytes, bytes]:
         """A struct scent_outgoing in two parts; the four bytes of the key id are between them."""
         fragments = (bytes(layout.FRAGMENT_LEN),) * layout.FRAGMENTS
         out = Outgoing(0, self.now, bytes(4), KEY, 0, fragments, self.now + 10 * AGE)
-        _, value = entries.outgoing_entry(out, StampPair(0, 0, 0), time.time() - time.monotonic())
+        _, value = encode.outgoing_entry(out, StampPair(0, 0, 0), time.time() - time.monotonic())
         at = maps.OUTGOING_HEAD_AT + layout.SCENT_KEY_ID_AT
         return value[:at], value[at + 4 :]
 
@@ -137,7 +138,7 @@ class Crowd:
         packet = datagram(family, address_text(family, number), OWN[family])
         found = ip.parse(packet)
         head = tag.head(layout.FLAG_PORTS, 0, key_id(number), epoch, index, bytes(layout.FRAGMENT_LEN))
-        return ETHERNET[family] + ip.insert(packet, found, head + tag.compute(KEY, head, found))
+        return ETHERNET[family] + CARRIER_insert(packet, found, head + tag.compute(KEY, head, found))
 
     def stamp(self, frame: bytes) -> int:
         """Nanoseconds of a run; RuntimeError if the packet was not stamped."""

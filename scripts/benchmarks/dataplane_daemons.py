@@ -16,8 +16,8 @@ from typing import Any
 from benchmarks.dataplane_kinds import ENDS, Kind, until
 from benchmarks.lab import ADDRESS, LabError, call
 from scentd.control import client
-from scentd.control import keys as key_files
 from scentd.errors import ScentdError
+from scentd.state import key_files
 from scentd.wire import ip
 
 INTERVAL = "5s"

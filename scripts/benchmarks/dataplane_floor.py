@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.dataplane_kinds import Kind, inside
 from benchmarks.lab import ADDRESS, FAR, INTERFACE, MTU, NEAR, call
 from benchmarks.packets import GROWTH
-from scentd.datapath import bpfprog, libbpf, tcx
+from scentd.datapath.offload import bpfprog, libbpf, tcx
 from scentd.wire import ip, layout
 
 SOURCE = Path(__file__).with_name("floor.bpf.c")

@@ -12,11 +12,11 @@ from typing import Any
 
 from benchmarks.report import columns, spread
 from benchmarks.subject import Party
-from scentd import issue, score
-from scentd.config import Network
+from scentd.config.sections import Network
+from scentd.core.allocate.view import PeerView
+from scentd.core.pairs import Pair
+from scentd.core.profile import issue, score
 from scentd.model import Sample
-from scentd.pairs import Pair
-from scentd.view import NetworkView
 from scentd.wire import bloom, profile
 
 ROUNDS = 9
@@ -95,7 +95,7 @@ def verifying(party: Party) -> dict[str, Callable[[int], Any]]:
     sealed = b"".join(issuer.issue(statement, EPOCH)[0].fragments)
     seal_key = pair.receive_keys(EPOCH // PER_PERIOD).seal
     verifier, key_id = pair.public.verifier(), pair.public.key_id
-    view = NetworkView("near", pair.pseudonym_key(), (), pair.slots())
+    view = PeerView("near", pair.pseudonym_key(), (), pair.slots())
     opened = profile.seal(seal_key, EPOCH, sealed)
     body, signature = opened[:66], opened[66:]
     decoded = profile.decode_body(body, key_id, EPOCH)

@@ -10,15 +10,16 @@ import time
 from pathlib import Path
 
 from benchmarks.lab import FAR, MTU, NEAR, Lab, LabError
-from scentd import config as schema
-from scentd import issue
-from scentd.control import epochs
-from scentd.datapath import link
-from scentd.model import Statement
-from scentd.pairs import Pairs
-from scentd.stamp import Stamper
-from scentd.tables import Outgoing, StampTable
-from scentd.verify import Verifier
+from scentd.config.sections import Config
+from scentd.core.packet.stamp import Stamper
+from scentd.core.packet.verify import Verifier
+from scentd.core.pairs import Pairs
+from scentd.core.profile import issue
+from scentd.core.tables import StampTable
+from scentd.datapath.queue import link
+from scentd.kinds import config_from
+from scentd.model import Outgoing, Statement
+from scentd.state import epochs
 from scentd.wire import keys, layout
 
 STATEMENT = Statement(5, 0.42, {"cpu": 0.42, "memory": 0.6}, frozenset(("metric=cpu;level=medium",)))
@@ -48,8 +49,8 @@ class Party:
         self.folder.cleanup()
 
     @staticmethod
-    def _config(name: str, own: dict[int, str], other: dict[int, str], peer: keys.Identity) -> schema.Config:
-        return schema.from_dict(
+    def _config(name: str, own: dict[int, str], other: dict[int, str], peer: keys.Identity) -> Config:
+        return config_from(
             {
                 "network": [
                     {"name": name, "key_file": "-", "addresses": list(own.values()), "collect": [{"kind": "cpu"}]}
@@ -107,7 +108,7 @@ class Product:
         fd = theirs.fileno()
         # Closed, because a packet that a full queue lets pass would be counted by nobody.
         setup = link.Setup(stamp_queue, verify_queue, QUEUE_LENGTH, False, False, 0x10000000, 0x20000000)
-        self.process: subprocess.Popen[bytes] = lab.python(end, "scentd.datapath.worker", str(fd), pass_fds=[fd])
+        self.process: subprocess.Popen[bytes] = lab.python(end, "scentd.datapath.queue.worker", str(fd), pass_fds=[fd])
         theirs.close()
         self.counters: dict[str, int] = {}
         self._ours.sendall(link.frame(setup))

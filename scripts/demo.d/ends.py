@@ -15,7 +15,7 @@ from pyroute2 import IPSet
 from story import DemoError
 
 from scentd.control.client import ask, follow
-from scentd.datapath import bpfprog, tcx
+from scentd.datapath.offload import bpfprog, tcx
 from scentd.errors import HostError, ScentdError
 
 INTERVAL = 2  # seconds; 5 is the default, the reader's time is short

@@ -13,6 +13,7 @@ from lab import BRIDGE, INTERFACE, Host, Lab
 from story import DemoError
 
 from scentd.wire import ip, keys, layout, tag
+from scentd.wire.carrier import carrier_of
 
 ETH_P_ALL = 3
 SOL_PACKET, PACKET_ADD_MEMBERSHIP, PACKET_MR_PROMISC = 263, 1, 1
@@ -134,7 +135,8 @@ def forged(packet: bytes, host: Host, service_key: str) -> bytes:
     now = int(time.time())
     pair = keys.pair_secret(fresh, service)
     tag_key = keys.direction_keys(pair, fresh.public, service, keys.period_of(now)).tag
-    bare = from_source(ip.remove(packet, ip.parse(packet)), host)
-    found = ip.parse(bare)
+    parsed = ip.parse(packet)
+    bare = from_source(carrier_of(parsed).remove(packet, parsed), host)
+    parsed = ip.parse(bare)
     head = tag.head(layout.FLAG_PORTS, 0, fresh.public.key_id, now, 0, bytes(layout.FRAGMENT_LEN))
-    return ip.insert(bare, found, head + tag.compute(tag_key, head, found))
+    return carrier_of(parsed).insert(bare, parsed, head + tag.compute(tag_key, head, parsed))

@@ -13,7 +13,7 @@ from ends import START_MBIT, STEP_MBIT, End
 from lab import INTERFACE, Lab, wait_for
 from story import DemoError, Story
 
-from scentd.collect.proc import busy_share, parse_stat, read_proc
+from scentd.collect.cpu import busy_share, parse_stat, read_proc
 
 CALM_SECONDS = 20.0
 LOADED_SECONDS = 15.0

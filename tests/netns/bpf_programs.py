@@ -15,16 +15,16 @@ from typing import NamedTuple
 import wire_setup as setup
 from msgspec.structs import replace
 
-from scentd import entries, readings
-from scentd.datapath.bpfmap import F_LOCK, RingBuffer
-from scentd.datapath.bpfprog import prog_test_run
-from scentd.datapath.programs import Programs
+from scentd.core.offload import decode, encode
+from scentd.datapath.offload.bpfmap import F_LOCK, RingBuffer
+from scentd.datapath.offload.bpfprog import prog_test_run
+from scentd.datapath.offload.programs import Programs
 from scentd.wire import maps
 
 UNSPEC, SHOT = -1, 2  # TC_ACT_*
 IPV4, IPV6 = 0x0800, 0x86DD
 TO_US = bytes(6)
-MARKS = entries.Marks(verified=0x100, rejected=0x200)
+MARKS = encode.Marks(verified=0x100, rejected=0x200)
 LONG_NS = 10**15  # eleven days: no test ends a run of fragments, or the lease
 COARSE = 6  # CLOCK_MONOTONIC_COARSE of linux/time.h, the programs' clock
 
@@ -46,7 +46,7 @@ class Run(NamedTuple):
     packet: bytes
     mark: int
     counts: dict[str, int]
-    events: list[readings.Event]
+    events: list[decode.OffloadEvent]
 
 
 class Kernel:
@@ -55,14 +55,14 @@ class Kernel:
     def __init__(self) -> None:
         self._programs = Programs({})
         self._maps = self._programs.maps
-        self._events: list[readings.Event] = []
-        self._ring = RingBuffer(self._programs.events(), lambda data: self._events.append(readings.parse_event(data)))
+        self._events: list[decode.OffloadEvent] = []
+        self._ring = RingBuffer(self._programs.events(), lambda data: self._events.append(decode.parse_event(data)))
         self._pairs: frozenset[int] = frozenset()
         # As old as it may be, so that no test depends on its own speed.
         offset = time.time() - time.monotonic()
         pairs = {pair.pair: pair for pair in setup.STAMP_TABLE.pairs}
-        sent = [replace(out, expires=time.time() + LONG_NS / 1e9) for out in setup.outgoing()]
-        self.outgoing = dict(entries.outgoing_entry(out, pairs[out.pair], offset) for out in sent)
+        sent = {n: replace(out, expires=time.time() + LONG_NS / 1e9) for n, out in setup.outgoing().items()}
+        self.outgoing = dict(encode.outgoing_entry(pairs[number], out, offset) for number, out in sent.items())
 
     def close(self) -> None:
         self._ring.close()
@@ -71,13 +71,13 @@ class Kernel:
     # -- tables ----------------------------------------------------------
 
     def stamp_by(self, table=setup.STAMP_TABLE, unsigned: Sequence[str] = (), forwarded: int = 0) -> None:
-        made = entries.stamp_entries(table, unsigned, forwarded, LONG_NS)
+        made = encode.stamp_entries(table, unsigned, forwarded, LONG_NS)
         self._configure("stamp", made.prefixes, made.settings)
 
     def verify_by(self, table=setup.VERIFY_TABLE, marks=MARKS, quarantine: dict[str, int] | None = None) -> None:
         """`quarantine`: CLOCK_MONOTONIC seconds of release by prefix."""
-        made = entries.verify_entries(table, (), marks)
-        prefixes = made.prefixes | entries.quarantine_entries(quarantine or {})
+        made = encode.verify_entries(table, (), marks)
+        prefixes = made.prefixes | encode.quarantine_entries(quarantine or {})
         self._configure("verify", prefixes, made.settings_for(prefixes))
         self._fill("verify.identities", made.identities)
         self._pairs = made.pairs
@@ -85,14 +85,14 @@ class Kernel:
     def _configure(self, name: str, prefixes: dict[bytes, bytes], settings: bytes) -> None:
         self._fill(f"{name}.prefixes", prefixes)
         for which in (0, 1):
-            self._maps[f"{name}.settings"].update(entries.PAIR.pack(which), settings)
+            self._maps[f"{name}.settings"].update(encode.PAIR.pack(which), settings)
         self._turn(name)
 
     def _turn(self, name: str) -> None:
         """What the program keeps about addresses that it has seen holds until the selector turns."""
-        selector, zero = self._maps[f"{name}.selector"], entries.PAIR.pack(0)
-        [turns] = entries.PAIR.unpack(selector.lookup(zero))
-        selector.update(zero, entries.PAIR.pack(turns + 1))
+        selector, zero = self._maps[f"{name}.selector"], encode.PAIR.pack(0)
+        [turns] = encode.PAIR.unpack(selector.lookup(zero))
+        selector.update(zero, encode.PAIR.pack(turns + 1))
 
     def _fill(self, name: str, want: dict[bytes, bytes]) -> None:
         there = self._maps[name]
@@ -118,7 +118,7 @@ class Kernel:
     def fresh_verifier(self, forget: bool = True) -> None:
         """Nothing was seen yet; no processor remembers a flow, with `forget` nor addresses either."""
         empty = bytes(maps.RECEIVING_SIZE)
-        self._fill("verify.receiving", {entries.PAIR.pack(pair): empty for pair in self._pairs})
+        self._fill("verify.receiving", {encode.PAIR.pack(pair): empty for pair in self._pairs})
         self._fill("verify.nodes", {})
         if forget:
             self._turn("verify")
@@ -153,8 +153,8 @@ class Kernel:
                 return ran
 
     def _set_clock(self, tick: int, now: float, lease: int) -> None:
-        clock = maps.CLOCK.pack(entries.nanoseconds(now) - tick, max(tick + lease, 0))
-        self._maps["verify.clock"].update(entries.PAIR.pack(0), clock)
+        clock = maps.CLOCK.pack(encode.nanoseconds(now) - tick, max(tick + lease, 0))
+        self._maps["verify.clock"].update(encode.PAIR.pack(0), clock)
 
     def _run(
         self,
@@ -183,24 +183,24 @@ class Kernel:
 
     def _counts(self, name: str) -> dict[str, int]:
         size, read = {
-            "stamp": (maps.STAMP_COUNTERS, readings.counters_stamp),
-            "verify": (maps.VERIFY_COUNTERS, readings.counters_verify),
+            "stamp": (maps.STAMP_COUNTERS, decode.counters_stamp),
+            "verify": (maps.VERIFY_COUNTERS, decode.counters_verify),
         }[name]
         totals = [0] * size
         for key, value in self._maps[f"{name}.counters"].items():
             processors = Struct(f"={len(value) // 8}Q").unpack(value)
-            totals[entries.PAIR.unpack(key)[0]] = sum(processors)
+            totals[encode.PAIR.unpack(key)[0]] = sum(processors)
         return read(totals)
 
     # -- what was kept ---------------------------------------------------
 
-    def states(self) -> dict[int, readings.Receiving]:
+    def states(self) -> dict[int, decode.PairState]:
         found = self._maps["verify.receiving"].items(F_LOCK)
-        return {entries.PAIR.unpack(key)[0]: readings.parse_receiving(value) for key, value in found}
+        return {encode.PAIR.unpack(key)[0]: decode.parse_receiving(value) for key, value in found}
 
     def nodes(self) -> dict[int, set[bytes]]:
         """Source addresses of accepted packets, by pair."""
         made: dict[int, set[bytes]] = {}
-        for pair, address in map(readings.node, self._maps["verify.nodes"].keys()):
+        for pair, address in map(decode.node, self._maps["verify.nodes"].keys()):
             made.setdefault(pair, set()).add(address)
         return made

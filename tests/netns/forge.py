@@ -12,10 +12,9 @@ from ipaddress import ip_address
 
 from hosts import Node
 
-from scentd import stamp
-from scentd.issue import IssuedPair, Issuer, metric_slots
-from scentd.model import Statement
-from scentd.tables import Outgoing
+from scentd.core.packet import stamp
+from scentd.core.profile.issue import IssuedPair, Issuer, metric_slots
+from scentd.model import Outgoing, Statement
 from scentd.wire import ip, keys, layout
 
 IP_OPTIONS, IPV6_DSTOPTS = 4, 59
@@ -24,7 +23,7 @@ QUIET = Statement(5, 0.5, {"cpu": 0.5}, frozenset())
 
 def issued(sender: keys.Identity, receiver: Node, epoch: int, statement: Statement = QUIET) -> Outgoing:
     """What a stamper of `sender` would put on packets to the receiver in an epoch."""
-    pair = IssuedPair(0, sender, receiver.identity.public)
+    pair = IssuedPair("", receiver.name, sender, receiver.identity.public)
     return Issuer(sender, [pair], metric_slots({})).issue(statement, epoch)[0]
 
 

@@ -28,8 +28,8 @@ from typing import Any
 from topology import Host, Topology
 
 from scentd.control import client
-from scentd.control import keys as key_files
 from scentd.errors import ScentdError
+from scentd.state import key_files
 from scentd.wire import keys
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,7 +91,7 @@ class Node:
         self.log = self.directory / "log"
         self.network: dict[str, Any] = {"interval": "2s"}
         if issues:
-            self.network["collect"] = [{"kind": "memory"}, {"kind": "eve", "socket": str(self.eve), "hold": "4s"}]
+            self.network["source"] = [{"kind": "memory"}, {"kind": "eve", "socket": str(self.eve), "hold": "4s"}]
         self.peers: list[dict[str, Any]] = []
         self.sections: dict[str, Any] = {}
         self.process: subprocess.Popen[Any] | None = None
@@ -153,7 +153,7 @@ class Node:
         if not self.running():
             raise AssertionError(f"{self.name} ended: {self.log.read_text()[-3000:]}")
         with suppress(ScentdError):
-            return bool(self.status()["networks"][0].get("issued") or "collect" not in self.network)
+            return bool(self.status()["networks"][0].get("issued") or "source" not in self.network)
         return False
 
     def running(self) -> bool:

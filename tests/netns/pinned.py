@@ -9,8 +9,8 @@ from pathlib import Path
 
 from hosts import Node
 
-from scentd.datapath import pins
-from scentd.datapath.bpfmap import Map
+from scentd.datapath.offload import pins
+from scentd.datapath.offload.bpfmap import Map
 from scentd.wire import maps
 
 

@@ -17,7 +17,7 @@ QUARANTINE = {"kind": "quarantine", "timeout": "2s"}
 def nodes(tmp_path_factory):
     with pair("al", tmp_path_factory.mktemp("al")) as (a, b):
         a.network["interval"] = "6s"
-        a.network["collect"][1]["hold"] = "3s"
+        a.network["source"][1]["hold"] = "3s"
         b.sections["policy"] = [{"name": "isolate", "when": "threat >= 0.5", "do": QUARANTINE}]
         start(a, b)
         yield a, b

@@ -56,7 +56,7 @@ def nodes(tmp_path_factory):
         thread.start()
         try:
             url = f"http://127.0.0.1:{pages.server_port}/metrics"
-            b.network["collect"].append({"kind": "prometheus", "url": url, "series": "load", "full": 100})
+            b.network["source"].append({"kind": "prometheus", "url": url, "series": "load", "full": 100})
             b.sections["daemon"] = {"decision_log": str(full / "decisions.jsonl")}
             b.sections["verify"] = {"absent": "drop"}  # strangers, too
             b.sections["policy"] = [{"name": "always", "when": "threat >= 0", "do": hook(pages.server_port)}]

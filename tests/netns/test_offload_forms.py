@@ -47,7 +47,7 @@ def nodes(request, tmp_path_factory):
     directory = tmp_path_factory.mktemp("ef")
     with bpffs(directory / "bpf") as bpf, pair("ef", directory) as (a, b):
         a.network["interval"] = "40s"  # nothing but the test's packets, once a profile has arrived
-        b.network.pop("collect")
+        b.network.pop("source")
         a.peers, b.peers = [peer_of(b, verify=False)], [peer_of(a)]
         if request.param:
             offloaded(bpf, a, b)

@@ -20,9 +20,9 @@ from hosts import Node, acquainted, environment, peer_of, say, start, steady, tr
 from pyroute2 import IPRoute
 from topology import Topology
 
-from scentd.control import keys as key_files
-from scentd.datapath import bpfprog, libbpf
-from scentd.datapath.bpfmap import Map
+from scentd.datapath.offload import bpfprog, libbpf
+from scentd.datapath.offload.bpfmap import Map
+from scentd.state import key_files
 from scentd.wire import keys
 
 pytestmark = pytest.mark.netns
@@ -231,7 +231,7 @@ def test_many_peers(tmp_path, capsys):
         net.link(a.host, b.host, ipv4="10.1.0.0/24", ipv6="fd00:1::/64")
         strangers = [stranger(n) for n in range(MANY + MORE)]
         a.network |= {"interval": "30s"}
-        b.network.pop("collect")
+        b.network.pop("source")
         a.peers, b.peers = [peer_of(b, verify=False)], [strict(a), *strangers[:MANY]]
         offloaded(bpf, a, b)
         a.start()

@@ -20,9 +20,9 @@ from compiled import bpffs
 from edges import grown, in_place, offloaded, offloaded_pair, totals
 from hosts import answered, pair, peer_of, start, until
 
-from scentd.datapath import pins
-from scentd.datapath.bpfmap import Map
-from scentd.datapath.programs import place
+from scentd.datapath.offload import pins
+from scentd.datapath.offload.bpfmap import Map
+from scentd.datapath.offload.programs import place
 from scentd.model import Statement
 from scentd.wire import ip, layout, tag
 

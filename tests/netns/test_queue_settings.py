@@ -15,8 +15,8 @@ import pytest
 from hosts import environment
 from topology import Topology
 
-from scentd.datapath import nfqueue
-from scentd.datapath.nfqueue import Queue
+from scentd.datapath.queue import nfqueue
+from scentd.datapath.queue.nfqueue import Queue
 from scentd.errors import HostError
 
 pytestmark = pytest.mark.netns

@@ -10,7 +10,7 @@ import sys
 import pytest
 from hosts import Node, acquainted, answered, environment, pair, peer_of, start, steady, until
 
-from scentd.control import keys as key_files
+from scentd.state import key_files
 from scentd.wire.keys import identity
 
 pytestmark = pytest.mark.netns
@@ -65,7 +65,7 @@ def test_no_packet_is_lost(nodes, version):
 
 def test_new_weights_are_in_the_next_profile(nodes):
     a, b = nodes
-    a.network["collect"][0:1] = [{"kind": "memory"}, {"kind": "cpu"}]
+    a.network["source"][0:1] = [{"kind": "memory"}, {"kind": "cpu"}]
     a.network["weights"] = {"memory": 0.0, "threat": 0.0, "cpu": 1.0}
     epoch = b.epoch(a)
     a.reload()

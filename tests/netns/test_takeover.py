@@ -22,7 +22,7 @@ from test_daemon import snapshot
 from test_reload import stranger
 from topology import Topology
 
-from scentd.control import keys as key_files
+from scentd.state import key_files
 
 pytestmark = pytest.mark.netns
 

@@ -14,7 +14,7 @@ import forge
 import pytest
 from hosts import Node, answered, pair, peer_of, start, until
 
-from scentd.control import keys as key_files
+from scentd.state import key_files
 from scentd.wire import keys, layout
 
 pytestmark = pytest.mark.netns

@@ -1,0 +1,111 @@
+"""The language of policies: CEL (Common Expression Language, cel.dev) and `has("item")`.
+
+`compile` makes a program of an expression; `check` finds the mistakes of policies when a configuration
+is loaded. core/allocate/decide.py says what the variables mean, and sets them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import cel
+
+from scentd.config.schema import suggestion
+from scentd.wire import layout
+
+LENGTH_MAX = 1000  # characters; the CEL parser overflows its stack on chains of some 20,000 operators
+NUMBERS = ("overall", "load", "age", "interval", "epoch")  # besides the metrics
+HAS_FUNCTION = "Has"  # what has("...") is called in the compiled program
+RENAMED = {"network": "; it is called peer now"}
+FUNCTIONS = ("has", "size", "int", "double", "string", "contains", "startsWith", "endsWith", "matches", "type")
+
+# In CEL has() is a macro that takes a field and nothing else; ours takes text. The new name is as long, so that
+# columns in error messages stay right. Literals and comments are matched first, to be left alone.
+HAS = re.compile(
+    r"""(?P<keep>//[^\n]*
+      | [bB]?[rR][bB]?(?:\"\"\".*?\"\"\"|'''.*?'''|"[^"\n]*"|'[^'\n]*')
+      | \"\"\"(?:\\.|.)*?\"\"\" | '''(?:\\.|.)*?'''
+      | "(?:\\.|[^"\\\n])*" | '(?:\\.|[^'\\\n])*')
+      | (?<![\w.])has(?=\s*\(\s*[rR]?["'])""",
+    re.VERBOSE | re.DOTALL,
+)
+
+
+def compile(when: str) -> Any:
+    """The compiled expression. Raises ValueError, "column 5: what is wrong"."""
+    if len(when) > LENGTH_MAX:
+        raise ValueError(f"{len(when)} characters; at most {LENGTH_MAX}, so make two policies of it")
+    try:
+        return cel.compile(HAS.sub(lambda m: m["keep"] or HAS_FUNCTION, when))
+    except ValueError as error:
+        raise ValueError(syntax_error(str(error))) from None
+
+
+def syntax_error(message: str) -> str:
+    """The parser's first complaint, in one line. has() of anything but text is a macro of CEL."""
+    found = re.search(r"ERROR: <input>:(\d+):(\d+): (?:Syntax error: )?([^\n]*)", message)
+    if found is None:
+        return "not a CEL expression: too many nested brackets or operators; make two policies of it"
+    line, column, what = found.groups()
+    if "Recursion limit" in what:
+        what = "brackets nested too deep; make two policies of it"
+    what = re.sub(r"\s*expecting .*", "", what).replace("mismatched input '<EOF>'", "ends too early")
+    if "has() macro" in what:
+        what = 'has takes a text: has("region=eu-west")'
+    return f"{'' if line == '1' else f'line {line}, '}column {column}: {what}"
+
+
+def check(expressions: Sequence[str], private_metrics: Collection[str]) -> list[str]:
+    """Mistakes in the policies' expressions, in the order of the policies, each as "policy[i].when: what".
+
+    `private_metrics` are the names that the peers' `metrics` give to private slots.
+    """
+    known = sorted({*layout.METRICS.values(), *private_metrics, *NUMBERS, "peer"})
+    return [f"policy[{i}].when: {mistake}" for i, when in enumerate(expressions) for mistake in check_when(when, known)]
+
+
+def check_peers(named: Sequence[str], peers: Sequence[str]) -> list[str]:
+    """Of the names that policies give, in their order, those that are no peer's; * is everybody."""
+    return [
+        f"policy[{i}].peer: no peer is named {name!r}{suggestion(name, peers)}"
+        for i, name in enumerate(named)
+        if name != "*" and name not in peers
+    ]
+
+
+def check_when(when: str, known: Sequence[str]) -> list[str]:
+    try:
+        program = compile(when)
+    except ValueError as error:
+        return [str(error)]
+    used = program.references()
+    operators = ("_", "!", "-", "@")
+    allowed = {*FUNCTIONS, HAS_FUNCTION}
+    calls = sorted(f for f in used["functions"] if not f.startswith(operators) and f not in allowed)
+    names = sorted(v for v in used["variables"] if v not in known and v not in FUNCTIONS)
+    problems = [f"no such function: {f}{suggestion(f, FUNCTIONS)}" for f in calls]
+    problems += [f"unknown variable: {v}{RENAMED.get(v) or suggestion(v, known)}" for v in names]
+    return problems or trial(program, known)
+
+
+def trial(program: Any, known: Sequence[str]) -> list[str]:
+    """Mistakes of type, found by evaluating on made-up values."""
+    for number in (0.0, 0.4, 1.0):
+        for found in (True, False):
+            values: dict[str, Any] = {
+                **dict.fromkeys(known, number),
+                "peer": "n",
+                HAS_FUNCTION: lambda _, f=found: f,
+            }
+            try:
+                result = program.execute(values)
+            except (ValueError, TypeError, RuntimeError) as error:
+                way_out = "write numbers as 1.0, not 1" if isinstance(error, TypeError) else "see the CEL specification"
+                return [f"{str(error).split('. ')[0]}; {way_out}"]
+            except ArithmeticError:
+                continue
+            if not isinstance(result, bool):
+                return [f"gives {result!r}, not true or false; compare it with something, e.g. cpu > 0.8"]
+    return []

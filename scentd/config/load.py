@@ -1,0 +1,36 @@
+"""The only reader of the configuration file.
+
+`load(path, kinds)` returns a Config or raises ConfigError with every mistake of the file at once, each under its
+path. The sections of a kind come from the tables of kinds; nothing is started.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from scentd.config.schema import Kinds, convert
+from scentd.config.sections import Config
+from scentd.errors import ConfigError
+
+
+def load(path: str | Path, kinds: Kinds) -> Config:
+    """Read and check a configuration file. Raises ConfigError with all its mistakes."""
+    try:
+        text = Path(path).read_text()
+        data = tomllib.loads(text)
+    except OSError as error:
+        raise ConfigError([f"{path}: {error.strerror}; name the file with --config"]) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path}: not valid TOML: {error}"]) from None
+    return from_data(data, kinds)
+
+
+def from_data(data: dict[str, Any], kinds: Kinds) -> Config:
+    """A checked Config from parsed TOML. Raises ConfigError."""
+    problems: list[str] = []
+    config = convert(data, Config, "", problems, kinds)
+    if problems:
+        raise ConfigError(problems)
+    return config

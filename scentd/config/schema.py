@@ -1,0 +1,162 @@
+"""Turn parsed TOML into msgspec Structs, reporting every mistake at once with its path.
+
+msgspec stops at the first mistake; a user who repairs a file wants them all. So
+structs, lists of structs and sections of a kind are walked here, and msgspec converts
+the leaves.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import math
+import typing
+from collections.abc import Mapping
+from ipaddress import ip_network
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from scentd.config import units
+
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+Kinds = Mapping[str, Mapping[str, type["Table"]]]  # by table ("source", "action"), then by kind: the section's type
+
+
+class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of every section: immutable, and an unknown key is an error."""
+
+    renamed: typing.ClassVar[Mapping[str, str]] = {}  # old keys of the file -> what they are called now
+
+    def mistakes(self, path: str) -> list[str]:
+        """What a type cannot say, as "path.field: what, and the way out"."""
+        return []
+
+
+def of_kind(table: str) -> Any:
+    """The annotation of a field that holds a section of a kind: which table of kinds tells its type."""
+    return Meta(extra={"kinds": table})
+
+
+def kind_of(section: Table) -> str:
+    """What `kind` says in the file."""
+    return str(section.__struct_config__.tag)
+
+
+def convert(data: Any, kind: Any, path: str, problems: list[str], kinds: Kinds) -> Any:
+    """`data` as `kind`, or None with an entry "path: mistake" in `problems` for each mistake."""
+    kind, extra = unwrap(kind)
+    if "kinds" in extra:
+        variants = kinds[extra["kinds"]]
+        struct = pick_kind(data, variants, path, problems) if isinstance(data, dict) else Table
+        return None if struct is None else convert_struct(data, struct, path, problems, kinds)
+    if isinstance(kind, type) and issubclass(kind, Table):
+        return convert_struct(data, kind, path, problems, kinds)
+    if typing.get_origin(kind) is list and isinstance(data, list):
+        (item,) = typing.get_args(kind)
+        if is_section(item):
+            items = [convert(d, item, f"{path}[{i}]", problems, kinds) for i, d in enumerate(data)]
+            return [i for i in items if i is not None]
+    try:
+        return units.parse(data, extra["unit"]) if "unit" in extra else msgspec.convert(data, kind)
+    except (ValueError, msgspec.ValidationError) as error:
+        problems.append(f"{path}: {error}")
+        return None
+
+
+def unwrap(kind: Any) -> tuple[Any, dict[str, Any]]:
+    """The type to convert to and what its annotation says; a quantity may be optional (Seconds | None)."""
+    inner = () if typing.get_origin(kind) is list else typing.get_args(kind)
+    for candidate in (kind, *inner):
+        for meta in getattr(candidate, "__metadata__", ()):
+            if meta.extra:
+                return candidate, meta.extra
+    return kind, {}
+
+
+def is_section(kind: Any) -> bool:
+    kind, extra = unwrap(kind)
+    return "kinds" in extra or (isinstance(kind, type) and issubclass(kind, Table))
+
+
+def convert_struct(data: Any, struct: type[Table], path: str, problems: list[str], kinds: Kinds) -> Any:
+    """The struct made of what is right (defaults stand in for the rest, so that its own rules are checked, too)."""
+    if not isinstance(data, dict):
+        problems.append(f"{path}: expected a table, got {type(data).__name__}")
+        return None
+    tag_field = struct.__struct_config__.tag_field
+    hints, fields = members(struct)
+    values = {}
+    for key, value in data.items():
+        if key in fields:
+            name, before = fields[key].name, len(problems)
+            converted = convert(value, hints[name], join(path, key), problems, kinds)
+            if converted is not None or len(problems) == before:
+                values[name] = converted
+        elif key in struct.renamed:
+            problems.append(f"{join(path, key)}: is called {join(path, struct.renamed[key])} now; write that name")
+        elif key != tag_field:
+            problems.append(f"{join(path, key)}: unknown key{suggestion(key, fields)}")
+    missing = [key for key, field in fields.items() if field.required and key not in data]
+    problems += [f"{join(path, key)}: missing" for key in missing]
+    if any(field.required and field.name not in values for field in fields.values()):
+        return None
+    made = struct(**values)
+    problems += made.mistakes(path)
+    return made
+
+
+@functools.cache
+def members(struct: type[Table]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Types by attribute name, and fields by their names in the file. Looking them up takes longer than converting."""
+    fields = {f.encode_name: f for f in msgspec.structs.fields(struct)}
+    return typing.get_type_hints(struct, include_extras=True), fields
+
+
+def pick_kind(
+    data: dict[str, Any], variants: Mapping[str, type[Table]], path: str, problems: list[str]
+) -> type[Table] | None:
+    tag = data.get("kind")
+    if isinstance(tag, str) and tag in variants:
+        return variants[tag]
+    choices = ", ".join(f'"{t}"' for t in variants)
+    problems.append(f"{join(path, 'kind')}: {'missing' if tag is None else f'unknown: {tag!r}'}; one of {choices}")
+    return None
+
+
+def join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+def suggestion(key: str, known: Any) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"
+
+
+# -- rules that several sections share -----------------------------------
+
+
+def duplicates(section: str, names: list[str]) -> list[str]:
+    """Mistakes of an array of tables whose names are not unique."""
+    seen: set[str] = set()
+    problems = []
+    for i, name in enumerate(names):
+        if name in seen:
+            problems.append(f"{section}[{i}].name: {name!r} is there already; names are unique")
+        seen.add(name)
+    return problems
+
+
+def check_positive(section: Table, path: str, *fields: str) -> list[str]:
+    return [f"{path}.{f}: must be more than 0" for f in fields if not 0 < getattr(section, f) < math.inf]
+
+
+def check_prefixes(addresses: list[str], path: str) -> list[str]:
+    problems = []
+    for i, text in enumerate(addresses):
+        try:
+            ip_network(text)
+        except ValueError as error:
+            problems.append(f"{path}[{i}]: {error}; write 10.1.0.0/24, 10.1.0.7 or fd00:1::/64")
+    return problems

@@ -1,0 +1,189 @@
+"""The status document: the whole state of a daemon for people and programs. It holds no secret.
+
+This is the one place that says what is in it; `scentd status --json`, the exporter and every view read it, and
+status.schema.json (scripts/gen-schema) is its JSON Schema. `schema` is raised when a field changes its name or meaning.
+
+Lists that grow with networks, peers, nodes or decisions are bounded: the first LIMIT by rank (largest threat,
+then load), and in `omitted` a sum for the rest. A request with limit 0 gets all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+from msgspec import Struct
+
+from scentd.model import SCHEMA, Decision
+
+LIMIT = 100  # entries of a list, unless the request says otherwise
+AFFECTED_MAX = 100  # addresses of a peer's affected nodes that are named; `affected_count` counts all
+
+T = TypeVar("T")
+
+
+class OffloadStatus(Struct, frozen=True, kw_only=True):
+    mechanism: str | None = None  # tcx or clsact
+    egress: list[str] = []  # interfaces to peers by which the program stamps
+    ingress: list[str] = []  # interfaces on which it verifies
+    why_not: str = ""  # the reason, where there is no offload
+
+
+class NetworkStatus(Struct, frozen=True, kw_only=True):
+    """One [[network]]: what this host does for it, and the last statement that it issued here."""
+
+    name: str
+    key_id: str  # "" on a host without its key
+    signs: bool
+    stamps: bool
+    collectors: dict[str, int] = {}  # counters of its sources here
+    epoch: int = 0
+    issued: int = 0
+    refused: int = 0  # profiles of ours that did not verify
+    interval: float = 0.0  # seconds
+    overall: float | None = None
+    levels: dict[str, float] = {}
+    items: list[str] = []
+    affected: list[str] = []
+
+
+class Glance(Struct, frozen=True):
+    load: float
+    threat: float
+
+
+class ProfileStatus(Struct, frozen=True, kw_only=True):
+    """The newest verified profile of a peer."""
+
+    epoch: int
+    interval: int
+    age: float  # seconds since it came in
+    overall: float | None
+    levels: dict[str, float]
+    glance: Glance
+    nodes: int
+    affected: list[str]
+    affected_count: int
+
+
+class PeerStatus(Struct, frozen=True, kw_only=True):
+    """One [[peer]] as one network of ours knows it."""
+
+    name: str
+    network: str
+    key_id: str
+    highest_epoch: int
+    profile: ProfileStatus | None
+
+
+class BeaconStatus(Struct, frozen=True, kw_only=True):
+    sent: int
+    failed: int
+    received: int
+
+
+class ResourceStatus(Struct, frozen=True, kw_only=True):
+    """One resource of the desired allocation."""
+
+    kind: str  # of the action that set it
+    resource: str
+    peer: str
+    text: str  # what it should be
+    amount: float | None = None
+    unit: str = ""
+    until: float | None = None  # Unix time of its release, if that is known
+
+
+class PolicyStatus(Struct, frozen=True, kw_only=True):
+    """How one policy has stood, over all its peers, since the daemon's start or its last change."""
+
+    policy: str
+    outcomes: dict[str, int]  # how often it was looked at with each outcome
+    true_now: int  # peers for which it holds, or is in its pause after it fired
+    fired_at: float | None  # Unix time
+
+
+class DelayStatus(Struct, frozen=True, kw_only=True):
+    """Seconds from one step to the next. `alarm` begins with a glance, `profile` with a whole profile."""
+
+    name: str  # alarm_decided, alarm_applied, profile_decided, profile_applied: all since it was accepted
+    count: int
+    mean: float
+    largest: float
+    last: float
+
+
+class AllocationStatus(Struct, frozen=True, kw_only=True):
+    resources: list[ResourceStatus]
+    decisions: dict[str, int]  # by action
+    policies: list[PolicyStatus]
+    delays: list[DelayStatus]
+
+
+class Omitted(Struct, frozen=True, kw_only=True):
+    """What the lists leave out, as sums."""
+
+    networks: int = 0
+    issued: int = 0  # by those networks
+    peers: int = 0
+    peers_without_profile: int = 0  # among them
+    resources: dict[str, int] = {}  # by kind
+    policies: int = 0
+
+
+class Status(Struct, frozen=True, kw_only=True):
+    schema: int = SCHEMA
+    version: str
+    started: float  # Unix time
+    config: str
+    datapath: str  # nfqueue, or nfqueue+ebpf
+    offload: OffloadStatus
+    workers: list[int]  # process ids
+    worker_restarts: int
+    reloads: dict[str, int]  # applied, refused
+    networks: list[NetworkStatus]
+    peers: list[PeerStatus]
+    omitted: Omitted
+    stamped: int  # packets
+    accepted: int
+    absent: int
+    rejected: dict[str, int]  # by reason
+    treated: dict[str, int]  # by "verdict:treatment"
+    unstamped: dict[str, int]  # by reason
+    profiles: int
+    profile_errors: dict[str, int]  # by reason
+    beacons: BeaconStatus
+    other: dict[str, int]
+    allocation: AllocationStatus
+    actuators: dict[str, int]
+
+
+class PolicyAssessment(Struct, frozen=True, kw_only=True):
+    policy: str
+    outcome: str
+    detail: str
+    reason: str
+
+
+class Explanation(Struct, frozen=True, kw_only=True):
+    """Why a peer is treated as it is: the answer to `scentd explain`."""
+
+    schema: int = SCHEMA
+    peer: str
+    policies: list[PolicyAssessment]
+    decisions: list[Decision]  # newest first
+
+
+def bounded(entries: Sequence[T], limit: int, rank: Callable[[T], object]) -> tuple[list[T], list[T]]:
+    """(the first `limit` by rank, largest first; the rest). With no more than that, or limit 0, all as they come."""
+    if not limit or len(entries) <= limit:
+        return list(entries), []
+    ordered = sorted(entries, key=rank, reverse=True)  # type: ignore[arg-type]
+    return ordered[:limit], ordered[limit:]
+
+
+def counted(names: Iterable[str]) -> dict[str, int]:
+    totals: dict[str, int] = {}
+    for name in names:
+        totals[name] = totals.get(name, 0) + 1
+    return totals

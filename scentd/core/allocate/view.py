@@ -1,0 +1,109 @@
+"""Views: what is known of each peer, from its verified profiles and glances. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from ipaddress import ip_address
+
+from scentd.model import Profile, View
+from scentd.prefix import Address, Prefix
+from scentd.wire import bloom, layout, profile
+
+HISTORY = 16  # profiles kept per peer, newest first
+NODE_SECONDS = 300.0  # an address not seen for so long is no node any more
+PRUNE_SECONDS = 1.0
+MAX_NODES = 4096  # nodes remembered per peer
+
+
+class PeerView:
+    """The state behind one peer's View."""
+
+    def __init__(self, peer: str, pseudonym_key: bytes, prefixes: tuple[Prefix, ...], slots: Mapping[str, int]):
+        """`slots` maps metric names to level slots, the peer's private ones included."""
+        self.peer = peer
+        self.prefixes = prefixes
+        self._pseudonym_key = pseudonym_key
+        self._names = {slot: name for name, slot in slots.items()}
+        self._bits = bloom.load(bytes(layout.BLOOM_LEN))
+        self._profiles: tuple[Profile, ...] = ()
+        self._received_at = 0.0
+        self._glance = (0.0, 0.0)
+        self._glance_epoch = 0
+        self._glance_at = 0.0
+        self._nodes: dict[Address, float] = {}  # last seen, oldest first
+        self._items: dict[Address, list[str]] = {}  # what marks a node; computed once
+        self._marked: dict[Address, bool] = {}  # by the newest profile
+        self._pruned_at = 0.0
+
+    def take_glance(self, epoch: int, load: float, threat: float, now: float) -> bool:
+        """Note an accepted packet's glance; True if it says something new."""
+        if epoch < self._glance_epoch:
+            return False
+        changed = (load, threat) != self._glance
+        self._glance_epoch, self._glance = epoch, (load, threat)
+        if changed:
+            self._glance_at = now
+        return changed
+
+    def take_profile(self, body: profile.Body, now: float) -> Profile | None:
+        """The Profile, or None if it is not newer than the newest: the packet path keeps order, a bus does not."""
+        if self._profiles and body.epoch <= self._profiles[0].epoch:
+            return None
+        levels = {self._names[slot]: value for slot, value in body.levels.items() if slot in self._names}
+        made = Profile(self.peer, body.epoch, body.interval, body.overall, levels, body.bloom)
+        self._profiles = (made, *self._profiles[: HISTORY - 1])
+        self._received_at = now
+        self._marked.clear()
+        self._bits = bloom.load(body.bloom)
+        return made
+
+    def take_nodes(self, addresses: Iterable[bytes], now: float) -> None:
+        """Note source addresses. When there are too many the one not seen for longest goes, so none can hide."""
+        for packed in addresses:
+            node = ip_address(packed)
+            self._nodes.pop(node, None)
+            self._nodes[node] = now
+            if len(self._nodes) > MAX_NODES:
+                self._forget(next(iter(self._nodes)))
+        if not 0 <= now - self._pruned_at < PRUNE_SECONDS:
+            self._pruned_at = now
+            for node in [n for n, at in self._nodes.items() if now - at > NODE_SECONDS]:
+                self._forget(node)
+
+    def _forget(self, node: Address) -> None:
+        del self._nodes[node]
+        self._items.pop(node, None)
+        self._marked.pop(node, None)
+
+    def view(self, now: float) -> View | None:
+        """The View, or None before the first profile."""
+        if not self._profiles:
+            return None
+        nodes = frozenset(a for a, at in self._nodes.items() if now - at <= NODE_SECONDS)
+        return View(
+            peer=self.peer,
+            profiles=self._profiles,
+            received_at=self._received_at,
+            glance_load=self._glance[0],
+            glance_threat=self._glance[1],
+            glance_at=self._glance_at,
+            nodes=nodes,
+            affected=self._affected(nodes),
+            prefixes=self.prefixes,
+        )
+
+    def _affected(self, nodes: frozenset[Address]) -> frozenset[Address]:
+        """The nodes that the newest profile marks; looked for only while it reports a threat."""
+        newest = self._profiles[0]
+        if not newest.threat:
+            return frozenset()
+        return frozenset(node for node in nodes if self._is_marked(node, newest.epoch))
+
+    def _is_marked(self, node: Address, epoch: int) -> bool:
+        marked = self._marked.get(node)
+        if marked is None:
+            if node not in self._items:
+                self._items[node] = profile.event_items(self._pseudonym_key, (node,))
+            marked = all(bloom.holds(self._bits, epoch, item) for item in self._items[node])
+            self._marked[node] = marked
+        return marked

@@ -1,0 +1,173 @@
+"""From a configuration and its identities to the tables of the packet path. Pure.
+
+A pair is one local network and one peer. Between roles and hosts it is known by the two names; its number is this
+host's own. The number stays the same over reloads, so that workers keep what they know of it, and over restarts,
+because the offload's maps outlive the daemon.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from scentd.config.sections import Config, Network, Peer
+from scentd.core.profile.issue import IssuedPair, metric_slots
+from scentd.core.tables import Incoming, StampPair, StampTable, Treatments, VerifyTable
+from scentd.wire import keys
+from scentd.wire.carrier import CARRIERS, NATIVE
+
+ANY = ("0.0.0.0/0", "::/0")
+PairName = tuple[str, str]  # the network's name, the peer's name
+
+
+@dataclass(frozen=True, repr=False)
+class PairSecret:
+    """What only the two ends of a pair can derive; there is none on a host without the network's private key."""
+
+    identity: keys.Identity
+    public: keys.Public
+    issued: IssuedPair  # this end sends
+
+    def receive_keys(self, period: int) -> keys.PairKeys:
+        return keys.direction_keys(self.issued.secret, self.public, self.identity.public, period)
+
+    def tag_key(self, epoch: int) -> bytes:
+        """What this end's packets of an epoch are tagged with."""
+        ends = self.identity.public, self.public
+        return keys.direction_keys(self.issued.secret, *ends, keys.period_of(epoch)).tag
+
+    def pseudonym_key(self) -> bytes:
+        """Of the peer's nodes, as it names them to us."""
+        return keys.pseudonym_key(self.issued.secret, self.public, self.identity.public)
+
+
+@dataclass(frozen=True, repr=False)
+class Pair:
+    """One local network and one peer."""
+
+    number: int
+    network: Network
+    peer: Peer
+    public: keys.Public  # the peer's
+    secret: PairSecret | None
+
+    @property
+    def name(self) -> PairName:
+        return self.network.name, self.peer.name
+
+    @property
+    def stamps(self) -> bool:
+        """Whether this host scents its packets."""
+        return self.network.stamps and self.peer.stamp
+
+    @property
+    def verifies(self) -> bool:
+        """Whether this host verifies what comes from the peer for this network."""
+        return self.peer.verify and self.secret is not None
+
+    def slots(self) -> dict[str, int]:
+        return metric_slots(self.peer.metrics)
+
+
+def carrier_name(peer: Peer, version: int) -> str:
+    """What carries the scent in packets of this IP version to the peer, by name."""
+    return NATIVE[version]
+
+
+def overhead(peer: Peer, version: int) -> int:
+    """By how many bytes packets of this IP version to the peer grow."""
+    return CARRIERS[carrier_name(peer, version)].overhead
+
+
+class Pairs:
+    """All pairs of a configuration. `identities` by network name, where there is one; `numbers` by pair name."""
+
+    def __init__(
+        self, config: Config, identities: Mapping[str, keys.Identity], numbers: Mapping[PairName, int]
+    ) -> None:
+        self.config = config
+        self.identities = identities
+        self.all: list[Pair] = []
+        for network in config.network:
+            for peer in config.peer:
+                public, number = keys.parse_public(peer.public_key), numbers[network.name, peer.name]
+                identity = identities.get(network.name)
+                secret = None
+                if identity is not None:
+                    issued = IssuedPair(network.name, peer.name, identity, public)
+                    secret = PairSecret(identity, public, issued)
+                self.all.append(Pair(number, network, peer, public, secret))
+        self.by_number = {p.number: p for p in self.all}
+        self.by_name = {p.name: p for p in self.all}
+
+    def issued(self, network: str) -> list[IssuedPair]:
+        """What a network's profiles are sealed for."""
+        return [p.secret.issued for p in self.all if p.network.name == network and p.peer.stamp and p.secret]
+
+    def tag_key(self, number: int, epoch: int) -> bytes | None:
+        """What a pair's packets of an epoch are tagged with by this end.
+
+        None: this host stamps none of that number, or has no key to tell.
+        """
+        pair = self.by_number.get(number)
+        return pair.secret.tag_key(epoch) if pair is not None and pair.stamps and pair.secret is not None else None
+
+    def unstamped_prefixes(self) -> list[str]:
+        """Of networks for which this host stamps nothing."""
+        return [prefix for n in self.config.network if not n.stamps for prefix in n.addresses]
+
+    def stamp_table(self, limits: Sequence[tuple[str, int]]) -> StampTable:
+        """`limits` are full path MTUs by destination prefix."""
+        stamped = [n for n in self.config.network if n.stamps]
+        # By the first of its pairs: the number of a network lasts over reloads as those of pairs do.
+        first = {p.network.name: p.number for p in sorted(self.all, key=lambda p: -p.number)}
+        networks = {n.name: first[n.name] for n in stamped if n.name in first}
+        peers = {p.name: i for i, p in enumerate(self.config.peer)}
+        return StampTable(
+            networks=tuple((a, networks[n.name]) for n in stamped if n.name in networks for a in n.addresses or ANY),
+            peers=tuple((prefix, peers[p.name]) for p in self.config.peer if p.stamp for prefix in p.addresses),
+            pairs=tuple(
+                StampPair(
+                    p.number,
+                    networks[p.network.name],
+                    peers[p.peer.name],
+                    p.peer.bind == "sender",
+                    p.peer.stamp_ipv6_fragments,
+                    carrier_name(p.peer, 4),
+                    carrier_name(p.peer, 6),
+                )
+                for p in self.all
+                if p.stamps
+            ),
+            limits=tuple(limits),
+        )
+
+    def verify_table(self, period: int) -> VerifyTable:
+        """Keys of the period, the one before and the next. A pair's number is its row in the epoch file."""
+        verify = self.config.verify
+        return VerifyTable(
+            incoming=tuple(incoming(p, p.secret, period) for p in self.all if p.verifies and p.secret is not None),
+            treatments=tuple(
+                (prefix, Treatments(p.rejected, p.absent, p.absent_ipv6_fragments or p.absent))
+                for p in self.config.peer
+                for prefix in p.addresses
+            ),
+            default=Treatments(verify.rejected, verify.absent, verify.absent),
+            max_age=verify.max_age,
+            max_future=verify.max_future,
+            grace=verify.grace,
+        )
+
+
+def incoming(pair: Pair, secret: PairSecret, period: int) -> Incoming:
+    derived = {n: secret.receive_keys(n) for n in (period - 1, period, period + 1)}
+    return Incoming(
+        pair=pair.number,
+        key_id=pair.public.key_id,
+        network=tuple(pair.network.addresses),
+        peer=tuple(pair.peer.addresses),
+        slot=pair.number,
+        tag_keys={n: k.tag for n, k in derived.items()},
+        glance_keys={n: k.glance for n, k in derived.items()},
+        sender_bound=pair.peer.bind == "sender",
+    )

@@ -1,0 +1,102 @@
+"""The signing half of the profiler: a Statement to an Outgoing for each peer. Pure.
+
+The body is signed once per epoch for all peers; only when nodes are affected it
+differs from peer to peer, because their pseudonyms do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from scentd.model import Outgoing, Statement
+from scentd.wire import bloom, keys, layout, profile, tag
+
+LIFETIME = 3  # intervals for which a profile may be sent if no newer one is made
+
+
+class IssuedPair:
+    """One peer as an issuer knows it: what the pair derives, computed once or once per period."""
+
+    def __init__(self, network: str, peer: str, identity: keys.Identity, public: keys.Public) -> None:
+        """`network` and `peer` are configured names, `public` is the peer's key."""
+        self.network = network
+        self.peer = peer
+        self.identity = identity
+        self.public = public
+        self.secret = keys.pair_secret(identity, public)
+        self.pseudonym_key = keys.pseudonym_key(self.secret, identity.public, public)
+        self._period = -1
+        self._keys: keys.PairKeys | None = None
+
+    def keys_at(self, epoch: int) -> keys.PairKeys:
+        period = keys.period_of(epoch)
+        if period != self._period or self._keys is None:
+            self._period = period
+            self._keys = keys.direction_keys(self.secret, self.identity.public, self.public, period)
+        return self._keys
+
+
+class Issuer:
+    """Issues one network's profiles to its peers."""
+
+    def __init__(self, identity: keys.Identity, peers: Sequence[IssuedPair], slots: Mapping[str, int]) -> None:
+        """`slots` maps metric names to the levels' slots, standard and private ones."""
+        self._identity = identity
+        self._verifier = identity.public.verifier()
+        self._peers = peers
+        self._slots = slots
+        self._by_peer = {p.peer: p for p in peers}
+
+    def issue(self, statement: Statement, epoch: int) -> list[Outgoing]:
+        """What each peer's stamper needs in this epoch. An epoch must never be issued twice."""
+        signed: dict[frozenset[str], bytes] = {}
+        result = []
+        for peer in self._peers:
+            items = statement.items.union(profile.event_items(peer.pseudonym_key, statement.affected))
+            if items not in signed:
+                signed[items] = profile.sign(self._identity.signer, self._body(statement, items, epoch))
+            result.append(self._seal(peer, statement, signed[items], epoch))
+        return result
+
+    def _body(self, statement: Statement, items: frozenset[str], epoch: int) -> bytes:
+        levels = {self._slots[metric]: value for metric, value in statement.levels.items() if metric in self._slots}
+        key_id, interval = self._identity.public.key_id, statement.interval
+        return profile.encode_body(key_id, epoch, interval, statement.overall, levels, bloom.make(items, epoch))
+
+    def _seal(self, peer: IssuedPair, statement: Statement, signed: bytes, epoch: int) -> Outgoing:
+        pair_keys = peer.keys_at(epoch)
+        glance = tag.glance(statement.overall or 0.0, statement.threat)
+        return Outgoing(
+            network=peer.network,
+            peer=peer.peer,
+            epoch=epoch,
+            key_id=self._identity.public.key_id,
+            tag_key=pair_keys.tag,
+            glance=glance ^ tag.glance_mask(pair_keys.glance, epoch),
+            fragments=profile.fragments(profile.seal(pair_keys.seal, epoch, signed)),
+            expires=epoch + LIFETIME * statement.interval,
+        )
+
+    def verified(self, outgoing: Outgoing) -> bool:
+        """Whether a profile opens and its signature holds: a stamper asks before it sends one."""
+        peer = self._by_peer.get(outgoing.peer)
+        if peer is None:
+            return False
+        opened = profile.open_sealed(
+            b"".join(outgoing.fragments),
+            peer.keys_at(outgoing.epoch).seal,
+            self._verifier,
+            self._identity.public.key_id,
+            outgoing.epoch,
+        )
+        return isinstance(opened, profile.Body)
+
+
+def next_epoch(now: float, issued: int) -> int:
+    """The epoch to issue at `now`: the second, but always above every one issued before."""
+    return max(int(now), issued + 1)
+
+
+def metric_slots(private: Mapping[str, int]) -> dict[str, int]:
+    """Names to slots: the standard metrics and a configuration's own."""
+    return {**{name: slot for slot, name in layout.METRICS.items()}, **private}

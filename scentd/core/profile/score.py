@@ -1,0 +1,199 @@
+"""Samples and events to the statement of one epoch.
+
+    level of a metric  = mean over nodes and roles of the newest sample of each
+    threat             = 1 - prod(1 - severity) over active events, distinct by kind and node
+    overall            = weighted mean of the known levels
+
+Rules of this file: pure, never raises for any sample or event, every number it
+returns is one of `network.steps` steps within 0.0 .. 1.0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from ipaddress import ip_address
+
+from scentd.config.sections import Network
+from scentd.model import Sample, Samples, SecurityEvent, Statement
+from scentd.prefix import Address
+from scentd.wire import layout
+
+STANDARD_METRICS = frozenset(layout.METRICS.values())
+
+SAMPLE_INTERVALS = 3  # for so long what a node said counts if it says nothing newer
+
+# 24 items set at most 120 of the filter's 256 bits: one foreign item in 140 is a false positive,
+# (1 - e^(-120/256))^5. Where nodes are named (two items, ten bits each) the others make room: 12 items and 8 nodes
+# set 140 bits at most, and an innocent node is taken for an affected one once in 5,800.
+MAX_ITEMS = 24
+MAX_ITEMS_BESIDE_NODES = 12
+MAX_AFFECTED = 8
+
+
+def gathered(parts: Iterable[Samples], interval: float, now: float) -> tuple[list[Sample], list[SecurityEvent], bool]:
+    """(samples, events, whether anybody watches for events) of several collectors, `interval` in seconds.
+
+    What a collector said more than SAMPLE_INTERVALS ago does not count any more: it may be dead.
+    """
+    fresh = [part for part in parts if part.at > now - SAMPLE_INTERVALS * interval]
+    samples = [sample for part in fresh for sample in part.samples]
+    return samples, [event for part in fresh for event in part.events], any(part.watched for part in fresh)
+
+
+def statement(
+    network: Network,
+    samples: Sequence[Sample],
+    events: Sequence[SecurityEvent],
+    now: float,
+    watched: bool = False,
+) -> Statement:
+    """What `network` says of itself at `now` (Unix seconds, the clock of SecurityEvent.until).
+
+    Samples of metrics that the network does not know and values that are not
+    finite are left out, and so are samples older than SAMPLE_INTERVALS intervals; the rest is clamped to 0.0 .. 1.0.
+    `watched`: somebody looks for security events, so that none of them is a threat of 0.0. Never raises.
+    """
+    active: dict[tuple[str, str], float] = {}
+    for event in events:
+        if event.until > now:
+            severity = clamp(event.severity)
+            key = event.kind, event.node
+            if severity is not None and severity >= active.get(key, 0.0):
+                active[key] = severity
+
+    oldest = now - SAMPLE_INTERVALS * network.interval
+    metrics, roles = means(network, [s for s in samples if s.at > oldest])
+    if watched or active or "threat" in metrics:
+        # A threat that another source measured is one more independent sign.
+        metrics["threat"] = threat(active, metrics.get("threat", 0.0))
+
+    steps = network.steps
+    overall = weighted_mean(metrics, network.weights)
+    levels = {metric: quantise(value, steps) for metric, value in metrics.items()}
+    by_role = {key: quantise(value, steps) for key, value in roles.items()}
+    nodes = affected(active)
+    return Statement(
+        interval=int(network.interval),
+        overall=None if overall is None else quantise(overall, steps),
+        levels=levels,
+        items=characteristics(
+            network, levels, by_role, {kind for kind, _ in active}, MAX_ITEMS_BESIDE_NODES if nodes else MAX_ITEMS
+        ),
+        affected=nodes,
+    )
+
+
+def affected(active: Mapping[tuple[str, str], float]) -> frozenset[Address]:
+    """The nodes with the most severe events, at most MAX_AFFECTED: the filter must keep its meaning."""
+    worst: dict[Address, float] = {}
+    for (_, name), severity in active.items():
+        node = address(name) if name else None
+        if node is not None:
+            worst[node] = max(severity, worst.get(node, 0.0))
+    ranked = sorted(worst, key=lambda node: (-worst[node], node.version, int(node)))
+    return frozenset(ranked[:MAX_AFFECTED])
+
+
+def means(network: Network, samples: Sequence[Sample]) -> tuple[dict[str, float], dict[tuple[str, str], float]]:
+    """Mean per metric, and per (role, metric) where a role is given, of the newest sample of each node and role.
+
+    A role of fewer than `network.min_nodes` nodes is left out: it would tell of single nodes.
+    """
+    newest: dict[tuple[str, str, str], tuple[float, float]] = {}
+    for sample in samples:
+        value = sample.value
+        if not 0.0 <= value <= 1.0:
+            clamped = clamp(value)
+            if clamped is None:
+                continue
+            value = clamped
+        key = sample.metric, sample.role, sample.node
+        older = newest.get(key)
+        if older is None or sample.at >= older[0]:
+            newest[key] = sample.at, value
+    sums: dict[str, tuple[float, int]] = {}  # with the count
+    role_sums: dict[tuple[str, str], tuple[float, int]] = {}
+    for (metric, role, _), (_, value) in newest.items():
+        if metric not in STANDARD_METRICS and metric not in network.metrics:
+            continue
+        total, count = sums.get(metric, (0.0, 0))
+        sums[metric] = total + value, count + 1
+        if role:
+            total, count = role_sums.get((role, metric), (0.0, 0))
+            role_sums[role, metric] = total + value, count + 1
+    return (
+        {key: total / count for key, (total, count) in sums.items()},
+        {key: total / count for key, (total, count) in role_sums.items() if count >= network.min_nodes},
+    )
+
+
+def threat(active: Mapping[tuple[str, str], float], measured: float) -> float:
+    """The chance that one of so many independent signs is real, if each severity is a probability (noisy-or)."""
+    quiet = 1.0 - measured
+    for severity in active.values():
+        quiet *= 1.0 - severity
+    return 1.0 - quiet
+
+
+def weighted_mean(levels: Mapping[str, float], weights: Mapping[str, float]) -> float | None:
+    """None if nothing is known, or all that is known has weight 0."""
+    total = sum(weights.get(metric, 1.0) for metric in levels)
+    if not 0.0 < total < math.inf:  # a weight may be configured as inf
+        return None
+    # Shares first, products after: a weight near the largest float does not overflow.
+    return sum(value * (weights.get(metric, 1.0) / total) for metric, value in levels.items())
+
+
+def clamp(value: float) -> float | None:
+    """`value` within 0.0 .. 1.0, None for NaN and the infinities."""
+    if 0.0 <= value <= 1.0:
+        return value
+    if value - value != 0.0:  # NaN and infinities, the only numbers not equal to themselves less themselves
+        return None
+    return 0.0 if value < 0.0 else 1.0
+
+
+def quantise(value: float, steps: int) -> float:
+    """The nearest of the levels 0, 1/steps .. 1; half a step rounds up. `value`: 0.0 .. 1.0, give or take an ulp."""
+    return int(value * steps + 0.5) / steps
+
+
+def characteristics(
+    network: Network,
+    levels: Mapping[str, float],
+    by_role: Mapping[tuple[str, str], float],
+    kinds: set[str],
+    most: int = MAX_ITEMS,
+) -> frozenset[str]:
+    """At most `most` items: events, labels, what is high (network, role, region), then the rest."""
+    high, low = network.high, network.low
+    regions = [label for label in network.labels if label.startswith("region=")]
+    items = [*(f"event={kind}" for kind in sorted(kinds)), *network.labels]
+    rest: list[str] = []
+    regional = []
+    for metric in sorted(levels):
+        level = levels[metric]
+        if level >= high:
+            items.append(f"metric={metric};level=high")
+            regional += [f"{region};metric={metric};level=high" for region in regions]
+        else:
+            rest.append(f"metric={metric};level={'low' if level < low else 'medium'}")
+    for role, metric in sorted(by_role):
+        level = by_role[role, metric]
+        if level >= high:
+            items.append(f"role={role};metric={metric};level=high")
+        else:
+            rest.append(f"role={role};metric={metric};level={'low' if level < low else 'medium'}")
+    # dict.fromkeys, not set: what is cut off must not depend on the hash seed of the process.
+    return frozenset(list(dict.fromkeys(items + regional + rest))[:most])
+
+
+@lru_cache(maxsize=4096)
+def address(text: str) -> Address | None:
+    """The address that a node's name is, None for a name."""
+    try:
+        return ip_address(text)
+    except ValueError:
+        return None

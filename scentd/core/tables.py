@@ -1,0 +1,67 @@
+"""What the packet path is told: plain values that cross from the daemon to its workers.
+
+The daemon holds the private keys; a worker holds the tag keys of its pairs and no
+more. A pair is one local network and one peer, known by a small number that means nothing on another host.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+from scentd.wire.carrier import NATIVE
+
+Treatment = Literal["drop", "reject", "pass"]
+
+
+class StampPair(Struct, frozen=True):
+    pair: int
+    network: int
+    peer: int
+    sender_bound: bool = False  # bind = "sender"
+    ipv6_fragments: bool = False
+    carrier4: str = NATIVE[4]  # what carries the scent in its IPv4 packets, a name of wire.carrier.CARRIERS
+    carrier6: str = NATIVE[6]
+
+    def carrier(self, version: int) -> str:
+        return self.carrier4 if version == 4 else self.carrier6
+
+
+class StampTable(Struct, frozen=True):
+    """Which source and destination make which pair; `limits` are full path MTUs by prefix."""
+
+    networks: tuple[tuple[str, int], ...] = ()  # prefix -> network
+    peers: tuple[tuple[str, int], ...] = ()  # prefix -> peer
+    pairs: tuple[StampPair, ...] = ()
+    limits: tuple[tuple[str, int], ...] = ()
+
+
+class Incoming(Struct, frozen=True):
+    """One pair as its receiver knows it."""
+
+    pair: int
+    key_id: bytes
+    network: tuple[str, ...]  # local prefixes; empty: any
+    peer: tuple[str, ...]  # the peer's addresses
+    slot: int  # in the table of highest epochs
+    tag_keys: dict[int, bytes]  # by period
+    glance_keys: dict[int, bytes]
+    sender_bound: bool = False
+
+
+class Treatments(Struct, frozen=True):
+    """What happens to packets that are not accepted, from one range of sources."""
+
+    rejected: Treatment
+    absent: Treatment
+    absent_ipv6_fragment: Treatment
+
+
+class VerifyTable(Struct, frozen=True):
+    incoming: tuple[Incoming, ...] = ()
+    treatments: tuple[tuple[str, Treatments], ...] = ()  # by source prefix
+    default: Treatments = Treatments("drop", "pass", "pass")
+    max_age: float = 60.0
+    max_future: float = 10.0
+    grace: float = 2.0

@@ -1,0 +1,123 @@
+"""Programs on interfaces as tcx links (Linux 6.6), pinned so that they outlive the process.
+
+Interface indices are those of the calling thread's network namespace.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from scentd.core.offload.served import Direction, Side
+from scentd.datapath.offload import bpfprog, pins
+from scentd.errors import HostError
+
+TYPES: dict[Direction, int] = {"ingress": 46, "egress": 47}  # BPF_TCX_INGRESS, BPF_TCX_EGRESS
+BEFORE = 1 << 3  # BPF_F_BEFORE; alone it means before all others
+PIN = re.compile(r"link-([0-9]+)-(ingress|egress)")
+
+
+class Links:
+    """The links pinned in one directory, one for each side of an interface. Everything raises HostError."""
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+
+    def attach(self, ifindex: int, direction: Direction, program_fd: int) -> None:
+        """Attach, or put the program into the place of ours. Raises BpfError with the kernel's reason."""
+        path = self.path(ifindex, direction)
+        with opened(path) as link:
+            if link is not None and is_on(link, ifindex, direction):
+                bpfprog.link_update(link, program_fd)
+                return
+            if link is not None and not is_gone(link):
+                raise HostError(
+                    f"{path} is attached in another network namespace: give each its own datapath.pin_dir, "
+                    "or run scentd cleanup if nothing needs it any more"
+                )
+        link = bpfprog.link_create(program_fd, ifindex, TYPES[direction], BEFORE)
+        try:
+            pins.replace_pin(link, path)
+        finally:
+            os.close(link)
+
+    def detach(self, ifindex: int, direction: Direction) -> None:
+        """Ours on this interface, or what is left of one whose interface is gone."""
+        path = self.path(ifindex, direction)
+        for name in (path, path + pins.NEW):  # the second after a crash
+            with opened(name) as link:
+                if link is None or not (is_on(link, ifindex, direction) or is_gone(link)):
+                    continue
+            drop(name)
+
+    def attached(self) -> set[Side]:
+        """Those that are attached in this namespace."""
+        found: set[Side] = set()
+        for name in self.names():
+            match = PIN.fullmatch(name)
+            if match is None:
+                continue
+            side: Side = int(match[1]), "ingress" if match[2] == "ingress" else "egress"
+            with opened(self.path(*side)) as link:
+                if link is not None and is_on(link, *side):
+                    found.add(side)
+        return found
+
+    def foreign(self) -> bool:
+        """Whether a link in the directory is attached in another namespace: then the directory is another daemon's."""
+        for name in self.names():
+            match = PIN.fullmatch(name)
+            if match is None:
+                continue
+            with opened(os.path.join(self.directory, name)) as link:
+                if link is None or is_gone(link):
+                    continue
+                if not is_on(link, int(match[1]), "ingress" if match[2] == "ingress" else "egress"):
+                    return True
+        return False
+
+    def remove(self) -> None:
+        """Every link in the directory."""
+        for name in self.names():
+            if PIN.match(name):
+                drop(os.path.join(self.directory, name))
+
+    def names(self) -> list[str]:
+        try:
+            return os.listdir(self.directory)
+        except FileNotFoundError:
+            return []
+
+    def path(self, ifindex: int, direction: Direction) -> str:
+        return os.path.join(self.directory, f"link-{ifindex}-{direction}")
+
+
+@contextmanager
+def opened(path: str) -> Iterator[int | None]:
+    fd = pins.get(path)
+    try:
+        yield fd
+    finally:
+        if fd is not None:
+            os.close(fd)
+
+
+def is_on(link: int, ifindex: int, direction: Direction) -> bool:
+    """Whether the link is attached here. Its index alone may be one of another namespace."""
+    info = bpfprog.link_info(link)
+    return info.ifindex == ifindex and info.program in bpfprog.programs_on(ifindex, TYPES[direction])
+
+
+def is_gone(link: int) -> bool:
+    """Whether the interface is gone, and the link attached to nothing."""
+    return bpfprog.link_info(link).ifindex == 0
+
+
+def drop(path: str) -> None:
+    """Detach before the name goes: without that the kernel would do it some time later."""
+    with opened(path) as link:
+        if link is not None:
+            bpfprog.link_detach(link)
+    pins.unpin(path)

@@ -1,0 +1,95 @@
+"""ICMP errors about packets that no longer fit once they are scented. Pure but for `IcmpSender`.
+
+A gateway that scents forwarded packets makes the path's MTU smaller than its links
+say, so it must answer like a router with such a link: RFC 792 / RFC 1191 (IPv4
+"fragmentation needed") and RFC 4443 section 3.2 (ICMPv6 "packet too big").
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+from scentd.wire import ip
+
+_QUOTE_IPV4 = 548  # RFC 1812 section 4.3.2.3: as much as fits into 576 bytes
+_QUOTE_IPV6 = 1232  # RFC 4443 section 2.4: as much as fits into 1280 bytes
+# What asks or answers; every other type of ICMP is an error message or unknown, and may be one (linux icmp_pointers).
+_QUERIES_IPV4 = frozenset((0, 8, 9, 10, 13, 14, 15, 16, 17, 18))
+_ICMPV6_FIRST_QUERY, _ICMPV6_REDIRECT = 128, 137  # RFC 4443 section 2.1, 2.4 (e.2)
+_PER_SECOND = 100  # errors sent at most, RFC 1812 section 4.3.2.8
+
+
+def too_big(packet: bytes, mtu: int) -> bytes:
+    """The ICMP message (without IP header; ICMPv6 without checksum) that says packets of `mtu` bytes fit."""
+    if packet[0] >> 4 == 4:
+        message = struct.pack(">BBHHH", 3, 4, 0, 0, mtu) + packet[:_QUOTE_IPV4]
+        message += b"\0" * (len(message) % 2)
+        return message[:2] + ip.checksum(message).to_bytes(2, "big") + message[4:]
+    return struct.pack(">BBHI", 2, 0, 0, mtu) + packet[:_QUOTE_IPV6]  # the kernel fills in the checksum
+
+
+def may_answer(packet: bytes, parsed: ip.Parsed) -> bool:
+    """Whether a router may send `too_big` about this packet, and its source can do anything about it.
+
+    RFC 1122 section 3.2.2, RFC 1812 section 4.3.2.7, RFC 4443 section 2.4 (e). Of fragments we are stricter than
+    they are: not even the first is answered.
+    """
+    if parsed.malformed or parsed.fragment or not parsed.dont_fragment or len(packet) <= ip.LEAST_MTU[parsed.version]:
+        return False
+    return not _names_no_host(parsed.source) and not _may_be_icmp_error(packet, parsed)
+
+
+def _names_no_host(source: bytes) -> bool:
+    """Unspecified, loopback, multicast, reserved or limited broadcast. A subnet's broadcast the kernel refuses."""
+    if len(source) == 4:
+        return source[0] in (0, 127) or source[0] >= 224
+    return source[0] == 0xFF or (source[:15] == bytes(15) and source[15] <= 1)
+
+
+def _may_be_icmp_error(packet: bytes, parsed: ip.Parsed) -> bool:
+    kind = packet[parsed.transport_at] if parsed.transport_at < len(packet) else None
+    if parsed.version == 4:
+        return parsed.protocol == socket.IPPROTO_ICMP and kind not in _QUERIES_IPV4
+    if parsed.protocol != socket.IPPROTO_ICMPV6:
+        return False
+    return kind is None or kind < _ICMPV6_FIRST_QUERY or kind == _ICMPV6_REDIRECT
+
+
+class IcmpSender:
+    """Sends `too_big` errors through raw sockets, a bounded number a second."""
+
+    def __init__(self) -> None:
+        self._ipv4 = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+        self._ipv6 = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+        for end in (self._ipv4, self._ipv6):
+            end.setblocking(False)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)  # it only sends
+        self._second = 0
+        self._left = 0
+
+    def send(self, packet: bytes, mtu: int, now: float) -> bool:
+        """Whether an error went to the packet's source; never raises for want of a route or of budget.
+
+        The caller has asked `may_answer`.
+        """
+        if int(now) != self._second:
+            self._second, self._left = int(now), _PER_SECOND
+        if self._left <= 0:
+            return False
+        self._left -= 1
+        try:
+            if packet[0] >> 4 == 4:
+                self._ipv4.sendto(
+                    too_big(packet, max(mtu, ip.LEAST_MTU[4])), (socket.inet_ntop(socket.AF_INET, packet[12:16]), 0)
+                )
+            else:
+                source = socket.inet_ntop(socket.AF_INET6, packet[8:24])
+                self._ipv6.sendto(too_big(packet, max(mtu, ip.LEAST_MTU[6])), (source, 0))
+        except OSError:
+            return False
+        return True
+
+    def close(self) -> None:
+        self._ipv4.close()
+        self._ipv6.close()

@@ -1,0 +1,101 @@
+"""The line between the daemon and a worker: length-framed msgpack over a socket pair."""
+
+from __future__ import annotations
+
+import socket
+
+import msgspec
+from msgspec import Struct
+
+from scentd.core.tables import StampTable, VerifyTable
+from scentd.model import Fragment, Outgoing
+
+MESSAGE_MAX = 256 * 1024 * 1024
+
+
+class WorkerSetup(Struct, frozen=True, tag=True):
+    """First message to a worker: which queues to bind and how."""
+
+    stamp_queue: int
+    verify_queue: int
+    queue_length: int
+    stamp_fail_open: bool
+    verify_fail_open: bool
+    mark_stamped: int
+    mark_rejected: int
+    mark_glance: int = 0
+    long_queue: int | None = None  # verifies IPv6 packets that may be several segments in one; None: no IPv6
+
+
+class PathTables(Struct, frozen=True, tag=True):
+    stamp: StampTable
+    verify: VerifyTable
+    epochs_path: str
+    forward_lowered: bool = False  # the kernel holds forwarded packets to the lowered MTU, before they are stamped
+
+
+class NewEpochs(Struct, frozen=True, tag=True):
+    outgoing: dict[int, Outgoing]  # by pair
+
+
+class Ready(Struct, frozen=True, tag=True):
+    """The worker has bound its queues."""
+
+
+class Failed(Struct, frozen=True, tag=True):
+    """The worker cannot start; it ends after this."""
+
+    error: str
+
+
+class Fragments(Struct, frozen=True, tag=True):
+    fragments: tuple[Fragment, ...]
+
+
+class WorkerReport(Struct, frozen=True, tag=True):
+    """Once a second: totals since the worker's start, and what the daemon has to know of pairs."""
+
+    counters: dict[str, int]
+    sent: tuple[tuple[int, int, int], ...]  # pair, epoch, bits of fragments that left
+    nodes: dict[int, list[bytes]]  # source addresses by pair
+
+
+ToWorker = WorkerSetup | PathTables | NewEpochs
+FromWorker = Ready | Failed | Fragments | WorkerReport
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def frame(message: ToWorker | FromWorker) -> bytes:
+    data = _encoder.encode(message)
+    return len(data).to_bytes(4, "big") + data
+
+
+class MessageReader:
+    """Bytes in, messages out; for either end."""
+
+    def __init__(self, kind: type | object) -> None:
+        self._decoder = msgspec.msgpack.Decoder(kind)
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list:
+        """The messages completed by `data`. Raises msgspec errors on a peer that does not speak this."""
+        self._buffer += data
+        messages = []
+        while len(self._buffer) >= 4:
+            size = int.from_bytes(self._buffer[:4], "big")
+            if size > MESSAGE_MAX:
+                raise ValueError(f"a message of {size} bytes")
+            if len(self._buffer) < 4 + size:
+                break
+            messages.append(self._decoder.decode(self._buffer[4 : 4 + size]))
+            del self._buffer[: 4 + size]
+        return messages
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """(the daemon's end, the worker's end)."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    for end in (ours, theirs):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * 1024 * 1024)
+    return ours, theirs

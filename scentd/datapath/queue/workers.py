@@ -1,0 +1,224 @@
+"""The daemon's side of its workers: start, feed, hear, restart."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from scentd.config.sections import Config
+from scentd.datapath.family import families
+from scentd.datapath.queue import link
+from scentd.errors import HostError
+from scentd.model import Outgoing
+
+log = logging.getLogger(__name__)
+
+START_SECONDS = 20.0
+SILENT_SECONDS = 10.0  # a worker that does not report for so long is hung: it is ended and started anew
+BACKOFF_MAX = 30.0
+_ENVIRONMENT = ("PATH", "PYTHONPATH", "LANG", "VIRTUAL_ENV")
+
+
+class WorkerHandle:
+    """One worker process and the daemon's end of its link."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.process: asyncio.subprocess.Process | None = None
+        self.writer: asyncio.StreamWriter | None = None
+        self.heard = 0.0
+        self.counters: Counter[str] = Counter()
+        self.sent: dict[int, tuple[int, int]] = {}  # pair -> epoch, bits of fragments that left
+
+    def send(self, message: link.ToWorker) -> None:
+        if self.writer is not None and not self.writer.is_closing():
+            self.writer.write(link.frame(message))
+
+
+class Workers:
+    """All workers. `on_message(message)` gets Fragments and Reports as they come."""
+
+    def __init__(self, config: Config, log_level: str, on_message: Callable[[link.FromWorker], None]) -> None:
+        self._config = config
+        self._log_level = log_level
+        self._on_message = on_message
+        self._tables: link.PathTables | None = None
+        self._outgoing: dict[int, Outgoing] = {}
+        self._past: Counter[str] = Counter()  # of workers that have ended
+        self._workers = [WorkerHandle(i) for i in range(config.datapath.workers)]
+        self._tasks: list[asyncio.Task] = []
+        self._listeners: set[asyncio.Task] = set()
+        self.restarts = 0
+
+    async def start(self) -> None:
+        """Start all workers and wait until their queues are bound. Raises HostError."""
+        try:
+            for worker in self._workers:
+                await self._spawn(worker)
+        except HostError:
+            await self.stop()
+            raise
+        self._tasks = [asyncio.create_task(self._tend(w)) for w in self._workers]
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for worker in self._workers:
+            await self._end(worker)
+
+    def publish_tables(self, tables: link.PathTables) -> None:
+        self._tables = tables
+        known = {p.pair for p in tables.stamp.pairs}
+        self._outgoing = {n: o for n, o in self._outgoing.items() if n in known}
+        for worker in self._workers:
+            worker.send(tables)
+
+    def publish_epochs(self, outgoing: dict[int, Outgoing]) -> None:
+        """New epochs, by pair."""
+        self._outgoing |= outgoing
+        for worker in self._workers:
+            worker.send(link.NewEpochs(outgoing))
+
+    def counters(self) -> Counter[str]:
+        """Totals over all workers since the daemon's start."""
+        return sum((w.counters for w in self._workers), Counter(self._past))
+
+    def sent(self, pair: int, epoch: int) -> int:
+        """Bits of the fragments of an epoch that have left through any worker."""
+        bits = 0
+        for worker in self._workers:
+            at, seen = worker.sent.get(pair, (0, 0))
+            bits |= seen if at == epoch else 0
+        return bits
+
+    def outgoing(self, pair: int) -> Outgoing | None:
+        """What is being sent of a pair."""
+        return self._outgoing.get(pair)
+
+    def pids(self) -> list[int]:
+        return [w.process.pid for w in self._workers if w.process is not None]
+
+    def alive(self) -> bool:
+        """Whether every worker was heard of lately."""
+        return all(time.monotonic() - w.heard < SILENT_SECONDS for w in self._workers)
+
+    async def _spawn(self, worker: WorkerHandle) -> None:
+        if worker.writer is not None:
+            worker.writer.close()
+        ours, theirs = link.pair()
+        environment = {k: os.environ[k] for k in _ENVIRONMENT if k in os.environ}
+        environment["SCENTD_LOG_LEVEL"] = self._log_level.upper()
+        with theirs:
+            worker.process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "scentd.datapath.queue.worker",
+                str(theirs.fileno()),
+                pass_fds=(theirs.fileno(),),
+                env=environment,
+            )
+        reader, worker.writer = await asyncio.open_connection(sock=ours)
+        worker.send(self._setup(worker.number))
+        messages = link.MessageReader(link.FromWorker)
+        try:
+            first = await asyncio.wait_for(self._first(reader, messages), START_SECONDS)
+        except TimeoutError:
+            raise HostError(f"worker {worker.number} did not start within {START_SECONDS:.0f} s") from None
+        if isinstance(first, link.Failed):
+            raise HostError(first.error)
+        if not isinstance(first, link.Ready):
+            raise HostError(f"worker {worker.number} ended while starting; its messages are above")
+        worker.heard = time.monotonic()
+        if self._tables is not None:
+            worker.send(self._tables)
+            worker.send(link.NewEpochs(self._outgoing))
+        self._listen(worker, reader, messages)
+
+    def _setup(self, number: int) -> link.WorkerSetup:
+        datapath = self._config.datapath
+        return link.WorkerSetup(
+            stamp_queue=datapath.queue + number,
+            verify_queue=datapath.queue + datapath.workers + number,
+            queue_length=datapath.queue_length,
+            stamp_fail_open=self._config.stamp.fail == "open",
+            verify_fail_open=self._config.verify.fail == "open",
+            mark_stamped=datapath.mark_stamped,
+            mark_rejected=datapath.mark_rejected,
+            mark_glance=self._config.verify.mark_glance,
+            long_queue=datapath.queue + 2 * datapath.workers + number if 6 in families() else None,
+        )
+
+    @staticmethod
+    async def _first(reader: asyncio.StreamReader, messages: link.MessageReader) -> link.FromWorker | None:
+        while data := await received(reader):
+            for message in messages.feed(data):
+                return message
+        return None
+
+    def _listen(self, worker: WorkerHandle, reader: asyncio.StreamReader, messages: link.MessageReader) -> None:
+        async def listen() -> None:
+            while data := await received(reader):
+                for message in messages.feed(data):
+                    worker.heard = time.monotonic()
+                    if isinstance(message, link.WorkerReport):
+                        worker.counters = Counter(message.counters)
+                        worker.sent = {pair: (epoch, bits) for pair, epoch, bits in message.sent}
+                    try:
+                        self._on_message(message)
+                    except Exception:  # what is made of a message must not end the line that it came on
+                        log.exception("worker %d: a message could not be used", worker.number)
+
+        self._listeners = {t for t in self._listeners if not t.done()}
+        self._listeners.add(asyncio.create_task(listen()))
+
+    async def _tend(self, worker: WorkerHandle) -> None:
+        """Keep one worker running: start it anew when it ended or hangs, ever more slowly."""
+        backoff = 0.1
+        while worker.process is not None:
+            try:
+                await asyncio.wait_for(worker.process.wait(), 1.0)
+            except TimeoutError:
+                if time.monotonic() - worker.heard < SILENT_SECONDS:
+                    backoff = 0.1
+                    continue
+                log.error("worker %d (pid %d) hangs: ending it", worker.number, worker.process.pid)
+                worker.process.kill()
+                await worker.process.wait()
+            log.error("worker %d ended (%s); starting it anew", worker.number, worker.process.returncode)
+            self._past += worker.counters
+            worker.counters = Counter()
+            worker.sent = {}
+            self.restarts += 1
+            await asyncio.sleep(backoff)
+            backoff = min(backoff * 2, BACKOFF_MAX)
+            try:
+                await self._spawn(worker)
+            except (HostError, OSError) as error:  # OSError: no process or descriptor to be had just now
+                log.error("worker %d: %s", worker.number, error)
+
+    async def _end(self, worker: WorkerHandle) -> None:
+        if worker.writer is not None:
+            worker.writer.close()
+        if worker.process is None or worker.process.returncode is not None:
+            return
+        try:
+            await asyncio.wait_for(worker.process.wait(), 3.0)
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                worker.process.kill()
+            await worker.process.wait()
+
+
+async def received(reader: asyncio.StreamReader) -> bytes:
+    """What a worker sent; empty when it has ended, also by kill -9 with messages to it unread."""
+    try:
+        return await reader.read(1 << 20)
+    except ConnectionError:
+        return b""

@@ -1,0 +1,244 @@
+"""What `scentd doctor` finds out about the host by looking, without changing anything.
+
+check_...() judge; those that take arguments are given what was found, so that the verdict on any host can be tried.
+"""
+
+from __future__ import annotations
+
+import configparser
+import ctypes
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from scentd.errors import ScentdError
+
+Ok = Literal["yes", "no", "warning"]
+
+# linux/capability.h; what the unit file grants, by its use
+CAPABILITIES = {12: "CAP_NET_ADMIN", 13: "CAP_NET_RAW"}
+SOMETIMES = {0: "CAP_CHOWN", 5: "CAP_KILL", 6: "CAP_SETGID", 7: "CAP_SETUID"}
+KERNEL_MIN, KERNEL_TESTED = (5, 10), (6, 1)  # Debian 11's, which Python 3.11 rules out, and Debian 12's
+FREE_MIN, FREE_COMFORTABLE = 16 << 20, 256 << 20  # bytes: epochs are tiny, the decision log grows
+TIME_ERROR, STA_UNSYNC = 5, 0x40  # adjtimex(2), linux/timex.h
+MAX_ERROR = 5.0  # seconds; half of verify.max_future
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """`found` says what is there, `way_out` what to do; the latter is empty where ok is "yes"."""
+
+    name: str
+    ok: Ok
+    found: str
+    way_out: str = ""
+
+
+class Timex(ctypes.Structure):
+    """The head of struct timex; the kernel fills 208 bytes on 64 bit."""
+
+    _fields_ = [
+        ("modes", ctypes.c_uint),
+        ("offset", ctypes.c_long),
+        ("freq", ctypes.c_long),
+        ("maxerror", ctypes.c_long),  # microseconds
+        ("esterror", ctypes.c_long),
+        ("status", ctypes.c_int),
+        ("rest", ctypes.c_char * 256),
+    ]
+
+
+def read(path: str) -> str | None:
+    """A file of /proc or /sys without its newline; None if it is not there or may not be read."""
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return None
+
+
+# ---- the process and its programs ----
+
+
+def effective_capabilities() -> int:
+    found = re.search(r"^CapEff:\s*([0-9a-f]+)", read("/proc/self/status") or "", re.MULTILINE)
+    return int(found[1], 16) if found else 0
+
+
+def check_capabilities(mask: int) -> Check:
+    missing = [name for bit, name in CAPABILITIES.items() if not mask >> bit & 1]
+    if missing:
+        way_out = "run as root, or with the shipped unit file; in a container: --cap-add NET_ADMIN --cap-add NET_RAW"
+        return Check("capabilities", "no", f"without {', '.join(missing)}", way_out)
+    missing = [name for bit, name in SOMETIMES.items() if not mask >> bit & 1]
+    if missing:
+        return Check(
+            "capabilities",
+            "warning",
+            f"without {', '.join(missing)}",
+            "control_group and policies of kind command need them",
+        )
+    return Check("capabilities", "yes", ", ".join((CAPABILITIES | SOMETIMES).values()))
+
+
+def check_kernel(release: str) -> Check:
+    found = re.match(r"(\d+)\.(\d+)", release)
+    version = (int(found[1]), int(found[2])) if found else (0, 0)
+    if version < KERNEL_MIN:
+        return Check("kernel", "no", release, f"at least {dotted(KERNEL_MIN)} is needed")
+    if version < KERNEL_TESTED:
+        return Check("kernel", "warning", release, f"tested with {dotted(KERNEL_TESTED)} and later")
+    return Check("kernel", "yes", release)
+
+
+def check_python(version: tuple[int, ...]) -> Check:
+    if version < (3, 11):
+        return Check("Python", "no", dotted(version), "at least 3.11 is needed")
+    return Check("Python", "yes", dotted(version))
+
+
+def requirements() -> list[str]:
+    """Lines such as "mmh3>=5": of the installed package, or of the checkout that this runs from."""
+    try:
+        return [line for line in metadata.requires("scentd") or [] if "extra ==" not in line]
+    except metadata.PackageNotFoundError:
+        parser = configparser.ConfigParser()
+        parser.read(Path(__file__).parent.parent.parent / "setup.cfg")
+        return parser.get("options", "install_requires", fallback="").split()
+
+
+def check_packages(wanted: Sequence[str]) -> Check:
+    there, wrong = [], []
+    for line in wanted:
+        name, _, least = line.replace(" ", "").partition(">=")
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            wrong.append(f"{name} is missing")
+            continue
+        there.append(f"{name} {version}")
+        if least and numbers(version) < numbers(least):
+            wrong.append(f"{name} {version} is older than {least}")
+    if wrong or not wanted:
+        way_out = f"{sys.executable} -m pip install --upgrade scentd"
+        return Check("Python packages", "no", "; ".join(wrong) or "the list of requirements is missing", way_out)
+    return Check("Python packages", "yes", ", ".join(there))
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in re.findall(r"\d+", version)[:3])
+
+
+def dotted(version: Iterable[int]) -> str:
+    return ".".join(map(str, version))
+
+
+# ---- the network ----
+
+
+def check_ipv6() -> Check:
+    disabled = read("/proc/sys/net/ipv6/conf/all/disable_ipv6")
+    if disabled is None:
+        return Check("IPv6", "warning", "the kernel runs without it", "only IPv4 peers can be reached; ipv6.disable=0")
+    if disabled != "0":
+        return Check("IPv6", "warning", "switched off", "sysctl -w net.ipv6.conf.all.disable_ipv6=0 if peers use it")
+    return Check("IPv6", "yes", "enabled")
+
+
+def check_mixture() -> Check:
+    """Rules of both iptables back ends at once: each sees its own alone, packets meet both."""
+    legacy = [t for v in ("", "6") for t in (read(f"/proc/net/ip{v}_tables_names") or "").split()]
+    try:
+        done = subprocess.run(["iptables", "--version"], capture_output=True, text=True, timeout=10, check=False)
+    except FileNotFoundError:
+        return Check("iptables back end", "no", "iptables not found", "install the package iptables")
+    nft = "nf_tables" in done.stdout
+    others = sorted(set(legacy)) if nft else nft_made_by_iptables()
+    mine, other = ("nft", "legacy") if nft else ("legacy", "nft")
+    if others:
+        way_out = f"move all rules to one back end: update-alternatives --config iptables, then iptables-{other} -F"
+        return Check("iptables back end", "warning", f"{mine}, and {other} has tables: {', '.join(others)}", way_out)
+    return Check("iptables back end", "yes", f"{mine} alone")
+
+
+def nft_made_by_iptables() -> list[str]:
+    from scentd.act.nft import Nftables
+
+    try:
+        listing = Nftables().run([{"list": {"tables": None}}])
+    except ScentdError:
+        return []
+    tables = [entry["table"] for entry in listing if "table" in entry]
+    return sorted(
+        {t["name"] for t in tables if t["family"] in ("ip", "ip6") and t["name"] in ("mangle", "filter", "nat")}
+    )
+
+
+def check_conntrack(count: str | None) -> Check:
+    """Conntrack reassembles IPv6 before our queue; stamped datagrams in fragments are lost then (wire/README.md)."""
+    if count is None or count == "0":
+        return Check("connection tracking", "yes", "tracks nothing")
+    way_out = "IPv6 datagrams in fragments come unstamped: choose absent_ipv6_fragments for each [[peer]]"
+    return Check("connection tracking", "warning", f"{count} connections", way_out)
+
+
+# ---- time and disk ----
+
+
+def clock() -> tuple[int, int, float]:
+    """State and status of adjtimex(2), largest error in seconds. Changes nothing: modes is 0."""
+    timex = Timex()
+    state = ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.byref(timex))
+    return state, timex.status, timex.maxerror / 1e6
+
+
+def check_clock(state: int, status: int, error: float) -> Check:
+    way_out = "run systemd-timesyncd, chrony or ntpd: epochs are Unix time, both ends' clocks must agree to seconds"
+    if state < 0:
+        return Check("clock", "warning", "adjtimex is not allowed here", way_out)
+    if state == TIME_ERROR or status & STA_UNSYNC:
+        return Check("clock", "warning", "not synchronised, as far as the kernel knows", way_out)
+    if error > MAX_ERROR:
+        return Check("clock", "warning", f"synchronised, but may be off by {error:.1f} s", way_out)
+    return Check("clock", "yes", f"synchronised, at most {error * 1000:.0f} ms off")
+
+
+def check_state_dir(path: Path) -> Check:
+    """Writable for this process, found out by writing. A directory that is not there yet is not made here."""
+    there = existing(path)
+    try:
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(b"scentd")
+    except OSError as error:
+        way_out = f"make {path} writable (unit: StateDirectory=scentd) or choose another daemon.state_dir"
+        return Check("state directory", "no", f"{there}: {error.strerror}", way_out)
+    if there != path:
+        return Check("state directory", "yes", f"{path} will be made at the first start")
+    return Check("state directory", "yes", f"{path} is writable")
+
+
+def existing(path: Path) -> Path:
+    return next(p for p in (path, *path.parents) if p.exists())
+
+
+def check_space(path: Path) -> Check:
+    free = shutil.disk_usage(existing(path)).free
+    found, way_out = (
+        f"{free >> 20} MiB free",
+        f"make room below {path}: epochs must be kept, decisions are logged there",
+    )
+    ok: Ok = "no" if free < FREE_MIN else "warning" if free < FREE_COMFORTABLE else "yes"
+    return Check("disk space", ok, found, "" if ok == "yes" else way_out)
+
+
+def check_jit() -> Check:
+    """Without it the offload's programs are interpreted; NFQUEUE needs none of it."""
+    if (read("/proc/sys/net/core/bpf_jit_enable") or "0") == "0":
+        return Check("BPF JIT", "warning", "off: the offload is slow", "sysctl net.core.bpf_jit_enable=1")
+    return Check("BPF JIT", "yes", "on")

@@ -1,0 +1,303 @@
+"""Tries the kernel's side of every part out, in a network namespace of its own that ends with the process.
+
+    python -m scentd.doctor.probe     enters a new network namespace; one finding a line, as JSON
+
+Each probe uses the part that scentd itself uses, so what works here works there. Nothing of the host's own
+network is touched. Needs root (CAP_SYS_ADMIN for the namespace, CAP_NET_ADMIN).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any, Literal
+
+from scentd.errors import HostError
+
+CLONE_NEWNET = 0x40000000  # linux/sched.h
+SO_RCVBUFFORCE = 33
+RECEIVE_BUFFER = 8 << 20  # bytes; what a queue of 4096 packets asks for
+QUEUE = 22600
+TIMEOUT = 10.0
+LOOPBACK = 1  # interface index of `lo` in every network namespace
+OBJECTS = tuple(
+    Path(__file__).parent.parent / "datapath" / "offload" / name for name in ("stamp.bpf.o", "verify.bpf.o")
+)
+
+Ok = Literal["yes", "no", "warning"]
+Finding = tuple[str, Ok, str, str]  # name, ok, what was found, the way out
+
+# What the rules of datapath/host/rules.py are made of, each in a rule of its own: extension -> (families, table, rule).
+EXTENSIONS: dict[str, tuple[tuple[int, ...], str, str]] = {
+    "set": ((4, 6), "mangle", "-m set --match-set {set} src"),
+    "u32": ((4,), "mangle", '-m u32 --u32 "0x0>>0x18&0xf=0x6:0xf"'),
+    "ipv6header": ((6,), "mangle", "-m ipv6header --header ipv6-opts --soft"),
+    "addrtype": ((4, 6), "mangle", "-m addrtype --dst-type LOCAL"),
+    "mark": ((4, 6), "mangle", "-m mark --mark 0x10000000/0x10000000"),
+    "icmp": ((4,), "mangle", "-p icmp -m icmp --icmp-type 3/4"),
+    "icmp6": ((6,), "mangle", "-p ipv6-icmp -m icmp6 --icmpv6-type 2"),
+    "hl": ((6,), "mangle", "-p ipv6-icmp -m hl --hl-eq 255"),
+    "length": ((6,), "mangle", "-m length --length 1501:65535"),
+    "NFQUEUE": ((4, 6), "mangle", "-j NFQUEUE --queue-balance 22600:22601 --queue-bypass"),
+    "REJECT": ((4, 6), "filter", "-p tcp -j REJECT --reject-with tcp-reset"),
+}
+MODULES = {"REJECT": "ipt_REJECT and ip6t_REJECT", "ipv6header": "ip6t_ipv6header", "icmp": "ip_tables"}
+KERNEL = "use a kernel with {} (all of Debian's have it; modprobe, or the host's kernel if this is a container)"
+
+
+def findings() -> Iterator[Finding]:
+    """Every probe's finding, in the namespace that this process is in. Raises nothing."""
+    yield bring_up()
+    for name, probe in PROBES.items():
+        yield guarded(name, probe)
+
+
+def guarded(name: str, probe: Callable[[], Finding]) -> Finding:
+    """A probe that fails is a finding: its parts say themselves what is missing."""
+    try:
+        return probe()
+    except HostError as error:
+        return name, "no", str(error), KERNEL.format("what it names")
+    except ImportError as error:
+        return name, "no", f"{error}", "install the Python packages: pip install scentd"
+    except Exception as error:  # whatever a library raises when the kernel refuses
+        return name, "no", f"{type(error).__name__}: {error}", "run as root, on a kernel with this feature"
+
+
+def bring_up() -> Finding:
+    """`lo` up: the queue is tried with a packet to ourselves."""
+    from pyroute2 import IPRoute
+
+    def up() -> Finding:
+        with IPRoute() as ip:
+            ip.link("set", index=LOOPBACK, state="up")
+        return "network namespace", "yes", "made one, lo is up", ""
+
+    return guarded("network namespace", up)
+
+
+def nfqueue() -> Finding:
+    """Bind a queue and see a packet of our own come through it."""
+    from scentd.datapath.queue.nfqueue import Queue
+
+    seen: list[int] = []
+
+    def accept(packet: Any) -> None:
+        seen.append(packet.get_payload_len())
+        packet.accept()
+
+    rule = f"OUTPUT -o lo -p udp --dport 9 -j NFQUEUE --queue-num {QUEUE}"
+    queue = Queue(QUEUE, accept, 64, True)
+    try:
+        restore("iptables", "mangle", f"-A {rule}")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.sendto(b"scentd", ("127.0.0.1", 9))
+        queue.run()
+        restore("iptables", "mangle", f"-D {rule}")
+    finally:
+        queue.close()
+    if seen != [34]:
+        return "NFQUEUE", "no", "bound, but no packet came", KERNEL.format("NFNETLINK_QUEUE and xt_NFQUEUE")
+    return "NFQUEUE", "yes", "bound, and a packet came through", ""
+
+
+def restore(program: str, table: str, *lines: str) -> None:
+    """Load rules. Raises HostError."""
+    from scentd.datapath.host import iptables
+
+    text = "\n".join((f"*{table}", *lines, "COMMIT", ""))
+    iptables.run([f"{program}-restore", "--noflush", *iptables.WAIT], text)
+
+
+def iptables(family: int) -> Finding:
+    """Each match and target of our rules, by itself: all that is missing is named at once."""
+    from scentd.config.sections import Config
+    from scentd.datapath.host import sets
+
+    name, program = f"iptables, IPv{family}", "iptables" if family == 4 else "ip6tables"
+    try:
+        version = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    except FileNotFoundError:
+        return name, "no", f"{program} not found", "install the package iptables"
+    sets.apply(Config())
+    wanted = {e: entry for e, entry in EXTENSIONS.items() if family in entry[0]}
+    missing: dict[str, str] = {}
+    for extension, (_, table, rule) in wanted.items():
+        try:
+            rule = f"OUTPUT {rule.format(set=sets.name('stamp', family))}"
+            restore(program, table, f"-A {rule}", f"-D {rule}")
+        except HostError as error:
+            missing[extension] = str(error)
+    sets.remove()
+    found = f"{version.stdout.strip()}; {len(wanted) - len(missing)} of {len(wanted)} matches and targets"
+    if missing:
+        modules = ", ".join(MODULES.get(m, f"xt_{m}") for m in missing)
+        return name, "no", f"{found}; not {'; '.join(missing.values())}", KERNEL.format(modules)
+    return name, "yes", f"{found}: {', '.join(wanted)}", ""
+
+
+def redirect_rules() -> Finding:
+    """The whole rule set of a gateway with one peer, as the daemon would install it, and gone again."""
+    from scentd.datapath.family import families
+    from scentd.datapath.host import iptables, rules, sets
+
+    sample = sample_config()
+    sets.apply(sample)
+    rules.apply(sample)
+    installed = sum(len(iptables.own(lines)) for family in families() for lines in iptables.installed(family).values())
+    rules.remove()
+    sets.remove()
+    return "redirect rules", "yes", f"{installed} lines loaded and removed", ""
+
+
+def sample_config() -> Any:
+    """A configuration that needs every kind of rule there is."""
+    from scentd.config.sections import Config, Datapath, Network, Peer, Stamp, Verify
+
+    key = "A" * 86 + "=="
+    peer = Peer(name="peer", public_key=key, addresses=["192.0.2.0/24", "2001:db8::/64"], rejected="reject")
+    prefixes = ["198.51.100.0/24", "2001:db8:1::/64"]
+    network = Network(name="network", key_file="", addresses=prefixes, stamp=True)
+    whole_host = Network(name="host", key_file="")
+    return Config(
+        datapath=Datapath(workers=2),
+        stamp=Stamp(forwarded=True),
+        verify=Verify(absent="drop"),
+        network=[network, whole_host],
+        peer=[peer],
+    )
+
+
+def ipset() -> Finding:
+    from scentd.datapath.host import sets
+
+    sets.apply(sample_config())
+    count = sum(map(len, sets.have().values()))
+    sets.remove()
+    return "ipset", "yes", f"hash:net sets made, filled with {count} prefixes, swapped, removed", ""
+
+
+def nftables() -> Finding:
+    """libnftables, and a set whose elements end by themselves."""
+    from scentd.act.quarantine import QuarantineTable
+
+    quarantine = QuarantineTable()
+    wanted = {ip_network("192.0.2.1/32"): 60.0, ip_network("2001:db8::1/128"): 60.0}
+    quarantine.hold(wanted)
+    have = quarantine.have()
+    quarantine.remove()
+    quarantine.close()
+    if have.keys() != wanted.keys() or not all(0 < left <= 60 for left in have.values()):
+        return "nftables", "no", f"sets lost their elements: {have}", KERNEL.format("NF_TABLES, sets with timeouts")
+    return "nftables", "yes", "libnftables; sets with timeouts", ""
+
+
+def htb() -> Finding:
+    from scentd.act.bandwidth import Shaper
+
+    shaper = Shaper("lo", {"probe": (ip_network("192.0.2.0/24"), ip_network("2001:db8::/64"))})
+    shaper.shape({"probe": 1e8})
+    rates = shaper.have()
+    shaper.remove()
+    if rates != {"probe": 1e8}:
+        return "HTB", "no", f"the rate was not kept: {rates}", KERNEL.format("sch_htb and cls_u32")
+    return "HTB", "yes", "qdisc, class and u32 filters", ""
+
+
+def ip_rule() -> Finding:
+    """A rule by packet mark with a goto, both families, as datapath/host/routes.py makes them."""
+    from scentd.config.sections import Datapath
+    from scentd.datapath.family import families
+    from scentd.datapath.host import routes
+
+    datapath = Datapath()
+    with routes.opened() as ip:
+        for version in families():
+            want = routes.wanted_rules(datapath, version)
+            routes.write_rules(ip, version, datapath, want)
+            have = routes.read_rules(ip, version, datapath)
+            routes.write_rules(ip, version, datapath, [])
+            if len(have) != len(want):
+                return "ip rule", "no", f"IPv{version}: {len(have)} of {len(want)} rules", KERNEL.format("FIB rules")
+    return "ip rule", "yes", "fwmark, goto and iif rules", ""
+
+
+def receive_buffer() -> Finding:
+    """SO_RCVBUFFORCE passes net.core.rmem_max by; without it a busy queue loses packets."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as end:
+        end.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
+        got = end.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2  # the kernel doubles it, socket(7)
+    if got < RECEIVE_BUFFER:
+        return "receive buffer", "warning", f"{got >> 10} KiB", f"sysctl -w net.core.rmem_max={RECEIVE_BUFFER}"
+    return "receive buffer", "yes", f"{got >> 10} KiB granted", ""
+
+
+def offload() -> Finding:
+    """Have the kernel verify the BPF programs, and attach one. A host without them has the queues."""
+    missing = ", ".join(str(path) for path in OBJECTS if not path.exists())
+    if missing:
+        return "offload", "warning", f"not there: {missing}", "make -C bpf in a checkout, or install scentd anew"
+    try:
+        mechanism = load_and_attach()
+    except HostError as error:
+        return "offload", "warning", str(error), "mend what it names; until then the queues do everything"
+    return "offload", "yes", f"BPF programs loaded, attached with {mechanism}", ""
+
+
+def load_and_attach() -> str:
+    """tcx or clsact: how the stamper came to `lo`, from which it is gone again. Raises HostError."""
+    from scentd.datapath.offload import attach, bpfprog, clsact, tcx
+    from scentd.datapath.offload.libbpf import BpfError, Object
+
+    with Object(str(OBJECTS[0])) as stamp, Object(str(OBJECTS[1])) as verify:
+        stamp.load()
+        verify.load()
+        program = stamp.program_fd(stamp.programs()[0])
+        try:
+            os.close(bpfprog.link_create(program, LOOPBACK, tcx.TYPES["egress"]))
+            return "tcx"
+        except BpfError as error:
+            if error.code not in attach.NO_TCX:
+                raise
+        clsact.attach(LOOPBACK, "egress", program)
+        clsact.detach(LOOPBACK, "egress")
+    return "clsact"
+
+
+PROBES: dict[str, Callable[[], Finding]] = {
+    "NFQUEUE": nfqueue,
+    "ipset": ipset,
+    "iptables, IPv4": lambda: iptables(4),
+    **({"iptables, IPv6": lambda: iptables(6)} if Path("/proc/sys/net/ipv6").exists() else {}),
+    "redirect rules": redirect_rules,
+    "ip rule": ip_rule,
+    "nftables": nftables,
+    "HTB": htb,
+    "receive buffer": receive_buffer,
+    "offload": offload,
+}
+
+
+def main() -> int:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNET):
+        code = ctypes.get_errno()
+        way_out = "run as root" if code == errno.EPERM else KERNEL.format("NET_NS")
+        found = f"cannot make one: {os.strerror(code)}; the rest was not tried"
+        print(json.dumps(["network namespace", "no", found, way_out]))
+        return 1
+    for finding in findings():
+        print(json.dumps(finding), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,206 @@
+"""`scentd doctor`: what this host has of all that scentd needs, and the way out where something is missing.
+
+Each check asks the thing itself: examine.py looks at the host, and probe.py tries the kernel's network
+features out, in a child process with a network namespace of its own. "no" is essential and sets the exit status,
+"warning" is not.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from scentd.config.sections import Config, DaemonSettings, Datapath
+from scentd.datapath.family import families
+from scentd.datapath.host import iptables
+from scentd.datapath.offload import pins
+from scentd.doctor import examine
+from scentd.doctor.examine import Check
+from scentd.errors import ConfigError, HostError
+from scentd.kinds import load_config
+from scentd.model import SCHEMA
+
+DEFAULT_CONFIG = "/etc/scentd/scentd.toml"
+PROBE_TIMEOUT = 60.0  # seconds; it takes one
+MARKING_TABLES = ("raw", "mangle")  # whose PREROUTING lies between the BPF programs and our queues
+
+
+def checks(config_path: str | None = None) -> list[Check]:
+    """All checks, in the order in which one would mend a host. Takes about a second."""
+    configuration, loaded = check_config(config_path)
+    daemon = loaded.daemon if loaded else DaemonSettings()
+    datapath = loaded.datapath if loaded else Datapath()
+    return [
+        examine.check_capabilities(examine.effective_capabilities()),
+        examine.check_kernel(platform.release()),
+        examine.check_python(sys.version_info[:3]),
+        examine.check_packages(examine.requirements()),
+        *probed(),
+        examine.check_ipv6(),
+        examine.check_mixture(),
+        examine.check_conntrack(examine.read("/proc/sys/net/netfilter/nf_conntrack_count")),
+        examine.check_clock(*examine.clock()),
+        configuration,
+        examine.check_state_dir(Path(daemon.state_dir)),
+        examine.check_space(Path(daemon.state_dir)),
+        examine.check_jit(),
+        *([] if datapath.offload == "off" else [check_pin_dir(datapath.pin_dir), check_marks(datapath.mark_verified)]),
+    ]
+
+
+def run(json_output: bool, config_path: str | None) -> int:
+    """Print the table, or JSON. 0 if nothing essential is missing, otherwise 1."""
+    found = checks(config_path)
+    print(json.dumps(to_dict(found), indent=2) if json_output else render(found))
+    return exit_status(found)
+
+
+def exit_status(found: Iterable[Check]) -> int:
+    return int(any(check.ok == "no" for check in found))
+
+
+def to_dict(found: Sequence[Check]) -> dict[str, object]:
+    """{"ok": nothing essential is missing, "checks": [{"name", "ok", "found", "way_out"}]}."""
+    return {"schema": SCHEMA, "ok": exit_status(found) == 0, "checks": [asdict(check) for check in found]}
+
+
+def render(found: Sequence[Check]) -> str:
+    """A table for people; below each check that is not "yes" stands its way out."""
+    wide = max(len(check.name) for check in found)
+    lines = []
+    for check in found:
+        lines.append(f"{check.ok:<7}  {check.name:<{wide}}  {check.found}")
+        if check.way_out:
+            lines.append(f"{'':<7}  {'':<{wide}}  -> {check.way_out}")
+    count = {ok: sum(check.ok == ok for check in found) for ok in ("no", "warning")}
+    verdict = "scentd will not work here" if count["no"] else "scentd can run here"
+    return "\n".join([*lines, f"{verdict}: {count['no']} missing, {count['warning']} warnings"])
+
+
+def probed() -> list[Check]:
+    """The findings of probe.py. A probe that kills its process is found out, too."""
+    argv = [sys.executable, "-m", "scentd.doctor.probe"]
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parent.parent.parent), os.environ.get("PYTHONPATH"))))
+    try:
+        done = subprocess.run(
+            argv,
+            capture_output=True,
+            text=True,
+            timeout=PROBE_TIMEOUT,
+            check=False,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+        output, ended = done.stdout, "" if done.returncode in (0, 1) else f"ended with status {done.returncode}"
+        ended = ended or ("" if done.stdout else done.stderr[-300:])
+    except subprocess.TimeoutExpired as error:
+        output = error.stdout.decode() if isinstance(error.stdout, bytes) else error.stdout or ""
+        ended = f"hung for {PROBE_TIMEOUT:.0f} s"
+    found = [Check(*json.loads(line)) for line in output.splitlines() if line.startswith("[")]
+    if ended:
+        after = found[-1].name if found else "its start"
+        found.append(
+            Check("probe", "no", f"after {after}: {ended}", "run `python -m scentd.doctor.probe` and see dmesg")
+        )
+    return found
+
+
+def check_config(path: str | None) -> tuple[Check, Config | None]:
+    """Without a path the default one, if it is there."""
+    if path is None and not Path(DEFAULT_CONFIG).exists():
+        return Check("configuration", "warning", f"no {DEFAULT_CONFIG} yet", "start from scentd.example.toml"), None
+    path = path or DEFAULT_CONFIG
+    try:
+        return Check("configuration", "yes", path), load_config(path)
+    except ConfigError as error:
+        return Check("configuration", "no", "; ".join(error.problems), f"mend {path}"), None
+
+
+# ---- the offload: nothing of it is essential, the queues do all that it cannot ----
+
+
+def check_pin_dir(directory: str) -> Check:
+    """The daemon makes the directory itself: where it will be there must be a BPF file system."""
+    name = "pin directory"
+    try:
+        there = str(examine.existing(Path(directory)))
+        suitable = pins.is_bpffs(there)
+    except OSError as error:
+        return Check(name, "warning", f"{directory}: {error.strerror}", "run as root, and with no dot in its name")
+    if not suitable:
+        way_out = (
+            "mount -t bpf bpf /sys/fs/bpf, or choose a datapath.pin_dir on a BPF file system; else the queues do all"
+        )
+        return Check(name, "warning", f"{directory}: {there} is on no BPF file system", way_out)
+    return Check(name, "yes", f"{directory}, on a BPF file system")
+
+
+def check_marks(verified: int) -> Check:
+    """Rules of others that take or give the mark by which our own tell what a BPF program has decided."""
+    name = "packet marks"
+    try:
+        found = [
+            f"{program} -t {table} {rule}"
+            for program, table, lines in rules_before_ours()
+            for rule in changing(lines, verified)
+        ]
+    except HostError as error:
+        return Check(name, "warning", str(error), "run as root, or see with iptables -S what changes packet marks")
+    if found:
+        return Check(
+            name,
+            "warning",
+            f"{'; '.join(found)}: changes datapath.mark_verified ({verified:#x}) behind the BPF program",
+            "give these rules a mask without the bits, as in --set-mark 0x5/0xff or --restore-mark --mask 0xff, "
+            "or choose another datapath.mark_verified",
+        )
+    return Check(name, "yes", f"nobody else's rule changes {verified:#x}")
+
+
+def rules_before_ours() -> Iterator[tuple[str, str, list[str]]]:
+    """(program, table, its rules as `iptables -S` prints them). Raises HostError."""
+    for family in families():
+        program = iptables.PROGRAM[family]
+        legacy = "legacy" in iptables.run([program, "--version"])
+        made = (examine.read(f"/proc/net/ip{'' if family == 4 else '6'}_tables_names") or "").split()
+        for table in MARKING_TABLES:
+            # iptables-legacy makes a table by looking at it.
+            if not legacy or table in made:
+                yield program, table, iptables.run([program, *iptables.WAIT, "-t", table, "-S"]).splitlines()
+
+
+def changing(lines: Sequence[str], mark: int) -> list[str]:
+    """Of a table's rules those that packets in PREROUTING can meet and that change bits of `mark`; ours are not."""
+    table: dict[str, list[list[str]]] = {}
+    for line in lines:
+        kind, chain, *words = shlex.split(line)
+        if kind == "-A":
+            table.setdefault(chain, []).append(words)
+    reached, found = ["PREROUTING"], []
+    for chain in reached:
+        for words in table.get(chain, []):
+            options = dict(itertools.pairwise(words))
+            target = options.get("-j") or options.get("-g") or ""
+            if target in table and target not in reached and not iptables.OWN_CHAIN.match(target):
+                reached.append(target)
+            if changed_bits(target, options) & mark:
+                found.append(shlex.join(["-A", chain, *words]))
+    return found
+
+
+def changed_bits(target: str, options: dict[str, str]) -> int:
+    """Bits of the packet mark that a rule may change; `options` has for each of its words the next."""
+    if target == "CONNMARK" and "--restore-mark" in options:
+        return int(options["--nfmask"], 0) | int(options["--ctmask"], 0)
+    given = {"MARK": "--set-xmark", "TPROXY": "--tproxy-mark"}.get(target)
+    if given is None:
+        return 0
+    value, _, mask = options[given].partition("/")
+    return int(value, 0) | int(mask, 0)

@@ -1,0 +1,122 @@
+"""Addresses and prefixes: the types, longest-prefix match, and which prefix lies in which. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from typing import Generic, TypeVar
+
+Address = IPv4Address | IPv6Address
+Prefix = IPv4Network | IPv6Network
+NumericPrefix = tuple[int, int, int]  # IP version, first address as a number, length in bits
+T = TypeVar("T")
+
+BITS = {4: 32, 6: 128}
+
+
+def prefixes(addresses: Iterable[str]) -> tuple[Prefix, ...]:
+    return tuple(ip_network(a) for a in addresses)
+
+
+def within(inner: Prefix, outer: Prefix) -> bool:
+    if isinstance(inner, IPv6Network):
+        return isinstance(outer, IPv6Network) and inner.subnet_of(outer)
+    return not isinstance(outer, IPv6Network) and inner.subnet_of(outer)
+
+
+def prefix_text(prefix: Prefix) -> str:
+    """10.0.0.7, not 10.0.0.7/32."""
+    return str(prefix.network_address) if prefix.prefixlen == prefix.max_prefixlen else str(prefix)
+
+
+class PrefixMap(Generic[T]):
+    """Values by prefix; the longest that covers an address wins, the last of two equal prefixes.
+
+    A dict for each length in use: a lookup costs as many probes as there are
+    different lengths, however many prefixes there are.
+    """
+
+    def __init__(self, entries: Iterable[tuple[str, T]] = ()) -> None:
+        tables: dict[int, dict[int, dict[int, T]]] = {4: {}, 16: {}}
+        for text, value in entries:
+            network = ip_network(text)
+            size = network.max_prefixlen // 8
+            shift = network.max_prefixlen - network.prefixlen
+            tables[size].setdefault(shift, {})[int(network.network_address) >> shift] = value
+        self._tables = {size: sorted(by_shift.items()) for size, by_shift in tables.items()}
+
+    def get(self, address: bytes) -> T | None:
+        """The value for a packed address (4 or 16 bytes), or None."""
+        number = int.from_bytes(address, "big")
+        for shift, table in self._tables.get(len(address), ()):
+            value = table.get(number >> shift)
+            if value is not None:
+                return value
+        return None
+
+
+def overlaps(entries: Iterable[tuple[int, str]]) -> list[tuple[int, str, int, str]]:
+    """(owner, prefix, other owner, prefix around it) where two owners overlap; what is no prefix is skipped.
+
+    One sweep over the sorted prefixes; a prefix is told once, with the farthest-reaching one that covers it.
+    """
+    ranges = []
+    for owner, text in entries:
+        try:
+            network = ip_network(text)
+        except ValueError:
+            continue
+        first = int(network.network_address)
+        ranges.append((network.version, first, -(first + network.num_addresses - 1), owner, text))
+    overlapping = []
+    reach: dict[int, tuple[int, int, str]] = {}  # by version: the farthest end so far, its owner, its prefix
+    for version, first, negative_end, owner, text in sorted(ranges):
+        end, other, around = reach.get(version, (-1, owner, ""))
+        if first <= end and owner != other:
+            overlapping.append((owner, text, other, around))
+        if -negative_end > end:
+            reach[version] = -negative_end, owner, text
+    return overlapping
+
+
+# -- as numbers: for 100,000 prefixes in one sorted sweep -----------------
+
+
+def numeric(text: str) -> NumericPrefix:
+    network = IPv6Network(text) if ":" in text else IPv4Network(text)
+    return network.version, int(network.network_address), network.prefixlen
+
+
+def as_prefix(numbers: NumericPrefix) -> Prefix:
+    version, address, length = numbers
+    return IPv4Network((address, length)) if version == 4 else IPv6Network((address, length))
+
+
+def by_numeric(entries: Iterable[tuple[str, T]]) -> dict[NumericPrefix, T]:
+    return {numeric(text): value for text, value in entries}
+
+
+def nested(prefixes: Iterable[NumericPrefix]) -> Iterator[tuple[NumericPrefix, NumericPrefix | None]]:
+    """Each with the longest other one that covers it; what covers comes before what is covered."""
+    around: list[NumericPrefix] = []
+    for prefix in sorted(prefixes):
+        while around and not covers(around[-1], prefix):
+            around.pop()
+        yield prefix, around[-1] if around else None
+        around.append(prefix)
+
+
+def covers(outer: NumericPrefix, inner: NumericPrefix) -> bool:
+    """Whether a prefix holds another that is not shorter."""
+    shift = BITS[outer[0]] - outer[2]
+    return outer[0] == inner[0] and outer[1] >> shift == inner[1] >> shift
+
+
+def outside(prefixes: Iterable[NumericPrefix], others: Collection[NumericPrefix]) -> list[NumericPrefix]:
+    """Those that none of the others covers."""
+    chosen = set(prefixes)
+    covered: set[NumericPrefix | None] = set()
+    for prefix, around in nested(chosen.union(others)):
+        if prefix in others or around in covered:
+            covered.add(prefix)
+    return sorted(chosen - covered)

@@ -1,0 +1,197 @@
+"""The allocating role: Views in, decisions logged, the desired state and oneshots to the actuators of this host."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+from scentd.act.actuator import Tally
+from scentd.act.decision_log import DecisionLog
+from scentd.act.oneshot import Oneshots
+from scentd.act.reconcile import CLOSE_TIMEOUT, Reconciler
+from scentd.bus.local import LocalBus
+from scentd.config.schema import kind_of
+from scentd.config.sections import Config
+from scentd.control.status import (
+    AllocationStatus,
+    Explanation,
+    PolicyAssessment,
+    PolicyStatus,
+    ResourceStatus,
+    bounded,
+    counted,
+)
+from scentd.core.allocate.actions import ACTIONS
+from scentd.core.allocate.decide import Decider
+from scentd.core.allocate.plan import Plan, plan, reload
+from scentd.model import Barred, Decision, Desired, Firing, Notice, Oneshot, View, Views
+from scentd.prefix import Prefix
+from scentd.roles.delays import Delays
+
+log = logging.getLogger(__name__)
+
+
+class AllocatorRole:
+    """Applies the policies to Views. Publishes a Notice for every decision, and Barred when it changes."""
+
+    def __init__(self, config: Config, bus: LocalBus) -> None:
+        self.policy_errors = 0
+        self._config = config
+        self._bus = bus
+        self._decider = Decider(config.policy)
+        self._views: dict[str, View] = {}
+        self._desired = Desired()
+        self._barred: dict[Prefix, float] = {}
+        self._log = DecisionLog(config.daemon.decision_log)
+        self._tally = Tally()
+        self._reconciler: Reconciler | None = None
+        self._oneshots: Oneshots | None = None
+        self._decisions: dict[str, int] = {}
+        self._delays = Delays()
+        self._unapplied: list[Firing] = []
+        self._lock = (
+            threading.Lock()
+        )  # of the desired state and the two above: the actuators' threads tell what they have done
+        bus.subscribe(Views, self._take)
+
+    def start(self) -> None:
+        self._open()
+
+    def reload(self, config: Config) -> None:
+        """Take over other policies; what both have in common keeps its state."""
+        self._decider.reload(config.policy)
+        same = (config.policy, config.peer) == (self._config.policy, self._config.peer)
+        self._config = config
+        self._log.reopen()
+        if not same:
+            self._shut(remove=False)
+            self._open()
+
+    def close(self, remove: bool) -> None:
+        """`remove`: take away what the actuators have made."""
+        self._shut(remove)
+        self._log.close()
+
+    def tick(self) -> None:
+        """Once a second: what the disk did not take before may go now."""
+        self._log.flush()
+
+    def _open(self) -> None:
+        self._tally = Tally()
+        self._reconciler = Reconciler(self._config, self._tally, self._on_applied)
+        self._oneshots = Oneshots(self._tally, self._on_done)
+        peers = [p.name for p in self._config.peer]
+        self._decider.retain(peers)
+        self._views = {peer: view for peer, view in self._views.items() if peer in peers}
+        self._settle(reload(self._desired, self._config.policy, peers, time.time()), (), force=True)
+
+    def _shut(self, remove: bool) -> None:
+        if self._oneshots is not None:
+            self._oneshots.close(CLOSE_TIMEOUT)
+        if self._reconciler is not None:
+            self._reconciler.close(remove)
+
+    # -- decisions ---------------------------------------------------------
+
+    def _take(self, views: Views) -> None:
+        """One round over these views; what has served its time is released. A view that is overtaken is left out."""
+        now = time.time()
+        newer = [v for v in views.views if not self._is_overtaken(v)]
+        self._views |= {v.peer: v for v in newer}
+        try:
+            firings = [f for view in newer for f in self._decider.decide(view, now)]
+            self._settle(plan(self._desired, firings, now), firings)
+        except Exception:  # a policy must never stop the datapath
+            self.policy_errors += 1
+            log.exception("the policies failed on a round; the next one tries again")
+
+    def _is_overtaken(self, view: View) -> bool:
+        known = self._views.get(view.peer)
+        return known is not None and view.profile.epoch < known.profile.epoch
+
+    def _settle(self, made: Plan, firings: Sequence[Firing], force: bool = False) -> None:
+        changed = force or made.desired != self._desired
+        with self._lock:
+            if changed:
+                self._desired = made.desired
+            self._delays.decided(firings)
+            self._unapplied += [f for f in firings if ACTIONS[kind_of(f.policy.do)].level_triggered and changed]
+        self._log.append(made.decisions)
+        for decision in made.decisions:
+            self._tell(decision)
+        barred = {p: until for kind, a in ACTIONS.items() for p, until in a.barred(made.desired.of(kind)).items()}
+        if barred != self._barred:
+            self._barred = barred
+            self._bus.publish(Barred(barred))
+        if self._reconciler is not None and changed:
+            self._reconciler.submit(made.desired)
+        if self._oneshots is not None:
+            for oneshot in made.oneshots:
+                self._oneshots.add(oneshot)
+
+    def _tell(self, decision: Decision) -> None:
+        self._decisions[decision.action] = self._decisions.get(decision.action, 0) + 1
+        log.info(
+            "%s: %s %s: %s %s -> %s (%s)",
+            decision.peer,
+            decision.policy or "-",
+            decision.action,
+            decision.target,
+            decision.before or "-",
+            decision.after or "-",
+            decision.reason,
+        )
+        self._bus.publish(Notice("decision", asdict(decision)))
+
+    def _on_applied(self, desired: Desired) -> None:
+        """On the reconciler's thread: the host is as this state says."""
+        with self._lock:
+            if desired is self._desired:
+                applied, self._unapplied = self._unapplied, []
+                self._delays.applied(applied, time.time())
+
+    def _on_done(self, oneshot: Oneshot) -> None:
+        """On a thread of the oneshots."""
+        with self._lock:
+            self._delays.applied([oneshot.firing], time.time())
+
+    # -- status ------------------------------------------------------------
+
+    def explain(self, peer: str, view: View | None, limit: int) -> Explanation:
+        """How each policy stands for a peer and what was decided for it, newest first."""
+        stands = self._decider.explain(view, time.time()) if view is not None else []
+        return Explanation(
+            peer=peer,
+            policies=[
+                PolicyAssessment(policy=a.policy, outcome=a.outcome, detail=a.detail, reason=a.reason) for a in stands
+            ],
+            decisions=self._log.explain(peer, limit),
+        )
+
+    def status(self, limit: int) -> tuple[AllocationStatus, dict[str, int], int]:
+        """(the document's part, how many resources it leaves out by kind, how many policies)."""
+        told = [
+            ResourceStatus(
+                kind=kind, resource=t.resource, peer=t.peer, text=t.text, amount=t.amount, unit=t.unit, until=t.until
+            )
+            for kind, action in ACTIONS.items()
+            for t in action.told(self._desired.of(kind))
+        ]
+        resources, rest = bounded(told, limit, lambda r: r.until or 0.0)
+        standings, more = bounded(self._decider.standings(), limit, lambda s: s.fired_at or 0.0)
+        policies = [
+            PolicyStatus(policy=s.policy, outcomes=s.outcomes, true_now=s.true_now, fired_at=s.fired_at)
+            for s in standings
+        ]
+        with self._lock:
+            delays = self._delays.status()
+        status = AllocationStatus(
+            resources=resources, decisions=dict(self._decisions), policies=policies, delays=delays
+        )
+        return status, counted(r.kind for r in rest), len(more)
+
+    def counters(self) -> Mapping[str, int]:
+        return {**self._tally.all(), **self._log.counters()}

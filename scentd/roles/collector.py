@@ -1,0 +1,131 @@
+"""The collecting role: reads the sources of networks on this host and publishes Samples. It holds no key."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import replace
+
+from scentd.bus.local import LocalBus
+from scentd.collect.readers import Readers
+from scentd.config.sections import Config, Network
+from scentd.errors import ScentdError
+from scentd.model import Notice, Samples, SecurityEvent
+
+log = logging.getLogger(__name__)
+
+
+class CollectorRole:
+    """A collector for each network that has sources here. `name` is unique among a network's collectors."""
+
+    def __init__(self, bus: LocalBus, name: str = "") -> None:
+        self._bus = bus
+        self._name = name
+        self._collectors: dict[str, NetworkCollector] = {}
+
+    async def replace(self, config: Config) -> None:
+        """Serve this configuration. Raises the first HostError of a network that had no sources, once all others run.
+
+        A network whose new sources cannot be opened keeps its old ones.
+        """
+        old, self._collectors = self._collectors, {}
+        failed: list[ScentdError] = []
+        for network in config.network:
+            if not network.source:
+                continue
+            try:
+                made = await self._open(network, old)
+            except ScentdError as error:
+                failed.append(error)
+                continue
+            self._collectors[network.name] = made
+            made.begin()
+        for unused in old.values():
+            await unused.stop()
+        if failed:
+            raise failed[0]
+
+    async def stop(self) -> None:
+        for collector in self._collectors.values():
+            await collector.stop()
+
+    def counters(self, network: str) -> dict[str, int]:
+        """Of a network's sources here."""
+        collector = self._collectors.get(network)
+        return {} if collector is None else collector.readers.counters()
+
+    async def _open(self, network: Network, old: dict[str, NetworkCollector]) -> NetworkCollector:
+        """A collector with its sources open; the old one goes on where that fails."""
+        made, before = NetworkCollector(network, self._name, self._bus), old.get(network.name)
+        try:
+            await made.open(before)
+        except ScentdError as error:
+            await made.stop()
+            if before is None:
+                raise
+            log.error("network %s: %s; its old sources stay", network.name, error)
+            return old.pop(network.name)
+        return made
+
+
+class NetworkCollector:
+    """Reads one network's sources every interval, and tells of an alarm at once, with the samples at hand."""
+
+    def __init__(self, network: Network, name: str, bus: LocalBus) -> None:
+        self.network = network
+        self.readers = Readers(network, self._on_alarm)
+        self._name = name
+        self._bus = bus
+        self._newest: Samples | None = None
+        self._task: asyncio.Task | None = None
+
+    async def open(self, before: NetworkCollector | None = None) -> None:
+        """Open the sources; `before` is the one that this replaces at a reload. Raises HostError."""
+        if before is not None:
+            self.readers.adopt(before.readers)
+        await self.readers.start()
+
+    def begin(self) -> None:
+        """Read from now on; one that reads already goes on."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self.readers.close()
+
+    async def _run(self) -> None:
+        await asyncio.to_thread(self.readers.read, time.time())  # rates need a first reading
+        await asyncio.sleep(min(0.5, self.network.interval / 4))
+        due = time.monotonic()
+        while True:
+            try:
+                samples = await asyncio.to_thread(self.readers.read, time.time())
+                self._publish(replace(self._made(), samples=tuple(samples)))
+            except Exception:  # telemetry must never stop the datapath; the next interval tries again
+                log.exception("network %s: no samples this time", self.network.name)
+            due = max(due + self.network.interval, time.monotonic())
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+
+    def _made(self) -> Samples:
+        """All but the samples, as it is now."""
+        now = time.time()
+        return Samples(
+            network=self.network.name,
+            collector=self._name,
+            at=now,
+            events=tuple(self.readers.events(now)),
+            watched=any(source.reports_events for source in self.network.source),
+        )
+
+    def _on_alarm(self, event: SecurityEvent) -> None:
+        self._bus.publish(Notice("alarm", {"network": self.network.name, "kind": event.kind, "node": event.node}))
+        samples = self._newest.samples if self._newest is not None else ()
+        self._publish(replace(self._made(), samples=samples, alarm=True))
+
+    def _publish(self, samples: Samples) -> None:
+        self._newest = samples
+        self._bus.publish(samples)

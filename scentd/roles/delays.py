@@ -1,0 +1,53 @@
+"""How long it takes from what was accepted to what is done about it. Pure: the times are arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from scentd.control.status import DelayStatus
+from scentd.model import Firing
+
+STEPS = ("alarm_decided", "alarm_applied", "profile_decided", "profile_applied")
+
+
+@dataclass(slots=True)
+class Delay:
+    """Seconds of one step."""
+
+    count: int = 0
+    total: float = 0.0
+    largest: float = 0.0
+    last: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        seconds = max(0.0, seconds)  # a clock that was set back
+        self.count += 1
+        self.total += seconds
+        self.largest = max(self.largest, seconds)
+        self.last = seconds
+
+
+class Delays:
+    """Every firing is counted when it is decided, and again when the host is as it asked."""
+
+    def __init__(self) -> None:
+        self._steps = {name: Delay() for name in STEPS}
+
+    def decided(self, firings: Iterable[Firing]) -> None:
+        for firing in firings:
+            self._steps[f"{cause(firing)}_decided"].add(firing.at - firing.accepted_at)
+
+    def applied(self, firings: Iterable[Firing], now: float) -> None:
+        for firing in firings:
+            self._steps[f"{cause(firing)}_applied"].add(now - firing.accepted_at)
+
+    def status(self) -> list[DelayStatus]:
+        return [
+            DelayStatus(name=name, count=d.count, mean=d.total / max(d.count, 1), largest=d.largest, last=d.last)
+            for name, d in self._steps.items()
+        ]
+
+
+def cause(firing: Firing) -> str:
+    return "alarm" if firing.by_glance else "profile"

@@ -1,0 +1,184 @@
+"""The signing role: Samples of one or many collectors to a signed epoch of each network. It holds the private keys."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+
+from scentd.bus.local import LocalBus
+from scentd.config.sections import Config, Network
+from scentd.control.status import NetworkStatus
+from scentd.core.pairs import Pairs
+from scentd.core.profile import issue, score
+from scentd.core.profile.issue import IssuedPair, Issuer, metric_slots
+from scentd.model import IssuedEpoch, Notice, Outgoing, Samples, Statement
+from scentd.state.epochs import Epochs, slot_id
+from scentd.wire import keys
+
+log = logging.getLogger(__name__)
+
+ISSUE_PAUSE = 1.0  # seconds at least between two epochs, however many alarms there are: epochs are seconds
+PATIENCE = 1.5  # intervals after the last epoch until the next is made without waiting for a late collector
+
+
+def issued_slot(identity: keys.Identity) -> bytes:
+    """Of the highest epoch issued under a key, in the epoch file."""
+    return slot_id("issued", identity.public.raw)
+
+
+class ProfilerRole:
+    """A profiler for each network that is signed here: takes Samples, publishes an IssuedEpoch for each epoch."""
+
+    def __init__(self, bus: LocalBus) -> None:
+        self._bus = bus
+        self._profilers: dict[str, NetworkProfiler] = {}
+        bus.subscribe(Samples, self._take)
+
+    async def replace(self, config: Config, pairs: Pairs, epochs: Epochs, before: Epochs | None = None) -> None:
+        """Serve this configuration.
+
+        The old profilers issue nothing more before the new ones begin: no epoch is used
+        twice. `before` is the epoch file that was in use until now.
+        """
+        old, self._profilers = self._profilers, {}
+        for profiler in old.values():
+            await profiler.stop()
+        if before is not None:
+            epochs.raise_to(before)
+        for network in config.network:
+            if network.signs:
+                identity = pairs.identities[network.name]
+                made = NetworkProfiler(network, identity, pairs.issued(network.name), self._bus)
+                if network.name in old:
+                    made.adopt(old[network.name])
+                made.begin(epochs, issued_slot(identity))
+                self._profilers[network.name] = made
+
+    async def stop(self) -> None:
+        for profiler in self._profilers.values():
+            await profiler.stop()
+
+    def status(self, network: Network, key_id: str, collectors: dict[str, int]) -> NetworkStatus:
+        profiler = self._profilers.get(network.name)
+        made = profiler.statement if profiler is not None else None
+        return NetworkStatus(
+            name=network.name,
+            key_id=key_id,
+            signs=network.signs,
+            stamps=network.stamps,
+            collectors=collectors,
+            epoch=profiler.epoch if profiler is not None else 0,
+            issued=profiler.issued if profiler is not None else 0,
+            refused=profiler.refused if profiler is not None else 0,
+            interval=network.interval,
+            **({} if made is None else described(made)),
+        )
+
+    def _take(self, samples: Samples) -> None:
+        profiler = self._profilers.get(samples.network)
+        if profiler is not None:
+            profiler.take(samples)
+
+
+class NetworkProfiler:
+    """Issues one network's epochs: when all its collectors have said something new, or at the latest by PATIENCE."""
+
+    def __init__(self, network: Network, identity: keys.Identity, pairs: Sequence[IssuedPair], bus: LocalBus) -> None:
+        self.network = network
+        self.statement: Statement | None = None
+        self.epoch = 0
+        self.issued = 0
+        self.refused = 0  # profiles of ours that did not verify
+        self._issuer = Issuer(identity, pairs, metric_slots(network.metrics))
+        self._bus = bus
+        self._parts: dict[str, Samples] = {}  # by collector
+        self._waiting: set[str] = set()  # collectors that have said nothing since the last epoch
+        self._alarm = False
+        self._ready = asyncio.Event()
+        self._task: asyncio.Task | None = None
+
+    def adopt(self, old: NetworkProfiler) -> None:
+        """Go on with what collectors have said, and with the counts."""
+        self._parts, self._waiting = old._parts, old._waiting
+        self.statement, self.epoch, self.issued, self.refused = old.statement, old.epoch, old.issued, old.refused
+
+    def begin(self, epochs: Epochs, slot: bytes) -> None:
+        self._task = asyncio.create_task(self._run(epochs, slot))
+
+    async def stop(self) -> None:
+        """Issue nothing more."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def take(self, samples: Samples) -> None:
+        """A collector's newest; one that is older than what it said before is left out."""
+        before = self._parts.get(samples.collector)
+        if before is not None and samples.at < before.at:
+            return
+        self._parts[samples.collector] = samples
+        self._waiting.discard(samples.collector)
+        self._alarm |= samples.alarm
+        if samples.alarm or not self._waiting:
+            self._ready.set()
+
+    async def _run(self, epochs: Epochs, slot: bytes) -> None:
+        last = time.monotonic()
+        while True:
+            patience = (PATIENCE if self._parts else 1.0) * self.network.interval
+            try:
+                await asyncio.wait_for(self._ready.wait(), max(0.0, last + patience - time.monotonic()))
+            except TimeoutError:
+                log.debug("network %s: some collectors are late", self.network.name)
+            self._ready.clear()
+            alarm, self._alarm, last = self._alarm, False, time.monotonic()
+            try:
+                self._issue(epochs, slot, alarm)
+            except Exception:  # telemetry must never stop the datapath; the next interval tries again
+                log.exception("network %s: no profile this time", self.network.name)
+            await asyncio.sleep(ISSUE_PAUSE)
+
+    def _issue(self, epochs: Epochs, slot: bytes, alarm: bool) -> None:
+        now, interval = time.time(), self.network.interval
+        oldest = now - score.SAMPLE_INTERVALS * interval
+        self._parts = {name: part for name, part in self._parts.items() if part.at > oldest}
+        self._waiting = set(self._parts)
+        samples, events, watched = score.gathered(self._parts.values(), interval, now)
+        statement = score.statement(self.network, samples, events, now, watched)
+        epoch = issue.next_epoch(now, epochs.epoch(slot))
+        if epoch > now + 5:
+            log.warning(
+                "network %s: the clock is %d s behind the last epoch issued, and peers refuse epochs ahead of their "
+                "clocks; if the clock was wrong before, wait so long or make a new key",
+                self.network.name,
+                epoch - now,
+            )
+        epochs.set_epoch(slot, epoch)  # before it is used: an epoch is a nonce
+        sound = self._sound(self._issuer.issue(statement, epoch))
+        self.statement, self.epoch = statement, epoch
+        self.issued += 1
+        self._bus.publish(IssuedEpoch(self.network.name, epoch, interval, alarm, tuple(sound)))
+        told = {"network": self.network.name, "epoch": epoch, "interval": interval, "alarm": alarm}
+        self._bus.publish(
+            Notice("epoch", told | {"issued": self.issued, "refused": self.refused} | described(statement))
+        )
+
+    def _sound(self, outgoing: Sequence[Outgoing]) -> list[Outgoing]:
+        """Those that a receiver can open and verify: each profile is looked at before it is sent."""
+        sound = [o for o in outgoing if self._issuer.verified(o)]
+        if len(sound) < len(outgoing):
+            self.refused += len(outgoing) - len(sound)
+            log.error("network %s: a profile of our own does not verify; it is not sent", self.network.name)
+        return sound
+
+
+def described(made: Statement) -> dict:
+    """A statement for status and monitor."""
+    return {
+        "overall": made.overall,
+        "levels": dict(sorted(made.levels.items())),
+        "items": sorted(made.items),
+        "affected": sorted(map(str, made.affected)),
+    }

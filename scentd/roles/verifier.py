@@ -1,0 +1,169 @@
+"""The verifying role: what the packet path accepted, made into views of peers. It holds what pairs derive, no more.
+
+Fragments become whole profiles, profiles and glances become Views, which go to the allocator by name.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterable
+
+import msgspec
+
+from scentd.bus.local import LocalBus
+from scentd.control.status import AFFECTED_MAX, Glance, PeerStatus, ProfileStatus
+from scentd.core.allocate.assemble import Assembler, cut
+from scentd.core.allocate.view import PeerView
+from scentd.core.offload.decode import OffloadEvent
+from scentd.core.pairs import Pair, Pairs, PairSecret
+from scentd.model import Fragment, Notice, View, Views
+from scentd.prefix import prefixes
+from scentd.wire import keys, layout, maps, profile
+
+log = logging.getLogger(__name__)
+
+ALARM_THREAT = 0.5  # a glance from here on is acted on before the next tick
+
+
+class VerifierRole:
+    """Publishes Views: of a peer at once when it has news that matters, of all once a second."""
+
+    def __init__(self, bus: LocalBus) -> None:
+        self.counters: Counter[str] = Counter()  # profiles, error:REASON
+        self._bus = bus
+        self._assembler = Assembler()
+        self._pairs: Pairs | None = None
+        self._views: dict[int, PeerView] = {}
+
+    def configure(self, pairs: Pairs) -> None:
+        """A view for each pair that is verified; those of unchanged peers are kept."""
+        before = self._pairs.by_number if self._pairs is not None else {}
+        views = {}
+        for pair in pairs.all:
+            if pair.verifies and pair.secret is not None:
+                old = self._views.get(pair.number)
+                same = pair.number in before and before[pair.number].peer == pair.peer
+                views[pair.number] = old if same and old is not None else new_view(pair, pair.secret)
+        self._pairs, self._views = pairs, views
+        self._assembler.keep_only(set(pairs.by_number))
+
+    def view_of(self, peer: str, now: float) -> View | None:
+        """The newest View of a peer; None before its first profile."""
+        numbers = [p.number for p in self._pairs.all if p.peer.name == peer] if self._pairs is not None else []
+        return next(iter(self._newest(numbers, now)), None)
+
+    def take_fragments(self, fragments: Iterable[Fragment]) -> None:
+        """What a queue accepted."""
+        changed = {f.pair for f in fragments if self._on_fragment(f)}
+        if changed:
+            self._publish(changed)
+
+    def take_nodes(self, pair: int, addresses: list[bytes]) -> None:
+        """Source addresses of accepted packets."""
+        if pair in self._views:
+            self._views[pair].take_nodes(addresses, time.time())
+
+    def take_event(self, event: OffloadEvent) -> None:
+        """What the offload has to say: a new epoch's glance, or a whole profile."""
+        view = self._views.get(event.pair)
+        if view is None:
+            return
+        now = time.time()
+        view.take_nodes([event.source], now)
+        changed = view.take_glance(event.epoch, event.load, event.threat, now) and event.threat >= ALARM_THREAT
+        if event.kind == maps.EVENT_PROFILE:
+            for fragment in cut(event.pair, event.epoch, event.sealed, (event.load, event.threat), event.source):
+                sealed = self._assembler.add(fragment)
+                changed |= sealed is not None and self._on_sealed(fragment, sealed, view, now)
+        if changed:
+            self._publish({event.pair})
+
+    def tick(self) -> None:
+        """Once a second: policies look at everything."""
+        self._publish(self._views)
+
+    def _on_fragment(self, fragment: Fragment) -> bool:
+        """Whether policies should look at the pair now."""
+        view = self._views.get(fragment.pair)
+        if view is None:
+            return False
+        now = time.time()
+        if fragment.source:  # unknown if the queue began the epoch and the offload went on
+            view.take_nodes([fragment.source], now)
+        news = view.take_glance(fragment.epoch, fragment.load, fragment.threat, now)
+        sealed = self._assembler.add(fragment)
+        complete = sealed is not None and self._on_sealed(fragment, sealed, view, now)
+        return complete or (news and fragment.threat >= ALARM_THREAT)
+
+    def _on_sealed(self, fragment: Fragment, sealed: bytes, view: PeerView, now: float) -> bool:
+        assert self._pairs is not None  # there are no views without pairs
+        pair = self._pairs.by_number[fragment.pair]
+        assert pair.secret is not None  # nor of pairs without a secret
+        seal_key = pair.secret.receive_keys(keys.period_of(fragment.epoch)).seal
+        body = profile.open_sealed(sealed, seal_key, pair.public.verifier(), pair.public.key_id, fragment.epoch)
+        if isinstance(body, int):
+            reason = layout.PROFILE_ERRORS[body]
+            self.counters[f"error:{reason}"] += 1
+            log.warning("peer %s: a whole profile of epoch %d is wrong: %s", view.peer, fragment.epoch, reason)
+            return False
+        self.counters["profiles"] += 1
+        made = view.take_profile(body, now)
+        if made is None:
+            log.info("peer %s: the profile of epoch %d came after a newer one", view.peer, fragment.epoch)
+            return False
+        self._bus.publish(Notice("profile", {"peer": made.peer, **described(view.view(now), now)}))
+        return True
+
+    def _publish(self, numbers: Iterable[int]) -> None:
+        """The Views of these pairs' peers; of several of a peer the newest counts."""
+        self._bus.publish(Views(tuple(self._newest(numbers, time.time()))))
+
+    def _newest(self, numbers: Iterable[int], now: float) -> list[View]:
+        newest: dict[str, View] = {}
+        for number in sorted(numbers):
+            view = self._views[number].view(now) if number in self._views else None
+            if view is not None and (view.peer not in newest or newest[view.peer].profile.epoch < view.profile.epoch):
+                newest[view.peer] = view
+        return list(newest.values())
+
+    # -- status ------------------------------------------------------------
+
+    def status(self, pair: Pair, highest_epoch: int, now: float) -> PeerStatus:
+        view = self._views.get(pair.number)
+        return PeerStatus(
+            name=pair.peer.name,
+            network=pair.network.name,
+            key_id=pair.public.key_id.hex(),
+            highest_epoch=highest_epoch,
+            profile=profile_status(view.view(now) if view is not None else None, now),
+        )
+
+
+def new_view(pair: Pair, secret: PairSecret) -> PeerView:
+    return PeerView(pair.peer.name, secret.pseudonym_key(), prefixes(pair.peer.addresses), pair.slots())
+
+
+def profile_status(view: View | None, now: float) -> ProfileStatus | None:
+    """None before the first profile."""
+    if view is None:
+        return None
+    newest, affected = view.profile, sorted(map(str, view.affected))
+    return ProfileStatus(
+        epoch=newest.epoch,
+        interval=newest.interval,
+        age=round(now - view.received_at, 1),
+        overall=newest.overall,
+        levels=dict(sorted(newest.levels.items())),
+        glance=Glance(round(view.glance_load, 3), round(view.glance_threat, 3)),
+        nodes=len(view.nodes),
+        affected=affected[:AFFECTED_MAX],
+        affected_count=len(affected),
+    )
+
+
+def described(view: View | None, now: float) -> dict:
+    """A view for monitor."""
+    status = profile_status(view, now)
+    return {} if status is None else msgspec.to_builtins(status)

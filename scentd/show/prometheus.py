@@ -1,0 +1,127 @@
+"""Prometheus metrics, made from the status document: the root process serves no HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import msgspec
+from prometheus_client import CollectorRegistry, generate_latest, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from scentd.control.status import Status
+from scentd.errors import HostError
+
+# (name, help, field of the status document)
+PLAIN = (
+    ("scentd_stamped_packets", "Packets that left with a scent", "stamped"),
+    ("scentd_accepted_packets", "Packets whose scent was accepted and stripped", "accepted"),
+    ("scentd_absent_packets", "Packets without a scent where one was looked for", "absent"),
+    ("scentd_profiles", "Verified profiles assembled", "profiles"),
+    ("scentd_worker_restarts", "Workers that ended and were started anew", "worker_restarts"),
+)
+# (name, help, field, label)
+LABELLED = (
+    ("scentd_rejected_packets", "Packets refused, by reason", "rejected", "reason"),
+    ("scentd_unstamped_packets", "Packets that left without a scent, by reason", "unstamped", "reason"),
+    ("scentd_profile_errors", "Whole profiles that were wrong, by reason", "profile_errors", "reason"),
+    ("scentd_reloads", "Configuration reloads", "reloads", "result"),
+    ("scentd_beacons", "Beacons", "beacons", "result"),
+    ("scentd_other", "Other counters", "other", "name"),
+)
+
+
+class StatusMetrics:
+    """Turns status documents into metric families. `status()` returns one, None if the daemon does not answer."""
+
+    def __init__(self, status: Callable[[], Status | None]) -> None:
+        self._status = status
+
+    def collect(self) -> Iterator[Metric]:
+        status = self._status()
+        up = GaugeMetricFamily("scentd_up", "Whether the daemon answered")
+        up.add_metric([], float(status is not None))
+        yield up
+        if status is not None:
+            yield from counters(status)
+            yield from networks(status)
+            yield from peers(status)
+            yield from allocation(status)
+
+
+def counters(status: Status) -> Iterator[Metric]:
+    for name, text, field in PLAIN:
+        yield CounterMetricFamily(name, text, value=getattr(status, field))
+    for name, text, field, label in LABELLED:
+        yield labelled(CounterMetricFamily(name, text, labels=[label]), msgspec.to_builtins(getattr(status, field)))
+    text = "Counters of actuators and the decision log"
+    yield labelled(GaugeMetricFamily("scentd_actuator", text, labels=["name"]), status.actuators)
+
+
+def labelled(family: CounterMetricFamily | GaugeMetricFamily, values: Mapping[str, float]) -> Metric:
+    for value, count in values.items():
+        family.add_metric([value], count)
+    return family
+
+
+def networks(status: Status) -> Iterator[Metric]:
+    collectors = CounterMetricFamily("scentd_collector", "Counters of collectors", labels=["network", "name"])
+    levels = GaugeMetricFamily("scentd_level", "Levels issued here, 0 to 1", labels=["network", "metric"])
+    for network in status.networks:
+        for name, count in network.collectors.items():
+            collectors.add_metric([network.name, name], count)
+        add_levels(levels, network.name, network.levels, network.overall)
+    yield collectors
+    yield levels
+
+
+def peers(status: Status) -> Iterator[Metric]:
+    levels = GaugeMetricFamily("scentd_peer_level", "Levels received, 0 to 1", labels=["peer", "metric"])
+    age = GaugeMetricFamily("scentd_profile_age_seconds", "Age of a peer's newest profile", labels=["peer"])
+    for peer in status.peers:
+        if peer.profile is not None:
+            add_levels(levels, peer.name, peer.profile.levels, peer.profile.overall)
+            age.add_metric([peer.name], peer.profile.age)
+    yield levels
+    yield age
+
+
+def allocation(status: Status) -> Iterator[Metric]:
+    outcomes = CounterMetricFamily(
+        "scentd_policy_outcomes", "How often a policy was looked at, by outcome", labels=["policy", "outcome"]
+    )
+    for policy in status.allocation.policies:
+        for outcome, count in policy.outcomes.items():
+            outcomes.add_metric([policy.policy, outcome], count)
+    yield outcomes
+    text = "Seconds since what caused a decision was accepted"
+    delay = GaugeMetricFamily("scentd_delay_seconds", text, labels=["step", "value"])
+    events = CounterMetricFamily("scentd_delay_events", "Decisions that such a delay was measured of", labels=["step"])
+    for step in status.allocation.delays:
+        for value, seconds in (("mean", step.mean), ("largest", step.largest), ("last", step.last)):
+            delay.add_metric([step.name, value], seconds)
+        events.add_metric([step.name], step.count)
+    yield delay
+    yield events
+
+
+def add_levels(family: GaugeMetricFamily, name: str, levels: Mapping[str, float], overall: float | None) -> None:
+    for metric, value in levels.items():
+        family.add_metric([name, metric], value)
+    if overall is not None:
+        family.add_metric([name, "overall"], overall)
+
+
+def exposition(status: Status) -> str:
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(StatusMetrics(lambda: status))  # type: ignore[arg-type]  # it asks for collect() alone
+    return generate_latest(registry).decode()
+
+
+def serve(status: Callable[[], Status | None], host: str, port: int) -> None:
+    """Serve over HTTP, in threads of its own. Each scrape asks anew; scentd_up is 0 without an answer."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(StatusMetrics(status))  # type: ignore[arg-type]
+    try:
+        start_http_server(port, host, registry)
+    except OSError as error:
+        raise HostError(f"--listen {host}:{port}: {error.strerror}; choose another port") from None

@@ -1,0 +1,122 @@
+"""The status document, explanations and events as text for people. Pure."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from scentd.control.status import (
+    AllocationStatus,
+    Explanation,
+    NetworkStatus,
+    OffloadStatus,
+    Omitted,
+    PeerStatus,
+    Status,
+)
+
+
+def status(data: Status) -> str:
+    lines = [f"scentd {data.version}, {data.datapath}, since {moment(data.started)}"]
+    lines += [offload(data.offload), ""]
+    for network in data.networks:
+        lines += network_lines(network)
+    for peer in data.peers:
+        lines += peer_lines(peer)
+    lines += omitted(data.omitted)
+    lines += ["", f"stamped {data.stamped}, accepted {data.accepted}, absent {data.absent}"]
+    lines.append(f"rejected: {counts(data.rejected)}")
+    lines.append(f"unstamped: {counts(data.unstamped)}")
+    lines.append(f"profiles {data.profiles}, wrong: {counts(data.profile_errors)}")
+    lines += allocation(data.allocation)
+    return "\n".join(lines)
+
+
+def network_lines(network: NetworkStatus) -> list[str]:
+    duties = " ".join(word for word, does in (("signs", network.signs), ("stamps", network.stamps)) if does)
+    lines = [f"network {network.name}  key {network.key_id or '-'}  {duties}".rstrip()]
+    if network.epoch:
+        lines.append(f"  epoch {network.epoch}, overall {level(network.overall)}")
+        lines.append(f"  {levels(network.levels)}")
+    return lines
+
+
+def peer_lines(peer: PeerStatus) -> list[str]:
+    lines = [f"peer {peer.name}  key {peer.key_id}"]
+    profile = peer.profile
+    if profile is None:
+        return [*lines, "  no profile received yet"]
+    lines.append(
+        f"  epoch {profile.epoch}, {profile.age:.0f} s ago, overall {level(profile.overall)}, "
+        f"glance load {level(profile.glance.load)} threat {level(profile.glance.threat)}, {profile.nodes} node(s)"
+    )
+    lines.append(f"  {levels(profile.levels)}")
+    if profile.affected:
+        more = profile.affected_count - len(profile.affected)
+        lines.append(f"  affected: {', '.join(profile.affected)}{f' and {more} more' if more else ''}")
+    return lines
+
+
+def omitted(rest: Omitted) -> list[str]:
+    """What the document leaves out; `scentd status --all` has it."""
+    parts = [
+        f"{rest.networks} networks ({rest.issued} epochs issued)" if rest.networks else "",
+        f"{rest.peers} peers ({rest.peers_without_profile} without a profile)" if rest.peers else "",
+        f"resources: {counts(rest.resources)}" if rest.resources else "",
+        f"{rest.policies} policies" if rest.policies else "",
+    ]
+    left = [part for part in parts if part]
+    return [f"not shown (--all shows them): {', '.join(left)}"] if left else []
+
+
+def allocation(data: AllocationStatus) -> list[str]:
+    lines = [f"{r.kind} {r.resource} of {r.peer}: {r.text}" for r in data.resources]
+    for policy in data.policies:
+        fired = f", fired {moment(policy.fired_at)}" if policy.fired_at else ""
+        lines.append(f"policy {policy.policy}: {counts(policy.outcomes)}{fired}")
+    for delay in data.delays:
+        if delay.count:
+            name = delay.name.replace("_", " accepted -> ")
+            lines.append(f"{name}: {delay.mean * 1000:.1f} ms on average, {delay.largest * 1000:.1f} ms at most")
+    return lines
+
+
+def offload(data: OffloadStatus) -> str:
+    if data.why_not:
+        return f"no offload: {data.why_not}"
+    interfaces = f"stamps on {', '.join(data.egress) or '-'}, verifies on {', '.join(data.ingress) or '-'}"
+    return f"offload by {data.mechanism or '-'}: {interfaces}"
+
+
+def explanation(data: Explanation) -> str:
+    lines = [f"peer {data.peer}"]
+    lines += [f"  {p.policy}: {p.outcome} {p.detail}  {p.reason}".rstrip() for p in data.policies]
+    lines.append("decisions, newest first:" if data.decisions else "no decisions yet")
+    for d in data.decisions:
+        change = f"{d.before or '-'} -> {d.after or '-'}"
+        lines.append(f"  {moment(d.at)} {d.policy or '-'} {d.action} {d.target} {change} (epoch {d.epoch}: {d.reason})")
+    return "\n".join(lines)
+
+
+def event(data: dict) -> str:
+    rest = " ".join(f"{k}={v}" for k, v in data.items() if k not in ("at", "event", "schema"))
+    return f"{moment(data['at']) if 'at' in data else '-'} {data['event']} {rest}"
+
+
+def scent(data: dict) -> str:
+    return "  ".join(f"{key} {value}" for key, value in data.items() if key != "schema")
+
+
+def moment(at: float) -> str:
+    return datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def level(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def levels(values: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.2f}" for name, value in values.items()) or "no levels"
+
+
+def counts(values: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in values.items() if count) or "none"

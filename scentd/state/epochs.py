@@ -1,0 +1,157 @@
+"""The highest epochs, issued and seen: a small memory-mapped file.
+
+Workers and daemon share its pages, and the kernel writes them back whoever dies,
+so neither kill -9 nor a restart opens a replay window or lets an epoch (a nonce)
+be used twice. Layout: a 16-byte magic, the number of slots (8 bytes), 8 bytes of
+identity per slot, then two 32-bit native numbers per slot: epoch, second first seen.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+
+from scentd.config.sections import Config
+from scentd.errors import HostError
+from scentd.wire import keys
+from scentd.wire.keys import Identity
+
+MAGIC = b"scentd epochs 1\n"
+_HEADER = len(MAGIC) + 8
+_SLOT = 16
+_FREE = b"\0" * 8
+_SPARE = 256  # slots beyond those in use, so that most reloads need no new file
+
+
+def slot_id(purpose: str, *public: bytes) -> bytes:
+    """Eight bytes that name a slot: `purpose` is "issued" or "seen"."""
+    return sha256(b"|".join((purpose.encode(), *public))).digest()[:8]
+
+
+def pair_slots(config: Config, identities: Mapping[str, Identity]) -> dict[tuple[str, str], bytes]:
+    """The slot of the highest epoch seen of each pair, by the names of network and peer.
+
+    It belongs to the two keys, so that a new key begins anew; where this host has no key of the network, to the names.
+    """
+    slots = {}
+    for network in config.network:
+        own = identities.get(network.name)
+        for peer in config.peer:
+            theirs = keys.parse_public(peer.public_key).raw
+            ends = (own.public.raw, theirs) if own is not None else (network.name.encode(), peer.name.encode())
+            slots[network.name, peer.name] = slot_id("seen", *ends)
+    return slots
+
+
+class Epochs:
+    """The mapped file. `values` is indexed 2 * slot (epoch) and 2 * slot + 1 (second first seen)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with open(path, "r+b") as file:
+            self._map = mmap.mmap(file.fileno(), 0)
+        count = int.from_bytes(self._map[len(MAGIC) : _HEADER], "big")
+        ids = [self._map[_HEADER + 8 * i : _HEADER + 8 * i + 8] for i in range(count)]
+        self._slots = {id_: i for i, id_ in enumerate(ids) if id_ != _FREE}
+        self._free = [i for i, id_ in enumerate(ids) if id_ == _FREE]
+        self.values = memoryview(self._map)[_HEADER + 8 * count :].cast("I")
+
+    def slot(self, id_: bytes) -> int:
+        return self._slots[id_]
+
+    def claim(self, ids: Sequence[bytes]) -> bool:
+        """Give each id a slot, in the file that others have mapped, too; False if there is not room for all."""
+        new = [i for i in dict.fromkeys(ids) if i not in self._slots]
+        if len(new) > len(self._free):
+            return False
+        for id_ in new:
+            slot = self._free.pop(0)
+            self._map[_HEADER + 8 * slot : _HEADER + 8 * slot + 8] = id_
+            self._slots[id_] = slot
+        return True
+
+    def raise_to(self, other: Epochs) -> None:
+        """No epoch below that of `other`, a file that this one replaced and that was still in use for a moment."""
+        for id_, (epoch, seen) in other.entries().items():
+            if id_ in self._slots and epoch > self.epoch(id_):
+                self.values[2 * self._slots[id_] + 1] = seen
+                self.set_epoch(id_, epoch)
+
+    def epoch(self, id_: bytes) -> int:
+        return self.values[2 * self._slots[id_]]
+
+    def set_epoch(self, id_: bytes, epoch: int) -> None:
+        self.values[2 * self._slots[id_]] = epoch
+
+    def row(self, slot: int) -> tuple[int, int]:
+        """(highest epoch, second at which it was first seen) of a slot's number."""
+        return self.values[2 * slot], self.values[2 * slot + 1]
+
+    def raise_row(self, slot: int, epoch: int, since: int) -> None:
+        """Note an accepted epoch if it is the highest."""
+        if epoch > self.values[2 * slot]:
+            self.values[2 * slot + 1] = since
+            self.values[2 * slot] = epoch
+
+    def entries(self) -> dict[bytes, tuple[int, int]]:
+        return {i: (self.values[2 * n], self.values[2 * n + 1]) for i, n in self._slots.items()}
+
+    def sync(self) -> None:
+        """Write the pages to the disk, against a crash of the machine."""
+        self._map.flush()
+
+    def close(self) -> None:
+        self.values.release()
+        self._map.close()
+
+
+def prepare(path: Path, ids: Sequence[bytes]) -> Epochs:
+    """The file with a slot for each id, what it held before kept. Raises HostError.
+
+    A file that is not ours or is cut off is set aside as PATH.bad, never overwritten:
+    it starts anew, and freshness then rests on verify.max_age until epochs are seen.
+    """
+    before: dict[bytes, tuple[int, int]] = {}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if path.exists():
+            if valid(path):
+                epochs = Epochs(path)
+                if epochs.claim(ids):
+                    return epochs
+                before = epochs.entries()
+                epochs.close()
+            else:
+                path.rename(path.with_suffix(".bad"))
+        _write(path, ids, before)
+    except OSError as error:
+        raise HostError(f"daemon.state_dir {path.parent}: {error.strerror}; it keeps the highest epochs") from None
+    return Epochs(path)
+
+
+def valid(path: Path) -> bool:
+    with open(path, "rb") as file:
+        header = file.read(_HEADER)
+        size = os.fstat(file.fileno()).st_size
+    return header[: len(MAGIC)] == MAGIC and size == _HEADER + _SLOT * int.from_bytes(header[len(MAGIC) :], "big")
+
+
+def _write(path: Path, ids: Sequence[bytes], before: dict[bytes, tuple[int, int]]) -> None:
+    # Slots of identities that left the configuration are kept: they may come back, and their epochs must not.
+    names = list(dict.fromkeys((*before, *ids)))
+    count = len(names) + _SPARE
+    data = MAGIC + count.to_bytes(8, "big")
+    data += b"".join(names) + b"\0" * 8 * _SPARE
+    numbers = memoryview(bytearray(8 * count)).cast("I")
+    for n, name in enumerate(names):
+        numbers[2 * n], numbers[2 * n + 1] = before.get(name, (0, 0))
+    temporary = path.with_suffix(".new")
+    with open(temporary, "wb") as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.write(data + numbers.tobytes())
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)

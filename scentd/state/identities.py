@@ -1,0 +1,43 @@
+"""The identities of a configuration's networks, and whether they fit its peers."""
+
+from __future__ import annotations
+
+from scentd.config.sections import Config, Peer
+from scentd.errors import ConfigError, ScentdError
+from scentd.state import key_files
+from scentd.wire import keys
+
+
+def load(config: Config) -> dict[str, keys.Identity]:
+    """The identity of each network that has a key here, by name. Raises ConfigError with every wrong key at once."""
+    identities: dict[str, keys.Identity] = {}
+    problems = []
+    for i, network in enumerate(config.network):
+        if not network.key_file:
+            continue
+        try:
+            made = key_files.load(network.key_file)
+        except ScentdError as error:
+            problems.append(f"network[{i}].{error}")
+            continue
+        same = [name for name, other in identities.items() if other.public == made.public]
+        if same:
+            problems.append(f"network[{i}].key_file: holds the key of network {same[0]!r}; make one for each")
+        identities[network.name] = made
+    for i, peer in enumerate(config.peer):
+        problems += [f"peer[{i}].public_key: {why}" for why in wrong_key(peer, list(identities.values()))]
+    if problems:
+        raise ConfigError(problems)
+    return identities
+
+
+def wrong_key(peer: Peer, identities: list[keys.Identity]) -> list[str]:
+    public = keys.parse_public(peer.public_key)
+    if any(public == identity.public for identity in identities):
+        return ["is a key of this host; name the other end's"]
+    try:
+        for identity in identities[:1]:
+            keys.pair_secret(identity, public)
+    except ValueError as error:
+        return [f"{error}; take the output of `scentd pubkey`"]
+    return []

@@ -1,0 +1,187 @@
+"""The whole of act/ on a real kernel: what is submitted is there, fails alone, comes back and goes away."""
+
+import socket
+import time
+from contextlib import closing
+from ipaddress import ip_network
+
+import pytest
+from topology import Topology
+
+from scentd import act
+from scentd.act import reconcile
+from scentd.act.bandwidth import Bandwidth
+from scentd.act.quarantine import Quarantine
+from scentd.act.reconcile import Runner
+from scentd.config.policy import Policy
+from scentd.config.sections import Config, Peer
+from scentd.core.allocate import plan
+from scentd.core.allocate.actions.bandwidth import BandwidthAction
+from scentd.core.allocate.actions.quarantine import QuarantineAction
+from scentd.core.allocate.plan import Confined, Desired
+
+pytestmark = pytest.mark.netns
+
+NODE = ip_network("10.9.0.1/32")
+PREFIXES = {"a": (ip_network("10.9.0.0/24"),)}
+
+
+@pytest.fixture
+def net():
+    with Topology("actr") as made:
+        node, host = made.host("node"), made.host("host")
+        made.link(node, host, ipv4="10.9.0.0/24")
+        yield made
+
+
+@pytest.fixture
+def host(net):
+    return net.hosts["host"]
+
+
+def policy(name, do):
+    return Policy(name=name, when="true", do=do)
+
+
+def settings(*interfaces, quarantine=True):
+    peer = Peer(name="a", public_key="", addresses=["10.9.0.0/24"])
+    policies = [policy(i, BandwidthAction(interface=i, step=1e6, floor=1e6, ceiling=9e6)) for i in interfaces]
+    if quarantine:
+        policies.append(policy("q", QuarantineAction()))
+    return Config(peer=[peer], policy=policies)
+
+
+@pytest.fixture
+def start(host):
+    """Makes Runners in the host; they are closed in the end."""
+    made = []
+
+    def make(*args, **more):
+        made.append(host.call(Runner, settings(*args, **more)))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close(remove=True)
+
+
+def desired(rate=None, interface="", seconds=60.0):
+    rates = {("a", interface): rate} if rate else {}
+    return Desired({NODE: Confined(time.time() + seconds, seconds, "a", "q", 1)}, rates)
+
+
+def quarantined(host):
+    def inside():
+        with closing(Quarantine()) as actuator:
+            return set(actuator.have())
+
+    return host.call(inside)
+
+
+def rates(host):
+    return host.call(Bandwidth(host.interfaces[0], PREFIXES).have)
+
+
+def wait_for(condition, seconds=5.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_submitted_is_carried_out_and_closed_away(host, start):
+    made = start(host.interfaces[0])
+    begin = time.monotonic()
+    made.submit(desired(2e6, host.interfaces[0]))
+    assert time.monotonic() - begin < 0.05
+    wait_for(lambda: quarantined(host) == {NODE} and rates(host) == {"a": 2e6})
+    made.submit(Desired(rates={("a", host.interfaces[0]): 3e6}))
+    wait_for(lambda: quarantined(host) == set() and rates(host) == {"a": 3e6})
+    made.close(remove=False)
+    assert rates(host) == {"a": 3e6}
+    assert host.call(act.cleanup) != []
+    assert host.call(act.cleanup) == []
+
+
+def test_close_removes(host, start):
+    made = start(host.interfaces[0])
+    made.submit(desired(2e6, host.interfaces[0]))
+    wait_for(lambda: rates(host) and quarantined(host))
+    made.close(remove=True)
+    assert host.call(act.cleanup) == []
+
+
+def test_counts_what_was_dropped(net, host, start, monkeypatch):
+    monkeypatch.setattr(runner, "RECONCILE", 0.05)
+    made = start()
+    made.submit(desired())
+    wait_for(lambda: quarantined(host) == {NODE})
+    with net.hosts["node"].call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.sendto(b"x", (host.ipv4, 9))
+    wait_for(lambda: made.counters().get("quarantine_dropped_ipv4", 0) >= 1)
+    assert made.counters()["quarantine_changes"] == 1
+
+
+def test_one_that_fails_is_retried_and_the_other_goes_on(host, start, monkeypatch, caplog):
+    monkeypatch.setattr(runner, "BACKOFF_MIN", 0.05)
+    made = start("later0")
+    made.submit(desired(2e6, "later0"))
+    wait_for(lambda: quarantined(host) == {NODE})
+    wait_for(lambda: made.counters().get("bandwidth_later0_failures", 0) >= 2)
+    assert made.counters().get("quarantine_failures", 0) == 0
+    assert (
+        "bandwidth_later0: interface later0: not there; a bandwidth policy names it; next try in 0.05 s" in caplog.text
+    )
+    host.ip("link add later0 type veth peer name later1")
+    wait_for(lambda: "rate 2Mbit" in host.out("tc", "class", "show", "dev", "later0"))
+    failures = made.counters()["bandwidth_later0_failures"]
+    assert failures < 10  # it backs off: 0.05, 0.1, 0.2 ...
+
+
+def test_back_off_holds_against_new_states(host, start, monkeypatch):
+    monkeypatch.setattr(runner, "BACKOFF_MIN", 0.4)
+    made = start("nothere")
+    for i in range(30):
+        made.submit(desired(2e6 + 1000 * i, "nothere"))
+        time.sleep(0.01)
+    assert made.counters()["bandwidth_nothere_failures"] == 1
+
+
+def test_a_mistake_of_ours_does_not_end_the_thread(host, start, monkeypatch):
+    monkeypatch.setattr(runner, "BACKOFF_MIN", 0.05)
+    made = start()
+    monkeypatch.setattr(Quarantine, "apply", lambda *_: 1 // 0)
+    made.submit(desired())
+    wait_for(lambda: made.counters().get("quarantine_failures", 0) >= 1)
+    monkeypatch.undo()
+    wait_for(lambda: quarantined(host) == {NODE})
+
+
+def test_what_others_take_away_comes_back(host, start, monkeypatch):
+    monkeypatch.setattr(runner, "RECONCILE", 0.05)
+    start(host.interfaces[0]).submit(desired(2e6, host.interfaces[0]))
+    wait_for(lambda: quarantined(host) == {NODE} and rates(host) == {"a": 2e6})
+    host.run("nft", "flush", "ruleset")
+    host.run("tc", "qdisc", "del", "dev", host.interfaces[0], "root")
+    wait_for(lambda: quarantined(host) == {NODE} and rates(host) == {"a": 2e6})
+
+
+def test_what_an_earlier_run_left_is_swept(host, start):
+    first = start(host.interfaces[0])
+    first.submit(desired(2e6, host.interfaces[0]))
+    wait_for(lambda: quarantined(host) and rates(host))
+    first.close(remove=False)
+    start(quarantine=False)
+    wait_for(lambda: host.call(act.cleanup) == [])
+
+
+def test_errands_are_run(host, start, tmp_path):
+    decision = plan.Decision(1.0, "a", "p", 1, "command", "a", "", "", "")
+    start(quarantine=False).submit(Desired(), [plan.Run(("/usr/bin/touch", f"{tmp_path}/x"), 5.0, "root", decision)])
+    wait_for((tmp_path / "x").exists)
+
+
+def test_only_what_policies_need_is_kept():
+    assert reconcile.keepers_for(Config(), Quarantine()) == []
+    names = [k.name for k in reconcile.keepers_for(settings("eth1", "eth0"), Quarantine())]
+    assert names == ["quarantine", "bandwidth_eth0", "bandwidth_eth1"]

@@ -1,0 +1,281 @@
+from ipaddress import ip_address, ip_network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scentd.config.policy import Policy
+from scentd.core.allocate.actions.bandwidth import BandwidthAction
+from scentd.core.allocate.actions.command import CommandAction
+from scentd.core.allocate.actions.quarantine import QuarantineAction
+from scentd.core.allocate.decide import Decider, Standing
+from scentd.model import Profile, View
+from scentd.wire import bloom
+
+COMMAND = CommandAction(argv=["/bin/true"])
+WIDEN = BandwidthAction(interface="eth0", step=1e6, floor=1e6, ceiling=5e6)
+NODE = QuarantineAction()
+
+
+def policy(expression="cpu > 0.8", do=COMMAND, **more):
+    return Policy(name=more.pop("name", "p"), when=expression, do=do, **more)
+
+
+def profile(epoch=100, items=(), overall=0.5, interval=5, **levels):
+    return Profile("a", epoch, interval, overall, levels, bloom.make(items, epoch))
+
+
+def view(*profiles, at=0.0, **more):
+    return View("a", profiles or (profile(cpu=0.9),), received_at=at, **more)
+
+
+def outcome(decider, seen, now=0.0):
+    return decider.explain(seen, now)[0].outcome
+
+
+def fires(decider, seen, now=0.0):
+    return len(decider.decide(seen, now))
+
+
+# --- expressions
+
+
+def test_a_firing_says_what_it_saw():
+    (firing,) = Decider([policy('cpu > 0.8 && has("region=eu-west")')]).decide(
+        view(profile(cpu=0.84, items=["region=eu-west"])), 1.0
+    )
+    assert firing.values == {"cpu": 0.84, 'has("region=eu-west")': True}
+    assert (firing.peer, firing.epoch, firing.at) == ("a", 100, 1.0)
+    assert firing.reason == 'cpu > 0.8 && has("region=eu-west") [cpu=0.84, has("region=eu-west")=true]'
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "overall == 0.5",
+        "threat == 0.0",
+        "load > 0.3 && load < 0.4",
+        "age == 3.0",
+        "interval == 5.0",
+        "epoch == 100.0",
+        'peer == "a"',
+        "cpu > 0",
+        "queue_depth == 0.7",
+        'has("x=1")',
+        "has ( r'x=1' )",
+        '!has("y=1")',
+        '!has("y=1") // has("x=1")\n && cpu > 0.8',
+        'peer != "has(\\"x=1\\")"',
+        "peer != 'has(\"x=1\")' && has('x=1')",
+        '"""a " has("x=1")""" != peer',
+        "'''a ' has(\"x=1\")''' != peer && has(\"x=1\")",
+    ],
+)
+def test_variables_and_has(expression):
+    seen = view(profile(cpu=0.9, queue_depth=0.7, items=["x=1"]), glance_load=1 / 3)
+    assert fires(Decider([policy(expression)]), seen, 3.0) == 1
+
+
+# --- what is not known
+
+
+@pytest.mark.parametrize(
+    "expression", ["memory > 0.1", "!(memory > 0.1)", "memory != 0.5 && cpu > 0.8", "overall >= 0.0"]
+)
+def test_an_unknown_value_does_not_hold_and_is_named(expression):
+    decider, seen = Decider([policy(expression)]), view(profile(cpu=0.9, overall=None))
+    assert decider.decide(seen, 0.0) == []
+    (stands,) = decider.explain(seen, 0.0)
+    assert (stands.outcome, stands.detail) == (
+        "unknown",
+        f"unknown: {'overall' if 'overall' in expression else 'memory'}",
+    )
+    assert decider.standings() == [Standing("p", {"unknown": 1}, 0, None)]
+
+
+def test_what_is_known_may_decide_alone():
+    assert fires(Decider([policy("memory > 0.1 || cpu > 0.8")]), view()) == 1
+
+
+def test_a_failing_expression_is_an_outcome():
+    assert outcome(Decider([policy("int(cpu * 0.1) / int(cpu * 0.1) == 1")]), view()) == "error"
+
+
+def test_a_silent_network_makes_no_policy_hold_but_one_that_asks_for_age():
+    seen, old = view(profile(cpu=0.9, interval=5)), 15.1
+    assert fires(Decider([policy()]), seen, 15.0) == 1
+    assert outcome(Decider([policy()]), seen, old) == "stale"
+    assert fires(Decider([policy("age > 15.0")]), seen, old) == 1
+    assert fires(Decider([policy()]), view(profile(cpu=0.9, interval=1)), 10.0) == 1
+
+
+def test_the_glance_raises_threat_before_its_profile_is_here():
+    decider = Decider([policy("threat > 0.5")])
+    calm, alarmed = profile(threat=0.1), profile(threat=0.9)
+    assert outcome(decider, view(calm)) == "false"
+    assert outcome(decider, view(calm, glance_threat=14 / 15)) == "fired"
+    assert outcome(decider, view(alarmed, glance_threat=0.0)) == "fired"  # the all-clear has to be signed
+    assert outcome(decider, view(profile(threat=0.48), glance_threat=8 / 15)) == "false"  # rounding, not news
+
+
+def test_the_glance_speaks_for_the_newest_profile_only():
+    decider = Decider([policy("threat > 0.5", matches=2, profiles=2)])
+    assert outcome(decider, view(profile(105), profile(100), glance_threat=1.0)) == "false"
+    assert outcome(decider, view(profile(105), profile(100, threat=0.9), glance_threat=1.0)) == "fired"
+
+
+# --- for, cooldown, k of n
+
+
+def test_for_waits_and_starts_again_after_a_break():
+    decider = Decider([policy(hold=10.0)])
+    low = view(profile(cpu=0.1), at=5.0)
+    assert not fires(decider, view(), 0.0)
+    assert not fires(decider, view(), 9.9)
+    assert outcome(decider, view(), 10.0) == "fired"
+    assert not fires(decider, low, 9.95)
+    assert not fires(decider, view(at=10.0), 10.0)
+    assert not fires(decider, view(at=19.0), 19.9)
+    assert fires(decider, view(at=20.0), 20.0)
+
+
+def test_a_clock_set_back_neither_fires_nor_wedges():
+    decider = Decider([policy(hold=10.0, cooldown=20.0)])
+    assert not fires(decider, view(at=1000.0), 1000.0)
+    assert not fires(decider, view(at=1000.0), 500.0)
+    assert not fires(decider, view(at=500.0), 509.0)
+    assert fires(decider, view(at=510.0), 510.0)
+    assert not fires(decider, view(profile(200, cpu=0.9), at=100.0), 100.0)  # now cooling
+    assert not fires(decider, view(profile(200, cpu=0.9), at=119.0), 119.0)
+    assert fires(decider, view(profile(200, cpu=0.9), at=120.0), 120.0)
+
+
+def test_cooldown_is_per_network():
+    decider = Decider([policy(cooldown=60.0)])
+    other = View("b", (profile(cpu=0.9),), 0.0)
+    assert fires(decider, view(), 0.0)
+    assert fires(decider, other, 1.0)
+    decider.decide(view(profile(cpu=0.1)), 2.0)
+    assert outcome(decider, view(profile(105, cpu=0.9), at=3.0), 3.0) == "cooling"
+    assert outcome(decider, view(profile(160, cpu=0.9), at=60.0), 60.0) == "fired"
+
+
+def test_k_of_n_profiles():
+    decider = Decider([policy(matches=2, profiles=3)])
+    high, low = {"cpu": 0.9}, {"cpu": 0.1}
+    assert outcome(decider, view(profile(1, **high))) == "too-few-profiles"
+    assert outcome(decider, view(profile(2, **low), profile(1, **high))) == "false"
+    assert outcome(decider, view(profile(3, **low), profile(2, **high), profile(1, **high))) == "fired"
+    assert (
+        outcome(decider, view(profile(4, **low), profile(3, **low), profile(2, **high), profile(1, **high))) == "false"
+    )
+    (firing,) = decider.decide(view(profile(2, **high), profile(1, **high)), 0.0)
+    assert firing.reason == "cpu > 0.8 [cpu=0.9], in 2 of the last 2 profiles"
+
+
+def test_has_asks_each_profile_under_its_own_epoch():
+    decider = Decider([policy('has("x=1")', matches=2, profiles=2)])
+    assert fires(decider, view(profile(2, items=["x=1"]), profile(1, items=["x=1"])))
+
+
+# --- edge and level
+
+
+def test_an_edge_action_runs_once_until_it_was_false():
+    decider = Decider([policy()])
+    assert fires(decider, view())
+    assert outcome(decider, view(), 1.0) == "already"
+    assert not fires(decider, view(profile(105, cpu=0.9), at=5.0), 5.0)
+    assert not fires(decider, view(profile(110, cpu=0.1), at=6.0), 6.0)
+    assert fires(decider, view(profile(115, cpu=0.9), at=7.0), 7.0)
+
+
+def test_an_edge_action_with_a_cooldown_runs_again_on_news():
+    decider = Decider([policy(cooldown=10.0)])
+    assert fires(decider, view())
+    assert not fires(decider, view(), 10.0)  # the same statement
+    assert fires(decider, view(profile(110, cpu=0.9), at=10.0), 10.0)
+
+
+def test_bandwidth_takes_one_step_for_a_statement():
+    decider = Decider([policy(do=WIDEN)])
+    assert [fires(decider, view(), t) for t in (0.0, 1.0, 2.0)] == [1, 0, 0]
+    assert fires(decider, view(profile(105, cpu=0.9), at=5.0), 5.0)
+
+
+def test_quarantine_of_nodes():
+    decider = Decider([policy("threat > 0.5", do=NODE)])
+    alarmed = profile(threat=0.9)
+    assert outcome(decider, view(alarmed)) == "nothing-affected"
+    assert not fires(decider, view(alarmed))
+    first, second = ip_address("10.0.0.7"), ip_address("fd00::7")
+    (firing,) = decider.decide(view(alarmed, affected=frozenset([first])), 1.0)
+    assert firing.targets == (ip_network("10.0.0.7/32"),)
+    assert not fires(decider, view(alarmed, affected=frozenset([first])), 2.0)
+    (firing,) = decider.decide(view(alarmed, affected=frozenset([second, first])), 3.0)  # one more in the same epoch
+    assert firing.targets == (ip_network("10.0.0.7/32"), ip_network("fd00::7/128"))
+
+
+def test_quarantine_of_a_network():
+    prefixes = (ip_network("10.0.0.0/24"), ip_network("fd00::/64"))
+    decider = Decider([policy("threat > 0.5", do=QuarantineAction(target="network"))])
+    (firing,) = decider.decide(view(profile(threat=0.9), prefixes=prefixes), 0.0)
+    assert firing.targets == prefixes
+
+
+# --- which policies, and what is remembered
+
+
+def test_a_policy_of_another_network_is_not_asked():
+    decider = Decider([policy(peer="b"), policy(peer="a", name="mine"), policy(name="all")])
+    assert [f.policy.name for f in decider.decide(view(), 0.0)] == ["mine", "all"]
+
+
+def test_state_is_bounded():
+    decider = Decider([policy(cooldown=5.0)])
+    for i in range(50):
+        decider.decide(View(f"n{i}", (profile(cpu=0.9),), 0.0), 0.0)
+    assert len(decider._states) == 50
+    decider.retain({"n1", "n2", "n3"})
+    assert len(decider._states) == 3
+    decider.decide(View("n1", (profile(cpu=0.1),), 6.0), 6.0)  # false, and cooled down
+    assert len(decider._states) == 2
+
+
+def test_reload_keeps_what_did_not_change():
+    decider = Decider([policy(name="same"), policy(name="changed")])
+    assert fires(decider, view()) == 2
+    decider.reload([policy(name="same"), policy("cpu > 0.7", name="changed"), policy(name="new")])
+    assert [f.policy.name for f in decider.decide(view(), 1.0)] == ["changed", "new"]
+    with pytest.raises(ValueError, match="column"):
+        decider.reload([policy("cpu >")])
+    assert len(decider.explain(view(), 1.0)) == 3
+
+
+def test_explain_changes_nothing():
+    decider = Decider([policy()])
+    assert outcome(decider, view()) == outcome(decider, view()) == "fired"
+    assert decider.standings() == [Standing("p", {}, 0, None)]
+    assert fires(decider, view())
+
+
+@given(
+    st.lists(st.tuples(st.floats(-100, 100), st.booleans(), st.integers(0, 3)), max_size=40),
+    st.sampled_from([0.0, 7.0]),
+    st.sampled_from([0.0, 11.0]),
+    st.sampled_from([COMMAND, WIDEN]),
+)
+def test_never_fires_when_false_nor_within_cooldown(steps, hold, cooldown, do):
+    """Whatever the clock does: set back behind the firing the pause begins anew; what was over once stays over."""
+    decider, now, last = Decider([policy(do=do, hold=hold, cooldown=cooldown)]), 1000.0, None
+    latest = now  # since the last firing
+    for delta, true, epoch in steps:
+        now += delta
+        latest = max(latest, now)
+        if last is not None and now < last:
+            last = latest = now
+        fired = fires(decider, view(profile(epoch, cpu=0.9 if true else 0.1), at=now), now)
+        assert not (fired and not true)
+        if fired:
+            assert last is None or latest - last >= cooldown
+            last = latest = now

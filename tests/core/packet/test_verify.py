@@ -1,0 +1,419 @@
+import json
+from pathlib import Path
+
+import carriers
+import pytest
+import wire_setup as setup
+from hypothesis import example, given
+from hypothesis import strategies as st
+from wire_strategies import SMALL, STAMPED, ip_like, mended, mutated, noise, quick, without_checksum
+
+from scentd.core.packet import verify
+from scentd.core.packet.verify import Outcome
+from scentd.wire import ip, layout
+
+REJECTED = json.loads((Path(__file__).parents[2] / "vectors" / "rejected.json").read_text())["packets"]
+PACKETS = sorted(SMALL.values())
+TCP4, TCP6 = STAMPED["tcp4"], STAMPED["tcp6"]
+FLOW = ("tcp4", "tcp6", "udp4", "udp6", "sctp4", "dccp4", "icmp4", "gre4", "esp6", "hop by hop", "options4 room",
+        "first fragment4", "later fragment6", "own destination options")  # fmt: skip
+
+
+def warm():
+    """A verifier that has believed every packet of the vectors."""
+    one = setup.verifier()
+    for packet in STAMPED.values():
+        assert isinstance(one.verify(packet), bytes)
+    return one
+
+
+WARM = warm()  # reading only: what is verified below never changes what it believes
+
+
+def verdict(outcome):
+    return layout.VERDICT_ACCEPTED if isinstance(outcome, bytes) else outcome.verdict
+
+
+def at_epoch(epoch, before=TCP4):
+    return setup.stamper(epoch, epoch).stamp(carriers.remove(before, ip.parse(before)))
+
+
+def covered_bits(packet):
+    """Positions of every bit of the scent and of what its tag covers."""
+    found = ip.parse(packet)
+    covered = set(range(found.scent_at, found.scent_at + layout.LEN))
+    flags = packet[found.scent_at + 2] & 15
+    if not flags & layout.FLAG_SENDER:
+        covered |= set(range(12, 20) if found.version == 4 else range(8, 40))
+        covered.add(9 if found.version == 4 else protocol_at(packet))
+    if flags & layout.FLAG_PORTS:
+        covered |= set(range(found.transport_at, found.transport_at + 4))
+    return [(at, 1 << bit) for at in sorted(covered) for bit in range(8)]
+
+
+def protocol_at(packet):
+    """The last next-header field of an IPv6 header chain."""
+    at, field = 40, 6
+    while packet[field] in (0, 44, 60):
+        field, at = at, at + (8 if packet[field] == 44 else (packet[at + 1] + 1) * 8)
+        if packet[field] == 44 and packet[at + 2 : at + 4] != b"\0\1":
+            return at
+    return field
+
+
+@pytest.mark.parametrize("name", FLOW)
+def test_every_bit_that_the_tag_covers_counts(name):
+    """Invariant 1, through a cache that knows the original: a changed packet is refused or has no scent."""
+    packet = STAMPED[name]
+    assert isinstance(WARM.verify(packet), bytes)
+    for at, bit in covered_bits(packet):
+        changed = bytearray(packet)
+        changed[at] ^= bit
+        for tried in (bytes(changed), mended(bytes(changed))):
+            outcome = WARM.verify(tried)
+            assert isinstance(outcome, Outcome), (name, at, bit)
+            assert outcome.verdict != layout.VERDICT_ACCEPTED
+
+
+@pytest.mark.parametrize("flags", [b"\x20\0", b"\0\1", b"\x20\1", b"\x60\0"])
+def test_a_fragment_does_not_pass_as_the_whole_packet_it_was_copied_from(flags):
+    """The flags and the offset are not under the tag; what stands where the ports would is data."""
+    assert isinstance(WARM.verify(TCP4), bytes)
+    fragment = mended(TCP4[:6] + flags + TCP4[8:])
+    assert verdict(WARM.verify(fragment)) == layout.VERDICT_WRONG_BINDING
+
+
+@pytest.mark.parametrize("name", ["sender bound4", "sender bound6"])
+def test_every_bit_of_a_sender_bound_scent_counts(name):
+    packet = STAMPED[name]
+    for at, bit in covered_bits(packet):
+        changed = bytearray(packet)
+        changed[at] ^= bit
+        assert isinstance(WARM.verify(mended(bytes(changed))), Outcome), (at, bit)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_truncated_or_continued_packets_are_never_accepted(name):
+    packet = STAMPED[name]
+    for size in range(len(packet)):
+        assert verdict(WARM.verify(packet[:size])) != layout.VERDICT_ACCEPTED
+    for more in (b"\0", bytes(8), packet):
+        assert verdict(WARM.verify(packet + more)) != layout.VERDICT_ACCEPTED
+
+
+@quick
+@given(noise.map(ip_like))
+@example(b"")
+@example(b"\x4e")
+@example(b"\x60")
+def test_arbitrary_bytes_never_raise_and_are_never_accepted(packet):
+    """Invariants 1 and 4."""
+    assert WARM.verify(packet).verdict in (layout.VERDICT_ABSENT, layout.VERDICT_MALFORMED, layout.VERDICT_UNKNOWN_KEY,
+                                           layout.VERDICT_UNSUPPORTED_VERSION)  # fmt: skip
+
+
+@quick
+@given(mutated(PACKETS))
+def test_hot_path_equals_slow_path(packet):
+    """A verifier that has seen every original and one that has seen nothing say the same."""
+    cold = setup.verifier(epochs=list(WARM._epochs))
+    hot, slow = WARM.verify(packet), cold.verify(packet)
+    if isinstance(hot, bytes) and isinstance(slow, bytes) and mended(packet) != packet:
+        # The kernel has checked the header checksum. A wrong one stays as wrong as it was, or is made anew.
+        assert without_checksum(hot) == without_checksum(slow)
+    else:
+        assert hot == slow
+
+
+@quick
+@given(mutated(PACKETS))
+def test_what_is_accepted_is_what_was_stamped(packet):
+    """Invariant 3: besides the scent, an accepted packet reaches the stack byte for byte."""
+    bare = WARM.verify(packet)
+    if isinstance(bare, bytes):
+        found = ip.parse(packet)
+        assert without_checksum(bare) == without_checksum(carriers.strip(packet, found))
+        assert mended(packet) != packet or mended(bare) == bare
+        again = ip.parse(bare)
+        assert (again.scent_at, again.malformed) == (0, False)
+
+
+@pytest.mark.parametrize("name", ["tcp4", "udp4"])
+def test_every_header_checksum_is_right_on_the_hot_path(name):
+    packet = STAMPED[name]
+    for number in range(0, 65536, 11):
+        changed = mended(packet[:4] + number.to_bytes(2, "big") + packet[6:])
+        bare = WARM.verify(changed)
+        assert mended(bare) == bare
+
+
+def test_checksum_zero_may_be_written_as_ffff():
+    for number in range(65536):
+        changed = mended(TCP4[:4] + number.to_bytes(2, "big") + TCP4[6:])
+        if changed[10:12] == b"\0\0":
+            break
+    other = changed[:10] + b"\xff\xff" + changed[12:]
+    assert WARM.verify(changed) == WARM.verify(other) == mended(WARM.verify(changed))
+
+
+def test_an_epoch_ages():
+    one = setup.verifier()
+    for now, wanted in (
+        (0, "accepted"),
+        (60, "accepted"),
+        (61, "stale"),
+        (5, "accepted"),
+        (-10, "accepted"),
+        (-11, "future"),
+    ):
+        one.tick(setup.EPOCH + now)
+        assert layout.VERDICTS[verdict(one.verify(TCP4))] == wanted, now
+
+
+def test_a_future_epoch_does_not_become_the_highest():
+    one = setup.verifier()
+    assert verdict(one.verify(at_epoch(int(setup.NOW) + 11))) == layout.VERDICT_FUTURE
+    assert verdict(one.verify(TCP4)) == layout.VERDICT_ACCEPTED
+
+
+def test_keys_of_no_known_period_are_stale():
+    table = verify.VerifyTable(incoming=setup.VERIFY_TABLE.incoming, max_age=1e9)
+    one = setup.verifier(table=table)
+    assert verdict(one.verify(at_epoch((setup.PERIOD - 1) * layout.PERIOD))) == layout.VERDICT_ACCEPTED
+    assert verdict(one.verify(at_epoch((setup.PERIOD - 1) * layout.PERIOD - 1))) == layout.VERDICT_STALE
+
+
+def test_the_epoch_before_has_its_grace_and_no_older_one():
+    one = setup.verifier()
+    first, second, third = (at_epoch(setup.EPOCH + n) for n in (-10, -5, 0))
+    for now, packet in ((-10, first), (-5, second), (0, third)):
+        one.tick(setup.EPOCH + now)
+        assert isinstance(one.verify(packet), bytes)
+    one.tick(setup.EPOCH + 2)
+    assert isinstance(one.verify(second), bytes)
+    assert verdict(one.verify(first)) == layout.VERDICT_REPLAYED_EPOCH
+    one.tick(setup.EPOCH + 2.1)
+    assert verdict(one.verify(second)) == layout.VERDICT_ACCEPTED  # believed until the second is over
+    one.tick(setup.EPOCH + 3)
+    assert verdict(one.verify(second)) == layout.VERDICT_REPLAYED_EPOCH
+    assert isinstance(one.verify(third), bytes)
+
+
+def test_the_first_epoch_seen_has_none_before_it():
+    one = setup.verifier()
+    assert isinstance(one.verify(TCP4), bytes)
+    assert verdict(one.verify(at_epoch(setup.EPOCH - 1))) == layout.VERDICT_REPLAYED_EPOCH
+
+
+def test_a_new_epoch_is_noticed_by_the_cache():
+    """What was believed under the older epoch is checked anew as soon as a newer one is seen."""
+    one = setup.verifier(table=verify.VerifyTable(incoming=setup.VERIFY_TABLE.incoming, grace=0.0))
+    assert isinstance(one.verify(TCP4), bytes)
+    assert isinstance(one.verify(at_epoch(setup.EPOCH + 1, TCP6)), bytes)
+    one._epochs[1] -= 1  # grace of 0 is over
+    assert verdict(one.verify(TCP4)) == layout.VERDICT_REPLAYED_EPOCH
+
+
+def test_a_restart_opens_no_replay_window():
+    """The highest epochs outlive the process; so does the moment from which grace runs."""
+    epochs = [0] * 8
+    assert isinstance(setup.verifier(epochs=epochs).verify(TCP4), bytes)
+    old = at_epoch(setup.EPOCH - 5)
+    again = setup.verifier(setup.NOW + 5, epochs)
+    assert verdict(again.verify(old)) == layout.VERDICT_REPLAYED_EPOCH
+    assert isinstance(again.verify(at_epoch(setup.EPOCH + 5)), bytes)
+    assert isinstance(again.verify(TCP4), bytes)  # the epoch before, known from the file
+    assert verdict(again.verify(old)) == layout.VERDICT_REPLAYED_EPOCH  # in the new one's grace, but older than before
+
+
+def test_two_workers_share_the_highest_epoch():
+    epochs = [0] * 8
+    one, other = setup.verifier(epochs=epochs), setup.verifier(epochs=epochs)
+    old, new = at_epoch(setup.EPOCH - 5), TCP4
+    assert isinstance(other.verify(old), bytes)
+    assert isinstance(one.verify(new), bytes)
+    assert isinstance(other.verify(old), bytes)  # in grace: it is the one before for this worker, too
+    for worker in (one, other):
+        worker.tick(setup.NOW + 3)
+        assert verdict(worker.verify(old)) == layout.VERDICT_REPLAYED_EPOCH
+        assert isinstance(worker.verify(new), bytes)
+
+
+def test_grace_is_for_the_newest_that_a_worker_knows_and_no_older_one():
+    """Another worker raised the highest: what stood before it here is two epochs old by now."""
+    epochs = [0] * 8
+    one, other = setup.verifier(epochs=epochs), setup.verifier(epochs=epochs)
+    first, second, third = (at_epoch(setup.EPOCH + n) for n in (-10, -5, 0))
+    assert isinstance(one.verify(first), bytes)
+    assert isinstance(one.verify(second), bytes)
+    assert isinstance(other.verify(third), bytes)
+    one.tick(setup.NOW + 1)
+    assert verdict(one.verify(first)) == layout.VERDICT_REPLAYED_EPOCH
+    assert isinstance(one.verify(second), bytes)
+    assert isinstance(one.verify(third), bytes)
+    assert isinstance(one.verify(second), bytes)
+    assert verdict(one.verify(first)) == layout.VERDICT_REPLAYED_EPOCH
+
+
+def test_a_worker_that_has_seen_nothing_of_the_pair_grants_no_grace():
+    epochs = [0] * 8
+    one, other = setup.verifier(epochs=epochs), setup.verifier(epochs=epochs)
+    old = at_epoch(setup.EPOCH - 5)
+    assert isinstance(one.verify(old), bytes)
+    assert isinstance(one.verify(TCP4), bytes)
+    assert isinstance(one.verify(old), bytes)
+    assert verdict(other.verify(old)) == layout.VERDICT_REPLAYED_EPOCH
+
+
+class Raced(list):
+    """Another worker writes its epoch between our first look and our writing."""
+
+    higher = 0
+
+    def __getitem__(self, index):
+        found = super().__getitem__(index)
+        if index == 0 and self.higher:
+            self[0], self.higher = self.higher, 0
+        return found
+
+
+def test_a_worker_does_not_lower_what_another_wrote_meanwhile():
+    epochs = Raced([0] * 8)
+    one = setup.verifier(epochs=epochs)
+    epochs.higher = setup.EPOCH + 5
+    assert isinstance(one.verify(TCP4), bytes)
+    assert epochs[:2] == [setup.EPOCH + 5, 0]
+
+
+@quick
+@given(st.lists(st.tuples(st.integers(-70, 70), st.integers(-70, 70)), min_size=1, max_size=12))
+def test_no_clock_and_no_order_of_epochs_accepts_what_is_out_of_time(steps):
+    """A clock that jumps back and forth: what is accepted is within the window and never below the last two."""
+    one = setup.verifier()
+    accepted = []
+    for clock, epoch in steps:
+        one.tick(setup.EPOCH + clock)
+        if isinstance(one.verify(at_epoch(setup.EPOCH + epoch)), bytes):
+            assert clock - 60 <= epoch <= clock + 10
+            accepted.append(epoch)
+            assert epoch >= sorted(set(accepted))[-2:][0]
+
+
+def test_each_fragment_is_handed_on_once_an_epoch():
+    one, sender = setup.verifier(), setup.stamper()
+    bare = carriers.remove(TCP4, ip.parse(TCP4))
+    for _ in range(40):
+        one.verify(sender.stamp(bare))
+    assert [e.index for e in one.events] == list(range(10))
+    assert b"".join(e.data for e in one.events) == b"".join(setup.outgoing()[0].fragments)
+    assert {(e.pair, e.epoch, e.load, e.threat) for e in one.events} == {(0, setup.EPOCH, 8 / 15, 3 / 15)}
+
+
+def test_an_older_epoch_in_grace_says_nothing():
+    one, older = setup.verifier(), setup.stamper(setup.EPOCH - 1, setup.EPOCH - 1)
+    bare = carriers.remove(TCP4, ip.parse(TCP4))
+    one.verify(older.stamp(bare))
+    one.verify(older.stamp(bare))  # grace is for what a verifier has seen: one that starts anew grants none
+    one.verify(TCP4)
+    one.events.clear()
+    assert all(isinstance(one.verify(older.stamp(bare)), bytes) for _ in range(10))
+    assert one.events == []
+
+
+def test_the_first_packet_carries_the_glance():
+    one = setup.verifier()
+    one.verify(STAMPED["tcp6"])
+    assert (one.events[0].load, one.events[0].threat) == (8 / 15, 3 / 15)
+
+
+def test_believed_flows_are_bounded(monkeypatch):
+    """Invariant 4."""
+    monkeypatch.setattr(verify, "MAX_FLOWS", 8)
+    one, sender = setup.verifier(), setup.stamper()
+    for base in (carriers.remove(TCP4, ip.parse(TCP4)), carriers.remove(TCP6, ip.parse(TCP6))):
+        at = ip.parse(base).transport_at
+        for number in range(50):
+            one.verify(sender.stamp(base[:at] + (1024 + number).to_bytes(2, "big") + base[at + 2 :]))
+            assert sum(map(len, one._believed4)) + len(one._believed6) <= 8
+
+
+def test_unauthentic_packets_leave_no_trace():
+    """Invariant 4: no state of any kind from what is not accepted."""
+    one = setup.verifier()
+    for packet in PACKETS:
+        found = ip.parse(packet)
+        one.verify(
+            packet[: found.scent_at + 33] + bytes((packet[found.scent_at + 33] ^ 1,)) + packet[found.scent_at + 34 :]
+        )
+    assert (one.events, one.drain_nodes(), one._kept, list(one._epochs)) == ([], {}, 0, [0] * 8)
+    assert not any(one._believed4)
+    assert not one._believed6
+
+
+def test_nodes_are_bounded_and_drained(monkeypatch):
+    monkeypatch.setattr(verify, "MAX_NODES", 3)
+    one, sender = setup.verifier(), setup.stamper()
+    bare = carriers.remove(TCP4, ip.parse(TCP4))
+    for last in range(1, 20):
+        one.verify(sender.stamp(mended(bare[:15] + bytes((last,)) + bare[16:])))
+    assert {pair: sorted(nodes) for pair, nodes in one.drain_nodes().items()} == {
+        0: [bytes((192, 0, 2, n)) for n in (1, 2, 3)]
+    }
+    assert one.drain_nodes() == {}
+
+
+def test_a_reload_keeps_what_was_seen_and_forgets_who_is_gone():
+    one = warm()
+    before = len(one.events)
+    one.configure(setup.VERIFY_TABLE)
+    assert isinstance(one.verify(TCP4), bytes)
+    assert len(one.events) == before
+    one.configure(verify.VerifyTable())
+    assert verdict(one.verify(TCP4)) == layout.VERDICT_UNKNOWN_KEY
+
+
+def test_treatments_follow_the_source():
+    one = setup.verifier()
+    alice, carol, stranger = (
+        mended(carriers.remove(TCP4, ip.parse(TCP4))[:12] + source + TCP4[16:20] + bytes(20))
+        for source in (b"\xc0\0\2\7", b"\xcb\0\x71\5", b"\x0a\1\1\1")
+    )
+    assert [one.verify(p).treatment for p in (alice, carol, stranger)] == ["pass", "drop", "pass"]
+    wrong = mended(STAMPED["sender bound4"][:-1] + b"!")
+    broken = bytearray(wrong)
+    broken[22 + 33] ^= 1
+    assert one.verify(mended(bytes(broken))).treatment == "reject"
+
+
+def test_ipv6_that_came_in_fragments_has_an_absent_treatment_of_its_own():
+    one = setup.verifier()
+    base = carriers.remove(STAMPED["sender bound6"], ip.parse(STAMPED["sender bound6"]))
+    assert one.verify(base).treatment == "drop"
+    assert one.verify(mended(base + bytes(1281 - len(base)))).treatment == "pass"
+    tcp = base[:6] + b"\x06" + base[7:]
+    assert one.verify(mended(tcp + bytes(1281 - len(tcp)))).treatment == "drop"
+
+
+ABSENT = {v["name"]: v["treatment"] for v in REJECTED if v["verdict"] == "absent" and v["name"].endswith("of carol")}
+
+
+def test_only_what_may_have_come_in_fragments_escapes_the_absent_treatment():
+    """Neither a Fragment header of one piece nor a fragment of TCP is a way around absent = drop."""
+    assert ABSENT == {
+        "small fragment of carol": "pass",
+        "large udp of carol": "pass",
+        "small udp of carol": "drop",
+        "atomic fragment of carol": "drop",
+        "tcp fragment of carol": "drop",
+        "large tcp of carol": "drop",
+    }
+
+
+def test_a_rejected_packet_never_comes_back_as_bytes():
+    """Invariant 3: only what is accepted is handed on."""
+    for name, packet in SMALL.items():
+        broken = bytearray(packet)
+        broken[ip.parse(packet).scent_at + 26] ^= 0x80
+        outcome = WARM.verify(mended(bytes(broken)))
+        assert isinstance(outcome, Outcome), name
+        assert outcome.treatment in ("drop", "reject")

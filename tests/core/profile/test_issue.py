@@ -1,0 +1,109 @@
+"""From a Statement to what each peer's stamper needs: sealed for that peer, signed by us, an epoch once."""
+
+from ipaddress import ip_address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from scentd.core.profile.issue import LIFETIME, IssuedPair, Issuer, metric_slots, next_epoch
+from scentd.model import Statement
+from scentd.wire import bloom, keys, layout, profile, tag
+
+ME, BOB, EVE = (keys.identity(bytes((n,)) * 32) for n in (1, 2, 3))
+EPOCH = 1_800_000_005
+NODE = ip_address("10.0.0.7")
+
+
+def issuer(slots=None) -> Issuer:
+    pairs = [IssuedPair("me", "bob", ME, BOB.public), IssuedPair("me", "eve", ME, EVE.public)]
+    return Issuer(ME, pairs, metric_slots(slots or {}))
+
+
+def statement(**more) -> Statement:
+    fields = {"interval": 5, "overall": 0.5, "levels": {"cpu": 0.9}, "items": frozenset(("region=eu-west",))}
+    return Statement(**(fields | more))
+
+
+def opened(outgoing, receiver, epoch=EPOCH):
+    secret = keys.pair_secret(receiver, ME.public)
+    derived = keys.direction_keys(secret, ME.public, receiver.public, keys.period_of(epoch))
+    sealed = b"".join(outgoing.fragments)
+    return profile.open_sealed(sealed, derived.seal, ME.public.verifier(), ME.public.key_id, epoch), derived
+
+
+def test_each_peer_can_open_its_own_only():
+    for_bob, for_eve = issuer().issue(statement(), EPOCH)
+    assert [(o.network, o.peer) for o in (for_bob, for_eve)] == [("me", "bob"), ("me", "eve")]
+    body, derived = opened(for_bob, BOB)
+    assert body.levels == {layout.METRIC_CPU: 0.9}
+    assert body.overall == 0.5
+    assert derived.tag == for_bob.tag_key
+    assert opened(for_bob, EVE)[0] == layout.PROFILE_ERROR_SIGNATURE
+
+
+def test_the_glance_is_masked_and_right():
+    made, _ = issuer().issue(statement(levels={"cpu": 0.9, "threat": 1.0}), EPOCH)
+    _, derived = opened(made, BOB)
+    assert tag.glance_levels(made.glance ^ tag.glance_mask(derived.glance, EPOCH)) == (8 / 15, 1.0)
+
+
+def test_affected_nodes_are_pseudonyms_of_the_pair():
+    """Invariant 9: each peer finds the node under its own pseudonym; under the other's it is not there."""
+    for_bob, for_eve = issuer().issue(statement(affected=frozenset((NODE,))), EPOCH)
+    for made, receiver, other in ((for_bob, BOB, EVE), (for_eve, EVE, BOB)):
+        body, _ = opened(made, receiver)
+        own, foreign = (
+            profile.event_items(keys.pseudonym_key(keys.pair_secret(r, ME.public), ME.public, r.public), (NODE,))
+            for r in (receiver, other)
+        )
+        assert all(bloom.contains(body.bloom, EPOCH, item) for item in own)
+        assert not all(bloom.contains(body.bloom, EPOCH, item) for item in foreign)
+        assert bloom.contains(body.bloom, EPOCH, "region=eu-west")
+
+
+def test_no_level_without_a_slot():
+    made = issuer({"queue": 16}).issue(statement(levels={"queue": 0.5, "unnamed": 0.7}), EPOCH)[0]
+    assert opened(made, BOB)[0].levels == {16: 0.5}
+
+
+def test_no_overall_is_unknown():
+    made = issuer().issue(statement(overall=None), EPOCH)[0]
+    assert opened(made, BOB)[0].overall is None
+
+
+def test_keys_change_with_the_period():
+    one, other = IssuedPair("me", "bob", ME, BOB.public), IssuedPair("me", "bob", ME, BOB.public)
+    assert one.keys_at(EPOCH).tag == other.keys_at(EPOCH).tag
+    assert one.keys_at(EPOCH).tag != one.keys_at(EPOCH + layout.PERIOD).tag
+    assert one.keys_at(EPOCH).seal == other.keys_at(EPOCH).seal
+
+
+def test_it_expires():
+    assert issuer().issue(statement(interval=7), EPOCH)[0].expires == EPOCH + LIFETIME * 7
+
+
+def test_verified_finds_what_is_wrong():
+    made = issuer().issue(statement(), EPOCH)[0]
+    assert issuer().verified(made)
+    spoilt = (bytes(13), *made.fragments[1:])
+    assert not issuer().verified(replace(made, fragments=spoilt))
+    assert not issuer().verified(replace(made, peer="nobody"))
+
+
+@given(st.lists(st.floats(0, 2**31), min_size=1, max_size=50))
+def test_no_epoch_twice_whatever_the_clock(clock):
+    """Invariant 8 at the sender. The clock is a value here: it jumps back and forth, stands, and is fine again."""
+    issued, seen = 0, []
+    for now in clock:
+        issued = next_epoch(now, issued)
+        seen.append(issued)
+    assert seen == sorted(set(seen))
+
+
+@pytest.mark.parametrize(
+    ("now", "issued", "want"), [(100.9, 0, 100), (100.0, 100, 101), (50.0, 100, 101), (200.0, 100, 200)]
+)
+def test_next_epoch(now, issued, want):
+    assert next_epoch(now, issued) == want

@@ -1,0 +1,122 @@
+"""From a configuration to the tables of the packet path; both ends derive the same keys."""
+
+from scentd.config.sections import Config
+from scentd.core.pairs import ANY, Pairs
+from scentd.kinds import config_from
+from scentd.wire import keys, layout
+
+IDENTITIES = {name: keys.identity(bytes((n,)) * 32) for n, name in enumerate(("acme", "quiet", "svc", "cdn"))}
+PERIOD = 500_000
+
+
+def made(networks=("acme",), peers=("svc",), **peer) -> Config:
+    collect = {"acme": [{"kind": "cpu"}]}
+    return config_from(
+        {
+            "network": [
+                {"name": n, "key_file": "/k", "addresses": ["10.1.0.0/24" if n == "acme" else "10.9.0.0/24"],
+                 "source": collect.get(n, [])}
+                for n in networks
+            ],
+            "peer": [
+                {"name": p, "public_key": str(IDENTITIES[p].public), "addresses": [f"10.{i + 2}.0.0/24"], **peer}
+                for i, p in enumerate(peers)
+            ],
+        }
+    )  # fmt: skip
+
+
+def pairs(settings: Config, numbers=None) -> Pairs:
+    """`numbers` are kept by the epoch file in a daemon; here names get the next one when they are first seen."""
+    numbers = {} if numbers is None else numbers
+    for network in settings.network:
+        for peer in settings.peer:
+            numbers.setdefault((network.name, peer.name), len(numbers))
+    return Pairs(settings, IDENTITIES, numbers)
+
+
+def test_every_network_with_every_peer():
+    found = pairs(made(("acme", "quiet"), ("svc", "cdn")))
+    assert [(p.network.name, p.peer.name) for p in found.all] == [
+        ("acme", "svc"), ("acme", "cdn"), ("quiet", "svc"), ("quiet", "cdn"),
+    ]  # fmt: skip
+    assert sorted(found.by_number) == [0, 1, 2, 3]
+
+
+def test_numbers_stay_over_reloads():
+    """Workers keep what they know by number: one that leaves and comes back has its old one, a new one a new one."""
+    numbers: dict = {}
+    first = {p.peer.name: p.number for p in pairs(made(peers=("svc", "cdn")), numbers).all}
+    assert {p.peer.name: p.number for p in pairs(made(peers=("cdn",)), numbers).all} == {"cdn": first["cdn"]}
+    assert {p.peer.name: p.number for p in pairs(made(peers=("cdn", "svc")), numbers).all} == first
+    assert pairs(made(("quiet",)), numbers).all[0].number not in first.values()
+
+
+def test_the_ends_derive_the_same_keys():
+    here = pairs(made()).all[0]
+    mirrored = config_from(
+        {
+            "network": [{"name": "svc", "key_file": "/k"}],
+            "peer": [{"name": "acme", "public_key": str(IDENTITIES["acme"].public), "addresses": ["10.1.0.0/24"]}],
+        }
+    )
+    there = pairs(mirrored).all[0]
+    period = keys.period_of(PERIOD * layout.PERIOD)
+    assert here.secret.issued.keys_at(PERIOD * layout.PERIOD).tag == there.secret.receive_keys(period).tag
+    assert there.secret.issued.keys_at(PERIOD * layout.PERIOD).tag == here.secret.receive_keys(period).tag
+    assert here.secret.receive_keys(period).tag != there.secret.receive_keys(period).tag, "each direction has its own"
+    assert there.secret.pseudonym_key() == here.secret.issued.pseudonym_key
+
+
+def test_the_stamp_table():
+    table = pairs(made(("acme", "quiet"), ("svc", "cdn"))).stamp_table((("10.2.0.0/24", 1500),))
+    assert table.networks == (("10.1.0.0/24", 0),), "a network without sources has nothing to say"
+    assert table.peers == (("10.2.0.0/24", 0), ("10.3.0.0/24", 1))
+    assert [(p.network, p.peer) for p in table.pairs] == [(0, 0), (0, 1)]
+    assert table.limits == (("10.2.0.0/24", 1500),)
+
+
+def test_a_network_without_addresses_is_the_whole_host():
+    settings = config_from(
+        {
+            "network": [{"name": "acme", "key_file": "/k", "source": [{"kind": "cpu"}]}],
+            "peer": [{"name": "svc", "public_key": str(IDENTITIES["svc"].public), "addresses": ["10.2.0.0/24"]}],
+        }
+    )
+    assert pairs(settings).stamp_table(()).networks == tuple((prefix, 0) for prefix in ANY)
+
+
+def test_a_peer_that_is_not_stamped_or_not_verified():
+    no_stamp, no_verify = pairs(made(stamp=False)), pairs(made(verify=False))
+    assert no_stamp.stamp_table(()).pairs == ()
+    assert no_stamp.stamp_table(()).peers == ()
+    assert no_stamp.issued("acme") == []
+    assert len(no_stamp.verify_table(PERIOD).incoming) == 1
+    assert no_verify.verify_table(PERIOD).incoming == ()
+    assert len(no_verify.stamp_table(()).pairs) == 1
+
+
+def test_the_verify_table():
+    found = pairs(made(bind="sender", rejected="reject", absent="drop", absent_ipv6_fragments="pass"))
+    table = found.verify_table(PERIOD)
+    (incoming,) = table.incoming
+    assert incoming.slot == found.all[0].number
+    assert incoming.sender_bound
+    assert incoming.key_id == IDENTITIES["svc"].public.key_id
+    assert sorted(incoming.tag_keys) == sorted(incoming.glance_keys) == [PERIOD - 1, PERIOD, PERIOD + 1]
+    assert len(set(incoming.tag_keys.values())) == 3
+    ((prefix, treatments),) = table.treatments
+    assert prefix == "10.2.0.0/24"
+    assert (treatments.rejected, treatments.absent, treatments.absent_ipv6_fragment) == ("reject", "drop", "pass")
+    assert (table.default.rejected, table.default.absent) == ("drop", "pass")
+
+
+def test_fragments_are_treated_as_absent_ones_by_default():
+    ((_, treatments),) = pairs(made(absent="drop")).verify_table(PERIOD).treatments
+    assert treatments.absent_ipv6_fragment == "drop"
+
+
+def test_no_secret_is_shown():
+    shown = repr(pairs(made()).all[0])
+    assert pairs(made()).all[0].secret.issued.secret.hex() not in shown
+    assert "issued" not in shown

@@ -1,0 +1,619 @@
+"""Rules and sets in real namespaces, with real packets and real queues.
+
+sender ---- 10.1.0.0/24, fd00:1::/64 ---- receiver
+"""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket
+import struct
+import threading
+import time
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from topology import Host, Topology
+
+from scentd.collect.cpu import CpuSource
+from scentd.config.sections import Config, Datapath, Network, Peer, Stamp, Verify
+from scentd.datapath.host import iptables, rules, sets
+from scentd.datapath.queue.nfqueue import Queue
+from scentd.errors import HostError
+
+pytestmark = pytest.mark.netns
+
+IP_OPTIONS, IPV6_DSTOPTS = 4, 59
+# An unknown option of 36 bytes, as the scent is; and the IPv6 header of 40 (RFC 8200: two bytes are the kernel's).
+IPV4_OPTION = bytes([158, 36]) + bytes(34)
+IPV6_OPTION = bytes([0, 4, 0x1E, 34]) + bytes(34) + bytes([1, 0])
+STAMP_QUEUE, VERIFY_QUEUE, LONG_QUEUE = 22600, 22601, 22602
+MARK_STAMPED, MARK_REJECTED = Datapath().mark_stamped, Datapath().mark_rejected
+PEER = ["10.1.0.0/24", "fd00:1::/64"]
+
+
+def config(peer: list[str] = PEER, local: list[str] | None = None, **more) -> Config:
+    network = Network(name="n", key_file="", addresses=local or [], source=[CpuSource()])  # it signs: peers are scented
+    return Config(network=[network], peer=[Peer(name="p", public_key="", addresses=peer)], **more)
+
+
+class Queues:
+    """Listens on the queues of a host; `seen` are (queue number, packet). Every packet gets `mark` and goes on."""
+
+    def __init__(self, host: Host, mark: int = 0) -> None:
+        self.seen: list[tuple[int, bytes]] = []
+        self.mark = mark
+        self.stopped = False
+        numbers = (STAMP_QUEUE, VERIFY_QUEUE, LONG_QUEUE)
+        self.queues = host.call(lambda: [Queue(n, self.taker(n), 1024, False) for n in numbers])
+        self.thread = threading.Thread(target=self.run)
+
+    def taker(self, number: int):
+        def take(packet) -> None:
+            self.seen.append((number, packet.get_payload()))
+            if number != STAMP_QUEUE and self.mark:
+                packet.set_mark(packet.mark | self.mark)
+            packet.accept()
+
+        return take
+
+    def run(self) -> None:
+        while not self.stopped:
+            for ready in select.select(self.queues, [], [], 0.02)[0]:
+                ready.run()
+
+    def __enter__(self) -> Queues:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stopped = True
+        self.thread.join()
+        for queue in self.queues:
+            queue.close()
+
+    def count(self, number: int, containing: bytes) -> int:
+        return sum(1 for queue, packet in self.seen if queue == number and containing in packet)
+
+
+def family_of(address: str) -> int:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def udp(address: str, data: bytes, mark: int = 0, options: bool = False) -> None:
+    with socket.socket(family_of(address), socket.SOCK_DGRAM) as s:
+        if mark:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+        if options:
+            set_options(s)
+        s.sendto(data, (address, 9))
+
+
+def set_options(s: socket.socket) -> None:
+    if s.family == socket.AF_INET6:
+        s.setsockopt(socket.IPPROTO_IPV6, IPV6_DSTOPTS, IPV6_OPTION)
+    else:
+        s.setsockopt(socket.IPPROTO_IP, IP_OPTIONS, IPV4_OPTION)
+
+
+def heard(host: Host, address: str):
+    """A UDP socket in the host; recv() says whether a datagram came through."""
+
+    def make() -> socket.socket:
+        s = socket.socket(family_of(address), socket.SOCK_DGRAM)
+        s.bind((address, 9))
+        s.settimeout(0.4)
+        return s
+
+    return host.call(make)
+
+
+def wait_for(condition, seconds: float = 2.0) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.01)
+    return bool(condition())
+
+
+def install(host: Host, wish: Config) -> None:
+    host.call(sets.apply, wish)
+    host.call(rules.apply, wish)
+
+
+@pytest.fixture
+def net():
+    with Topology("rules") as topology:
+        sender, receiver = topology.host("sender"), topology.host("receiver")
+        topology.link(sender, receiver, "10.1.0.0/24", "fd00:1::/64")
+        yield topology
+
+
+@pytest.fixture
+def sender(net: Topology) -> Host:
+    return net.hosts["sender"]
+
+
+@pytest.fixture
+def receiver(net: Topology) -> Host:
+    return net.hosts["receiver"]
+
+
+@pytest.fixture(params=["nft", "legacy"])
+def backend(request, tmp_path, monkeypatch) -> str:
+    """Both kinds of iptables, by what `iptables` is on the PATH."""
+    for name in ("iptables", "ip6tables"):
+        for tail in ("", "-restore"):
+            target = iptables.Path(f"/usr/sbin/{name}-{request.param}{tail}")
+            if not target.exists():
+                pytest.skip(f"{target} is not installed")
+            (tmp_path / f"{name}{tail}").symlink_to(target)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    return request.param
+
+
+# -- the text, without a kernel ------------------------------------------------
+
+
+def test_queues_bypass_and_balance_follow_the_configuration():
+    closed = config(stamp=Stamp(fail="closed"), verify=Verify(fail="closed"), datapath=Datapath(workers=4, queue=100))
+    assert rules.outbound(closed, 4)[-1].endswith("-j NFQUEUE --queue-balance 100:103")
+    assert rules.inbound(closed, 4)[-1].endswith("-j NFQUEUE --queue-balance 104:107")
+    assert "-j NFQUEUE --queue-balance 108:111" in " ".join(rules.inbound(closed, 6))
+    opened = config(stamp=Stamp(fail="open"), verify=Verify(fail="open"))
+    assert rules.outbound(opened, 6)[-1].endswith("-j NFQUEUE --queue-num 22600 --queue-bypass")
+    assert rules.inbound(opened, 6)[-1].endswith("-j NFQUEUE --queue-num 22601 --queue-bypass")
+
+
+@pytest.mark.parametrize("absent", ["pass", "drop"])
+def test_before_each_rule_for_the_verify_queue_what_may_be_segments_has_its_own(absent):
+    """None may be left to the rule behind it: the kernel would cut it for that queue."""
+    wish = config(verify=Verify(absent=absent))
+    lines = [line for line in rules.inbound(wish, 6) if "--queue-num" in line and "icmp" not in line]
+    assert len(lines) == (6 if absent == "pass" else 9)
+    for tcp, long, short in zip(lines[::3], lines[1::3], lines[2::3], strict=True):
+        for what, line in (("-p tcp ", tcp), ("-m length --length 1501:65535 ", long)):
+            assert what in line
+            assert line.replace(what, "").replace("22602", "22601") == short
+    plain = rules.inbound(wish, 4) + rules.outbound(wish, 6)
+    assert not any("length" in line or "-p tcp" in line for line in plain)
+
+
+def test_every_rule_names_a_chain_of_ours():
+    """By that they are told from the host's; a comment would cost each packet as much as another match."""
+    for family in (4, 6):
+        for lines in rules.wanted(config(stamp=Stamp(forwarded=True)), family).values():
+            assert lines == iptables.own(lines)
+            assert not any("comment" in line for line in lines)
+
+
+def test_jumps_of_others_are_not_ours():
+    have = {"mangle": ["-P OUTPUT ACCEPT", "-N SCENTD-OUT", "-A OUTPUT -j OTHER", "-A OUTPUT -j SCENTD-OUT"]}
+    assert iptables.removal(have) == "*mangle\n-D OUTPUT -j SCENTD-OUT\n-F SCENTD-OUT\n-X SCENTD-OUT\nCOMMIT\n"
+    assert iptables.removal({"mangle": ["-A OUTPUT -j OTHER"], "filter": []}) == ""
+
+
+def test_a_foreign_rule_above_the_refusal_is_a_difference():
+    want = rules.wanted(config(verify=Verify(rejected="reject")), 4)
+    filled = {"mangle": want["mangle"], "filter": ["-A INPUT -j ACCEPT", *want["filter"]]}
+    assert iptables.same(want, want)
+    assert not iptables.same(want, filled)
+
+
+def test_nobody_told_no_rules_in_filter():
+    for told in (Verify(rejected="reject"), Verify(absent="reject")):
+        assert rules.wanted(config(verify=told), 4)["filter"]
+    assert rules.wanted(config(), 4)["filter"] == []
+    assert "*filter" not in iptables.text(rules.wanted(config(), 4))
+    assert "-X SCENTD-REJECT" in iptables.text(rules.wanted(config(), 4), {"filter": ["-N SCENTD-REJECT"]})
+
+
+def test_explanations_name_the_way_out():
+    text = "*mangle\n-A OUTPUT -m u32 --u32 x -j RETURN\nCOMMIT\n"
+    assert "xt_u32" in iptables.explain(
+        "iptables-restore: Couldn't load match `u32':No such file\nError at line: 2", text
+    )
+    assert "(-A OUTPUT -m u32" in iptables.explain("Error occurred at line: 2\nTry `x'", text)
+    assert "CAP_NET_ADMIN" in iptables.explain("Could not fetch rule set generation id: Permission denied", "")
+
+
+def networks(kind: type, bits: int):
+    return st.builds(
+        lambda number, length: kind((number >> (bits - length) << (bits - length), length)),
+        st.integers(0, 2**bits - 1),
+        st.integers(0, bits),
+    )
+
+
+@given(networks(IPv4Network, 32) | networks(IPv6Network, 128))
+def test_set_entries_are_well_formed(prefix):
+    for part in sets.halves(prefix):
+        entry = sets.entry(part)
+        length, kind = struct.unpack_from("=HH", entry)
+        assert (length, kind & 0x7FFF) == (len(entry), sets.ATTR_DATA)
+        assert 0 < part.prefixlen == entry[-4]
+        assert part.network_address.packed in entry
+    assert list(collapse_addresses(sets.halves(prefix))) == [prefix]
+
+
+# -- sets ------------------------------------------------------------------
+
+
+@pytest.mark.netns
+def test_sets_become_what_the_configuration_says(sender):
+    wish = config(["10.0.0.0/8", "192.0.2.1", "::/0", "fd00::/16"], local=["0.0.0.0/0", "2001:db8::/32"])
+    for _ in range(2):
+        sender.call(sets.apply, wish)
+        assert sender.call(sets.have) == sets.wanted(wish)
+    assert sets.wanted(wish)["scentd-stamp6"] == {ip_network("::/1"), ip_network("8000::/1"), ip_network("fd00::/16")}
+    other = config(["198.51.100.0/24"])
+    sender.call(sets.apply, other)
+    assert sender.call(sets.have) == sets.wanted(other)
+    for _ in range(2):
+        sender.call(sets.remove)
+        assert sender.call(sets.have) == {}
+
+
+@pytest.mark.netns
+def test_sets_hold_more_than_the_default_and_more_than_one_message(sender):
+    many = config([f"10.{i >> 8 & 255}.{i & 255}.{i >> 16 << 4}/28" for i in range(70_000)])
+    started = time.monotonic()
+    sender.call(sets.apply, many)
+    assert time.monotonic() - started < 10
+    with sender.call(sets.IPSet) as ipset:
+        header = sender.call(lambda: next(iter(ipset.list("scentd-stamp4"))).get_attr("IPSET_ATTR_DATA"))
+    assert header.get_attr("IPSET_ATTR_ELEMENTS") == 70_000
+
+
+@pytest.mark.netns
+def test_what_a_crash_left_is_no_hindrance(sender):
+    def crash() -> None:
+        with sets.opened() as ipset:
+            sets.create(ipset, sets.temporary("stamp", 4), 4, 0)
+            sets.fill(ipset, sets.temporary("stamp", 4), frozenset([ip_network("10.66.0.0/16")]))
+
+    sender.call(crash)
+    sender.call(sets.apply, config())
+    assert sender.call(sets.have) == sets.wanted(config())
+
+
+@pytest.mark.netns
+def test_a_refused_entry_is_an_error(sender):
+    def fill_wrong_family() -> None:
+        with sets.opened() as ipset:
+            sets.create(ipset, "scentd-tmp-stamp4", 4, 1)
+            sets.fill(ipset, "scentd-tmp-stamp4", frozenset([ip_network("fd00::/16")]))
+
+    with pytest.raises(HostError, match="ipset"):
+        sender.call(fill_wrong_family)
+
+
+@pytest.mark.netns
+def test_a_reload_changes_sets_under_living_rules(sender):
+    install(sender, config(["10.1.0.2"]))
+    before = sender.out("iptables", "-t", "mangle", "-vS")
+    with pytest.raises(HostError, match="remove the rules first"):
+        sender.call(sets.remove)
+    new = config(["10.1.0.2", "10.9.0.0/16"])
+    sender.call(sets.apply, new)
+    assert not sender.call(rules.apply, new)
+    assert sender.call(sets.have) == sets.wanted(new)
+    assert sender.out("iptables", "-t", "mangle", "-vS") == before
+
+
+# -- rules as the host holds them -------------------------------------------
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("forwarded", [False, True])
+@pytest.mark.parametrize("local", [None, ["10.1.0.1", "fd00:1::1"]])
+def test_apply_is_idempotent_and_remove_leaves_others_alone(sender, backend, forwarded, local):
+    for program in ("iptables", "ip6tables"):
+        sender.run(program, "-t", "mangle", "-A", "OUTPUT", "-p", "tcp", "-j", "MARK", "--set-mark", "1")
+        sender.run(program, "-A", "INPUT", "-p", "udp", "-j", "ACCEPT")
+        sender.run(program, "-N", "OTHER")
+    foreign = [sender.call(iptables.installed, family) for family in (4, 6)]
+    wish = config(local=local, stamp=Stamp(forwarded=forwarded), verify=Verify(rejected="reject", absent="drop"))
+    sender.call(sets.apply, wish)
+    assert sender.call(rules.apply, wish)
+    first = [sender.call(iptables.installed, family) for family in (4, 6)]
+    for family, have in zip((4, 6), first, strict=True):
+        assert iptables.same(rules.wanted(wish, family), have)
+        assert have["filter"].index("-A INPUT -p udp -j ACCEPT") > 0
+        assert next(line for line in have["filter"] if line.startswith("-A INPUT")).endswith("SCENTD-REJECT")
+    assert not sender.call(rules.apply, wish)
+    assert [sender.call(iptables.installed, family) for family in (4, 6)] == first
+    other = config(datapath=Datapath(workers=2))  # fewer chains, other targets
+    assert sender.call(rules.apply, other)
+    assert sender.call(rules.show, other).count("as wanted") == 2
+    assert "SCENTD-FORWARD" not in sender.out("iptables", "-t", "mangle", "-S")
+    assert sender.call(rules.remove)
+    assert not sender.call(rules.remove)
+    assert [sender.call(iptables.installed, family) for family in (4, 6)] == foreign
+    sender.call(sets.remove)
+
+
+@pytest.mark.netns
+def test_apply_restores_its_place_before_other_rules(sender):
+    wish = config(verify=Verify(rejected="reject"))
+    install(sender, wish)
+    sender.run("iptables", "-I", "INPUT", "-j", "ACCEPT")
+    assert "differs" in sender.call(rules.show, wish)
+    assert sender.call(rules.apply, wish)
+    inputs = [line for line in sender.call(iptables.installed, 4)["filter"] if line.startswith("-A INPUT")]
+    assert [line.split()[-1] for line in inputs] == ["SCENTD-REJECT", "ACCEPT"]
+
+
+@pytest.mark.netns
+def test_missing_sets_and_missing_programs_are_explained(sender, tmp_path, monkeypatch):
+    with pytest.raises(HostError, match="make the address sets first"):
+        sender.call(rules.apply, config())
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(HostError, match="install the package iptables"):
+        sender.call(rules.apply, config())
+
+
+# -- packets ------------------------------------------------------------------
+
+
+@pytest.mark.netns
+def test_only_packets_to_peers_that_are_not_marked_reach_the_stamp_queue(sender, receiver):
+    receiver.ip("addr add 10.1.0.9/24 dev sender0", "addr add fd00:1::9/64 dev sender0")
+    install(sender, config(["10.1.0.2", "fd00:1::2"]))
+    with Queues(sender) as queues:
+        for address, stranger in (("10.1.0.2", "10.1.0.9"), ("fd00:1::2", "fd00:1::9")):
+            sender.call(udp, stranger, b"not a peer")
+            sender.call(udp, address, b"marked", MARK_STAMPED)
+            sender.call(udp, "::1" if ":" in address else "127.0.0.1", b"loopback")
+            sender.call(udp, address, b"to a peer")
+        assert wait_for(lambda: queues.count(STAMP_QUEUE, b"to a peer") == 2)
+        assert [queues.count(STAMP_QUEUE, b) for b in (b"not a peer", b"marked", b"loopback")] == [0, 0, 0]
+
+
+@pytest.mark.netns
+def test_a_host_that_signs_nothing_queues_nothing_that_it_sends(sender):
+    """Without a collector there is never a scent: a packet that waits for one would pay for nothing."""
+    verifies_only = config()
+    verifies_only.network[0].source.clear()
+    install(sender, verifies_only)
+    assert sender.call(sets.have)["scentd-stamp4"] == sender.call(sets.have)["scentd-stamp6"] == frozenset()
+    assert sender.call(sets.have)["scentd-verify4"] == {ip_network("10.1.0.0/24")}
+    with Queues(sender) as queues:
+        for address in ("10.1.0.2", "fd00:1::2"):
+            sender.call(udp, address, b"to a peer")
+        sender.call(sets.apply, config())  # the same host with a collector: the queue does see it
+        sender.call(udp, "10.1.0.2", b"with a collector")
+        assert wait_for(lambda: queues.count(STAMP_QUEUE, b"with a collector"))
+        assert not queues.count(STAMP_QUEUE, b"to a peer")
+
+
+@pytest.mark.netns
+def test_loopback_and_broadcast_are_left_alone_even_if_a_peer_is_everybody(sender):
+    install(sender, config(["0.0.0.0/0", "::/0"]))
+
+    def broadcast() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            s.sendto(b"broadcast", ("10.1.0.255", 9))
+
+    with Queues(sender) as queues:
+        sender.call(broadcast)
+        for address in ("127.0.0.1", "::1", "10.1.0.1", "fd00:1::1"):
+            sender.call(udp, address, b"loopback")
+        sender.call(udp, "10.1.0.2", b"to a peer")
+        assert wait_for(lambda: queues.count(STAMP_QUEUE, b"to a peer"))
+        assert [packet for _, packet in queues.seen if b"loopback" in packet or b"broadcast" in packet] == []
+
+
+@pytest.mark.netns
+def test_destinations_outside_the_configured_networks_are_not_verified(sender, receiver):
+    receiver.ip("addr add 10.1.0.8/24 dev sender0")
+    install(receiver, config(local=["10.1.0.8"]))
+    with Queues(receiver) as queues:
+        sender.call(udp, "10.1.0.2", b"to the host")
+        sender.call(udp, "10.1.0.8", b"to the network")
+        assert wait_for(lambda: queues.count(VERIFY_QUEUE, b"to the network"))
+        assert not queues.count(VERIFY_QUEUE, b"to the host")
+
+
+@pytest.mark.netns
+def test_sources_outside_the_configured_networks_are_not_stamped(sender):
+    sender.ip("addr add 10.1.0.7/24 dev receiver0")
+    install(sender, config(["10.1.0.2"], local=["10.1.0.7"]))
+    with Queues(sender) as queues:
+
+        def send(source: str) -> None:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+                s.bind((source, 0))
+                s.sendto(source.encode(), ("10.1.0.2", 9))
+
+        for source in ("10.1.0.1", "10.1.0.7"):
+            sender.call(send, source)
+        assert wait_for(lambda: queues.count(STAMP_QUEUE, b"10.1.0.7"))
+        assert not queues.count(STAMP_QUEUE, b"10.1.0.1")
+
+
+@pytest.mark.netns
+def test_closed_without_a_daemon_stops_packets_but_not_neighbour_discovery(sender, receiver):
+    install(sender, config(stamp=Stamp(fail="closed")))
+    with heard(receiver, "fd00:1::2") as s:
+        sender.call(udp, "fd00:1::2", b"stopped")
+        with pytest.raises(TimeoutError):
+            s.recv(100)
+    sender.call(udp, "fd00:1::2", b"resolve", MARK_STAMPED)
+    assert wait_for(lambda: "lladdr" in sender.out("ip", "-6", "neigh", "show", "fd00:1::2"))
+    install(sender, config(stamp=Stamp(fail="open")))
+    with heard(receiver, "fd00:1::2") as s:
+        sender.call(udp, "fd00:1::2", b"passed")
+        assert s.recv(100) == b"passed"
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("address", ["10.1.0.2", "fd00:1::2"])
+def test_what_the_verify_queue_sees(sender, receiver, address):
+    with heard(receiver, address) as s:
+        install(receiver, config())  # the sender is a peer
+        with Queues(receiver) as queues:
+            sender.call(udp, address, b"from a peer")
+            assert s.recv(100) == b"from a peer"
+            assert queues.count(VERIFY_QUEUE, b"from a peer") == 1
+        install(receiver, config(["192.0.2.1", "2001:db8::1"]))  # the sender is a stranger
+        with Queues(receiver) as queues:
+            sender.call(udp, address, b"plain stranger")
+            sender.call(udp, address, b"stranger with options", 0, True)
+            assert [s.recv(100), s.recv(100)] == [b"plain stranger", b"stranger with options"]
+            assert queues.count(VERIFY_QUEUE, b"plain stranger") == 0
+            assert queues.count(VERIFY_QUEUE, b"stranger with options") == 1
+        install(receiver, config(["192.0.2.1", "2001:db8::1"], verify=Verify(absent="drop")))
+        with Queues(receiver) as queues:
+            sender.call(udp, address, b"unwelcome stranger")
+            assert s.recv(100) == b"unwelcome stranger"
+            assert queues.count(VERIFY_QUEUE, b"unwelcome stranger") == 1
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("peer", [PEER, ["192.0.2.1", "2001:db8::1"]], ids=["a peer's", "a stranger's with options"])
+def test_long_packets_have_a_queue_of_their_own(peer):
+    with Topology("rules") as net:
+        sender, receiver = net.host("sender"), net.host("receiver")
+        net.link(sender, receiver, "10.1.0.0/24", "fd00:1::/64", mtu=9000)
+        install(receiver, config(peer))
+        headers = 40 + 40 + 8
+        with Queues(receiver) as queues:
+            for size, number in ((1500, VERIFY_QUEUE), (1501, LONG_QUEUE), (8000, LONG_QUEUE)):
+                data = (b"%d bytes" % size).ljust(size - headers, b".")
+                sender.call(udp, "fd00:1::2", data, 0, True)
+                assert wait_for(lambda n=number, d=data: queues.count(n, d) == 1)
+            sender.call(udp, "10.1.0.2", bytes(8000), 0, True)
+            assert wait_for(lambda: queues.count(VERIFY_QUEUE, bytes(1000)) == 1)
+            came = [n for n, packet in queues.seen if b" bytes" in packet and n != STAMP_QUEUE]  # there: ICMP about it
+            assert came == [VERIFY_QUEUE, LONG_QUEUE, LONG_QUEUE]
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize(
+    ("kind", "hops"), [*((k, 255) for k in range(133, 138)), *((k, 1) for k in (130, 131, 132, 143))]
+)
+def test_only_a_neighbours_messages_pass_the_verifier_by(sender, receiver, kind, hops):
+    """RFC 4861 section 7.1: what came through a router has less than 255 hops left, whatever its type."""
+
+    def send(left: int) -> None:
+        with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as s:
+            s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, left)
+            s.sendto(bytes((kind, 0, 0, 0)) + bytes(4) + b"hops=%d." % left, ("fd00:1::2", 0))
+
+    install(receiver, config())  # the sender is a peer
+    with Queues(receiver) as queues:
+        for left in (hops, 254, 64, 2):
+            sender.call(send, left)
+        assert wait_for(lambda: queues.count(VERIFY_QUEUE, b"hops=2."))
+        assert queues.count(VERIFY_QUEUE, b"hops=254.") == queues.count(VERIFY_QUEUE, b"hops=64.") == 1
+        assert queues.count(VERIFY_QUEUE, b"hops=%d." % hops) == 0
+
+
+@pytest.mark.netns
+def test_too_big_messages_of_anybody_are_seen_and_pass_without_a_daemon(sender, receiver):
+    install(receiver, config(["192.0.2.1", "2001:db8::1"], verify=Verify(fail="closed")))
+
+    def complain() -> None:
+        inner = bytes.fromhex("4500 001c 0000 4000 4011 0000") + bytes([10, 1, 0, 2, 10, 1, 0, 1]) + b"quotation"
+        body = struct.pack(">BBHHH", 3, 4, 0, 0, 1400) + inner
+        words = struct.unpack(f">{len(body) // 2 + 1}H", body + b"\0" * (2 - len(body) % 2))
+        total = sum(words)
+        total = (total & 0xFFFF) + (total >> 16)
+        body = body[:2] + struct.pack(">H", 0xFFFF - ((total & 0xFFFF) + (total >> 16))) + body[4:]
+        with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as s:
+            s.sendto(body, ("10.1.0.2", 0))
+        with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as s:
+            s.sendto(struct.pack(">BBHI", 2, 0, 0, 1400) + bytes(48) + b"quotation", ("fd00:1::2", 0))
+
+    def listen(family: int, protocol: int) -> socket.socket:
+        s = socket.socket(family, socket.SOCK_RAW, protocol)
+        s.settimeout(2)
+        return s
+
+    with (
+        receiver.call(listen, socket.AF_INET, socket.IPPROTO_ICMP) as v4,
+        receiver.call(listen, socket.AF_INET6, socket.IPPROTO_ICMPV6) as v6,
+    ):
+        sender.call(complain)
+        assert wait_for(lambda: b"quotation" in v4.recv(1500))
+        assert wait_for(lambda: b"quotation" in v6.recv(1500))
+    with Queues(receiver) as queues:
+        sender.call(complain)
+        assert wait_for(lambda: queues.count(VERIFY_QUEUE, b"quotation") == 2)
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("options", [False, True])
+@pytest.mark.parametrize("address", ["10.1.0.2", "fd00:1::2"])
+def test_a_marked_packet_is_refused_to_its_sender(sender, receiver, address, options):
+    """RST for TCP, "administratively prohibited" for UDP, also for packets as long-headed as scented ones."""
+
+    def tcp() -> int:
+        with socket.socket(family_of(address), socket.SOCK_STREAM) as s:
+            if options:
+                set_options(s)
+            s.settimeout(2)
+            return s.connect_ex((address, 80))
+
+    def datagram() -> int:
+        with socket.socket(family_of(address), socket.SOCK_DGRAM) as s:
+            if options:
+                set_options(s)
+            s.settimeout(2)
+            s.connect((address, 9))
+            s.send(b"hello")
+            try:
+                s.recv(100)
+            except OSError as error:
+                return error.errno or 0
+            return 0
+
+    install(receiver, config(verify=Verify(rejected="reject")))
+    listener = receiver.call(lambda: socket.create_server((address, 80), family=family_of(address)))
+    with listener, heard(receiver, address) as s:
+        with Queues(receiver, mark=0) as queues:
+            assert sender.call(tcp) == 0
+            assert queues.count(LONG_QUEUE if ":" in address else VERIFY_QUEUE, b"") > 0
+        with Queues(receiver, mark=MARK_REJECTED):
+            assert sender.call(tcp) == errno.ECONNREFUSED
+            assert sender.call(datagram) == (errno.EACCES if ":" in address else errno.EHOSTUNREACH)
+            with pytest.raises(TimeoutError):
+                s.recv(100)
+
+
+@pytest.mark.netns
+def test_forwarded_packets_of_our_networks_are_stamped_if_asked_for():
+    with Topology("fwd") as net:
+        node, gateway, remote = net.host("node"), net.host("gateway", forward=True), net.host("remote")
+        net.link(node, gateway, "10.5.0.0/24", "fd00:5::/64")
+        net.link(gateway, remote, "10.1.0.0/24", "fd00:1::/64")
+        node.ip("route add default via 10.5.0.2", "route add default via fd00:5::2")
+        remote.ip("route add default via 10.1.0.1", "route add default via fd00:1::1")
+        node.ip("addr add 10.5.0.77/24 dev gateway0", "addr add fd00:5::77/64 dev gateway0")
+        wish = config(local=["10.5.0.1", "fd00:5::1"], stamp=Stamp(forwarded=True))
+
+        def send(source: str, to: str) -> None:
+            with socket.socket(family_of(source), socket.SOCK_DGRAM) as s:
+                s.bind((source, 0))
+                s.sendto(source.encode(), (to, 9))
+
+        ours = (("10.5.0.1", "10.1.0.2"), ("fd00:5::1", "fd00:1::2"))
+        others = (("10.5.0.77", "10.1.0.2"), ("fd00:5::77", "fd00:1::2"))
+        host_itself = Network(name="host", key_file="")  # its packets are stamped, those of strangers still are not
+        install(gateway, Config(network=[*wish.network, host_itself], peer=wish.peer, stamp=wish.stamp))
+        with Queues(gateway) as queues:
+            for pair in (*others, *ours):
+                node.call(send, *pair)
+            assert wait_for(lambda: all(queues.count(STAMP_QUEUE, source.encode()) for source, _ in ours))
+            assert [p for q, p in queues.seen if q == STAMP_QUEUE and b"77" in p] == []
+        install(gateway, config(local=["10.5.0.1", "fd00:5::1"]))
+        with Queues(gateway) as queues, heard(remote, "10.1.0.2") as s:
+            node.call(send, *ours[0])
+            assert s.recv(100) == b"10.5.0.1"
+            assert queues.seen == []

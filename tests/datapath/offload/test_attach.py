@@ -1,0 +1,409 @@
+"""Programs on real interfaces, as tcx links and as clsact filters.
+
+a ---- 10.1.0.0/24 ---- b      the programs count echo requests: those that leave a, those that reach b
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from struct import pack, unpack
+
+import pytest
+from compiled import bpffs, compiled
+from hosts import ROOT, environment
+from pyroute2 import IPRoute
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+from topology import Host, Topology
+
+from scentd.datapath.offload import attach, bpfprog, clsact, pins, tcx
+from scentd.datapath.offload.attach import Attacher
+from scentd.datapath.offload.bpfmap import Map
+from scentd.datapath.offload.libbpf import BpfError, Object
+from scentd.errors import HostError
+
+pytestmark = pytest.mark.netns
+
+SOURCE = """
+struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY);
+    __uint(max_entries, 4);
+    __type(key, __u32);
+    __type(value, __u64);
+} counts SEC(".maps");
+
+static __always_inline int count(struct __sk_buff *skb, __u32 slot, int verdict)
+{
+    __u8 protocol = 0, type = 0;
+    bpf_skb_load_bytes(skb, 23, &protocol, 1);
+    bpf_skb_load_bytes(skb, 34, &type, 1);
+    __u64 *number = bpf_map_lookup_elem(&counts, &slot);
+    if (number && protocol == 1 && type == 8)
+        __sync_fetch_and_add(number, 1);
+    return verdict;
+}
+
+SEC("tc") int one(struct __sk_buff *skb) { return count(skb, 0, TC_ACT_UNSPEC); }
+SEC("tc") int two(struct __sk_buff *skb) { return count(skb, 1, TC_ACT_UNSPEC); }
+SEC("tc") int passing(struct __sk_buff *skb) { return count(skb, 2, TC_ACT_UNSPEC); }
+SEC("tc") int ending(struct __sk_buff *skb) { return count(skb, 3, TC_ACT_OK); }
+"""
+
+MECHANISMS = ("tcx", "clsact")
+BOTH = pytest.mark.parametrize("mechanism", MECHANISMS)
+
+
+class Lab:
+    """Two hosts, the programs, a directory for pins."""
+
+    def __init__(self, net: Topology, directory: str, objects: Object) -> None:
+        self.net = net
+        self.directory = directory
+        self.a, self.b = net.host("a"), net.host("b")
+        net.link(self.a, self.b, "10.1.0.0/24")
+        self.programs = {name: objects.program_fd(name) for name in objects.programs()}
+        self.counts = Map(objects.map_fd("counts"))
+        self.index = self.index_of(self.b)
+
+    def index_of(self, host: Host) -> int:
+        return host.call(socket.if_nametoindex, host.interfaces[0])
+
+    def counted(self, packets: int = 3) -> list[int]:
+        """How many of this many echo requests from a each program has counted."""
+        self.reset()
+        self.a.run("ping", "-q", "-i", "0.01", "-c", str(packets), self.b.ipv4)
+        return self.read()
+
+    def read(self) -> list[int]:
+        return [unpack("=Q", value)[0] for _, value in sorted(self.counts.items())]
+
+    def reset(self) -> None:
+        self.counts.update_many((pack("=I", slot), bytes(8)) for slot in range(4))
+
+    def attach(self, attacher: Attacher, name: str, host: Host | None = None, direction: str = "ingress") -> str:
+        host = host or self.b
+        return host.call(attacher.attach, self.index_of(host), direction, self.programs[name])
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory) -> Iterator[Object]:
+    with Object(compiled(tmp_path_factory.mktemp("attach"), "count", SOURCE)) as it:
+        it.load()
+        yield it
+
+
+@pytest.fixture
+def lab(objects, tmp_path) -> Iterator[Lab]:
+    with bpffs(tmp_path / "bpf") as mount, Topology("attach") as net:
+        (mount / "scentd").mkdir()
+        yield Lab(net, str(mount / "scentd"), objects)
+
+
+def has_clsact(host: Host) -> bool:
+    return "clsact" in host.out("tc", "qdisc", "show", "dev", host.interfaces[0])
+
+
+@BOTH
+def test_attach_replace_detach(lab, mechanism):
+    attacher = Attacher(lab.directory, mechanism)
+    assert lab.counted() == [0, 0, 0, 0]
+    assert lab.attach(attacher, "one") == mechanism
+    assert lab.attach(attacher, "one", lab.a, "egress") == mechanism
+    assert lab.counted() == [6, 0, 0, 0]
+    lab.attach(attacher, "two")
+    assert lab.counted() == [3, 3, 0, 0]
+    assert lab.b.call(attacher.attached) == {(lab.index, "ingress")}
+    assert lab.a.call(attacher.attached) == {(lab.index_of(lab.a), "egress")}
+    for host in (lab.a, lab.b):
+        assert has_clsact(host) is (mechanism == "clsact")
+    lab.b.call(attacher.detach, lab.index, "egress")  # nothing is there
+    assert lab.counted() == [3, 3, 0, 0]
+    for host, direction in ((lab.a, "egress"), (lab.b, "ingress")):
+        for _ in range(2):
+            host.call(attacher.detach, lab.index_of(host), direction)
+        assert host.call(attacher.attached) == set()
+        assert not has_clsact(host)
+    assert lab.counted() == [0, 0, 0, 0]
+    assert os.listdir(lab.directory) == []
+
+
+def test_links_are_taken_where_there_are_links(lab):
+    assert lab.attach(Attacher(lab.directory), "one") == "tcx"
+
+
+@BOTH
+def test_no_packet_is_missed_while_programs_are_replaced(lab, mechanism):
+    packets = 20000
+    attacher = Attacher(lab.directory, mechanism)
+    lab.attach(attacher, "one")
+    lab.counted(1)
+    lab.reset()
+    flood = lab.a.start("ping", "-f", "-q", "-c", str(packets), lab.b.ipv4, stdout=subprocess.PIPE, text=True)
+
+    def replace() -> int:
+        turns = 0
+        while flood.poll() is None:
+            for name in ("two", "one"):
+                attacher.attach(lab.index, "ingress", lab.programs[name])
+            turns += 1
+        return turns
+
+    assert lab.b.call(replace) > 1
+    sent, received = map(int, re.findall(r"(\d+) (?:packets transmitted|received)", flood.stdout.read()))
+    one, two, *_ = lab.read()
+    assert (sent, received, one + two) == (packets, packets, packets)
+    assert one > 0
+    assert two > 0
+
+
+# -- others --------------------------------------------------------------------
+
+
+def test_links_of_others_run_before_and_after_ours(lab):
+    others = []
+    attacher = Attacher(lab.directory, "tcx")
+
+    def other(name: str, flags: int) -> None:
+        others.append(bpfprog.link_create(lab.programs[name], lab.index, tcx.TYPES["ingress"], flags))
+
+    try:
+        lab.b.call(other, "ending", 0)
+        lab.attach(attacher, "one")  # in front of the one that ends the chain
+        lab.b.call(other, "passing", tcx.BEFORE)
+        assert lab.counted() == [3, 0, 3, 3]
+        lab.attach(attacher, "two")
+        assert lab.counted() == [0, 3, 3, 3]
+        lab.b.call(attacher.detach, lab.index, "ingress")
+        assert lab.counted() == [0, 0, 3, 3]
+        lab.attach(attacher, "one")
+        lab.b.call(attacher.remove)
+        assert lab.counted() == [0, 0, 3, 3]
+    finally:
+        for link in others:
+            os.close(link)
+
+
+def other_filter(lab: Lab, name: str, priority: int, handle: int = 1, title: str = "other") -> None:
+    def make() -> None:
+        with IPRoute() as ip:
+            ip.tc(
+                *("add-filter", "bpf", lab.index),
+                handle=handle,
+                parent=clsact.PARENTS["ingress"],
+                prio=priority,
+                fd=lab.programs[name],
+                name=title,
+                direct_action=True,
+            )
+
+    lab.b.call(make)
+
+
+@BOTH
+def test_filters_of_others_run_before_and_after_ours(lab, mechanism):
+    attacher = Attacher(lab.directory, mechanism)
+    lab.b.run("tc", "qdisc", "add", "dev", lab.b.interfaces[0], "clsact")
+    other_filter(lab, "passing", 1)
+    other_filter(lab, "ending", 50000, title=clsact.NAME)  # the name alone does not make it ours
+    lab.attach(attacher, "one")
+    assert lab.counted() == [3, 0, 3, 3]
+    lab.attach(attacher, "two")
+    assert lab.counted() == [0, 3, 3, 3]
+    lab.b.call(attacher.detach, lab.index, "ingress")
+    assert lab.counted() == [0, 0, 3, 3]
+    assert lab.b.call(attacher.attached) == set()
+    lab.attach(attacher, "one")
+    lab.b.call(attacher.remove)
+    assert lab.counted() == [0, 0, 3, 3]
+
+
+def test_an_empty_clsact_of_others_stays_where_ours_never_was(lab):
+    lab.b.run("tc", "qdisc", "add", "dev", lab.b.interfaces[0], "clsact")
+    attacher = Attacher(lab.directory)
+    lab.attach(attacher, "one")
+    lab.b.call(attacher.detach, lab.index, "ingress")
+    lab.b.call(attacher.remove)
+    assert has_clsact(lab.b)
+
+
+@pytest.mark.parametrize(("handle", "name"), [(1, "other"), (2, clsact.NAME)])
+def test_our_priority_in_other_hands_is_refused_and_left_alone(lab, handle, name):
+    attacher = Attacher(lab.directory, "clsact")
+    lab.b.run("tc", "qdisc", "add", "dev", lab.b.interfaces[0], "clsact")
+    other_filter(lab, "passing", clsact.PRIORITY, handle, name)
+    with pytest.raises(HostError, match=f"priority {clsact.PRIORITY}"):
+        lab.attach(attacher, "one")
+    lab.b.call(attacher.detach, lab.index, "ingress")
+    lab.b.call(attacher.remove)
+    assert lab.b.call(attacher.attached) == set()
+    assert lab.counted() == [0, 0, 3, 0]
+
+
+def test_an_ingress_qdisc_has_room_for_one_side(lab):
+    attacher = Attacher(lab.directory, "clsact")
+    lab.b.run("tc", "qdisc", "add", "dev", lab.b.interfaces[0], "ingress")
+    lab.attach(attacher, "one")
+    with pytest.raises(HostError, match="ingress qdisc"):
+        lab.attach(attacher, "two", direction="egress")
+    lab.b.call(attacher.detach, lab.index, "egress")
+    assert lab.b.call(attacher.attached) == {(lab.index, "ingress")}
+    assert lab.counted() == [3, 0, 0, 0]
+    lab.b.call(attacher.detach, lab.index, "ingress")
+    assert lab.counted() == [0, 0, 0, 0]
+    assert "ingress" in lab.b.out("tc", "qdisc", "show", "dev", lab.b.interfaces[0])
+
+
+# -- interfaces that go, other namespaces --------------------------------------
+
+
+@BOTH
+def test_an_interface_that_is_gone_and_one_that_gets_its_index(lab, mechanism):
+    attacher = Attacher(lab.directory, mechanism)
+    lab.attach(attacher, "one")
+    lab.b.ip(f"link del {lab.b.interfaces[0]}")
+    assert lab.b.call(attacher.attached) == set()
+    with pytest.raises(attach.NoInterface):
+        lab.b.call(attacher.attach, lab.index, "egress", lab.programs["one"])
+    lab.b.ip(f"link add again index {lab.index} type veth peer name over netns {lab.a.namespace}", "link set again up")
+    lab.a.ip("link set over up", "addr add 10.1.0.1/24 dev over")
+    lab.b.ip("addr add 10.1.0.2/24 dev again")
+    lab.b.interfaces[0] = "again"
+    assert lab.counted() == [0, 0, 0, 0]
+    lab.attach(attacher, "two")
+    assert lab.counted() == [0, 3, 0, 0]
+    lab.b.ip("link del again")
+    lab.b.call(attacher.detach, lab.index, "ingress")
+    assert os.listdir(lab.directory) == []
+
+
+def test_a_link_in_another_namespace_is_left_alone(lab):
+    assert lab.index_of(lab.a) == lab.index  # both are the first of their namespace
+    attacher = Attacher(lab.directory, "tcx")
+    lab.attach(attacher, "one")
+    assert lab.a.call(attacher.attached) == set()
+    with pytest.raises(HostError, match=r"datapath\.pin_dir"):
+        lab.attach(attacher, "two", lab.a)
+    lab.a.call(attacher.detach, lab.index, "ingress")
+    assert lab.counted() == [3, 0, 0, 0]
+
+
+# -- the process, the mechanism ------------------------------------------------
+
+KILLED = """
+import os, signal, sys
+from scentd.datapath.attach import Attacher
+from scentd.datapath.libbpf import Object
+_, path, directory, mechanism, ifindex = sys.argv
+it = Object(path)
+it.load()
+Attacher(directory, mechanism).attach(int(ifindex), "ingress", it.program_fd("ending"))
+print(it.map_fd("counts"), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@BOTH
+def test_what_a_killed_process_leaves_is_found_taken_over_and_removed(lab, objects, mechanism):
+    enter = ["nsenter", f"--net=/run/netns/{lab.b.namespace}"]  # `ip netns exec` would hide the mounts below /sys
+    argv = [*enter, sys.executable, "-c", KILLED, objects.path, lab.directory, mechanism, str(lab.index)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=ROOT, env=environment())
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    attacher = Attacher(lab.directory, mechanism)
+    assert lab.b.call(attacher.attached) == {(lab.index, "ingress")}
+    lab.attach(attacher, "one")
+    assert lab.counted() == [3, 0, 0, 0]
+    for _ in range(2):
+        lab.b.call(Attacher(lab.directory).remove)
+    assert lab.counted() == [0, 0, 0, 0]
+    assert lab.b.call(attacher.attached) == set()
+    assert os.listdir(lab.directory) == []
+    assert not has_clsact(lab.b)
+
+
+@pytest.mark.parametrize("cleanup", ["attach", "detach", "remove"])
+def test_a_process_killed_in_the_middle_of_pinning(lab, cleanup):
+    attacher = Attacher(lab.directory, "tcx")
+    lab.attach(attacher, "one")
+    path = os.path.join(lab.directory, f"link-{lab.index}-ingress")
+    os.rename(path, path + pins.NEW)
+    assert lab.counted() == [3, 0, 0, 0]
+    if cleanup == "attach":
+        lab.attach(attacher, "two")
+        lab.b.call(attacher.detach, lab.index, "ingress")
+    elif cleanup == "detach":
+        lab.b.call(attacher.detach, lab.index, "ingress")
+    else:
+        lab.b.call(attacher.remove)
+    assert lab.counted() == [0, 0, 0, 0]
+    assert os.listdir(lab.directory) == []
+
+
+@pytest.mark.parametrize(("before", "after"), [MECHANISMS, MECHANISMS[::-1]])
+def test_the_mechanism_may_change(lab, before, after):
+    lab.attach(Attacher(lab.directory, before), "one")
+    lab.attach(Attacher(lab.directory, after), "two")
+    assert lab.counted() == [0, 3, 0, 0]
+
+
+def test_a_kernel_without_links_is_asked_once(lab, monkeypatch):
+    asked = []
+
+    def refuse(*arguments: int) -> int:
+        asked.append(arguments)
+        raise BpfError(22, "attaching")
+
+    monkeypatch.setattr(bpfprog, "link_create", refuse)
+    attacher = Attacher(lab.directory)
+    assert lab.attach(attacher, "one") == "clsact"
+    assert lab.attach(attacher, "two") == "clsact"
+    assert len(asked) == 1
+    assert lab.counted() == [0, 3, 0, 0]
+    with pytest.raises(BpfError):
+        lab.attach(Attacher(lab.directory, "tcx"), "one")
+
+
+def test_no_bpf_file_system(lab, tmp_path):
+    with pytest.raises(HostError, match=r"datapath\.pin_dir"):
+        lab.attach(Attacher(str(tmp_path)), "one")
+    assert lab.b.call(Attacher(str(tmp_path / "absent")).attached) == set()
+    assert lab.counted() == [0, 0, 0, 0]
+
+
+# -- interfaces ----------------------------------------------------------------
+
+
+def test_interfaces():
+    with Topology("interfaces") as net:
+        host = net.host("host")
+        host.ip(
+            "link add plain type veth peer name other",
+            "link add br0 type bridge",
+            "link add port type veth peer name far",
+            "link set port master br0",
+            "tuntap add tun0 mode tun",
+        )
+        switches = [f"net.bridge.bridge-nf-call-{program}" for program in ("iptables", "ip6tables")]
+        host.run("sysctl", "-qw", *(f"{name}=0" for name in switches), check=False)  # there with br_netfilter alone
+        found = {i.name: i.header for i in host.call(attach.interfaces)}
+        assert found.items() >= {"plain": 14, "br0": 14, "far": 14, "tun0": 0}.items()
+        assert not found.keys() & {"lo", "port"}
+        host.ip("link set br0 type bridge nf_call_ip6tables 1")
+        found = {i.name: i for i in host.call(attach.interfaces)}
+        assert found["br0"].header is None, "br_netfilter"
+        assert found["tun0"].number == host.call(socket.if_nametoindex, "tun0")
+
+
+@pytest.mark.parametrize(("kind", "free"), [("vrf", True), ("bridge", False), ("bond", False)])
+def test_masters(kind, free):
+    message = ifinfmsg()
+    more = {"attrs": [("IFLA_INFO_SLAVE_KIND", kind)]}
+    message.setvalue({"attrs": [("IFLA_MASTER", 7), ("IFLA_LINKINFO", more)]})
+    message.encode()
+    received = ifinfmsg(message.data)
+    received.decode()
+    assert attach.is_free(received) is free
