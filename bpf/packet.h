@@ -1,12 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What both programs see of a packet. Only its plain forms are read here:
- *
- *     IPv4 without options, or with our option alone
- *     IPv6 | [our Destination Options] | [Fragment] | what is no extension header
- *
- * Everything else is declined: the verifier leaves it to the queue, the stamper reads it with odd.h.
- * Lengths come first; nothing is believed here.
+ * What both programs know of a packet, how they read its bytes, and what its protocol says about it. parse.h and
+ * options.h fill struct packet in.
  */
 #ifndef SCENT_PACKET_H
 #define SCENT_PACKET_H
@@ -38,19 +33,8 @@
 #define IPPROTO_SCTP 132
 #define IPPROTO_UDPLITE 136
 
-/* The first eight bytes of our IPv6 header but its next header: length, type, option length, magic. */
-#define IPV6_SCENT 0xe75c221e04ULL
-#define IPV4_SCENT 0xe75c249eU
-
 /* The kernel's verifier took a last instruction that falls through into the head of its loop for a jump back (6.1). */
 #define END_OF_LOOP() asm volatile("goto +0")
-
-enum form {
-	FORM_NONE = 0,			/* not IP, or cut short: the kernel's business */
-	FORM_BARE = 1,
-	FORM_SCENTED = 2,
-	FORM_DECLINED = 3,
-};
 
 /* As in memory; of IPv4 the low half of the first word. */
 struct address {
@@ -72,7 +56,7 @@ struct packet {
 	struct address source, destination;
 };
 
-/* So many bytes of the buffer for direct access, pulled out of fragments if need be; NULL if there are not so many. */
+/* Makes `need` bytes of the buffer accessible, which may pull them out of its fragments; NULL if it has fewer. */
 static __always_inline void *bytes(struct __sk_buff *skb, __u32 need)
 {
 	if ((void *)(long)skb->data + need > (void *)(long)skb->data_end) {
@@ -85,15 +69,15 @@ static __always_inline void *bytes(struct __sk_buff *skb, __u32 need)
 }
 
 /*
- * Read anew each time: a copy that the compiler keeps in the lower half of a register is no end of a packet to the
- * kernel's verifier.
+ * Reads the end of the buffer anew each time: the kernel's verifier does not take a copy that the compiler keeps in the
+ * lower half of a register for an end.
  */
 static __always_inline void *end_of(struct __sk_buff *skb)
 {
 	return (void *)(long)*(volatile __u32 *)&skb->data_end;
 }
 
-/* Whether the variable is filled from the packet: at once where its bytes can be accessed directly. */
+/* Fills the variable from the packet, directly where its bytes are accessible; false if it has no such bytes. */
 #define LOAD(skb, at, variable)                                                                                 \
 	({                                                                                                      \
 		typeof(variable) *from_ = (void *)(long)(skb)->data + (at);                                     \
@@ -117,7 +101,7 @@ static __always_inline int may_have_ports(__u32 protocol)
 	       protocol == IPPROTO_SCTP || protocol == IPPROTO_UDPLITE;
 }
 
-static __always_inline void find_ports(struct __sk_buff *skb, __u32 at, struct packet *p)
+static __always_inline void read_ports(struct __sk_buff *skb, __u32 at, struct packet *p)
 {
 	__u32 protocol = p->protocol;
 	__u8 *four;
@@ -137,109 +121,9 @@ static __always_inline void find_ports(struct __sk_buff *skb, __u32 at, struct p
 		p->has_ports = 0;
 }
 
-static __always_inline enum form parse_ipv4(struct __sk_buff *skb, __u32 at, struct packet *p)
-{
-	__u8 *ip = bytes(skb, at + IPV4_LEN);
-	enum form form = FORM_BARE;
-	__u32 flags;
-
-	if (!ip)
-		return FORM_NONE;
-	ip += at;
-	p->family = 4;
-	p->first[0] = *(__u32 *)ip;
-	p->first[1] = *(__u32 *)(ip + 4);
-	p->first[2] = *(__u32 *)(ip + 8);
-	p->source.words[0] = *(__u32 *)(ip + 12);
-	p->source.words[1] = 0;
-	p->destination.words[0] = *(__u32 *)(ip + 16);
-	p->destination.words[1] = 0;
-	p->length = bpf_ntohs(p->first[0] >> 16);
-	p->protocol = p->first[2] >> 8 & 0xff;
-	flags = bpf_ntohs(p->first[1] >> 16);
-	p->fragment = (flags & 0x3fff) != 0;
-	p->transport = IPV4_LEN;
-	if ((p->first[0] & 0xff) == 0x4e) {
-		__u32 option;
-
-		if (!LOAD(skb, at + IPV4_LEN, option) || option != IPV4_SCENT)
-			return FORM_DECLINED;
-		p->transport += SCENT_IPV4_OPTION_LEN;
-		form = FORM_SCENTED;
-	} else if ((p->first[0] & 0xff) != 0x45) {
-		return FORM_DECLINED;
-	}
-	/* Short frames are padded: the buffer may be longer than the packet. Zero is a segment of over 64 KB. */
-	if (p->length < p->transport || p->length > skb->len - at)
-		return FORM_DECLINED;
-	find_ports(skb, at, p);
-	return form;
-}
-
-static __always_inline enum form parse_ipv6(struct __sk_buff *skb, __u32 at, struct packet *p)
-{
-	__u8 *ip = bytes(skb, at + IPV6_LEN);
-	enum form form = FORM_BARE;
-	__u64 word;
-
-	if (!ip)
-		return FORM_NONE;
-	ip += at;
-	p->family = 6;
-	p->first[0] = *(__u32 *)ip;
-	p->first[1] = *(__u32 *)(ip + 4);
-	p->source.words[0] = *(__u64 *)(ip + 8);
-	p->source.words[1] = *(__u64 *)(ip + 16);
-	p->destination.words[0] = *(__u64 *)(ip + 24);
-	p->destination.words[1] = *(__u64 *)(ip + 32);
-	p->length = IPV6_LEN + bpf_ntohs(p->first[1] & 0xffff);
-	p->protocol = p->first[1] >> 16 & 0xff;
-	p->fragment = 0;
-	p->transport = IPV6_LEN;
-	if ((p->first[0] & 0xf0) != 0x60)
-		return FORM_DECLINED;
-	if (p->protocol == IPPROTO_DSTOPTS) {
-		if (!LOAD(skb, at + IPV6_LEN, word) || (word >> 8 & 0xffffffffff) != IPV6_SCENT)
-			return FORM_DECLINED;
-		p->protocol = p->next = word & 0xff;
-		p->transport += SCENT_IPV6_HEADER_LEN;
-		form = FORM_SCENTED;
-	}
-	if (p->protocol == IPPROTO_FRAGMENT) {
-		if (bpf_skb_load_bytes(skb, at + p->transport, &word, IPV6_FRAGMENT_LEN))
-			return FORM_DECLINED;
-		p->fragment = (word >> 16 & 0xf9ff) != 0;	/* offset and "more fragments", as in memory */
-		p->room = p->fragment;	/* an atomic fragment is reassembled, too, and dropped behind our header */
-		p->transport += IPV6_FRAGMENT_LEN;
-		p->protocol = word & 0xff;
-		if (!(word >> 16 & 0xf8ff) && is_extension(p->protocol))
-			return FORM_DECLINED;
-	} else if (is_extension(p->protocol)) {
-		return FORM_DECLINED;
-	}
-	if (p->length < p->transport || p->length > skb->len - at)
-		return FORM_DECLINED;
-	find_ports(skb, at, p);
-	return form;
-}
-
-/* The packet's form. `at` is where the IP header is: behind an Ethernet header, or at once. */
-static __always_inline enum form parse(struct __sk_buff *skb, __u32 at, struct packet *p)
-{
-	p->ports = 0;
-	p->has_ports = 0;
-	p->room = 1;
-	p->before = 0;
-	if (skb->protocol == bpf_htons(ETH_P_IP))
-		return parse_ipv4(skb, at, p);
-	if (skb->protocol == bpf_htons(ETH_P_IPV6))
-		return parse_ipv6(skb, at, p);
-	return FORM_NONE;
-}
-
 /*
- * Without these an IPv6 neighbour is not found: they are never scented and never judged. Only a neighbour's are meant:
- * RFC 4861 section 7.1 wants hop limit 255, RFC 2710 section 3 and RFC 3810 section 5 send with 1.
+ * Whether the packet serves to find IPv6 neighbours: such packets are never scented and never judged. They come from a
+ * neighbour: RFC 4861 section 7.1 wants hop limit 255, RFC 2710 section 3 and RFC 3810 section 5 send with 1.
  */
 static __always_inline int is_neighbourly(const struct packet *p)
 {
@@ -251,13 +135,13 @@ static __always_inline int is_neighbourly(const struct packet *p)
 	       (hops == 1 && ((type >= 130 && type <= 132) || type == 143));
 }
 
-/* Nobody's peer: multicast, and what IPv4 keeps for broadcast. */
+/* Whether the destination is nobody's: multicast, or what IPv4 keeps for broadcast. */
 static __always_inline int is_for_a_group(const struct packet *p)
 {
 	return p->family == 4 ? (p->destination.words[0] & 0xe0) == 0xe0 : (p->destination.words[0] & 0xff) == 0xff;
 }
 
-/* How long the packet is on the wire, where the kernel cuts a large send into segments: the longest of them. */
+/* The packet's length on the wire; of a large send, which the kernel cuts into segments, that of the longest. */
 static __always_inline __u32 wire_length(struct __sk_buff *skb, __u32 at, const struct packet *p)
 {
 	__u32 header = 8;

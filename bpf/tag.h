@@ -59,7 +59,7 @@ static __always_inline __u64 siphash_end(struct siphash *s, __u64 last)
 	return s->a ^ s->b ^ s->c ^ s->d;
 }
 
-/* The tag of a scent whose 26 bytes are three words and two bytes, on this packet. */
+/* The tag, on this packet, of a scent whose first 26 bytes are three words and the two bytes `tail`. */
 static __always_inline __u64 tag_of(const __u64 *key, const __u64 *scent, __u16 tail, const struct packet *p,
 				    __u32 flags)
 {

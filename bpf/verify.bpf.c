@@ -1,17 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The verifier at tc ingress: before the IP stack, before defragmentation. Verdicts
+ * The verifier at tc ingress, before the IP stack and before defragmentation. Verdicts
  * and their order are those of scentd/wire/README.md, section 8.
  *
- * What is decided here carries the mark `mark_verified`, and the rules of the queue let
- * it by; without the mark a packet is undecided and the queue judges it: whatever this
- * program declines, or fails at, is never let in unseen. bpf/README.md says more.
+ * A packet that is decided here carries the mark `mark_verified`, and the rules of the queue
+ * let it by. A packet without the mark is undecided, and the queue judges it: so it does with
+ * whatever this program declines or fails at. bpf/README.md says more.
  *
- * Only packets with a right tag change a map. Everything that is kept is bounded.
+ * Only packets with a right tag change a map, and every map is bounded.
  */
-#include "noted.h"
-#include "prefix.h"
-#include "remembered.h"
+#include "carrier_ipv4_option.h"
+#include "carrier_ipv6_header.h"
+#include "parse.h"
+#include "accept.h"
+#include "outcome.h"
+#include "lpm.h"
+#include "cache.h"
 #include "tag.h"
 
 char LICENSE[] SEC("license") = "GPL";
@@ -45,15 +49,6 @@ struct {
 	__type(value, struct scent_verified);
 } recent SEC(".maps");
 
-/* What becomes of a packet, and why. */
-struct outcome {
-	int verdict;			/* scent_verdict, or one of these: */
-#define LEAVE (-1)			/* not ours to judge */
-#define UNDECIDED (-2)			/* for the queue */
-	__u32 treatment;		/* scent_treatment */
-	__u32 glance;			/* unmasked, of an accepted packet */
-};
-
 /* Where a packet goes, and what is known of its sender. */
 struct route {
 	const struct scent_verify_settings *settings;
@@ -61,37 +56,37 @@ struct route {
 	__u32 selector;
 	__u32 network;
 	__u32 candidate;
-	__u32 remembered;		/* `known` is about these addresses */
+	__u32 hit;			/* `known` is about these addresses */
 };
 
-/* The sender that a scent names, if its addresses are his; NULL with the verdict otherwise. */
-static __always_inline struct scent_incoming *sender(struct route *way, const struct packet *p, const struct read *r,
-						     int *verdict)
+/* The sender that a scent names, if the packet's source is one of his addresses; NULL with the verdict otherwise. */
+static __always_inline struct scent_incoming *find_sender(struct route *route, const struct packet *p,
+							  const struct scent_words *w, int *verdict)
 {
-	const struct scent_verify_settings *s = way->settings;
+	const struct scent_verify_settings *s = route->settings;
 	struct query q = {.key.family = p->family};
-	struct scent_identity id = {.network = way->network};
+	struct scent_identity id = {.network = route->network};
 	struct scent_incoming *in;
 
-	*(__u32 *)id.key_id = KEY_ID(r);
-	if (way->remembered && way->known->key_id == KEY_ID(r)) {
-		way->candidate = id.candidate = way->known->detail;
+	*(__u32 *)id.key_id = KEY_ID(w);
+	if (route->hit && route->known->key_id == KEY_ID(w)) {
+		route->candidate = id.candidate = route->known->detail;
 		in = bpf_map_lookup_elem(&identities, &id);
 		if (in)
 			return in;
 	}
 	*verdict = SCENT_VERDICT_UNKNOWN_KEY;
 	for (__u32 i = 0; i < SCENT_CANDIDATES; i++) {
-		way->candidate = id.candidate = i;
+		route->candidate = id.candidate = i;
 		in = bpf_map_lookup_elem(&identities, &id);
 		if (!in)
 			break;
 		q.key.scope = SCENT_SCOPE_MEMBER + in->peer;
-		if (find(p->family == 4 ? &s->member4 : &s->member6, &p->source, &q))
+		if (find_prefix(p->family == 4 ? &s->member4 : &s->member6, &p->source, &q))
 			return in;
 		*verdict = SCENT_VERDICT_WRONG_ADDRESS;
 	}
-	/* Number 0 is no network: the key is known to another of ours. */
+	/* Under number 0, which is no network, are the keys of all networks: another of ours knows this one. */
 	id.network = 0;
 	id.candidate = 0;
 	if (*verdict == SCENT_VERDICT_UNKNOWN_KEY && bpf_map_lookup_elem(&identities, &id))
@@ -99,7 +94,7 @@ static __always_inline struct scent_incoming *sender(struct route *way, const st
 	return NULL;
 }
 
-/* Whether the tag covers as much as this peer's packets must have covered. */
+/* Whether the tag covers as much as it must on packets of this peer. */
 static __always_inline int binding_holds(struct __sk_buff *skb, __u32 at, const struct packet *p, __u32 flags,
 					 __u32 sender_bound)
 {
@@ -112,249 +107,148 @@ static __always_inline int binding_holds(struct __sk_buff *skb, __u32 at, const 
 	return !p->has_ports || wire_length(skb, at, p) > PORTLESS_MIN;
 }
 
-/* Section 8, from "unsupported-version" on. */
-static __always_inline int check(struct __sk_buff *skb, __u32 at, struct route *way, const struct packet *p,
-				 const struct read *r, __u64 now, __u32 *glance)
+/* The verdict by section 8, from "unsupported-version" on. */
+static __always_inline int check(struct __sk_buff *skb, __u32 at, struct route *route, const struct packet *p,
+				 const struct scent_words *w, __u64 now, __u32 *glance)
 {
-	const struct scent_verify_settings *s = way->settings;
-	struct scent_cached *known = way->known;
-	__u64 epoch = EPOCH(r) * SECOND;
-	__u32 flags = FLAGS(r), period, *pair;
+	const struct scent_verify_settings *s = route->settings;
+	struct scent_cached *known = route->known;
+	__u64 epoch = EPOCH(w) * SECOND;
+	__u32 flags = FLAGS(w), period, *pair;
 	struct scent_receiving *state;
 	struct scent_incoming *in;
 	int verdict;
 
-	if (VERSION(r) != SCENT_VERSION)
+	if (VERSION(w) != SCENT_VERSION)
 		return SCENT_VERDICT_UNSUPPORTED_VERSION;
-	if (flags & 8 || COUNT(r) != SCENT_FRAGMENTS || INDEX(r) >= SCENT_FRAGMENTS)
+	if (flags & 8 || COUNT(w) != SCENT_FRAGMENTS || INDEX(w) >= SCENT_FRAGMENTS)
 		return SCENT_VERDICT_MALFORMED;
-	in = sender(way, p, r, &verdict);
+	in = find_sender(route, p, w, &verdict);
 	if (!in)
 		return verdict;
 	if (!binding_holds(skb, at, p, flags, in->flags & SCENT_PAIR_SENDER))
 		return SCENT_VERDICT_WRONG_BINDING;
 	if (epoch > now + s->max_future)
 		return SCENT_VERDICT_FUTURE;
-	period = EPOCH(r) / SCENT_PERIOD - in->period + 1;
+	period = EPOCH(w) / SCENT_PERIOD - in->period + 1;
 	if (epoch + s->max_age < now || period >= SCENT_PERIODS)
 		return SCENT_VERDICT_STALE;
-	if (tag_of(in->tag_keys + 2 * period, r->scent, r->tail, p, flags) != r->tag)
+	if (tag_of(in->tag_keys + 2 * period, w->scent, w->tail, p, flags) != w->tag)
 		return SCENT_VERDICT_BAD_TAG;
 	pair = &in->pair;
 	state = bpf_map_lookup_elem(&receiving, pair);
 	if (!state)
 		return UNDECIDED;
-	verdict = note(s, state, in, in->glance_keys + 2 * period, p, r, now);
+	verdict = accept(s, state, in, in->glance_keys + 2 * period, p, w, now);
 	if (verdict != SCENT_VERDICT_ACCEPTED)
 		return verdict;
 	*glance = state->glance;
-	if (way->remembered && known->key_id == KEY_ID(r) && known->noted == (__u32)(now / SECOND))
+	if (route->hit && known->key_id == KEY_ID(w) && known->noted == (__u32)(now / SECOND))
 		return SCENT_VERDICT_ACCEPTED;
-	note_node(state, in->pair, p, now / SECOND);
-	remember(known, p, way->selector, way->network, way->candidate);
-	known->key_id = KEY_ID(r);
+	record_node(state, in->pair, p, now / SECOND);
+	fill_cache(known, p, route->selector, route->network, route->candidate);
+	known->key_id = KEY_ID(w);
 	known->noted = now / SECOND;
 	return SCENT_VERDICT_ACCEPTED;
 }
 
-static __always_inline int strip_ipv4(struct __sk_buff *skb, __u32 at, struct packet *p, const struct read *r)
-{
-	__u32 length = p->length - SCENT_IPV4_OPTION_LEN, before = p->first[0];
-	__u64 sum = (__u16)~(p->first[2] >> 16);
-
-	if (bpf_skb_adjust_room(skb, -SCENT_IPV4_OPTION_LEN, BPF_ADJ_ROOM_NET,
-				BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET))
-		return -1;
-	/* By difference (RFC 1624): a header that came damaged stays so, and the kernel drops it. */
-	p->first[0] = (before & 0xff00) | 0x45 | (__u32)bpf_htons(length) << 16;
-	sum += sum_word((__u32)~before) + p->first[0] + (__u16)~(SCENT_IPV4_OPTION_TYPE | SCENT_IPV4_OPTION_LEN << 8);
-	sum += sum_word(~r->scent[0]) + sum_word(~r->scent[1]) + sum_word(~r->scent[2]);
-	sum += sum_word(~r->tag) + (__u16)~r->tail;
-	p->first[2] = (p->first[2] & 0xffff) | (__u32)(__u16)~sum_fold(sum) << 16;
-	return bpf_skb_store_bytes(skb, at, p->first, 12, BPF_F_RECOMPUTE_CSUM);
-}
-
-static __always_inline int strip_ipv6(struct __sk_buff *skb, __u32 at, struct packet *p)
-{
-	__u32 payload = p->length - IPV6_LEN - SCENT_IPV6_HEADER_LEN;
-
-	if (bpf_skb_adjust_room(skb, -SCENT_IPV6_HEADER_LEN, BPF_ADJ_ROOM_NET,
-				BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET))
-		return -1;
-	p->first[1] = (p->first[1] & 0xff000000) | p->next << 16 | bpf_htons(payload);
-	return bpf_skb_store_bytes(skb, at + 4, &p->first[1], 4, BPF_F_RECOMPUTE_CSUM);
-}
-
-/* Routers' errors about packets of ours are rewritten by the queue, whether or not they have a scent themselves. */
-static __always_inline int is_too_big(const struct packet *p)
-{
-	if (p->fragment)
-		return 0;
-	if (p->family == 4)
-		return p->protocol == IPPROTO_ICMP && (p->ports & 0xffff) == 0x0403;
-	return p->protocol == IPPROTO_ICMPV6 && (p->ports & 0xff) == 2;
-}
-
-static __always_inline __u32 treatments_of(const struct scent_verify_settings *s, const struct packet *p)
-{
-	struct query q = {.key.scope = SCENT_SCOPE_SOURCE, .key.family = p->family};
-
-	return find(p->family == 4 ? &s->source4 : &s->source6, &p->source, &q) ? q.value.detail : s->fallback;
-}
-
-static __always_inline void absent(struct __sk_buff *skb, __u32 at, const struct scent_verify_settings *s,
-				   const struct packet *p, struct outcome *o)
-{
-	__u32 treatments = treatments_of(s, p), shift = SCENT_TREATMENTS_ABSENT;
-
-	if (!(treatments >> SCENT_TREATMENTS_EXPECTED & 1) || is_neighbourly(p)) {
-		o->verdict = LEAVE;
-		return;
-	}
-	/* Stampers leave only what they cannot: TCP is segmented, never fragmented, and what is small stays whole. */
-	if (p->family == 6 && p->protocol != IPPROTO_TCP &&
-	    (p->fragment || wire_length(skb, at, p) > PORTLESS_MIN))
-		shift = SCENT_TREATMENTS_ABSENT_IPV6_FRAGMENT;
-	o->verdict = SCENT_VERDICT_ABSENT;
-	o->treatment = treatments >> shift & 3;
-}
-
-/* Whether a declined packet is a part of one; of IPv6 headers so many are looked at, and more are taken for a part. */
-static __always_inline int is_part(struct __sk_buff *skb, __u32 at, const struct packet *p)
-{
-	__u32 next = p->first[1] >> 16 & 0xff, offset = IPV6_LEN;
-	__u8 head[4];
-
-	if (p->family == 4)
-		return p->fragment;
-	for (int i = 0; i < 4; i++) {
-		if (bpf_skb_load_bytes(skb, at + (offset & 0xffff), head, 4))
-			return 0;
-		if (next == IPPROTO_FRAGMENT)
-			return head[2] | (head[3] & 0xf9);
-		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS)
-			return 0;
-		next = head[0];
-		offset += (head[1] + 1) * 8;
-	}
-	return 1;
-}
-
-/*
- * The queue's to judge. But a part must not get to defragmentation unjudged: the whole has the mark of its first part.
- * Where unscented packets are not welcome it is one of them.
- */
-static __always_inline void declined(struct __sk_buff *skb, __u32 at, const struct scent_verify_settings *s,
-				     const struct packet *p, struct outcome *o)
-{
-	__u32 treatments = treatments_of(s, p);
-	__u32 shift = p->family == 6 ? SCENT_TREATMENTS_ABSENT_IPV6_FRAGMENT : SCENT_TREATMENTS_ABSENT;
-
-	o->verdict = UNDECIDED;
-	if (!(treatments >> SCENT_TREATMENTS_EXPECTED & 1) || (treatments >> shift & 3) == SCENT_TREATMENT_PASS ||
-	    !is_part(skb, at, p))
-		return;
-	o->verdict = SCENT_VERDICT_ABSENT;
-	o->treatment = treatments >> shift & 3;
-}
-
-/* Which of our networks a packet is for, or -1. */
-static __always_inline int find_way(struct route *way, const struct packet *p)
+/* Finds which of our networks a packet is for; -1 if it is for none. */
+static __always_inline int find_route(struct route *route, const struct packet *p)
 {
 	struct query q = {.key.scope = SCENT_SCOPE_LOCAL, .key.family = p->family};
 
-	way->known = cached(p);
-	if (!way->known)
+	route->known = cache_entry(p);
+	if (!route->known)
 		return -1;
-	way->remembered = remembers(way->known, p, way->selector);
-	if (way->remembered) {
-		way->network = way->known->number;
+	route->hit = cache_hit(route->known, p, route->selector);
+	if (route->hit) {
+		route->network = route->known->number;
 		return 0;
 	}
-	if (!find(p->family == 4 ? &way->settings->local4 : &way->settings->local6, &p->destination, &q))
+	if (!find_prefix(p->family == 4 ? &route->settings->local4 : &route->settings->local6, &p->destination, &q))
 		return -1;
-	way->network = q.value.number;
+	route->network = q.value.number;
 	return 0;
 }
 
-/* The same bytes were accepted in this tick of the clock. Compared in constant time, like any tag. */
-static __always_inline int accepted_before(const struct scent_verified *known, const struct packet *p,
-					   const struct read *r, __u32 turn, __u64 now, __u64 offset)
+/* Whether the same bytes were accepted in this tick of the clock. It compares in constant time, as with any tag. */
+static __always_inline int is_repeated(const struct scent_verified *known, const struct packet *p,
+				       const struct scent_words *w, __u32 turn, __u64 now, __u64 offset)
 {
-	__u64 differ = (known->scent[0] ^ r->scent[0]) | (known->scent[1] ^ r->scent[1]) |
-		       (known->scent[2] ^ r->scent[2]) | (known->tag ^ r->tag) | (known->tail ^ r->tail);
+	__u64 differ = (known->scent[0] ^ w->scent[0]) | (known->scent[1] ^ w->scent[1]) |
+		       (known->scent[2] ^ w->scent[2]) | (known->tag ^ w->tag) | (known->tail ^ w->tail);
 
 	return !differ && known->now == now && known->offset == offset && known->selector == turn &&
 	       same_flow(&known->flow, p);
 }
 
-static __always_inline void remember_accepted(struct scent_verified *known, const struct packet *p,
-					      const struct read *r, __u32 turn, __u64 now, __u64 offset, __u32 glance)
+static __always_inline void fill_recent(struct scent_verified *known, const struct packet *p,
+					const struct scent_words *w, __u32 turn, __u64 now, __u64 offset, __u32 glance)
 {
 	set_flow(&known->flow, p);
 	known->now = now;
 	known->offset = offset;
-	known->scent[0] = r->scent[0];
-	known->scent[1] = r->scent[1];
-	known->scent[2] = r->scent[2];
-	known->tag = r->tag;
-	known->tail = r->tail;
+	known->scent[0] = w->scent[0];
+	known->scent[1] = w->scent[1];
+	known->scent[2] = w->scent[2];
+	known->tag = w->tag;
+	known->tail = w->tail;
 	known->selector = turn;
 	known->glance = glance;
 }
 
 /* Takes the scent off an accepted packet, or the packet itself if it is a beacon. */
-static __always_inline void take_off(struct __sk_buff *skb, __u32 at, struct packet *p, const struct read *r,
-				     struct outcome *o)
+static __always_inline void strip(struct __sk_buff *skb, __u32 at, struct packet *p, const struct scent_words *w,
+				  struct outcome *o)
 {
 	o->verdict = SCENT_VERDICT_ACCEPTED;
-	o->treatment = FLAGS(r) & SCENT_FLAG_BEACON ? SCENT_TREATMENT_DROP : SCENT_TREATMENT_PASS;
+	o->treatment = FLAGS(w) & SCENT_FLAG_BEACON ? SCENT_TREATMENT_DROP : SCENT_TREATMENT_PASS;
 	if (o->treatment == SCENT_TREATMENT_PASS &&
-	    (p->family == 4 ? strip_ipv4(skb, at, p, r) : strip_ipv6(skb, at, p))) {
+	    (p->family == 4 ? strip_ipv4_option(skb, at, p, w) : strip_ipv6_header(skb, at, p))) {
 		count(SCENT_VERIFY_COUNT_FAILED, 1);
 		o->verdict = LEAVE;
 	}
 }
 
-static __always_inline void scented(struct __sk_buff *skb, __u32 at, const struct scent_verify_settings *s,
-				    __u32 turn, struct packet *p, __u64 now, __u64 offset, struct outcome *o)
+static __always_inline void judge_scented(struct __sk_buff *skb, __u32 at, const struct scent_verify_settings *s,
+					  __u32 turn, struct packet *p, __u64 now, __u64 offset, struct outcome *o)
 {
-	struct route way = {.settings = s, .selector = turn};
+	struct route route = {.settings = s, .selector = turn};
 	__u32 index = recent_index(p);
 	struct scent_verified *known = bpf_map_lookup_elem(&recent, &index);
-	struct read r;
-
-	int whole = read_scent(skb, at, p, &r);
+	struct scent_words w;
+	int whole = read_scent(skb, at, p, &w);
 
 	o->verdict = LEAVE;
 	if (!known)
 		return;
-	if (whole && accepted_before(known, p, &r, turn, now, offset)) {
+	if (whole && is_repeated(known, p, &w, turn, now, offset)) {
 		o->glance = known->glance;
 	} else {
-		if (find_way(&way, p))
+		if (find_route(&route, p))
 			return;
-		o->verdict = whole ? check(skb, at, &way, p, &r, now + offset, &o->glance) : UNDECIDED;
+		o->verdict = whole ? check(skb, at, &route, p, &w, now + offset, &o->glance) : UNDECIDED;
 		if (o->verdict > SCENT_VERDICT_ABSENT)
 			o->treatment = treatments_of(s, p) >> SCENT_TREATMENTS_REJECTED & 3;
 		if (o->verdict != SCENT_VERDICT_ACCEPTED)
 			return;
-		/* Where the ports are not in the tag a packet's length counts, too. */
-		if (FLAGS(&r) & SCENT_FLAG_PORTS || !p->has_ports)
-			remember_accepted(known, p, &r, turn, now, offset, o->glance);
+		/* Where the ports are not in the tag, the verdict is also about the packet's length. */
+		if (FLAGS(&w) & SCENT_FLAG_PORTS || !p->has_ports)
+			fill_recent(known, p, &w, turn, now, offset, o->glance);
 	}
-	take_off(skb, at, p, &r, o);
+	strip(skb, at, p, &w, o);
 }
 
-static __always_inline int quarantined(const struct scent_verify_settings *s, const struct packet *p, __u64 monotonic)
+static __always_inline int is_quarantined(const struct scent_verify_settings *s, const struct packet *p,
+					  __u64 monotonic)
 {
 	const struct scent_lengths *lengths = p->family == 4 ? &s->quarantine4 : &s->quarantine6;
 	struct query q = {.key.scope = SCENT_SCOPE_QUARANTINE, .key.family = p->family};
 
-	return lengths->count && find(lengths, &p->source, &q) && monotonic < q.value.number * SECOND;
+	return lengths->count && find_prefix(lengths, &p->source, &q) && monotonic < q.value.number * SECOND;
 }
 
-/* The one exit: marks what is decided, counts it, lets it go or drops it. */
+/* The one exit of judged packets: counts the packet, and drops it or marks it and lets it go. */
 static __always_inline int settle(struct __sk_buff *skb, const struct scent_verify_settings *s, __u32 packets,
 				  const struct outcome *o)
 {
@@ -380,7 +274,7 @@ static __always_inline int verify(struct __sk_buff *skb, __u32 at)
 	struct outcome o = {.verdict = LEAVE};
 	__u32 packets = skb->gso_segs ?: 1;
 	struct scent_verify_settings *s;
-	struct route way = {};
+	struct route route = {};
 	struct packet p;
 	enum form form;
 	__u32 marks;
@@ -388,38 +282,38 @@ static __always_inline int verify(struct __sk_buff *skb, __u32 at)
 
 	if (!turn || !time)
 		return TC_ACT_UNSPEC;
-	way.selector = *turn;
-	index = way.selector & 1;
-	way.settings = s = bpf_map_lookup_elem(&settings, &index);
+	route.selector = *turn;
+	index = route.selector & 1;
+	route.settings = s = bpf_map_lookup_elem(&settings, &index);
 	if (!s)
 		return TC_ACT_UNSPEC;
-	/* A packet out of a tunnel may have the marks of the one that it came in, which say nothing of it. */
+	/* A packet out of a tunnel has the marks of the packet around it, which say nothing about it. */
 	marks = s->mark_verified | s->mark_rejected | s->mark_glance;
 	if (skb->mark & marks)
 		skb->mark &= ~marks;
 	now = bpf_ktime_get_coarse_ns();
-	/* A tagged frame comes by once more on its VLAN's interface; group addresses are nobody's. */
+	/* A tagged frame comes by once more on its VLAN's interface; a group's address is nobody's. */
 	if (now > time->until || skb->pkt_type != 0 || (skb->vlan_present && skb->vlan_tci & 0xfff))
 		return TC_ACT_UNSPEC;
 	form = parse(skb, at, &p);
 	if (form == FORM_NONE)
 		return TC_ACT_UNSPEC;
-	if (quarantined(s, &p, now)) {
+	if (is_quarantined(s, &p, now)) {
 		count(SCENT_VERIFY_COUNT_QUARANTINED, packets);
 		return TC_ACT_SHOT;
 	}
-	if (form == FORM_SCENTED && !is_too_big(&p)) {
-		scented(skb, at, s, way.selector, &p, now, time->offset, &o);
+	if (form == FORM_SCENTED && !is_icmp_too_big(&p)) {
+		judge_scented(skb, at, s, route.selector, &p, now, time->offset, &o);
 		return settle(skb, s, packets, &o);
 	}
-	if (find_way(&way, &p))
+	if (find_route(&route, &p))
 		return TC_ACT_UNSPEC;
 	if (form == FORM_DECLINED)
-		declined(skb, at, s, &p, &o);
-	else if (is_too_big(&p))
+		judge_declined(skb, at, s, &p, &o);
+	else if (is_icmp_too_big(&p))
 		o.verdict = UNDECIDED;
 	else
-		absent(skb, at, s, &p, &o);
+		judge_absent(skb, at, s, &p, &o);
 	return settle(skb, s, packets, &o);
 }
 

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Longest prefix by hashing (scent_maps.h, struct scent_prefix), and which of the two settings is in use.
+ * Longest prefix match by hashing (scent_maps.h, struct scent_prefix); and the selector, which says which of the two
+ * settings is in use.
  */
-#ifndef SCENT_PREFIX_H
-#define SCENT_PREFIX_H
+#ifndef SCENT_LPM_H
+#define SCENT_LPM_H
 
 #include "packet.h"
 
@@ -15,7 +16,7 @@ struct {
 	__type(value, struct scent_prefix_value);
 } prefixes SEC(".maps");
 
-/* Which of the two settings is in use. */
+/* The lowest bit is the index of the settings that are in use. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
@@ -29,17 +30,17 @@ static __always_inline __u64 high_bits(__u32 count)
 }
 
 struct query {
-	struct scent_prefix key;
-	struct scent_prefix_value value;
+	struct scent_prefix key;	/* scope and family */
+	struct scent_prefix_value value;	/* of the longest prefix, if there is one */
 };
 
 /*
- * Whether a prefix covers the address; the value of the longest goes into the query, whose scope and family are given.
- * A function of its own, global, so that the kernel's verifier looks at the loop once and not with each caller's state.
+ * Whether a prefix covers the address; the value of the longest goes into the query. The function is global: so the
+ * kernel's verifier looks at its loop once, and not with each caller's state.
  */
-__noinline int find(const struct scent_lengths *lengths, const struct address *address, struct query *q)
+__noinline int find_prefix(const struct scent_lengths *lengths, const struct address *address, struct query *q)
 {
-	struct scent_prefix_value *found;
+	struct scent_prefix_value *value;
 	struct scent_prefix key;	/* on this function's stack: an argument is no key to Linux 6.1 */
 	__u64 *words;
 
@@ -53,9 +54,9 @@ __noinline int find(const struct scent_lengths *lengths, const struct address *a
 		key.length = bits;
 		words[0] = address->words[0] & high_bits(bits > 64 ? 64 : bits);
 		words[1] = address->words[1] & high_bits(bits > 64 ? bits - 64 : 0);
-		found = bpf_map_lookup_elem(&prefixes, &key);
-		if (found) {
-			q->value = *found;
+		value = bpf_map_lookup_elem(&prefixes, &key);
+		if (value) {
+			q->value = *value;
 			return 1;
 		}
 	}

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What a processor remembers: of two addresses for as long as the tables stay, of a flow for as long as the clock
- * stands still. The map of flows is each program's own.
+ * A processor's two caches. `cache` keeps what the tables say about two addresses, until the selector turns. `recent`
+ * keeps a flow's last scent, until the clock moves; each program has a map `recent` of its own, because they keep
+ * different things there.
  */
-#ifndef SCENT_REMEMBERED_H
-#define SCENT_REMEMBERED_H
+#ifndef SCENT_CACHE_H
+#define SCENT_CACHE_H
 
 #include "packet.h"
 
@@ -15,15 +16,15 @@ struct {
 	__type(value, struct scent_cached);
 } cache SEC(".maps");
 
-static __always_inline __u64 mixed(const struct packet *p)
+static __always_inline __u64 hash_addresses(const struct packet *p)
 {
 	return (p->source.words[0] ^ p->source.words[1] * 3) + (p->destination.words[0] ^ p->destination.words[1] * 5);
 }
 
-/* A place of 2^bits. */
-static __always_inline __u32 place(__u64 mixed, __u32 bits)
+/* One of 2^bits slots. */
+static __always_inline __u32 slot(__u64 hash, __u32 bits)
 {
-	return mixed * 0x9e3779b97f4a7c15ULL >> (64 - bits);
+	return hash * 0x9e3779b97f4a7c15ULL >> (64 - bits);
 }
 
 static __always_inline int same_addresses(const __u64 *addresses, const struct packet *p)
@@ -40,21 +41,22 @@ static __always_inline void set_addresses(__u64 *addresses, const struct packet 
 	addresses[3] = p->destination.words[1];
 }
 
-/* Where this processor remembers these addresses, or others that share the place. */
-static __always_inline struct scent_cached *cached(const struct packet *p)
+/* The entry of these addresses; others may share it, and it may be theirs. */
+static __always_inline struct scent_cached *cache_entry(const struct packet *p)
 {
-	__u32 index = place(mixed(p), SCENT_CACHE_BITS);
+	__u32 index = slot(hash_addresses(p), SCENT_CACHE_BITS);
 
 	return bpf_map_lookup_elem(&cache, &index);
 }
 
-static __always_inline int remembers(const struct scent_cached *c, const struct packet *p, __u32 selector)
+/* Whether the entry is these addresses' and the tables are still the same. */
+static __always_inline int cache_hit(const struct scent_cached *c, const struct packet *p, __u32 selector)
 {
 	return c->selector == selector && c->family == p->family && same_addresses(c->addresses, p);
 }
 
-static __always_inline void remember(struct scent_cached *c, const struct packet *p, __u32 selector, __u32 number,
-				     __u32 detail)
+static __always_inline void fill_cache(struct scent_cached *c, const struct packet *p, __u32 selector, __u32 number,
+				       __u32 detail)
 {
 	set_addresses(c->addresses, p);
 	c->selector = selector;
@@ -63,10 +65,10 @@ static __always_inline void remember(struct scent_cached *c, const struct packet
 	c->detail = detail;
 }
 
-/* The place of a flow, or of others that share it, in the map `recent`. */
+/* The slot of a flow in `recent`; others may share it. */
 static __always_inline __u32 recent_index(const struct packet *p)
 {
-	return place(mixed(p) ^ ((__u64)p->ports << 32 | p->ports), SCENT_RECENT_BITS);
+	return slot(hash_addresses(p) ^ ((__u64)p->ports << 32 | p->ports), SCENT_RECENT_BITS);
 }
 
 static __always_inline int same_flow(const struct scent_flow *f, const struct packet *p)

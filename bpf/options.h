@@ -1,25 +1,24 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What is not plain (packet.h), read for the stamper: IPv4 with options, IPv6 with extension headers beside Fragment.
- * The same walks, in the same order and with the same limits, as scentd/wire/ip.py. Such packets are rare, so nothing
- * here is fast; functions are global for the kernel's verifier to look at each by itself.
+ * The stamper reads here what is not plain (parse.h): IPv4 with options, IPv6 with extension headers beside Fragment.
+ * It takes the same steps, in the same order and with the same limits, as scentd/wire/ip.py. Such packets are rare, so
+ * nothing here is fast. The functions are global: the kernel's verifier looks at each of them by itself.
  */
-#ifndef SCENT_ODD_H
-#define SCENT_ODD_H
+#ifndef SCENT_OPTIONS_H
+#define SCENT_OPTIONS_H
 
-#include "packet.h"
+#include "parse.h"
 
 #define HEADERS_MAX 8			/* IPv6 extension headers, ours included */
 #define PADDING_MAX 7			/* bytes in a row */
 #define OPTIONS_MAX 8			/* that are no padding */
 #define STEPS_MAX (OPTIONS_MAX + (OPTIONS_MAX + 1) * PADDING_MAX + 1)
 #define IPV4_OPTIONS_MAX 40
-#define HOP_BY_HOP_MAX 2048
 
-/* A packet's headers as a walk found them. */
-struct walked {
-	__u32 protocol;			/* given: the first next header; found: the first that is no extension header */
-	__u32 length;			/* given: of the packet */
+/* The extension headers of an IPv6 packet. read_extensions() takes the first two members and fills in the rest. */
+struct extensions {
+	__u32 protocol;			/* before: the first header's; after: the first that is no extension header */
+	__u32 length;			/* of the packet */
 	__u32 transport;
 	__u32 before;			/* bytes of a Hop-by-Hop header in its place */
 	__u32 fragment;
@@ -29,18 +28,18 @@ struct walked {
 enum content {
 	CONTENT_FOREIGN = 0,
 	CONTENT_SCENT = 1,
-	CONTENT_ROUTED = 2,		/* a source route */
+	CONTENT_ROUTED = 2,		/* no scent, and a source route */
 	CONTENT_MALFORMED = 3,
 };
 
-/* Where a walk over options is, from the beginning of their header. */
+/* A scan of a header's options, and what it has met. */
 struct scan {
-	__u32 offset;
+	__u32 offset;			/* of the next option, from the beginning of the header */
 	__u32 length;			/* of the header */
-	__u32 padding;			/* bytes in a row until here */
+	__u32 padding;			/* bytes in a row before the next option */
 	__u32 options;			/* that are no padding */
-	__u32 found;			/* a scent */
-	__u32 routed;
+	__u32 scents;
+	__u32 routed;			/* a source route among them */
 };
 
 enum step {
@@ -49,8 +48,11 @@ enum step {
 	STEP_MALFORMED = 2,
 };
 
-/* Steps are functions of their own, so that the kernel's verifier does not follow a walk with all that it may have met. */
-__noinline int ipv4_step(struct __sk_buff *skb, __u32 at, struct scan *s)
+/*
+ * One step of a scan. It is a function of its own: else the kernel's verifier would follow each scan with all that it
+ * may have met.
+ */
+__noinline int ipv4_option_step(struct __sk_buff *skb, __u32 at, struct scan *s)
 {
 	__u8 option[4] = {};
 
@@ -68,30 +70,30 @@ __noinline int ipv4_step(struct __sk_buff *skb, __u32 at, struct scan *s)
 		return STEP_MALFORMED;
 	if (option[0] == SCENT_IPV4_OPTION_TYPE && option[1] >= 4 &&
 	    !bpf_skb_load_bytes(skb, at + s->offset, option, 4) && (option[2] << 8 | option[3]) == SCENT_MAGIC) {
-		if (option[1] != SCENT_IPV4_OPTION_LEN || s->found)
+		if (option[1] != SCENT_IPV4_OPTION_LEN || s->scents)
 			return STEP_MALFORMED;
-		s->found = 1;
+		s->scents = 1;
 	}
 	s->offset += option[1];
 	return STEP_NEXT;
 }
 
-/* The options of an IPv4 header of `length` bytes (RFC 791 section 3.1). */
-static __always_inline enum content ipv4_options(struct __sk_buff *skb, __u32 at, __u32 length)
+/* Scans the options of an IPv4 header of `length` bytes (RFC 791 section 3.1). */
+static __always_inline enum content scan_ipv4_options(struct __sk_buff *skb, __u32 at, __u32 length)
 {
 	struct scan s = {.offset = IPV4_LEN, .length = length};
 	int step = STEP_NEXT;
 
 	for (int i = 0; i <= IPV4_OPTIONS_MAX && step == STEP_NEXT; i++) {
-		step = ipv4_step(skb, at, &s);
+		step = ipv4_option_step(skb, at, &s);
 		END_OF_LOOP();
 	}
-	if (step != STEP_END || (s.found && s.routed))
+	if (step != STEP_END || (s.scents && s.routed))
 		return CONTENT_MALFORMED;
-	return s.found ? CONTENT_SCENT : s.routed ? CONTENT_ROUTED : CONTENT_FOREIGN;
+	return s.scents ? CONTENT_SCENT : s.routed ? CONTENT_ROUTED : CONTENT_FOREIGN;
 }
 
-__noinline int destination_step(struct __sk_buff *skb, __u32 at, struct scan *s)
+__noinline int destination_option_step(struct __sk_buff *skb, __u32 at, struct scan *s)
 {
 	__u8 option[4] = {0, 255};
 	__u16 last = 0;
@@ -112,117 +114,117 @@ __noinline int destination_step(struct __sk_buff *skb, __u32 at, struct scan *s)
 		return STEP_MALFORMED;
 	if (option[0] == SCENT_IPV6_OPTION_TYPE && option[1] >= 2 &&
 	    !bpf_skb_load_bytes(skb, at + s->offset, option, 4) && (option[2] << 8 | option[3]) == SCENT_MAGIC) {
-		/* In a header of its own, in the one form. */
+		/* A scent has a header of its own, and that has one form. */
 		if (s->offset != 2 || s->length != SCENT_IPV6_HEADER_LEN || option[1] != SCENT_LEN ||
 		    bpf_skb_load_bytes(skb, at + SCENT_IPV6_HEADER_LEN - 2, &last, 2) || last != 1)
 			return STEP_MALFORMED;
-		s->found = 1;
+		s->scents = 1;
 	}
 	s->offset += option[0] ? 2 + option[1] : 1;
 	return STEP_NEXT;
 }
 
-/* The options of a Destination Options header of `length` bytes (RFC 8200 section 4.2). */
-__noinline int destination_options(struct __sk_buff *skb, __u32 at, __u32 length)
+/* Scans the options of a Destination Options header of `length` bytes (RFC 8200 section 4.2). */
+__noinline int scan_destination_options(struct __sk_buff *skb, __u32 at, __u32 length)
 {
 	struct scan s = {.offset = 2, .length = length};
 	int step = STEP_NEXT;
 
 	for (int i = 0; i < STEPS_MAX && step == STEP_NEXT; i++) {
-		step = destination_step(skb, at, &s);
+		step = destination_option_step(skb, at, &s);
 		END_OF_LOOP();
 	}
 	if (step != STEP_END)
 		return CONTENT_MALFORMED;
-	return s.found ? CONTENT_SCENT : CONTENT_FOREIGN;
+	return s.scents ? CONTENT_SCENT : CONTENT_FOREIGN;
 }
 
-/* The extension headers of an IPv6 packet, of which at least the fixed header is there. */
-__noinline int walk(struct __sk_buff *skb, __u32 at, struct walked *w)
+/* Reads the extension headers of an IPv6 packet. Its fixed header is there. */
+__noinline int read_extensions(struct __sk_buff *skb, __u32 at, struct extensions *e)
 {
 	__u32 offset = IPV6_LEN, headers = 0, routed = 0, atomic = 0, scents = 0;
 
-	if (!w)
+	if (!e)
 		return CONTENT_MALFORMED;
-	for (int i = 0; i <= HEADERS_MAX && is_extension(w->protocol);) {
-		__u32 kind = w->protocol, length = 8, place;
+	for (int i = 0; i <= HEADERS_MAX && is_extension(e->protocol);) {
+		__u32 kind = e->protocol, length = 8, place;
 		__u8 head[8];
 		int content;
 
-		if (++headers > HEADERS_MAX || offset + 8 > w->length ||
+		if (++headers > HEADERS_MAX || offset + 8 > e->length ||
 		    bpf_skb_load_bytes(skb, at + offset, head, sizeof(head)))
 			return CONTENT_MALFORMED;
 		if (kind != IPPROTO_FRAGMENT)
 			length = (head[1] + 1) * 8;
-		if (offset + length > w->length)
+		if (offset + length > e->length)
 			return CONTENT_MALFORMED;
 		place = offset;
 		offset += length;
-		w->protocol = head[0];
+		e->protocol = head[0];
 		if (kind == IPPROTO_DSTOPTS) {
-			content = destination_options(skb, at + place, length);
+			content = scan_destination_options(skb, at + place, length);
 			if (content == CONTENT_MALFORMED)
 				return CONTENT_MALFORMED;
-			if (content == CONTENT_SCENT && (place != IPV6_LEN + w->before || scents++))
+			if (content == CONTENT_SCENT && (place != IPV6_LEN + e->before || scents++))
 				return CONTENT_MALFORMED;
 		} else if (kind == IPPROTO_HOPOPTS && place == IPV6_LEN) {
-			w->before = length;
+			e->before = length;
 		} else if (kind == IPPROTO_FRAGMENT) {
 			if (head[2] | (head[3] & 0xf9))
-				w->fragment = 1;
+				e->fragment = 1;
 			else
 				atomic = 1;
 			if (head[2] | (head[3] & 0xf8))
-				break;	/* what follows is payload */
+				break;	/* payload follows */
 		} else {
 			routed = 1;	/* Routing changes the destination; a late Hop-by-Hop is an error */
 		}
 		i++;
 		END_OF_LOOP();
 	}
-	w->transport = offset;
-	w->room = !routed && !atomic && headers < HEADERS_MAX;
+	e->transport = offset;
+	e->room = !routed && !atomic && headers < HEADERS_MAX;
 	if (scents)
 		return routed ? CONTENT_MALFORMED : CONTENT_SCENT;
 	return CONTENT_FOREIGN;
 }
 
-/* Fills in what parse() left out. */
-static __always_inline enum content odd_ipv4(struct __sk_buff *skb, __u32 at, struct packet *p)
+static __always_inline enum content read_ipv4_options(struct __sk_buff *skb, __u32 at, struct packet *p)
 {
 	__u32 header = (p->first[0] & 0xf) * 4;
 	enum content content;
 
-	/* A large send of over 64 KB says 0; each of its segments will say what it is (the kernel's include/net/ip.h). */
+	/* A large send of over 64 KB says 0, each of its segments its own length (the kernel's include/net/ip.h). */
 	if (!p->length && skb->gso_size && skb->len - at > IP_MAX)
 		p->length = skb->len - at;
 	if ((p->first[0] & 0xf0) != 0x40 || header < IPV4_LEN || p->length < header || p->length > skb->len - at)
 		return CONTENT_MALFORMED;
-	content = ipv4_options(skb, at, header);
+	content = scan_ipv4_options(skb, at, header);
 	p->transport = header;
 	p->room = header + SCENT_IPV4_OPTION_LEN <= IPV4_LEN + IPV4_OPTIONS_MAX && content != CONTENT_ROUTED;
 	return content;
 }
 
-static __always_inline enum content odd_ipv6(struct __sk_buff *skb, __u32 at, struct packet *p)
+static __always_inline enum content read_ipv6_extensions(struct __sk_buff *skb, __u32 at, struct packet *p)
 {
-	struct walked w = {.protocol = p->first[1] >> 16 & 0xff, .length = p->length};
+	struct extensions e = {.protocol = p->first[1] >> 16 & 0xff, .length = p->length};
 	enum content content;
 
 	if ((p->first[0] & 0xf0) != 0x60 || p->length > skb->len - at)
 		return CONTENT_MALFORMED;
-	content = walk(skb, at, &w);
-	p->protocol = w.protocol;
-	p->transport = w.transport;
-	p->before = w.before;
-	p->fragment = w.fragment;
-	p->room = w.room;
+	content = read_extensions(skb, at, &e);
+	p->protocol = e.protocol;
+	p->transport = e.transport;
+	p->before = e.before;
+	p->fragment = e.fragment;
+	p->room = e.room;
 	return content;
 }
 
-static __always_inline enum content read_odd(struct __sk_buff *skb, __u32 at, struct packet *p)
+/* Fills in what parse() left out of a packet that it declined. */
+static __always_inline enum content read_options(struct __sk_buff *skb, __u32 at, struct packet *p)
 {
-	enum content content = p->family == 4 ? odd_ipv4(skb, at, p) : odd_ipv6(skb, at, p);
+	enum content content = p->family == 4 ? read_ipv4_options(skb, at, p) : read_ipv6_extensions(skb, at, p);
 
 	p->ports = 0;
 	p->has_ports = 0;

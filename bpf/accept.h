@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What the verifier reads of a scent, and what an authentic one changes: the pair's highest epoch, its fragments, the
- * addresses that its packets come from; events, and the counters.
+ * What an authentic scent changes: the pair's highest epoch, its fragments, the addresses that its packets come from.
+ * The events that tell the daemon, and the verifier's counters, are here too.
  */
-#ifndef SCENT_NOTED_H
-#define SCENT_NOTED_H
+#ifndef SCENT_ACCEPT_H
+#define SCENT_ACCEPT_H
 
-#include "packet.h"
+#include "scent.h"
 #include "tag.h"
 
 #define SECOND 1000000000ULL
@@ -48,43 +48,15 @@ static __always_inline void count(__u32 index, __u32 packets)
 		*value += packets;
 }
 
-/* The 34 bytes, as words. */
-struct read {
-	__u64 scent[3];
-	__u64 tag;
-	__u16 tail;
-	__u16 padding[3];
-};
-
-/* Whether the header is whole and of the one form. */
-static __always_inline int read_scent(struct __sk_buff *skb, __u32 at, const struct packet *p, struct read *r)
-{
-	__u32 scent = at + (p->family == 4 ? IPV4_LEN + 2 : IPV6_LEN + 4);
-	__u16 padding = 1;
-
-	return LOAD(skb, scent, r->scent[0]) && LOAD(skb, scent + 8, r->scent[1]) &&
-	       LOAD(skb, scent + 16, r->scent[2]) && LOAD(skb, scent + 24, r->tail) &&
-	       LOAD(skb, scent + 26, r->tag) && (p->family == 4 || LOAD(skb, scent + SCENT_LEN, padding)) &&
-	       padding == 1;
-}
-
-#define FLAGS(r) ((__u32)((r)->scent[0] >> 16 & 0xf))
-#define VERSION(r) ((__u32)((r)->scent[0] >> 20 & 0xf))
-#define MASKED_GLANCE(r) ((__u32)((r)->scent[0] >> 24 & 0xff))
-#define KEY_ID(r) ((__u32)((r)->scent[0] >> 32))
-#define EPOCH(r) (bpf_ntohl((__u32)(r)->scent[1]))
-#define INDEX(r) ((__u32)((r)->scent[1] >> 36 & 0xf))
-#define COUNT(r) ((__u32)((r)->scent[1] >> 32 & 0xf))
-
-static __always_inline int same_epoch(__u64 now, __u32 since, __u64 grace)
+static __always_inline int within_grace(__u64 now, __u32 since, __u64 grace)
 {
 	__u64 first = since * SECOND;
 
 	return now >= first && now - first <= grace;
 }
 
-static __always_inline void tell(const struct scent_receiving *state, __u32 kind, __u32 pair, __u32 epoch,
-				 __u32 glance, const struct packet *p)
+static __always_inline void send_event(const struct scent_receiving *state, __u32 kind, __u32 pair, __u32 epoch,
+				       __u32 glance, const struct packet *p)
 {
 	struct scent_event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
 
@@ -105,33 +77,33 @@ static __always_inline void tell(const struct scent_receiving *state, __u32 kind
 	bpf_ringbuf_submit(event, 0);
 }
 
-static __always_inline void store_fragment(__u8 *to, const struct read *r)
+static __always_inline void store_fragment(__u8 *to, const struct scent_words *w)
 {
 	for (int i = 0; i < 3; i++)
-		to[i] = r->scent[1] >> 8 * (5 + i);
+		to[i] = w->scent[1] >> 8 * (5 + i);
 	for (int i = 0; i < 8; i++)
-		to[3 + i] = r->scent[2] >> 8 * i;
-	to[11] = r->tail;
-	to[12] = r->tail >> 8;
+		to[3 + i] = w->scent[2] >> 8 * i;
+	to[11] = w->tail;
+	to[12] = w->tail >> 8;
 }
 
 /*
- * What an authentic scent says: freshness (section 7), and its fragment if it is new.
- * Most packets of an epoch say nothing new and take no lock.
+ * The verdict on an authentic scent, by its freshness (section 7). Keeps its fragment and its glance if they are new;
+ * most packets of an epoch bring nothing new, and those take no lock.
  */
-static __always_inline int note(const struct scent_verify_settings *s, struct scent_receiving *state,
-				const struct scent_incoming *in, const __u64 *glance_key, const struct packet *p,
-				const struct read *r, __u64 now)
+static __always_inline int accept(const struct scent_verify_settings *s, struct scent_receiving *state,
+				  const struct scent_incoming *in, const __u64 *glance_key, const struct packet *p,
+				  const struct scent_words *w, __u64 now)
 {
-	__u32 epoch = EPOCH(r), index = INDEX(r), began = 0, whole = 0, old = 0, before = 0, since = 0, glance;
+	__u32 epoch = EPOCH(w), index = INDEX(w), began = 0, whole = 0, old = 0, before = 0, since = 0, glance;
 
-	/* Checked before, but the kernel's verifier wants to see it on the register that is used. */
+	/* check() has done this, but the kernel's verifier wants to see it on the register that is used. */
 	asm volatile("" : "+r"(index));
 	if (index >= SCENT_FRAGMENTS)
 		return SCENT_VERDICT_MALFORMED;
 	if (epoch == *(volatile __u32 *)&state->highest && *(volatile __u32 *)&state->seen >> index & 1)
 		return SCENT_VERDICT_ACCEPTED;
-	glance = MASKED_GLANCE(r) ^ glance_mask(glance_key, (__u32)r->scent[1]);
+	glance = MASKED_GLANCE(w) ^ glance_mask(glance_key, (__u32)w->scent[1]);
 	bpf_spin_lock(&state->lock);
 	if (epoch > state->highest) {
 		state->before = state->highest;
@@ -149,32 +121,33 @@ static __always_inline int note(const struct scent_verify_settings *s, struct sc
 		before = state->before;
 		since = state->since;
 	} else if (!(state->seen >> index & 1)) {
-		if (!state->family) {	/* the queue began this epoch, and the daemon told us no more than its number */
+		if (!state->family) {	/* the queue began this epoch, and the daemon told us only its number */
 			state->glance = glance;
 			state->family = p->family;
 			*(__u64 *)state->source = p->source.words[0];
 			*(__u64 *)(state->source + 8) = p->source.words[1];
 		}
-		asm volatile("" : "+r"(index));	/* and once more on that of Linux 6.1 */
+		asm volatile("" : "+r"(index));	/* Linux 6.1 wants to see it once more */
 		if (index < SCENT_FRAGMENTS)
-			store_fragment(state->sealed + SCENT_FRAGMENT_LEN * index, r);
+			store_fragment(state->sealed + SCENT_FRAGMENT_LEN * index, w);
 		state->seen |= 1U << index;
 		whole = state->seen == (1U << SCENT_FRAGMENTS) - 1;
 	}
 	bpf_spin_unlock(&state->lock);
 	if (old)
-		return before && before <= epoch && same_epoch(now, since, s->grace) ? SCENT_VERDICT_ACCEPTED :
-										       SCENT_VERDICT_REPLAYED_EPOCH;
+		return before && before <= epoch && within_grace(now, since, s->grace) ? SCENT_VERDICT_ACCEPTED :
+											 SCENT_VERDICT_REPLAYED_EPOCH;
 	if (began || whole)
-		tell(state, whole ? SCENT_EVENT_PROFILE : SCENT_EVENT_EPOCH, in->pair, epoch, glance, p);
+		send_event(state, whole ? SCENT_EVENT_PROFILE : SCENT_EVENT_EPOCH, in->pair, epoch, glance, p);
 	return SCENT_VERDICT_ACCEPTED;
 }
 
 /*
- * The source address of an accepted packet; of a pair no more than SCENT_NODES a second, or one more a processor. The
- * daemon takes the addresses once a second, so noting one once in each is enough.
+ * Records the source address of an accepted packet. A pair records at most SCENT_NODES a second, or one more for each
+ * processor. The daemon takes the addresses once a second, so recording one once in each is enough.
  */
-static __always_inline void note_node(struct scent_receiving *state, __u32 pair, const struct packet *p, __u32 second)
+static __always_inline void record_node(struct scent_receiving *state, __u32 pair, const struct packet *p,
+					__u32 second)
 {
 	struct scent_node key = {.pair = pair, .family = p->family};
 	__u32 one = 1;

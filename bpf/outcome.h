@@ -1,0 +1,99 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What becomes of a packet at the verifier, and the verdict on those of which no scent can be checked: packets without
+ * one, and those that parse.h declined.
+ */
+#ifndef SCENT_OUTCOME_H
+#define SCENT_OUTCOME_H
+
+#include "accept.h"
+#include "lpm.h"
+
+struct outcome {
+	int verdict;			/* scent_verdict, or one of these: */
+#define LEAVE (-1)			/* not ours to judge */
+#define UNDECIDED (-2)			/* for the queue */
+	__u32 treatment;		/* scent_treatment */
+	__u32 glance;			/* unmasked, of an accepted packet */
+};
+
+/*
+ * Whether this is a router's error about a packet that was too big, perhaps one of ours. The queue rewrites them all,
+ * scented or not.
+ */
+static __always_inline int is_icmp_too_big(const struct packet *p)
+{
+	if (p->fragment)
+		return 0;
+	if (p->family == 4)
+		return p->protocol == IPPROTO_ICMP && (p->ports & 0xffff) == 0x0403;
+	return p->protocol == IPPROTO_ICMPV6 && (p->ports & 0xff) == 2;
+}
+
+static __always_inline __u32 treatments_of(const struct scent_verify_settings *s, const struct packet *p)
+{
+	struct query q = {.key.scope = SCENT_SCOPE_SOURCE, .key.family = p->family};
+
+	return find_prefix(p->family == 4 ? &s->source4 : &s->source6, &p->source, &q) ? q.value.detail : s->fallback;
+}
+
+static __always_inline void judge_absent(struct __sk_buff *skb, __u32 at, const struct scent_verify_settings *s,
+					 const struct packet *p, struct outcome *o)
+{
+	__u32 treatments = treatments_of(s, p), shift = SCENT_TREATMENTS_ABSENT;
+
+	if (!(treatments >> SCENT_TREATMENTS_EXPECTED & 1) || is_neighbourly(p)) {
+		o->verdict = LEAVE;
+		return;
+	}
+	/*
+	 * A stamper may have left a fragment, or what it could only fragment. TCP is segmented and a small packet
+	 * stays whole: neither has that excuse.
+	 */
+	if (p->family == 6 && p->protocol != IPPROTO_TCP &&
+	    (p->fragment || wire_length(skb, at, p) > PORTLESS_MIN))
+		shift = SCENT_TREATMENTS_ABSENT_IPV6_FRAGMENT;
+	o->verdict = SCENT_VERDICT_ABSENT;
+	o->treatment = treatments >> shift & 3;
+}
+
+/* Whether a declined packet is a fragment. It looks at four extension headers: with more a packet counts as one. */
+static __always_inline int is_fragment(struct __sk_buff *skb, __u32 at, const struct packet *p)
+{
+	__u32 next = p->first[1] >> 16 & 0xff, offset = IPV6_LEN;
+	__u8 head[4];
+
+	if (p->family == 4)
+		return p->fragment;
+	for (int i = 0; i < 4; i++) {
+		if (bpf_skb_load_bytes(skb, at + (offset & 0xffff), head, 4))
+			return 0;
+		if (next == IPPROTO_FRAGMENT)
+			return head[2] | (head[3] & 0xf9);
+		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS)
+			return 0;
+		next = head[0];
+		offset += (head[1] + 1) * 8;
+	}
+	return 1;
+}
+
+/*
+ * The queue judges what parse.h declined. But a fragment must not get to defragmentation unjudged: the whole would have
+ * the mark of its first fragment. Where unscented packets are not passed, such a fragment counts as one of them.
+ */
+static __always_inline void judge_declined(struct __sk_buff *skb, __u32 at, const struct scent_verify_settings *s,
+					   const struct packet *p, struct outcome *o)
+{
+	__u32 treatments = treatments_of(s, p);
+	__u32 shift = p->family == 6 ? SCENT_TREATMENTS_ABSENT_IPV6_FRAGMENT : SCENT_TREATMENTS_ABSENT;
+
+	o->verdict = UNDECIDED;
+	if (!(treatments >> SCENT_TREATMENTS_EXPECTED & 1) || (treatments >> shift & 3) == SCENT_TREATMENT_PASS ||
+	    !is_fragment(skb, at, p))
+		return;
+	o->verdict = SCENT_VERDICT_ABSENT;
+	o->treatment = treatments >> shift & 3;
+}
+
+#endif
