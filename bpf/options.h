@@ -9,10 +9,8 @@
 
 #include "parse.h"
 
-#define HEADERS_MAX 8			/* IPv6 extension headers, ours included */
-#define PADDING_MAX 7			/* bytes in a row */
-#define OPTIONS_MAX 8			/* that are no padding */
-#define STEPS_MAX (OPTIONS_MAX + (OPTIONS_MAX + 1) * PADDING_MAX + 1)
+/* Of a Destination Options header: each option with padding around it, and the end. */
+#define STEPS_MAX (SCENT_OPTIONS_MAX + (SCENT_OPTIONS_MAX + 1) * SCENT_PADDING_MAX + 1)
 #define IPV4_OPTIONS_MAX 40
 
 /* The extension headers of an IPv6 packet. read_extensions() takes the first two members and fills in the rest. */
@@ -109,7 +107,7 @@ __noinline int destination_option_step(struct __sk_buff *skb, __u32 at, struct s
 	} else {
 		s->padding += option[0] ? 2 + option[1] : 1;
 	}
-	if (s->padding > PADDING_MAX || s->options > OPTIONS_MAX ||
+	if (s->padding > SCENT_PADDING_MAX || s->options > SCENT_OPTIONS_MAX ||
 	    (option[0] && s->offset + 2 + option[1] > s->length))
 		return STEP_MALFORMED;
 	if (option[0] == SCENT_IPV6_OPTION_TYPE && option[1] >= 2 &&
@@ -146,12 +144,12 @@ __noinline int read_extensions(struct __sk_buff *skb, __u32 at, struct extension
 
 	if (!e)
 		return CONTENT_MALFORMED;
-	for (int i = 0; i <= HEADERS_MAX && is_extension(e->protocol);) {
+	for (int i = 0; i <= SCENT_HEADERS_MAX && is_extension(e->protocol);) {
 		__u32 kind = e->protocol, length = 8, place;
 		__u8 head[8];
 		int content;
 
-		if (++headers > HEADERS_MAX || offset + 8 > e->length ||
+		if (++headers > SCENT_HEADERS_MAX || offset + 8 > e->length ||
 		    bpf_skb_load_bytes(skb, at + offset, head, sizeof(head)))
 			return CONTENT_MALFORMED;
 		if (kind != IPPROTO_FRAGMENT)
@@ -183,7 +181,7 @@ __noinline int read_extensions(struct __sk_buff *skb, __u32 at, struct extension
 		END_OF_LOOP();
 	}
 	e->transport = offset;
-	e->room = !routed && !atomic && headers < HEADERS_MAX;
+	e->room = !routed && !atomic && headers < SCENT_HEADERS_MAX;
 	if (scents)
 		return routed ? CONTENT_MALFORMED : CONTENT_SCENT;
 	return CONTENT_FOREIGN;

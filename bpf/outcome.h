@@ -51,7 +51,7 @@ static __always_inline void judge_absent(struct __sk_buff *skb, __u32 at, const 
 	 * stays whole: neither has that excuse.
 	 */
 	if (p->family == 6 && p->protocol != IPPROTO_TCP &&
-	    (p->fragment || wire_length(skb, at, p) > PORTLESS_MIN))
+	    (p->fragment || wire_length(skb, at, p) > SCENT_PORTLESS_MIN))
 		shift = SCENT_TREATMENTS_ABSENT_IPV6_FRAGMENT;
 	o->verdict = SCENT_VERDICT_ABSENT;
 	o->treatment = treatments >> shift & 3;

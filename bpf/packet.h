@@ -18,7 +18,6 @@
 #define IPV4_LEN 20
 #define IPV6_LEN 40
 #define IPV6_FRAGMENT_LEN 8
-#define PORTLESS_MIN 1280		/* README.md of the wire, section 4.2 */
 #define IP_MAX 65535
 
 #define IPPROTO_HOPOPTS 0

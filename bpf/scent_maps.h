@@ -4,9 +4,9 @@
  * maps, events, counters. scentd/wire/maps.py is generated from this file by
  * scripts/gen-layout.
  *
- * Enums and structs alone, as in scent_wire.h. Numbers are in the host's byte
- * order; every member is aligned to its size and padding is written out, so that C
- * and Python agree without asking the compiler. A change of anything here is a
+ * Enums, structs and static assertions alone, as in scent_wire.h. Numbers are in the
+ * host's byte order; every member is aligned to its size and padding is written out, so
+ * that C and Python agree without asking the compiler. A change of anything here is a
  * change of SCENT_MAPS_VERSION: a daemon takes over only maps of its own version.
  */
 #ifndef SCENT_MAPS_H
@@ -17,17 +17,19 @@
 #include <linux/bpf.h>
 #endif
 
+#include "scent_wire.h"
+
 enum scent_maps_constants {
 	SCENT_MAPS_VERSION = 2,
 	SCENT_LENGTHS_MAX = 15,		/* different prefix lengths of one kind and family */
 	SCENT_CANDIDATES = 4,		/* peers with the same key id that are told apart by address */
 	SCENT_PERIODS = 3,		/* keys of the period before, this one and the next */
-	SCENT_NODES = 4096,		/* source addresses noted of a pair in a second; the daemon reads once a second */
+	SCENT_NODES = 4096,		/* source addresses of a pair that are noted in a second */
 	SCENT_NO_PAIR = 0xffffffff,	/* a route to a peer whose network signs nothing */
 	SCENT_CACHE_BITS = 8,
-	SCENT_CACHE_SIZE = 256,		/* address pairs that a processor remembers */
+	SCENT_CACHE_SIZE = 1 << SCENT_CACHE_BITS,	/* address pairs that a processor remembers */
 	SCENT_RECENT_BITS = 10,
-	SCENT_RECENT_SIZE = 1024,	/* flows that a processor remembers for a tick */
+	SCENT_RECENT_SIZE = 1 << SCENT_RECENT_BITS,	/* flows that a processor remembers for a tick */
 };
 
 /* The first member of struct scent_prefix: which table of prefixes. */
@@ -57,7 +59,7 @@ struct scent_prefix_value {
 
 struct scent_lengths {
 	__u8 count;
-	__u8 bits[15];			/* longest first */
+	__u8 bits[SCENT_LENGTHS_MAX];	/* longest first */
 };
 
 /*
@@ -122,7 +124,7 @@ struct scent_outgoing {
 	__u32 index;			/* mutable: the fragment of this run */
 	__u32 epoch;
 	__u32 flags;			/* scent_pair_flags */
-	struct scent_piece pieces[10];
+	struct scent_piece pieces[SCENT_FRAGMENTS];
 };
 
 /*
@@ -132,7 +134,7 @@ struct scent_outgoing {
 struct scent_stamped {
 	struct scent_flow flow;
 	__u64 now;			/* the clock then, or 0: not for another packet */
-	__u64 scent[3];			/* 24 bytes as in memory */
+	__u64 scent[SCENT_TAGGED_LEN / 8];	/* 24 bytes as in memory */
 	__u64 tag;
 	__u32 tail;			/* bytes 24 and 25 */
 	__u32 selector;
@@ -144,17 +146,12 @@ struct scent_stamped {
 enum scent_stamp_count {
 	SCENT_STAMP_COUNT_STAMPED = 0,
 	SCENT_STAMP_COUNT_UNSTAMPED = 1,	/* + scent_unstamped */
-	SCENT_STAMP_COUNT_FAILED = 9,		/* the kernel would not make room */
-	SCENT_STAMP_COUNTERS = 10,
+	/* The kernel made no room. */
+	SCENT_STAMP_COUNT_FAILED = SCENT_STAMP_COUNT_UNSTAMPED + SCENT_UNSTAMPED_REASONS,
+	SCENT_STAMP_COUNTERS,
 };
 
 /* -- verifying --------------------------------------------------------- */
-
-enum scent_treatment {
-	SCENT_TREATMENT_DROP = 0,
-	SCENT_TREATMENT_REJECT = 1,
-	SCENT_TREATMENT_PASS = 2,
-};
 
 /* scent_prefix_value.detail of a sender, and the default: three treatments and a flag. */
 enum scent_treatments {
@@ -185,7 +182,7 @@ struct scent_verify_settings {
 /* Written each second. */
 struct scent_clock {
 	__u64 offset;			/* Unix time less CLOCK_MONOTONIC, ns */
-	__u64 until;			/* CLOCK_MONOTONIC, ns: without a daemon the queue and its `fail` decide from then on */
+	__u64 until;			/* CLOCK_MONOTONIC, ns: from then on the queue, or its `fail`, decides */
 };
 
 /* Which pair a scent may be of. */
@@ -200,8 +197,8 @@ struct scent_incoming {
 	__u32 peer;
 	__u32 flags;			/* scent_pair_flags */
 	__u32 period;			/* of the second of the three keys */
-	__u64 tag_keys[6];		/* three of two words */
-	__u64 glance_keys[6];
+	__u64 tag_keys[2 * SCENT_PERIODS];	/* two words each */
+	__u64 glance_keys[2 * SCENT_PERIODS];
 };
 
 /* By pair; made by the daemon, changed by the program under its lock. */
@@ -214,7 +211,7 @@ struct scent_receiving {
 	__u32 glance;			/* of the highest epoch, unmasked */
 	__u32 nodes;			/* noted in the second below */
 	__u32 nodes_at;			/* Unix */
-	__u8 sealed[130];		/* SCENT_PROFILE_LEN */
+	__u8 sealed[SCENT_PROFILE_LEN];
 	__u8 family;			/* 4 or 6, of `source` */
 	__u8 padding2[5];
 	__u8 source[16];		/* of the packet that began the epoch */
@@ -228,7 +225,7 @@ struct scent_verified {
 	struct scent_flow flow;
 	__u64 now;			/* the clock then */
 	__u64 offset;			/* of struct scent_clock, then */
-	__u64 scent[3];
+	__u64 scent[SCENT_TAGGED_LEN / 8];
 	__u64 tag;
 	__u32 tail;
 	__u32 selector;
@@ -254,19 +251,22 @@ struct scent_event {
 	__u32 epoch;
 	__u32 glance;			/* unmasked */
 	__u8 source[16];
-	__u8 sealed[130];
+	__u8 sealed[SCENT_PROFILE_LEN];
 	__u8 family;
 	__u8 padding[5];
 };
 
-/* Indices into the verifier's counters; the first are 3 * scent_verdict + scent_treatment, "accepted" passes. */
+/* Indices into the verifier's counters; before these stand SCENT_TREATMENTS * scent_verdict + scent_treatment. */
 enum scent_verify_count {
-	SCENT_VERIFY_COUNT_DECLINED = 33,	/* left to the queue */
-	SCENT_VERIFY_COUNT_FAILED = 34,		/* the kernel would not take the scent off: left to the queue */
-	SCENT_VERIFY_COUNT_EVENTS_LOST = 35,
-	SCENT_VERIFY_COUNT_NODES_LOST = 36,
-	SCENT_VERIFY_COUNT_QUARANTINED = 37,
-	SCENT_VERIFY_COUNTERS = 38,
+	SCENT_VERIFY_COUNT_DECLINED = SCENT_TREATMENTS * SCENT_VERDICTS,	/* left to the queue */
+	SCENT_VERIFY_COUNT_FAILED,		/* the kernel did not take the scent off: left to the queue */
+	SCENT_VERIFY_COUNT_EVENTS_LOST,
+	SCENT_VERIFY_COUNT_NODES_LOST,
+	SCENT_VERIFY_COUNT_QUARANTINED,
+	SCENT_VERIFY_COUNTERS,
 };
+
+_Static_assert(SCENT_TREATMENTS <= 1 << (SCENT_TREATMENTS_ABSENT - SCENT_TREATMENTS_REJECTED), "bits of a treatment");
+_Static_assert(SCENT_TAGGED_LEN == sizeof(((struct scent_stamped *)0)->scent) + 2, "words and the tail");
 
 #endif

@@ -4,9 +4,9 @@
  * limit and reason. scentd/wire/layout.py is generated from this file by
  * scripts/gen-layout; scentd/wire/README.md explains it.
  *
- * Only enums and packed structs of fixed-width members stand here, so that a C
- * parser can read the file without a preprocessor. Multi-byte integers are
- * big-endian on the wire.
+ * Only enums, packed structs of fixed-width members and static assertions stand
+ * here, so that a C parser can read the file without a preprocessor. Multi-byte
+ * integers are big-endian on the wire.
  */
 #ifndef SCENT_WIRE_H
 #define SCENT_WIRE_H
@@ -21,20 +21,26 @@ enum scent_constants {
 
 	/* carriers */
 	SCENT_LEN = 34,			/* the scent itself, the same in every carrier */
-	SCENT_TAGGED_LEN = 26,		/* the scent without its tag */
 	SCENT_TAG_LEN = 8,
+	SCENT_TAGGED_LEN = SCENT_LEN - SCENT_TAG_LEN,	/* the scent without its tag */
 	SCENT_IPV4_OPTION_TYPE = 158,	/* RFC 4727: experiment 30, class 0, copied to fragments */
-	SCENT_IPV4_OPTION_LEN = 36,
+	SCENT_IPV4_OPTION_LEN = 2 + SCENT_LEN,	/* type, length, scent */
 	SCENT_IPV6_OPTION_TYPE = 0x1e,	/* RFC 4727: experiment, skipped if unknown, not mutable */
-	SCENT_IPV6_HEADER_LEN = 40,	/* Destination Options header: 2 + 2 + 34 + 2 of padding */
+	SCENT_IPV6_HEADER_LEN = 2 + 2 + SCENT_LEN + 2,	/* Destination Options header, option, scent, padding */
 	SCENT_BEACON_PORT = 1021,	/* RFC 4727: UDP port exp1 */
+
+	/* packets: README.md, sections 4.2 and 5.2 */
+	SCENT_PORTLESS_MIN = 1280,	/* bytes with the scent; only the tag of a longer packet may leave ports out */
+	SCENT_HEADERS_MAX = 8,		/* IPv6 extension headers, ours included; a packet with more is malformed */
+	SCENT_PADDING_MAX = 7,		/* bytes in a row, in a Destination Options header; with more it is malformed */
+	SCENT_OPTIONS_MAX = 8,		/* options that are no padding, likewise */
 
 	/* profile */
 	SCENT_FRAGMENT_LEN = 13,
 	SCENT_FRAGMENTS = 10,
 	SCENT_BODY_LEN = 66,
 	SCENT_SIGNATURE_LEN = 64,
-	SCENT_PROFILE_LEN = 130,	/* body and signature: ten fragments */
+	SCENT_PROFILE_LEN = SCENT_BODY_LEN + SCENT_SIGNATURE_LEN,
 	SCENT_LEVELS = 22,
 	SCENT_LEVEL_MAX = 250,		/* 1.0; one step is 0.004 */
 	SCENT_LEVEL_UNKNOWN = 255,
@@ -62,14 +68,14 @@ struct scent {
 	__u8 key_id[4];
 	__u32 epoch;
 	__u8 fragment_index_count;	/* index << 4 | count */
-	__u8 fragment[13];
-	__u8 tag[8];
+	__u8 fragment[SCENT_FRAGMENT_LEN];
+	__u8 tag[SCENT_TAG_LEN];
 } __attribute__((packed));
 
 struct scent_ipv4_option {
 	__u8 type;
 	__u8 length;
-	__u8 scent[34];
+	__u8 scent[SCENT_LEN];
 } __attribute__((packed));
 
 /* RFC 8200, section 4.6; the PadN (type 1) brings it to a multiple of eight. */
@@ -78,14 +84,14 @@ struct scent_ipv6_header {
 	__u8 length;			/* in units of 8 bytes, the first not counted: 4 */
 	__u8 type;
 	__u8 option_length;
-	__u8 scent[34];
+	__u8 scent[SCENT_LEN];
 	__u8 pad_type;
 	__u8 pad_length;
 } __attribute__((packed));
 
 /* What the tag covers; ports and addresses as on the wire, zero where not bound. */
 struct scent_tag_input_ipv4 {
-	__u8 scent[26];
+	__u8 scent[SCENT_TAGGED_LEN];
 	__u8 protocol;
 	__u8 zero;
 	__u8 ports[4];
@@ -94,7 +100,7 @@ struct scent_tag_input_ipv4 {
 } __attribute__((packed));
 
 struct scent_tag_input_ipv6 {
-	__u8 scent[26];
+	__u8 scent[SCENT_TAGGED_LEN];
 	__u8 protocol;
 	__u8 zero;
 	__u8 ports[4];
@@ -103,7 +109,7 @@ struct scent_tag_input_ipv6 {
 } __attribute__((packed));
 
 struct scent_tag_input_sender {
-	__u8 scent[26];
+	__u8 scent[SCENT_TAGGED_LEN];
 	__u8 zero[6];
 } __attribute__((packed));
 
@@ -114,9 +120,9 @@ struct scent_body {
 	__u32 epoch;
 	__u8 interval;			/* seconds until the next profile is due */
 	__u8 overall;			/* weighted score, a level */
-	__u8 levels[22];		/* by scent_metric */
+	__u8 levels[SCENT_LEVELS];	/* by scent_metric */
 	__u8 reserved;			/* zero; not looked at by a receiver of version 1 */
-	__u8 bloom[32];
+	__u8 bloom[SCENT_BLOOM_LEN];
 } __attribute__((packed));
 
 /* Index into scent_body.levels. 9..15 are reserved, 16..21 are named by configuration. */
@@ -146,6 +152,15 @@ enum scent_verdict {
 	SCENT_VERDICT_STALE = 8,
 	SCENT_VERDICT_BAD_TAG = 9,
 	SCENT_VERDICT_REPLAYED_EPOCH = 10,	/* below an epoch that was accepted before */
+	SCENT_VERDICTS,				/* how many there are */
+};
+
+/* What becomes of a packet at the verifier, by its verdict. An accepted packet passes. */
+enum scent_treatment {
+	SCENT_TREATMENT_DROP = 0,
+	SCENT_TREATMENT_REJECT = 1,	/* as dropped, and its sender is told */
+	SCENT_TREATMENT_PASS = 2,
+	SCENT_TREATMENTS,		/* how many there are */
 };
 
 /* Why a packet left without a scent. */
@@ -158,6 +173,7 @@ enum scent_unstamped {
 	SCENT_UNSTAMPED_HEADERS = 5,		/* IPv6 headers among which ours has no place */
 	SCENT_UNSTAMPED_ALREADY = 6,		/* it has a scent */
 	SCENT_UNSTAMPED_MALFORMED = 7,
+	SCENT_UNSTAMPED_REASONS,		/* how many there are */
 };
 
 /* Why a completed set of fragments gave no profile. */
@@ -168,5 +184,14 @@ enum scent_profile_error {
 	SCENT_PROFILE_ERROR_SIGNATURE = 3,
 	SCENT_PROFILE_ERROR_LEVEL = 4,		/* 251..254, or an interval out of range */
 };
+
+_Static_assert(sizeof(struct scent) == SCENT_LEN, "struct scent");
+_Static_assert(sizeof(struct scent_ipv4_option) == SCENT_IPV4_OPTION_LEN, "struct scent_ipv4_option");
+_Static_assert(SCENT_IPV4_OPTION_LEN % 4 == 0, "an IPv4 header is a number of 4-byte words");
+_Static_assert(sizeof(struct scent_ipv6_header) == SCENT_IPV6_HEADER_LEN, "struct scent_ipv6_header");
+_Static_assert(SCENT_IPV6_HEADER_LEN % 8 == 0, "an IPv6 extension header is a number of 8-byte words");
+_Static_assert(sizeof(struct scent_body) == SCENT_BODY_LEN, "struct scent_body");
+_Static_assert(SCENT_PROFILE_LEN == SCENT_FRAGMENTS * SCENT_FRAGMENT_LEN, "fragments make up the profile");
+_Static_assert(SCENT_FRAGMENTS <= 15, "a fragment's index and their count have four bits each");
 
 #endif

@@ -104,7 +104,7 @@ static __always_inline int binding_holds(struct __sk_buff *skb, __u32 at, const 
 		return 0;
 	if (flags & SCENT_FLAG_PORTS)
 		return p->has_ports;
-	return !p->has_ports || wire_length(skb, at, p) > PORTLESS_MIN;
+	return !p->has_ports || wire_length(skb, at, p) > SCENT_PORTLESS_MIN;
 }
 
 /* The verdict by section 8, from "unsupported-version" on. */
@@ -258,7 +258,7 @@ static __always_inline int settle(struct __sk_buff *skb, const struct scent_veri
 		count(SCENT_VERIFY_COUNT_DECLINED, packets);
 	if (o->verdict < 0)
 		return TC_ACT_UNSPEC;
-	count(3 * o->verdict + o->treatment, packets);
+	count(SCENT_TREATMENTS * o->verdict + o->treatment, packets);
 	if (o->treatment == SCENT_TREATMENT_DROP)
 		return TC_ACT_SHOT;
 	skb->mark |= s->mark_verified | (o->treatment == SCENT_TREATMENT_REJECT ? s->mark_rejected : 0);

@@ -5,13 +5,17 @@ from struct import Struct
 MAGIC = 0x5ce7
 VERSION = 1
 LEN = 34
-TAGGED_LEN = 26
 TAG_LEN = 8
+TAGGED_LEN = 26
 IPV4_OPTION_TYPE = 158
 IPV4_OPTION_LEN = 36
 IPV6_OPTION_TYPE = 0x1e
 IPV6_HEADER_LEN = 40
 BEACON_PORT = 1021
+PORTLESS_MIN = 1280
+HEADERS_MAX = 8
+PADDING_MAX = 7
+OPTIONS_MAX = 8
 FRAGMENT_LEN = 13
 FRAGMENTS = 10
 BODY_LEN = 66
@@ -76,6 +80,15 @@ VERDICTS = {
     8: "stale",
     9: "bad-tag",
     10: "replayed-epoch",
+}
+
+TREATMENT_DROP = 0
+TREATMENT_REJECT = 1
+TREATMENT_PASS = 2
+TREATMENTS = {
+    0: "drop",
+    1: "reject",
+    2: "pass",
 }
 
 UNSTAMPED_NO_PROFILE = 0

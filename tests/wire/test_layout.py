@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from runpy import run_path
 
 import pytest
 
@@ -76,6 +77,85 @@ def test_padding_that_only_c_knows_of_is_refused(generate, tmp_path, old, new, m
     assert (tmp_path / "scentd/wire/maps.py").read_text() == (ROOT / "scentd/wire/maps.py").read_text()
 
 
+LAST_VERDICT = "SCENT_VERDICT_REPLAYED_EPOCH = 10,"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "refused"),
+    [
+        ("\tSCENT_VERDICTS,", "\tSCENT_VERDICTS,\n\tSCENT_VERDICT_NEW = 11,", "SCENT_VERDICTS as the last"),
+        (LAST_VERDICT, f"{LAST_VERDICT} SCENT_VERDICT_NEW = 10,", "SCENT_VERDICTS as the last"),
+        (LAST_VERDICT, f"{LAST_VERDICT} SCENT_VERDICT_NEW = 12,", "SCENT_VERDICTS as the last"),
+        ("\tSCENT_VERDICTS,", "\tSCENT_VERDICTS = 12,", "SCENT_VERDICTS as the last"),
+        ("\tSCENT_UNSTAMPED_REASONS,", "\tSCENT_UNSTAMPED_REASONS, SCENT_UNSTAMPED_NEW,", "SCENT_UNSTAMPED_REASONS as"),
+        ("\tSCENT_TREATMENTS,", "\tSCENT_TREATMENTS, SCENT_TREATMENT_NEW = 3,", "SCENT_TREATMENTS as"),
+        ("SCENT_BLOOM_HASHES = 5", "SCENT_BLOOM_LEN = 5", "SCENT_BLOOM_LEN is there twice"),
+        ("SCENT_LEVELS = 22", "SCENT_LEVELS = SCENT_METRICS", "not a constant that gen-layout knows: SCENT_METRICS"),
+        ("[SCENT_LEVELS]", "[sizeof(__u32)]", "not a constant that gen-layout knows: UnaryOp"),
+    ],
+)
+def test_counts_that_do_not_fit_and_unknown_constants_are_refused(generate, tmp_path, old, new, refused):
+    """A twelfth verdict behind the count would have the number, and the counter, of something else."""
+    run = generate("bpf/scent_wire.h", old, new)
+    assert (run.returncode, refused in run.stderr, "Traceback" in run.stderr) == (1, True, False)
+    for python in GENERATED.values():
+        assert (tmp_path / python).read_text() == (ROOT / python).read_text()
+
+
+def test_what_is_derived_follows_a_verdict_and_a_reason_more(generate, tmp_path):
+    generate("bpf/scent_wire.h", LAST_VERDICT, f"{LAST_VERDICT} SCENT_VERDICT_NEW = 11,")
+    run = generate("bpf/scent_wire.h", "MALFORMED = 7,", "MALFORMED = 7, SCENT_UNSTAMPED_NEW_REASON = 8,")
+    assert (run.returncode, run.stderr) == (0, "")
+    new_layout, new_maps = (run_path(str(tmp_path / python)) for python in GENERATED.values())
+    assert new_layout["VERDICTS"] == layout.VERDICTS | {11: "new"}
+    assert new_layout["UNSTAMPED"] == layout.UNSTAMPED | {8: "new-reason"}
+    assert {name for name, value in new_maps.items() if isinstance(value, int) and value != getattr(maps, name)} == {
+        "STAMP_COUNT_FAILED", "STAMP_COUNTERS", "VERIFY_COUNT_DECLINED", "VERIFY_COUNT_FAILED",
+        "VERIFY_COUNT_EVENTS_LOST", "VERIFY_COUNT_NODES_LOST", "VERIFY_COUNT_QUARANTINED", "VERIFY_COUNTERS",
+    }  # fmt: skip
+    assert new_maps["VERIFY_COUNT_DECLINED"] == maps.VERIFY_COUNT_DECLINED + len(layout.TREATMENTS)
+    assert new_maps["STAMP_COUNT_FAILED"] == maps.STAMP_COUNT_FAILED + 1
+    checks = f'_Static_assert(SCENT_VERIFY_COUNTERS == {new_maps["VERIFY_COUNTERS"]}, "counters");\n'
+    compiled(tmp_path, "scent_maps.h", checks, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("header", "old", "new", "said"),
+    [
+        ("scent_wire.h", "SCENT_FRAGMENT_LEN = 13", "SCENT_FRAGMENT_LEN = 12", "fragments make up the profile"),
+        ("scent_wire.h", "__u8 reserved;", "", "struct scent_body"),
+        ("scent_wire.h", "SCENT_LEN = 34", "SCENT_LEN = 38", "an IPv6 extension header is a number of 8-byte words"),
+        ("scent_maps.h", "SCENT_TREATMENTS_ABSENT = 2", "SCENT_TREATMENTS_ABSENT = 1", "bits of a treatment"),
+    ],
+)
+def test_a_c_compiler_refuses_what_does_not_fit(tmp_path, header, old, new, said):
+    for name in ("scent_wire.h", "scent_maps.h"):
+        text = (ROOT / "bpf" / name).read_text()
+        assert name != header or old in text
+        (tmp_path / "bpf").mkdir(exist_ok=True)
+        (tmp_path / "bpf" / name).write_text(text.replace(old, new, 1) if name == header else text)
+    run = compile_c(tmp_path, header, "", tmp_path)
+    assert run.returncode != 0
+    assert said in run.stderr
+
+
+@pytest.mark.parametrize(("header", "generated"), [("scent_wire.h", layout), ("scent_maps.h", maps)])
+def test_a_c_compiler_sees_the_same_constants(tmp_path, header, generated):
+    """What the headers derive from other constants, too."""
+    text = (ROOT / "bpf" / header).read_text()
+    names = {name.removeprefix("SCENT_"): name for name in re.findall(r"(?m)^\t(SCENT_\w+)(?= =|,)", text)}
+    numbers = {c: getattr(generated, python) for python, c in names.items() if hasattr(generated, python)}
+    numbers = {c: value for c, value in numbers.items() if isinstance(value, int)}
+    left = set(names.values()) - set(numbers)
+    counts = {"SCENT_VERDICTS": "VERDICTS", "SCENT_UNSTAMPED_REASONS": "UNSTAMPED", "SCENT_TREATMENTS": "TREATMENTS"}
+    if generated is layout:
+        assert left == set(counts)
+        numbers |= {c: len(getattr(layout, python)) for c, python in counts.items()}
+    else:
+        assert left == set()
+    compiled(tmp_path, header, "".join(f'_Static_assert({c} == {n}, "{c}");\n' for c, n in numbers.items()))
+
+
 @pytest.mark.parametrize(
     ("struct", "size"),
     [("SCENT", layout.LEN), ("IPV4_OPTION", layout.IPV4_OPTION_LEN), ("IPV6_HEADER", layout.IPV6_HEADER_LEN),
@@ -123,11 +203,15 @@ def offsets(struct: str) -> dict[str, int]:
     return {field: int(at) for field, at in re.findall(rf"(?m)^{struct}_(\w+)_AT = (\d+)$", block)}
 
 
-def compiled(directory: Path, header: str, checks: str) -> None:
+def compiled(directory: Path, header: str, checks: str, root: Path = ROOT) -> None:
+    run = compile_c(directory, header, checks, root)
+    assert run.returncode == 0, run.stderr
+
+
+def compile_c(directory: Path, header: str, checks: str, root: Path) -> subprocess.CompletedProcess[str]:
     source = directory / "checks.c"
-    source.write_text(f'#include "{ROOT}/bpf/{header}"\n{checks}')
+    source.write_text(f'#include "{root}/bpf/{header}"\n{checks}')
     compiler = next(filter(shutil.which, ("cc", "gcc", "clang")), None)
     if compiler is None:
         pytest.skip("no C compiler")
-    run = subprocess.run([compiler, "-fsyntax-only", source], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+    return subprocess.run([compiler, "-fsyntax-only", source], capture_output=True, text=True)
