@@ -20,7 +20,7 @@
 #include "scent_wire.h"
 
 enum scent_maps_constants {
-	SCENT_MAPS_VERSION = 2,
+	SCENT_MAPS_VERSION = 3,
 	SCENT_LENGTHS_MAX = 15,		/* different prefix lengths of one kind and family */
 	SCENT_CANDIDATES = 4,		/* peers with the same key id that are told apart by address */
 	SCENT_PERIODS = 3,		/* keys of the period before, this one and the next */
@@ -88,9 +88,12 @@ struct scent_flow {
 
 /* -- stamping ---------------------------------------------------------- */
 
+/* Flags of a pair, and for the stamper two fields of eight bits each. */
 enum scent_pair_flags {
 	SCENT_PAIR_SENDER = 1,		/* bind = sender */
 	SCENT_PAIR_IPV6_FRAGMENTS = 2,
+	SCENT_PAIR_OVERHEAD4 = 8,	/* bits to shift by: bytes that a scent adds to the pair's IPv4 packets */
+	SCENT_PAIR_OVERHEAD6 = 16,	/* likewise, to its IPv6 packets */
 };
 
 /*
@@ -266,6 +269,7 @@ enum scent_verify_count {
 	SCENT_VERIFY_COUNTERS,
 };
 
+_Static_assert(SCENT_IPV4_OPTION_LEN <= 0xff && SCENT_IPV6_HEADER_LEN <= 0xff, "bits of an overhead");
 _Static_assert(SCENT_TREATMENTS <= 1 << (SCENT_TREATMENTS_ABSENT - SCENT_TREATMENTS_REJECTED), "bits of a treatment");
 _Static_assert(SCENT_TAGGED_LEN == sizeof(((struct scent_stamped *)0)->scent) + 2, "words and the tail");
 

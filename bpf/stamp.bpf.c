@@ -95,7 +95,7 @@ static __always_inline int may_be_longer(struct __sk_buff *skb, const struct pac
 static __always_inline int too_big(struct __sk_buff *skb, __u32 at, const struct packet *p, __u32 flags,
 				   __u32 limit)
 {
-	__u32 overhead = p->family == 4 ? SCENT_IPV4_OPTION_LEN : SCENT_IPV6_HEADER_LEN;
+	__u32 overhead = flags >> (p->family == 4 ? SCENT_PAIR_OVERHEAD4 : SCENT_PAIR_OVERHEAD6) & 0xff;
 	__u32 grown = wire_length(skb, at, p) + overhead;
 
 	/* Nobody fragments behind this hook: a packet that would not fit may not grow, even without DF. */
