@@ -29,7 +29,7 @@ enum scent_constants {
 	SCENT_IPV6_HEADER_LEN = 2 + 2 + SCENT_LEN + 2,	/* Destination Options header, option, scent, padding */
 	SCENT_BEACON_PORT = 1021,	/* RFC 4727: UDP port exp1 */
 
-	/* packets: README.md, sections 4.2 and 5.2 */
+	/* packets: README.md, sections 4.2 and 8 */
 	SCENT_PORTLESS_MIN = 1280,	/* bytes with the scent; only the tag of a longer packet may leave ports out */
 	SCENT_HEADERS_MAX = 8,		/* IPv6 extension headers, ours included; a packet with more is malformed */
 	SCENT_PADDING_MAX = 7,		/* bytes in a row, in a Destination Options header; with more it is malformed */
