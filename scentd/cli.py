@@ -117,6 +117,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run_daemon(arguments: argparse.Namespace) -> int:
+    from scentd.daemon import Daemon
 
     level = load_config(arguments.config).daemon.log_level
     logging.basicConfig(level=level.upper(), format="%(levelname).1s %(name)s: %(message)s", stream=sys.stderr)

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from scentd.config.policy import Policy
 from scentd.prefix import Address, Prefix
+
+if TYPE_CHECKING:  # workers use values of this file, and have no configuration
+    from scentd.config.policy import Policy
 
 SCHEMA = 2  # of every JSON document that leaves scentd; raised when a field changes its name or its meaning
 

@@ -16,11 +16,11 @@ from scentd.config.schema import Name, Table, check_prefixes, duplicates, of_kin
 from scentd.config.units import Seconds
 from scentd.prefix import overlaps
 from scentd.wire import keys, layout
+from scentd.wire.layout import Treatment
 
 MAX_LABELS = 8
 RESERVED = ("age", "epoch", "interval", "load", "peer", "overall")  # variables of policies besides metrics
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
-Treatment = Literal["drop", "reject", "pass"]
 Fail = Literal["open", "closed"]
 PrivateSlots = dict[str, Annotated[int, Meta(ge=16, le=21)]]
 

@@ -6,13 +6,10 @@ more. A pair is one local network and one peer, known by a small number that mea
 
 from __future__ import annotations
 
-from typing import Literal
-
 from msgspec import Struct
 
 from scentd.wire.carrier import NATIVE
-
-Treatment = Literal["drop", "reject", "pass"]
+from scentd.wire.layout import Treatment
 
 
 class StampPair(Struct, frozen=True):

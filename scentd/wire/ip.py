@@ -16,20 +16,8 @@ TCP, UDP = 6, 17
 HOP_BY_HOP, ROUTING, FRAGMENT, DESTINATION = 0, 43, 44, 60
 SOURCE_ROUTES = (131, 137)  # RFC 791: loose and strict
 PORT_PROTOCOLS = frozenset((TCP, UDP, 33, 132, 136))  # also DCCP, SCTP, UDP-Lite
-MAX_HEADERS = 8  # IPv6 extension headers, ours included; with more a packet is called malformed
-
-# In one Destination Options header; a packet with more is called malformed. Linux drops the same
-# (net/ipv6/exthdrs.c, ip6_parse_tlv; sysctl max_dst_opts_number). They bound the walk.
-MAX_PADDING = 7  # bytes in a row
-MAX_OPTIONS = 8  # that are no padding
-
 # By IP version, bytes: what every source may send (RFC 791 section 3.2, RFC 8200 section 5).
 LEAST_MTU = {4: 68, 6: 1280}
-
-# A stamper may leave the ports out of the tag of a packet that will be fragmented
-# behind it. A receiver with defragmentation sees it whole again and can tell it
-# only by its size: no stamper fragments what fits into the smallest IPv6 link.
-PORTLESS_MIN = 1280  # bytes, with the scent
 
 _MAGIC = layout.MAGIC.to_bytes(2, "big")
 _IPV6_SCENT = bytes((layout.IPV6_OPTION_TYPE, layout.LEN))
@@ -120,7 +108,7 @@ def _parse_ipv6(packet: bytes) -> Parsed:
     protocol, at, headers = packet[6], 40, 0
     while protocol in (HOP_BY_HOP, ROUTING, FRAGMENT, DESTINATION):
         headers += 1
-        if headers > MAX_HEADERS or at + 8 > size:
+        if headers > layout.HEADERS_MAX or at + 8 > size:
             parsed.malformed = True
             return parsed
         length = 8 if protocol == FRAGMENT else (packet[at + 1] + 1) * 8
@@ -146,7 +134,7 @@ def _parse_ipv6(packet: bytes) -> Parsed:
             parsed.routed = True  # Routing changes the destination; a late Hop-by-Hop is an error
         protocol, at = packet[at], at + length
     # Conntrack reassembles an atomic fragment, too, and drops it behind our header like any other (measured).
-    parsed.room = not parsed.routed and not parsed.atomic and headers < MAX_HEADERS
+    parsed.room = not parsed.routed and not parsed.atomic and headers < layout.HEADERS_MAX
     parsed.malformed |= parsed.routed and parsed.scent_at > 0
     parsed.protocol, parsed.transport_at = protocol, at
     _find_ports(packet, parsed)
@@ -163,7 +151,7 @@ def _find_ipv6_option(packet: bytes, at: int, length: int, parsed: Parsed) -> No
             padding, options = 0, options + 1
         else:
             padding += 1 if kind == 0 else 2 + size
-        if padding > MAX_PADDING or options > MAX_OPTIONS or (kind and option + 2 + size > end):
+        if padding > layout.PADDING_MAX or options > layout.OPTIONS_MAX or (kind and option + 2 + size > end):
             parsed.malformed = True
             return
         if kind == layout.IPV6_OPTION_TYPE and packet[option + 2 : min(option + 4, option + 2 + size)] == _MAGIC:

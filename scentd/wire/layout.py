@@ -1,6 +1,7 @@
 """Generated from bpf/scent_wire.h by scripts/gen-layout. Do not edit."""
 
 from struct import Struct
+from typing import Literal
 
 MAGIC = 0x5ce7
 VERSION = 1
@@ -90,6 +91,7 @@ TREATMENTS = {
     1: "reject",
     2: "pass",
 }
+Treatment = Literal["drop", "reject", "pass"]
 
 UNSTAMPED_NO_PROFILE = 0
 UNSTAMPED_NOT_A_PEER = 1

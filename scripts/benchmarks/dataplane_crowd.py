@@ -38,8 +38,8 @@ ALL_SEEN = (1 << layout.FRAGMENTS) - 1
 HEADER = len(ETHERNET[4])
 KEY = bytes(range(16))
 TREATMENTS = (
-    maps.TREATMENT_DROP << maps.TREATMENTS_REJECTED
-    | maps.TREATMENT_DROP << maps.TREATMENTS_ABSENT
+    layout.TREATMENT_DROP << maps.TREATMENTS_REJECTED
+    | layout.TREATMENT_DROP << maps.TREATMENTS_ABSENT
     | 1 << maps.TREATMENTS_EXPECTED
 )
 DRAIN = 1000  # runs between two readings of the events; their buffer holds more

@@ -23,7 +23,7 @@ from scapy.layers.inet6 import (
 
 from scentd.core.offload import encode
 from scentd.core.tables import Treatments, VerifyTable
-from scentd.wire import ip, layout, maps
+from scentd.wire import layout, maps
 
 pytestmark = pytest.mark.netns
 
@@ -63,7 +63,7 @@ def assert_left(ran, packet, mark=0):
 @pytest.mark.parametrize(("header", "length"), [(udp(), 8), (tcp(), 20), (tcp(options=[("Timestamp", (1, 2))]), 32)])
 def test_a_portless_scent_is_judged_by_the_segment(kernel, header, length):
     """As a beacon, because a test run strips no segments."""
-    most = ip.PORTLESS_MIN - HEADER[4] - length
+    most = layout.PORTLESS_MIN - HEADER[4] - length
     packet = insert(ip4(flags=0) / header / raw(2 * most), flags=layout.FLAG_BEACON)
     for size, verdict in ((most, "wrong-binding:drop"), (most + 1, "accepted:drop")):
         ran = kernel.verify(packet, NOW, segments=2, segment_size=size)
@@ -74,7 +74,7 @@ def test_a_portless_scent_is_judged_by_the_segment(kernel, header, length):
 def test_what_may_have_been_a_fragment_is_judged_by_the_segment(kernel, header, treatment):
     """Carol's without a scent. TCP is never fragmented."""
     packet = bytes(ip6(src=C6) / header / raw(2400))
-    most = ip.PORTLESS_MIN - 40 - 8
+    most = layout.PORTLESS_MIN - 40 - 8
     assert kernel.verify(packet, NOW, segments=2, segment_size=most - 12).counts == {"absent:drop": 2}
     assert kernel.verify(packet, NOW, segments=2, segment_size=most + 1).counts == {f"absent:{treatment}": 2}
 

@@ -115,7 +115,7 @@ def test_long_headers_full_of_small_options_are_malformed_soon(content):
 
 def test_the_dearest_packet_within_the_limits_is_bounded():
     content = b"\0" * 7 + (NOTHING + b"\0" * 7) * 7 + NOTHING + b"\0" * 6
-    packet = Counted(with_headers(*[content] * ip.MAX_HEADERS))
+    packet = Counted(with_headers(*[content] * layout.HEADERS_MAX))
     assert not ip.parse(packet).malformed
     assert packet.reads < 2000
 

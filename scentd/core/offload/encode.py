@@ -18,7 +18,8 @@ from scentd.core.tables import Incoming, StampPair, StampTable, Treatments, Veri
 from scentd.errors import HostError
 from scentd.model import Outgoing
 from scentd.prefix import BITS, NumericPrefix, by_numeric, nested, numeric, outside
-from scentd.wire import maps, tag
+from scentd.wire import layout, maps, tag
+from scentd.wire.carrier import CARRIERS
 
 SHARED = 1 << 28  # numbers from here on are of what networks share; pairs are fewer
 PAIR = Struct("=I")  # the key of the maps by pair
@@ -33,7 +34,7 @@ SETTINGS = {
     maps.SCOPE_ROUTE: "peer.addresses, with the host's routes inside them",
     maps.SCOPE_QUARANTINE: "policy.do of kind quarantine",
 }
-TREATMENTS = {"drop": maps.TREATMENT_DROP, "reject": maps.TREATMENT_REJECT, "pass": maps.TREATMENT_PASS}
+TREATMENTS = {name: number for number, name in layout.TREATMENTS.items()}
 
 
 class Marks(NamedTuple):
@@ -136,7 +137,13 @@ def routes(
 
 
 def pair_flags(pair: StampPair) -> int:
-    return maps.PAIR_SENDER * pair.sender_bound | maps.PAIR_IPV6_FRAGMENTS * pair.ipv6_fragments
+    """The pair's flags and, beside them, by how many bytes its packets grow."""
+    return (
+        maps.PAIR_SENDER * pair.sender_bound
+        | maps.PAIR_IPV6_FRAGMENTS * pair.ipv6_fragments
+        | CARRIERS[pair.carrier4].overhead << maps.PAIR_OVERHEAD4
+        | CARRIERS[pair.carrier6].overhead << maps.PAIR_OVERHEAD6
+    )
 
 
 def with_flags(value: bytes, pair: StampPair) -> bytes:

@@ -264,7 +264,7 @@ class Stamper:
         if parsed.version == 4:
             if grown <= limit:
                 return None, not parsed.fragment
-            if parsed.dont_fragment or grown > IP_MAX or (grown <= ip.PORTLESS_MIN and not parsed.fragment):
+            if parsed.dont_fragment or grown > IP_MAX or (grown <= layout.PORTLESS_MIN and not parsed.fragment):
                 return layout.UNSTAMPED_TOO_BIG, False
             parsed.ports = b""
             return None, False
@@ -272,7 +272,7 @@ class Stamper:
             return None, True
         if grown > IP_MAX or (grown > limit and (parsed.fragment or parsed.protocol == ip.TCP)):
             return layout.UNSTAMPED_TOO_BIG, False
-        if not pair.ipv6_fragments or (grown <= ip.PORTLESS_MIN and not parsed.fragment):
+        if not pair.ipv6_fragments or (grown <= layout.PORTLESS_MIN and not parsed.fragment):
             return layout.UNSTAMPED_IPV6_FRAGMENT, False
         parsed.ports = b""
         return None, False

@@ -15,11 +15,12 @@ from typing import NamedTuple
 
 from scentd.core.packet import quote
 from scentd.core.packet.stamp import FRAGMENTED, MAX_FLOWS, unpack_ipv4, unpack_ipv6
-from scentd.core.tables import Incoming, Treatment, Treatments, VerifyTable
+from scentd.core.tables import Incoming, Treatments, VerifyTable
 from scentd.model import Fragment
 from scentd.prefix import PrefixMap
 from scentd.wire import ip, layout, tag
 from scentd.wire.carrier import carrier_of
+from scentd.wire.layout import Treatment
 
 MAX_NODES = 4096  # source addresses remembered per pair between two drains
 
@@ -212,7 +213,7 @@ class Verifier:
             return False
         if flags & layout.FLAG_PORTS:
             return bool(parsed.ports)
-        return not parsed.ports or len(packet) > ip.PORTLESS_MIN
+        return not parsed.ports or len(packet) > layout.PORTLESS_MIN
 
     def _fresh(self, receiving: IncomingPair, epoch: int) -> bool:
         """Whether an authentic epoch is the highest yet, or for `grace` seconds not below the one before.
@@ -284,7 +285,7 @@ class Verifier:
         treatments = self._treatments.get(parsed.source) or self._table.default
         treatment = treatments.absent
         # Stampers leave only what they cannot: TCP is segmented, never fragmented, and what is small stays whole.
-        in_parts = parsed.fragment or len(packet) > ip.PORTLESS_MIN
+        in_parts = parsed.fragment or len(packet) > layout.PORTLESS_MIN
         if parsed.version == 6 and parsed.protocol != ip.TCP and in_parts:
             treatment = treatments.absent_ipv6_fragment
         return Outcome(layout.VERDICT_ABSENT, treatment, parsed.source)

@@ -78,9 +78,9 @@ def test_the_stampers_counters():
 
 def test_the_verifiers_counters():
     counts = [0] * maps.VERIFY_COUNTERS
-    counts[maps.TREATMENT_PASS], counts[maps.TREATMENT_DROP] = 50, 4
-    counts[3 * layout.VERDICT_BAD_TAG + maps.TREATMENT_REJECT] = 7
-    counts[3 * layout.VERDICT_REPLAYED_EPOCH + maps.TREATMENT_PASS] = 8
+    counts[layout.TREATMENT_PASS], counts[layout.TREATMENT_DROP] = 50, 4
+    counts[3 * layout.VERDICT_BAD_TAG + layout.TREATMENT_REJECT] = 7
+    counts[3 * layout.VERDICT_REPLAYED_EPOCH + layout.TREATMENT_PASS] = 8
     counts[maps.VERIFY_COUNT_DECLINED :] = [1, 2, 3, 4, 5]
     assert decode.counters_verify(counts) == {
         "accepted": 50,

@@ -145,7 +145,7 @@ def test_an_outgoing_epoch():
     *tag_key, expires, run_until, head, sent, index, epoch, flags, pieces = maps.OUTGOING.unpack(value)
     assert tag_key == [0x0706050403020100, 0x0F0E0D0C0B0A0908]
     assert (expires, run_until, sent, index, epoch) == (100_000_060_500_000_000, 0, 0, 0, 1_700_000_000)
-    assert flags == maps.PAIR_SENDER | maps.PAIR_IPV6_FRAGMENTS
+    assert flags == maps.PAIR_SENDER | maps.PAIR_IPV6_FRAGMENTS | 36 << maps.PAIR_OVERHEAD4 | 40 << maps.PAIR_OVERHEAD6
     for i, fragment in enumerate(fragments):
         piece = pieces[i * maps.PIECE_SIZE :][: layout.TAGGED_LEN - 8]
         assert head.to_bytes(8, sys.byteorder) + piece == tag.head(0, 0x5A, b"ABCD", out.epoch, i, fragment)
