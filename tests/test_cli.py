@@ -23,7 +23,7 @@ def files(tmp_path):
     config = tmp_path / "scentd.toml"
     config.write_text(
         f'[daemon]\ncontrol_socket = "{tmp_path}/control.sock"\n'
-        f'[[network]]\nname = "acme"\nkey_file = "{key}"\ncollect = [{{kind = "cpu"}}]\n'
+        f'[[network]]\nname = "acme"\nkey_file = "{key}"\nsource = [{{kind = "cpu"}}]\n'
         f'[[peer]]\nname = "svc"\npublic_key = "{other}"\naddresses = ["10.0.0.0/24"]\n'
     )
     return tmp_path

@@ -21,6 +21,7 @@ from scentd.datapath.offload.bpfprog import Direction, prog_test_run
 from scentd.datapath.offload.programs import Programs, grown
 from scentd.model import Outgoing
 from scentd.wire import ip, layout, maps, tag
+from scentd.wire.carrier import carrier_of
 
 FAMILIES = (4, 6)
 BITS = {4: 32, 6: 128}
@@ -138,7 +139,7 @@ class Crowd:
         packet = datagram(family, address_text(family, number), OWN[family])
         found = ip.parse(packet)
         head = tag.head(layout.FLAG_PORTS, 0, key_id(number), epoch, index, bytes(layout.FRAGMENT_LEN))
-        return ETHERNET[family] + CARRIER_insert(packet, found, head + tag.compute(KEY, head, found))
+        return ETHERNET[family] + carrier_of(found).insert(packet, found, head + tag.compute(KEY, head, found))
 
     def stamp(self, frame: bytes) -> int:
         """Nanoseconds of a run; RuntimeError if the packet was not stamped."""

@@ -51,7 +51,7 @@ class Daemon:
                 "decision_log": str(self.directory / "decisions.jsonl"),
             },
             "datapath": datapath,
-            "network": [network | {"collect": [{"kind": "memory"}]}],
+            "network": [network | {"source": [{"kind": "memory"}]}],
             "peer": [peer],
         }
         config.write_text("".join(f"{key} = {toml(value)}\n" for key, value in sections.items()))

@@ -32,10 +32,9 @@ class Party:
 
     def __init__(self) -> None:
         self.near, self.far = keys.identity(b"\1" * 32), keys.identity(b"\2" * 32)
-        self.sends = Pairs(self._config("near", NEAR, FAR, self.far), {"near": self.near}, {})
-        self.takes = Pairs(self._config("far", FAR, NEAR, self.near), {"far": self.far}, {})
-        pair = self.sends.all[0]
-        self._issuer = issue.Issuer(self.near, [pair.issued], issue.metric_slots({}))
+        self.sends = Pairs(self._config("near", NEAR, FAR, self.far), {"near": self.near}, {("near", "peer"): 0})
+        self.takes = Pairs(self._config("far", FAR, NEAR, self.near), {"far": self.far}, {("far", "peer"): 0})
+        self._issuer = issue.Issuer(self.near, self.sends.issued("near"), issue.metric_slots({}))
         self._epoch = 0
         self.folder = tempfile.TemporaryDirectory(prefix="scentd-bench-")
         self.epochs_path = Path(self.folder.name, "epochs")
@@ -53,23 +52,25 @@ class Party:
         return config_from(
             {
                 "network": [
-                    {"name": name, "key_file": "-", "addresses": list(own.values()), "collect": [{"kind": "cpu"}]}
+                    {"name": name, "key_file": "-", "addresses": list(own.values()), "source": [{"kind": "cpu"}]}
                 ],
                 "peer": [{"name": "peer", "public_key": str(peer.public), "addresses": list(other.values())}],
             }
         )
 
-    def next_epoch(self) -> list[Outgoing]:
+    def next_epoch(self) -> dict[int, Outgoing]:
+        """By pair, of which there is one."""
         self._epoch = issue.next_epoch(time.time(), self._epoch)
-        return self._issuer.issue(STATEMENT, self._epoch)
+        [outgoing] = self._issuer.issue(STATEMENT, self._epoch)
+        return {0: outgoing}
 
     def stamp_table(self) -> StampTable:
         return self.sends.stamp_table(LIMITS)
 
-    def tables(self) -> link.Tables:
+    def tables(self) -> link.PathTables:
         period = keys.period_of(int(time.time()))
         verify = self.takes.verify_table(period)
-        return link.Tables(self.stamp_table(), verify, str(self.epochs_path))
+        return link.PathTables(self.stamp_table(), verify, str(self.epochs_path))
 
     def stamper(self) -> Stamper:
         made = Stamper()
@@ -107,7 +108,7 @@ class Product:
         self._ours, theirs = link.pair()
         fd = theirs.fileno()
         # Closed, because a packet that a full queue lets pass would be counted by nobody.
-        setup = link.Setup(stamp_queue, verify_queue, QUEUE_LENGTH, False, False, 0x10000000, 0x20000000)
+        setup = link.WorkerSetup(stamp_queue, verify_queue, QUEUE_LENGTH, False, False, 0x10000000, 0x20000000)
         self.process: subprocess.Popen[bytes] = lab.python(end, "scentd.datapath.queue.worker", str(fd), pass_fds=[fd])
         theirs.close()
         self.counters: dict[str, int] = {}

@@ -166,7 +166,7 @@ def datapath(story: Story, tenant: End, service: End) -> dict[str, Any]:
     """What goes into the JSON: datapath, and why it is not more."""
     here, there = service.status(), tenant.status()
     path, offload = here["datapath"], here["offload"]
-    how = offload.get("why_not") or f"{offload['mechanism']} on {', '.join(offload['ingress'])} of both hosts"
+    how = offload["why_not"] or f"{offload['mechanism']} on {', '.join(offload['ingress'])} of both hosts"
     if path == OFFLOADED:
         story.say(
             "BPF programs stamp at tc egress and verify at tc ingress, before the host's IP stack. The queues get what "
@@ -176,10 +176,10 @@ def datapath(story: Story, tenant: End, service: End) -> dict[str, Any]:
         story.say("Every packet to be stamped or verified goes through a queue of netfilter to a process of scentd.")
     story.check(
         "the packet path is the same on both hosts, and the one asked for",
-        path == there["datapath"] and (path == OFFLOADED or service.offload == "off" or "why_not" in offload),
+        path == there["datapath"] and (path == OFFLOADED or service.offload == "off" or bool(offload["why_not"])),
         f"{path}: {how}" if path == there["datapath"] else f"service: {offload}; tenant: {there['offload']}",
     )
-    return {"datapath": path, "why_not": offload.get("why_not", "")}
+    return {"datapath": path, "why_not": offload["why_not"]}
 
 
 def totals(story: Story, tenant: End, service: End, application: Application) -> dict[str, Any]:
@@ -205,7 +205,7 @@ def totals(story: Story, tenant: End, service: End, application: Application) ->
     story.check("no internal error", not problems, str(problems or "none"))
     return {
         "datapath": receiver["datapath"],  # once more: a daemon may have given the offload up
-        "why_not": receiver["offload"].get("why_not", ""),
+        "why_not": receiver["offload"]["why_not"],
         "stamped": sender["stamped"],
         "accepted": receiver["accepted"],
         "absent": receiver["absent"],

@@ -46,20 +46,20 @@ interval = "{interval}s"
 labels = ["region=eu-west"]
 high = {threshold:.2f}
 
-[[network.collect]]
+[[network.source]]
 kind = "cpu"
 role = "db"
 
-[[network.collect]]
+[[network.source]]
 kind = "memory"
 role = "db"
 
-[[network.collect]]
+[[network.source]]
 kind = "bandwidth"
 interface = "{interface}"
 capacity = "1gbit"
 
-[[network.collect]]
+[[network.source]]
 kind = "eve"
 socket = "{directory}/eve.sock"
 hold = "{hold}s"
@@ -181,8 +181,12 @@ class End:
     def status(self) -> dict[str, Any]:
         return ask(self.socket, {"command": "status"})
 
-    def explain(self, network: str) -> dict[str, Any]:
-        return ask(self.socket, {"command": "explain", "network": network, "limit": 100})
+    def explain(self, peer: str) -> dict[str, Any]:
+        return ask(self.socket, {"command": "explain", "peer": peer, "limit": 100})
+
+    def resources(self, kind: str) -> list[dict[str, Any]]:
+        """What policies have set here of one kind."""
+        return [r for r in self.status()["allocation"]["resources"] if r["kind"] == kind]
 
     def offloaded(self) -> bool:
         return self.status()["datapath"] == OFFLOADED

@@ -105,7 +105,8 @@ def loaded(service: End, limit: float) -> list[float]:
 
 def rate(service: End) -> float:
     """The class of the tenant, Mbit/s."""
-    return service.status()["allocation"]["rates_bit_per_second"][f"acme@{INTERFACE}"] / 1e6
+    (amount,) = (r["amount"] for r in service.resources("bandwidth") if r["peer"] == "acme")
+    return amount / 1e6
 
 
 def widened(service: End, before: float) -> float:

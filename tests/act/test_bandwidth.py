@@ -14,7 +14,7 @@ from topology import Topology
 
 from scentd import act
 from scentd.act import bandwidth
-from scentd.act.bandwidth import Bandwidth
+from scentd.act.bandwidth import Shaper
 from scentd.errors import HostError
 
 pytestmark = pytest.mark.netns
@@ -43,8 +43,8 @@ def host(net):
 
 @pytest.fixture
 def shaper(host):
-    """The methods of a Bandwidth, called in the host."""
-    actuator = Bandwidth(host.interfaces[0], NETWORKS)
+    """The methods of a Shaper, called in the host."""
+    actuator = Shaper(host.interfaces[0], NETWORKS)
     return lambda method, *args: host.call(getattr(actuator, method), *args)
 
 
@@ -62,24 +62,24 @@ def sent(host, minor):
 def test_rates_are_there_idempotent_and_changed_in_place(host, shaper):
     assert shaper("have") == {}
     rates = {"node": 10e6, "inner": 5e6, "all": 40e9}
-    assert shaper("apply", rates) == 1 + 3 + 8
+    assert shaper("shape", rates) == 1 + 3 + 8
     assert shaper("have") == rates
-    assert shaper("apply", rates) == 0
+    assert shaper("shape", rates) == 0
     filters = tc(host, "filter", "show")
-    assert shaper("apply", {**rates, "node": 20e6}) == 1
+    assert shaper("shape", {**rates, "node": 20e6}) == 1
     assert "rate 20Mbit ceil 20Mbit" in tc(host, "class", "show")
     assert tc(host, "filter", "show") == filters
-    assert shaper("apply", {"inner": 5e6}) == 2 + 4 + 2
+    assert shaper("shape", {"inner": 5e6}) == 2 + 4 + 2
     assert shaper("have") == {"inner": 5e6}
-    assert shaper("apply", {"inner": 5e6, "empty": 1e6}) == 0  # nothing to know it by
-    assert shaper("apply", {}) == 1
+    assert shaper("shape", {"inner": 5e6, "empty": 1e6}) == 0  # nothing to know it by
+    assert shaper("shape", {}) == 1
     assert "htb" not in tc(host, "qdisc", "show")
 
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_the_longest_prefix_wins_and_the_rest_is_direct(host, shaper, family):
     """Counted where they are sent; the neighbours are made up."""
-    shaper("apply", {"node": 10e6, "inner": 5e6})
+    shaper("shape", {"node": 10e6, "inner": 5e6})
     outer, inner, rest = ("10.8.0.9", "10.8.0.7", "10.66.0.1") if family == 4 else ("fd08::9", "fd08::7", "fd66::1")
     host.ip(f"route replace {rest} dev {host.interfaces[0]}")
     for address in (outer, inner, rest):
@@ -94,7 +94,7 @@ def test_the_longest_prefix_wins_and_the_rest_is_direct(host, shaper, family):
 @pytest.mark.parametrize("family", [4, 6])
 def test_limits_what_is_sent(net, host, shaper, family):
     node = net.hosts["node"]
-    shaper("apply", {"node": 20e6})
+    shaper("shape", {"node": 20e6})
     server = node.start("iperf3", "-s", "-1", "-p", f"{5200 + family}", stdout=subprocess.DEVNULL)
     while f":{5200 + family}" not in node.out("ss", "-ltn"):
         assert server.poll() is None
@@ -107,7 +107,7 @@ def test_limits_what_is_sent(net, host, shaper, family):
 def test_a_change_loses_no_packet(net, host, shaper):
     """Packets wait in a slow class while its rate is changed; all arrive."""
     node = net.hosts["node"]
-    shaper("apply", {"node": 100e3})
+    shaper("shape", {"node": 100e3})
     with (
         node.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as receiver,
         host.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as sender,
@@ -117,7 +117,7 @@ def test_a_change_loses_no_packet(net, host, shaper):
         start = time.monotonic()
         for _ in range(40):
             sender.sendto(b"x" * 1000, (node.ipv4, 7100))
-        shaper("apply", {"node": 50e6})
+        shaper("shape", {"node": 50e6})
         for _ in range(40):
             receiver.recv(2000)
         assert time.monotonic() - start < 2  # at the old rate it takes 3.3 s
@@ -143,7 +143,7 @@ def test_another_qdisc_is_refused_and_left_alone(host, shaper):
         "50ms",
     )
     before = tc(host, "qdisc", "show")
-    for method, args in (("apply", ({"node": 1e6},)), ("have", ())):
+    for method, args in (("shape", ({"node": 1e6},)), ("have", ())):
         with pytest.raises(HostError, match=rf"tbf 7:.*tc qdisc del dev {interface} root"):
             shaper(method, *args)
     assert shaper("remove") is False
@@ -153,15 +153,15 @@ def test_another_qdisc_is_refused_and_left_alone(host, shaper):
 
 
 def test_cleanup_takes_ours_and_is_harmless_twice(host, shaper):
-    shaper("apply", {"node": 1e6})
-    assert host.call(bandwidth.remove_all, [host.interfaces[0]]) == []
+    shaper("shape", {"node": 1e6})
+    assert host.call(bandwidth.take_off, [host.interfaces[0]]) == []
     assert host.call(act.cleanup) == [f"qdisc htb 5ce0: on {host.interfaces[0]}"]
     assert host.call(act.cleanup) == []
 
 
 def test_what_is_wrong_is_repaired(host, shaper):
     rates = {"node": 10e6, "inner": 5e6}
-    shaper("apply", rates)
+    shaper("shape", rates)
     host.run("tc", "filter", "del", "dev", host.interfaces[0], "parent", "5ce0:", "prio", "108")  # 10.8.0.0/24
     host.run(
         "tc",
@@ -178,11 +178,11 @@ def test_what_is_wrong_is_repaired(host, shaper):
         "9mbit",
     )
     assert shaper("have") == {"inner": 9e6}
-    assert shaper("apply", rates) == 2
+    assert shaper("shape", rates) == 2
     assert shaper("have") == rates
 
 
 def test_a_missing_interface_is_a_host_error(host):
     with pytest.raises(HostError, match="interface nothere: not there"):
-        host.call(Bandwidth("nothere", NETWORKS).apply, {"node": 1e6})
-    assert host.call(Bandwidth("nothere", NETWORKS).remove) is False
+        host.call(Shaper("nothere", NETWORKS).shape, {"node": 1e6})
+    assert host.call(Shaper("nothere", NETWORKS).remove) is False

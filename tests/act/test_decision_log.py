@@ -44,7 +44,7 @@ def test_one_line_a_decision_at_once(path):
     assert numbers(path) == [1, 2, 3]
     assert json.loads(path.read_text().splitlines()[0]) == {
         "at": 1.0,
-        "network": "a",
+        "peer": "a",
         "policy": "p",
         "epoch": 1,
         "action": "quarantine",
@@ -52,6 +52,7 @@ def test_one_line_a_decision_at_once(path):
         "before": "free",
         "after": "quarantined",
         "reason": "cpu > 0.8 [cpu=0.9]",
+        "schema": 2,
     }
     assert log.counters()["decision_log_written"] == 3
     assert path.stat().st_mode & 0o777 == 0o640
@@ -166,3 +167,18 @@ def test_lines_backwards_stops(path):
     path.write_bytes(b"first\n" + b"x" * 70000 + b"\nlast\n")
     assert list(lines_backwards(str(path), 1000)) == [b"last"]
     assert list(lines_backwards(str(path) + "nothing", 1000)) == []
+
+
+def test_lines_of_an_older_version_are_still_explained(path):
+    """Before schema 2 the peer was called network, and there was no schema."""
+    log = DecisionLog(str(path))
+    log.append([decision(1)])
+    log.close()
+    line = json.loads(path.read_text())
+    del line["schema"]
+    line["network"] = line.pop("peer")
+    path.write_text(json.dumps({"at": line.pop("at"), "network": line.pop("network"), **line}))
+    log = DecisionLog(str(path))
+    assert [d.peer for d in log.explain("a")] == ["a"]
+    log.append([decision(2)])
+    assert len(path.read_text().splitlines()) == 2

@@ -10,15 +10,15 @@ from topology import Topology
 
 from scentd import act
 from scentd.act import reconcile
-from scentd.act.bandwidth import Bandwidth
-from scentd.act.quarantine import Quarantine
-from scentd.act.reconcile import Runner
+from scentd.act.actuator import Tally
+from scentd.act.bandwidth import Shaper
+from scentd.act.quarantine import QuarantineTable
+from scentd.act.reconcile import Reconciler
 from scentd.config.policy import Policy
 from scentd.config.sections import Config, Peer
-from scentd.core.allocate import plan
 from scentd.core.allocate.actions.bandwidth import BandwidthAction
-from scentd.core.allocate.actions.quarantine import QuarantineAction
-from scentd.core.allocate.plan import Confined, Desired
+from scentd.core.allocate.actions.quarantine import Confined, QuarantineAction
+from scentd.model import Desired
 
 pytestmark = pytest.mark.netns
 
@@ -53,11 +53,13 @@ def settings(*interfaces, quarantine=True):
 
 @pytest.fixture
 def start(host):
-    """Makes Runners in the host; they are closed in the end."""
+    """Makes Reconcilers in the host; they are closed in the end."""
     made = []
 
     def make(*args, **more):
-        made.append(host.call(Runner, settings(*args, **more)))
+        tally, applied = Tally(), []
+        made.append(host.call(Reconciler, settings(*args, **more), tally, applied.append))
+        made[-1].counters, made[-1].applied = tally.all, applied
         return made[-1]
 
     yield make
@@ -67,19 +69,20 @@ def start(host):
 
 def desired(rate=None, interface="", seconds=60.0):
     rates = {("a", interface): rate} if rate else {}
-    return Desired({NODE: Confined(time.time() + seconds, seconds, "a", "q", 1)}, rates)
+    held = {NODE: Confined(time.time() + seconds, seconds, "a", "q", 1)}
+    return Desired({"quarantine": held, "bandwidth": rates})
 
 
 def quarantined(host):
     def inside():
-        with closing(Quarantine()) as actuator:
+        with closing(QuarantineTable()) as actuator:
             return set(actuator.have())
 
     return host.call(inside)
 
 
 def rates(host):
-    return host.call(Bandwidth(host.interfaces[0], PREFIXES).have)
+    return host.call(Shaper(host.interfaces[0], PREFIXES).have)
 
 
 def wait_for(condition, seconds=5.0):
@@ -95,7 +98,7 @@ def test_submitted_is_carried_out_and_closed_away(host, start):
     made.submit(desired(2e6, host.interfaces[0]))
     assert time.monotonic() - begin < 0.05
     wait_for(lambda: quarantined(host) == {NODE} and rates(host) == {"a": 2e6})
-    made.submit(Desired(rates={("a", host.interfaces[0]): 3e6}))
+    made.submit(Desired({"bandwidth": {("a", host.interfaces[0]): 3e6}}))
     wait_for(lambda: quarantined(host) == set() and rates(host) == {"a": 3e6})
     made.close(remove=False)
     assert rates(host) == {"a": 3e6}
@@ -112,7 +115,7 @@ def test_close_removes(host, start):
 
 
 def test_counts_what_was_dropped(net, host, start, monkeypatch):
-    monkeypatch.setattr(runner, "RECONCILE", 0.05)
+    monkeypatch.setattr(reconcile, "RECONCILE", 0.05)
     made = start()
     made.submit(desired())
     wait_for(lambda: quarantined(host) == {NODE})
@@ -123,7 +126,7 @@ def test_counts_what_was_dropped(net, host, start, monkeypatch):
 
 
 def test_one_that_fails_is_retried_and_the_other_goes_on(host, start, monkeypatch, caplog):
-    monkeypatch.setattr(runner, "BACKOFF_MIN", 0.05)
+    monkeypatch.setattr(reconcile, "BACKOFF_MIN", 0.05)
     made = start("later0")
     made.submit(desired(2e6, "later0"))
     wait_for(lambda: quarantined(host) == {NODE})
@@ -139,7 +142,7 @@ def test_one_that_fails_is_retried_and_the_other_goes_on(host, start, monkeypatc
 
 
 def test_back_off_holds_against_new_states(host, start, monkeypatch):
-    monkeypatch.setattr(runner, "BACKOFF_MIN", 0.4)
+    monkeypatch.setattr(reconcile, "BACKOFF_MIN", 0.4)
     made = start("nothere")
     for i in range(30):
         made.submit(desired(2e6 + 1000 * i, "nothere"))
@@ -148,9 +151,9 @@ def test_back_off_holds_against_new_states(host, start, monkeypatch):
 
 
 def test_a_mistake_of_ours_does_not_end_the_thread(host, start, monkeypatch):
-    monkeypatch.setattr(runner, "BACKOFF_MIN", 0.05)
+    monkeypatch.setattr(reconcile, "BACKOFF_MIN", 0.05)
     made = start()
-    monkeypatch.setattr(Quarantine, "apply", lambda *_: 1 // 0)
+    monkeypatch.setattr(QuarantineTable, "apply", lambda *_: 1 // 0)
     made.submit(desired())
     wait_for(lambda: made.counters().get("quarantine_failures", 0) >= 1)
     monkeypatch.undo()
@@ -158,7 +161,7 @@ def test_a_mistake_of_ours_does_not_end_the_thread(host, start, monkeypatch):
 
 
 def test_what_others_take_away_comes_back(host, start, monkeypatch):
-    monkeypatch.setattr(runner, "RECONCILE", 0.05)
+    monkeypatch.setattr(reconcile, "RECONCILE", 0.05)
     start(host.interfaces[0]).submit(desired(2e6, host.interfaces[0]))
     wait_for(lambda: quarantined(host) == {NODE} and rates(host) == {"a": 2e6})
     host.run("nft", "flush", "ruleset")
@@ -175,13 +178,20 @@ def test_what_an_earlier_run_left_is_swept(host, start):
     wait_for(lambda: host.call(act.cleanup) == [])
 
 
-def test_errands_are_run(host, start, tmp_path):
-    decision = plan.Decision(1.0, "a", "p", 1, "command", "a", "", "", "")
-    start(quarantine=False).submit(Desired(), [plan.Run(("/usr/bin/touch", f"{tmp_path}/x"), 5.0, "root", decision)])
-    wait_for((tmp_path / "x").exists)
-
-
 def test_only_what_policies_need_is_kept():
-    assert reconcile.keepers_for(Config(), Quarantine()) == []
-    names = [k.name for k in reconcile.keepers_for(settings("eth1", "eth0"), Quarantine())]
-    assert names == ["quarantine", "bandwidth_eth0", "bandwidth_eth1"]
+    def names(config):
+        return [actuator.name for kind in act.ACTUATORS.values() for actuator in kind.actuators(config)]
+
+    assert names(Config()) == []
+    assert names(settings("eth1", "eth0")) == ["quarantine", "bandwidth_eth0", "bandwidth_eth1"]
+
+
+def test_it_tells_when_the_host_is_as_desired(host, start, monkeypatch):
+    monkeypatch.setattr(reconcile, "BACKOFF_MIN", 0.05)
+    made, want = start("later0"), desired(2e6, "later0")
+    made.submit(want)
+    wait_for(lambda: made.counters().get("bandwidth_later0_failures", 0) >= 1)
+    assert made.applied == [], "one of two actuators fails"
+    host.ip("link add later0 type veth peer name later1")
+    wait_for(lambda: made.applied)
+    assert made.applied[0] is want

@@ -3,9 +3,11 @@ import socket
 import time
 
 import pytest
+from readings import SETTING
 
-from scentd.collect import CollectError, bandwidth
-from scentd.collect.bandwidth import BandwidthSource
+from scentd.collect import bandwidth
+from scentd.collect.bandwidth import BandwidthReader, BandwidthSource
+from scentd.collect.source import CollectError
 
 
 def send(size):
@@ -15,7 +17,7 @@ def send(size):
 
 
 def test_bits_per_second_of_an_interface_against_its_capacity():
-    source = bandwidth.Bandwidth(BandwidthSource(interface="lo", capacity=1e12, role="db"))
+    source = BandwidthReader(BandwidthSource(interface="lo", capacity=1e12, role="db"), SETTING)
     assert source.read(1.0) == []
     began = time.monotonic()
     send(5_000_000)
@@ -27,7 +29,7 @@ def test_bits_per_second_of_an_interface_against_its_capacity():
 
 
 def test_more_than_the_capacity_is_full_load():
-    source = bandwidth.Bandwidth(BandwidthSource(interface="lo", capacity=1.0))
+    source = BandwidthReader(BandwidthSource(interface="lo", capacity=1.0), SETTING)
     source.read(1.0)
     send(100_000)
     time.sleep(0.02)

@@ -1,11 +1,10 @@
 import time
 
 import pytest
+from readings import SETTING
 
-from scentd.collect import CollectError, cpu
-from scentd.collect.cpu import CpuSource
-from scentd.collect.memory import MemorySource
-from scentd.model import Sample
+from scentd.collect.cpu import CpuReader, CpuSource, busy_share, parse_stat
+from scentd.collect.source import CollectError
 
 STAT = "cpu  100 20 30 800 50 5 6 7 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n"
 
@@ -17,22 +16,16 @@ def spin(seconds):
 
 
 def test_busy_share_of_this_host():
-    cpu = cpu.Cpu(CpuSource(role="db"))
-    assert cpu.read(5.0) == []
+    reader = CpuReader(CpuSource(role="db"), SETTING)
+    assert reader.read(5.0) == []
     spin(0.15)
-    (sample,) = cpu.read(6.0)
+    (sample,) = reader.read(6.0)
     assert (sample.metric, sample.at, sample.role) == ("cpu", 6.0, "db")
     assert 0.0 < sample.value <= 1.0
 
 
-def test_memory_of_this_host():
-    (sample,) = cpu.Memory(MemorySource(role="db")).read(5.0)
-    assert sample == Sample("memory", sample.value, 5.0, role="db")
-    assert 0.0 < sample.value < 1.0
-
-
 def test_stolen_time_is_busy_and_iowait_is_not():
-    assert cpu.parse_stat(STAT) == (168, 1018)
+    assert parse_stat(STAT) == (168, 1018)
 
 
 @pytest.mark.parametrize(
@@ -46,28 +39,10 @@ def test_stolen_time_is_busy_and_iowait_is_not():
     ],
 )
 def test_busy_share(before, after, share):
-    assert cpu.busy_share(before, after) == share
+    assert busy_share(before, after) == share
 
 
 @pytest.mark.parametrize("text", ["", "\n", "intr 1 2", "cpu 1 2 3", "cpu a b c d e f g h"])
 def test_odd_stat(text):
     with pytest.raises(CollectError, match="/proc/stat"):
-        cpu.parse_stat(text)
-
-
-def test_used_share():
-    assert cpu.used_share("MemTotal: 1000 kB\nMemFree: 1 kB\nMemAvailable: 250 kB\n") == 0.75
-    assert cpu.used_share("MemTotal: 1000 kB\nMemAvailable: 2000 kB\n") == 0.0
-
-
-@pytest.mark.parametrize(
-    "text", ["", "MemTotal: 5 kB", "MemTotal: 0 kB\nMemAvailable: 0 kB", "MemTotal:\nMemAvailable:"]
-)
-def test_odd_meminfo(text):
-    with pytest.raises(CollectError, match="/proc/meminfo"):
-        cpu.used_share(text)
-
-
-def test_a_file_that_is_not_there():
-    with pytest.raises(CollectError, match="/proc/no-such: No such file"):
-        cpu.read_proc("no-such")
+        parse_stat(text)

@@ -1,5 +1,4 @@
 import json
-import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -159,32 +158,3 @@ def test_no_line_raises(text):
     held.line(text, 0.0, 0.0)
     held.line(b'{"event_type":"alert","alert":' + text + b"}", 0.0, 0.0)
     assert held.counters["eve_lines"] == 2
-
-
-@given(st.lists(st.binary(max_size=30).map(lambda b: b.replace(b"\n", b" ")), max_size=20), st.integers(1, 50))
-def test_lines_come_out_however_they_are_cut(lines, size):
-    stream = b"".join(b + b"\n" for b in lines) + b"unfinished"
-    splitter = eve.Lines()
-    found = [b for at in range(0, len(stream), size) for b in splitter.feed(stream[at : at + size])]
-    assert found == [b for b in lines if b.strip()]
-
-
-def test_a_line_of_just_the_limit_passes_and_one_more_byte_does_not():
-    splitter = eve.Lines()
-    assert splitter.feed(b"a" * eve.MAX_LINE + b"\nb\n") == [b"a" * eve.MAX_LINE, b"b"]
-    assert splitter.feed(b"a" * (eve.MAX_LINE + 1) + b"\nb\n") == [b"b"]
-    assert splitter.too_long == 1
-
-
-def test_a_line_of_ten_megabytes_is_skipped_without_being_held():
-    splitter = eve.Lines()
-    chunk = b"x" * 65536
-    tracemalloc.start()
-    for _ in range(160):
-        assert splitter.feed(chunk) == []
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 400_000
-    assert splitter.feed(b"end\nnext\nsplit") == [b"next"]
-    assert splitter.feed(b"ted\n") == [b"splitted"]
-    assert splitter.too_long == 1

@@ -8,12 +8,17 @@ import stat
 import subprocess
 import sys
 import tempfile
+import tracemalloc
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from scentd.collect import listen
-from scentd.collect.eve import Alerts, EveSource
+from scentd.collect.eve import EveReader, EveSource
+from scentd.collect.listen import Lines
+from scentd.collect.source import Setting
 from scentd.errors import HostError
 
 ALERT = json.dumps({"event_type": "alert", "dest_ip": "10.0.0.7", "alert": {"severity": 1}}).encode() + b"\n"
@@ -36,7 +41,7 @@ def path():
 
 def listener(path, alarms=None):
     source = EveSource(socket=str(path))
-    return listen.Listener(source, Alerts(source, ()), (alarms if alarms is not None else []).append)
+    return EveReader(source, Setting((), (alarms if alarms is not None else []).append))
 
 
 async def until(condition):
@@ -93,7 +98,7 @@ def test_a_line_of_ten_megabytes_costs_itself_only(path):
             await writer.drain()
         writer.write(b"\n" + ALERT)
         await until(lambda: made.alerts.counters["eve_alerts"] == 1)
-        assert made.counters["eve_too_long"] == 1
+        assert made.counts()["eve_too_long"] == 1
         writer.close()
 
     running(made, use)
@@ -104,15 +109,15 @@ def test_clients_are_bounded_and_room_comes_back(path):
 
     async def use():
         writers = [(await asyncio.open_unix_connection(path))[1] for _ in range(listen.MAX_CLIENTS)]
-        await until(lambda: made.counters["eve_clients"] == listen.MAX_CLIENTS)
+        await until(lambda: made.counts()["eve_clients"] == listen.MAX_CLIENTS)
         reader, refused = await asyncio.open_unix_connection(path)
         assert await reader.read() == b""
-        assert made.counters["eve_refused"] == 1
+        assert made.counts()["eve_refused"] == 1
         refused.close()
         writers[0].write(ALERT)
         await until(lambda: made.alerts.counters["eve_alerts"] == 1)
         writers[0].close()
-        await until(lambda: len(made._clients) < listen.MAX_CLIENTS)
+        await until(lambda: len(made._listener._clients) < listen.MAX_CLIENTS)
         _, again = await asyncio.open_unix_connection(path)
         again.write(ALERT)
         await until(lambda: made.alerts.counters["eve_alerts"] == 2)
@@ -211,3 +216,35 @@ def test_a_reload_passes_the_path_on(path, close_first):
         assert list(path.parent.iterdir()) == []
 
     running(old, use)
+
+
+# --- lines
+
+
+@given(st.lists(st.binary(max_size=30).map(lambda b: b.replace(b"\n", b" ")), max_size=20), st.integers(1, 50))
+def test_lines_come_out_however_they_are_cut(lines, size):
+    stream = b"".join(b + b"\n" for b in lines) + b"unfinished"
+    splitter = Lines()
+    found = [b for at in range(0, len(stream), size) for b in splitter.feed(stream[at : at + size])]
+    assert found == [b for b in lines if b.strip()]
+
+
+def test_a_line_of_just_the_limit_passes_and_one_more_byte_does_not():
+    splitter = Lines()
+    assert splitter.feed(b"a" * listen.MAX_LINE + b"\nb\n") == [b"a" * listen.MAX_LINE, b"b"]
+    assert splitter.feed(b"a" * (listen.MAX_LINE + 1) + b"\nb\n") == [b"b"]
+    assert splitter.too_long == 1
+
+
+def test_a_line_of_ten_megabytes_is_skipped_without_being_held():
+    splitter = Lines()
+    chunk = b"x" * 65536
+    tracemalloc.start()
+    for _ in range(160):
+        assert splitter.feed(chunk) == []
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 400_000
+    assert splitter.feed(b"end\nnext\nsplit") == [b"next"]
+    assert splitter.feed(b"ted\n") == [b"splitted"]
+    assert splitter.too_long == 1

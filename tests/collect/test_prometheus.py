@@ -16,9 +16,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from hypothesis import given
 from hypothesis import strategies as st
+from readings import SETTING
 
-from scentd.collect import CollectError, prometheus
-from scentd.collect.prometheus import PrometheusSource
+from scentd.collect import prometheus
+from scentd.collect.prometheus import PrometheusReader, PrometheusSource
+from scentd.collect.source import CollectError
 from scentd.config import selector
 
 PAGE = """\
@@ -80,7 +82,7 @@ def page(server):
     def serve(text, name, path="/metrics?x=1", **changes):
         server.pages[path] = text if isinstance(text, bytes) else text.encode()
         url = f"http://127.0.0.1:{server.server_port}{path}"
-        return prometheus.Prometheus(PrometheusSource(**{"url": url, "series": name, "full": 100.0, **changes}))
+        return PrometheusReader(PrometheusSource(**{"url": url, "series": name, "full": 100.0, **changes}), SETTING)
 
     yield serve
     server.pages.clear()
@@ -182,7 +184,7 @@ def test_nobody_listens():
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{sock.getsockname()[1]}/"
-        reader = prometheus.Prometheus(PrometheusSource(url=url, series="a", full=1.0))
+        reader = PrometheusReader(PrometheusSource(url=url, series="a", full=1.0), SETTING)
         with pytest.raises(CollectError, match="Connection refused; does the exporter listen there"):
             reader.read(0.0)
 
@@ -201,7 +203,7 @@ def test_a_server_that_trickles_costs_the_timeout_and_no_more(greeting):
 
     threading.Thread(target=trickle, daemon=True).start()
     url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
-    reader = prometheus.Prometheus(PrometheusSource(url=url, series="a", full=1.0, timeout=0.3))
+    reader = PrometheusReader(PrometheusSource(url=url, series="a", full=1.0, timeout=0.3), SETTING)
     began = time.monotonic()
     with pytest.raises(CollectError, match=r"no complete answer within 0\.3 s"):
         reader.read(0.0)
@@ -241,7 +243,7 @@ def test_https_is_verified(authority, monkeypatch, trusted):
     http.socket = context.wrap_socket(http.socket, server_side=True)
     threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     url = f"https://127.0.0.1:{http.server_port}"
-    reader = prometheus.Prometheus(PrometheusSource(url=url, series="load", full=10.0))
+    reader = PrometheusReader(PrometheusSource(url=url, series="load", full=10.0), SETTING)
     if trusted:
         assert value(reader) == 0.5
     else:
@@ -263,7 +265,7 @@ def test_something_that_is_not_http():
     threading.Thread(target=answer, daemon=True).start()
     url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
     with pytest.raises(CollectError, match=r"SSH-2\.0"):
-        prometheus.Prometheus(PrometheusSource(url=url, series="a", full=1.0)).read(0.0)
+        PrometheusReader(PrometheusSource(url=url, series="a", full=1.0), SETTING).read(0.0)
     listener.close()
 
 

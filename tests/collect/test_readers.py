@@ -14,7 +14,7 @@ from scentd.collect.cpu import CpuSource
 from scentd.collect.eve import EveSource
 from scentd.collect.memory import MemorySource
 from scentd.collect.prometheus import PrometheusSource
-from scentd.collect.readers import Collectors
+from scentd.collect.readers import Readers
 from scentd.collect.tcp import TcpSource
 from scentd.config.sections import Network
 from scentd.errors import HostError
@@ -23,8 +23,8 @@ from scentd.model import Sample
 ALERT = json.dumps({"event_type": "alert", "dest_ip": "10.0.0.7", "alert": {"severity": 1}}).encode() + b"\n"
 
 
-def collectors(*collect, on_alarm=lambda event: None, **changes):
-    return Collectors(Network(name="a", key_file="k", source=list(collect), **changes), on_alarm)
+def readers(*sources, on_alarm=lambda event: None, **changes):
+    return Readers(Network(name="a", key_file="k", source=list(sources), **changes), on_alarm)
 
 
 class Exporter:
@@ -75,7 +75,7 @@ def path():
 
 
 def test_every_kind_of_source_on_this_host(exporter):
-    made = collectors(
+    made = readers(
         CpuSource(),
         MemorySource(role="db"),
         BandwidthSource(interface="lo", capacity=1e9),
@@ -99,7 +99,7 @@ def test_every_kind_of_source_on_this_host(exporter):
 
 
 def test_it_is_read_in_a_thread_beside_a_running_loop():
-    made = collectors(BandwidthSource(interface="lo", capacity=1e9), TcpSource())
+    made = readers(BandwidthSource(interface="lo", capacity=1e9), TcpSource())
 
     async def main():
         await asyncio.to_thread(made.read, 1.0)
@@ -112,25 +112,25 @@ def test_it_is_read_in_a_thread_beside_a_running_loop():
 def test_one_failing_source_stops_no_other_and_is_logged_once_and_once_when_it_recovers(exporter, caplog):
     caplog.set_level(logging.INFO)
     exporter.text = "other 1"
-    made = collectors(exporter.source(), MemorySource())
+    made = readers(exporter.source(), MemorySource())
     for now in (1.0, 2.0, 3.0):
         assert [s.metric for s in made.read(now)] == ["memory"]
     assert made.counters()["failures_prometheus_request_load"] == 3
     (line,) = caplog.messages
-    assert "collect prometheus_request_load: http://127.0.0.1" in line
+    assert "source prometheus_request_load: http://127.0.0.1" in line
     assert "no series load" in line
     caplog.clear()
     exporter.text = "load 5"
     for now in (4.0, 5.0):
         assert Sample("request_load", 0.5, now) in made.read(now)
-    assert caplog.messages == ["collect prometheus_request_load: works again"]
+    assert caplog.messages == ["source prometheus_request_load: works again"]
     assert made.counters()["failures_prometheus_request_load"] == 3
     asyncio.run(made.close())
 
 
 def test_a_fault_of_ours_in_one_source_is_logged_with_its_place_and_stops_no_other(exporter, caplog):
     # full = 0 cannot come through the configuration's checks.
-    made = collectors(exporter.source(full=0.0), MemorySource())
+    made = readers(exporter.source(full=0.0), MemorySource())
     assert [s.metric for s in made.read(1.0)] == ["memory"]
     assert "unexpected ZeroDivisionError" in caplog.messages[0]
     assert caplog.records[0].exc_info[0] is ZeroDivisionError
@@ -140,7 +140,7 @@ def test_a_fault_of_ours_in_one_source_is_logged_with_its_place_and_stops_no_oth
 
 def test_a_slow_source_is_not_waited_for_and_counts_when_it_comes(exporter):
     exporter.go.clear()
-    made = collectors(exporter.source(timeout=10.0), MemorySource(), interval=1.0)
+    made = readers(exporter.source(timeout=10.0), MemorySource(), interval=1.0)
     began = time.monotonic()
     assert [s.metric for s in made.read(1.0)] == ["memory"]
     assert [s.metric for s in made.read(2.0)] == ["memory"]
@@ -153,7 +153,7 @@ def test_a_slow_source_is_not_waited_for_and_counts_when_it_comes(exporter):
 
 
 def test_of_two_sources_of_the_same_the_highest_counts_and_names_stay_apart(exporter):
-    made = collectors(exporter.source(), exporter.source(full=6.25), exporter.source(series="none"))
+    made = readers(exporter.source(), exporter.source(full=6.25), exporter.source(series="none"))
     assert made.read(1.0) == [Sample("request_load", 0.8, 1.0)]
     failures = {k: v for k, v in made.counters().items() if k.startswith("failures_")}
     assert failures == {
@@ -165,13 +165,13 @@ def test_of_two_sources_of_the_same_the_highest_counts_and_names_stay_apart(expo
 
 
 def test_counter_names_are_fit_for_a_metric():
-    made = collectors(BandwidthSource(interface="eth0.5@x", capacity=1e9))
+    made = readers(BandwidthSource(interface="eth0.5@x", capacity=1e9))
     assert "failures_bandwidth_eth0_5_x" in made.counters()
     assert {"eve_lines", "eve_bad_json", "eve_too_long", "prometheus_not_finite"} <= set(made.counters())
 
 
-def test_closed_collectors_read_nothing():
-    made = collectors(MemorySource())
+def test_closed_readers_read_nothing():
+    made = readers(MemorySource())
     asyncio.run(made.close())
     asyncio.run(made.close())
     assert made.read(1.0) == []
@@ -188,7 +188,7 @@ async def send(path, data, made, alerts):
 
 def test_alerts_raise_alarms_and_end(path):
     alarms = []
-    made = collectors(
+    made = readers(
         EveSource(socket=str(path), hold=30.0),
         on_alarm=lambda event: alarms.append((event.severity, threading.current_thread())),
         addresses=["10.0.0.0/8"],
@@ -211,7 +211,7 @@ def test_alerts_raise_alarms_and_end(path):
 
 
 def test_a_reload_keeps_the_alarm_and_the_socket(path):
-    old, new = (collectors(EveSource(socket=str(path))) for _ in range(2))
+    old, new = (readers(EveSource(socket=str(path))) for _ in range(2))
 
     async def main():
         await old.start()
@@ -230,7 +230,7 @@ def test_a_reload_keeps_the_alarm_and_the_socket(path):
 def test_a_start_that_fails_leaves_nothing_open(path):
     second = path.with_name("file")
     second.write_text("mine")
-    made = collectors(EveSource(socket=str(path)), EveSource(socket=str(second)))
+    made = readers(EveSource(socket=str(path)), EveSource(socket=str(second)))
     with pytest.raises(HostError, match="not a socket"):
         asyncio.run(made.start())
     assert [p.name for p in path.parent.iterdir()] == ["file"]

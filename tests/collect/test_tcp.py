@@ -10,25 +10,23 @@ from socket import AF_INET6
 import pytest
 from pyroute2 import DiagSocket, netns
 from pyroute2.netlink.exceptions import NetlinkError
+from readings import SETTING
 
 from scentd.collect import inet_diag
-from scentd.collect.inet_diag import Connection
-from scentd.collect.tcp import TcpSource
+from scentd.collect.tcp import Connection, TcpReader, TcpSource, weighted
 
 SO_COOKIE = 57
 
 
 def test_the_mean_is_weighted_by_segments_moved():
     connections = [Connection(1, 0.010, 0.001, 100), Connection(2, 0.100, 0.020, 1000), Connection(3, 0.9, 0.9, 50)]
-    assert inet_diag.weighted(connections, {1: 0, 2: 900, 3: 50}) == (pytest.approx(0.055), pytest.approx(0.0105))
+    assert weighted(connections, {1: 0, 2: 900, 3: 50}) == (pytest.approx(0.055), pytest.approx(0.0105))
 
 
 def test_new_connections_count_in_full_and_counters_wrap():
-    assert inet_diag.weighted([Connection(1, 0.1, 0.0, 3), Connection(2, 0.3, 0.0, 2)], {2: 2**32 - 1})[
-        0
-    ] == pytest.approx(0.2)
-    assert inet_diag.weighted([Connection(1, 0.1, 0.0, 3)], {1: 3}) is None
-    assert inet_diag.weighted([], {}) is None
+    assert weighted([Connection(1, 0.1, 0.0, 3), Connection(2, 0.3, 0.0, 2)], {2: 2**32 - 1})[0] == pytest.approx(0.2)
+    assert weighted([Connection(1, 0.1, 0.0, 3)], {1: 3}) is None
+    assert weighted([], {}) is None
 
 
 @pytest.mark.parametrize("length", [0, 71, 72, 75, 76, 90, 215])
@@ -42,7 +40,7 @@ def test_a_truncated_message_is_no_connection(length):
 def test_a_refusal_of_the_kernel_is_an_error_and_not_a_wait_for_ever():
     def ask():
         with DiagSocket() as diag:
-            diag.set_marshal(inet_diag.Marshal())
+            diag.set_marshal(inet_diag.InetDiagMarshal())
             diag.bind()
             diag.get_sock_stats(family=socket.AF_INET, protocol=250)
 
@@ -52,7 +50,7 @@ def test_a_refusal_of_the_kernel_is_an_error_and_not_a_wait_for_ever():
 
 def test_an_error_message_is_its_error():
     message = struct.pack("=IHHIIi", 36, 2, 0, 1, 1, -1) + bytes(16)
-    (answer,) = inet_diag.Marshal().parse(message)
+    (answer,) = inet_diag.InetDiagMarshal().parse(message)
     assert answer["header"]["error"].code == 1
 
 
@@ -159,7 +157,7 @@ def test_every_connection_to_another_host_with_its_round_trip(wire, pairs):
 
 @pytest.mark.netns
 def test_samples_are_of_the_connections_in_use(wire, pairs):
-    source = inet_diag.Tcp(TcpSource(latency_full=1.0, jitter_full=1.0, role="web"))
+    source = TcpReader(TcpSource(latency_full=1.0, jitter_full=1.0, role="web"), SETTING)
     busy, idle = pairs("10.99.7.2", wire[1]), pairs("fd99:7::2", wire[1])
     busy.exchange(5)
     idle.exchange(50)
@@ -174,7 +172,7 @@ def test_samples_are_of_the_connections_in_use(wire, pairs):
 
 @pytest.mark.netns
 def test_no_connections_no_samples(wire):
-    source = inet_diag.Tcp(TcpSource())
+    source = TcpReader(TcpSource(), SETTING)
     assert inside(wire[0], source.read, 1.0) == []
     assert inside(wire[0], source.read, 2.0) == []
 

@@ -72,7 +72,7 @@ def test_without_privileges_the_doctor_says_so():
         "SystemCallFilter": ["@system-service"],
         "RestrictAddressFamilies": ["AF_UNIX AF_NETLINK AF_INET AF_INET6"],
     }
-    code = "import sys; from scentd import doctor; sys.exit(doctor.run(True, None))"
+    code = "import sys; from scentd.doctor import run; sys.exit(run.run(True, None))"
     done = confined.run(unit, [sys.executable, "-c", code])
     assert done.returncode == 1, done.stderr
     found = json.loads(done.stdout)
@@ -153,7 +153,7 @@ def test_a_host_whose_offload_is_off_is_not_asked_for_it(tmp_path):
     ("missing", "said"),
     [
         ((Path("/no/stamp.bpf.o"), Path("/no/verify.bpf.o")), "not there: /no/stamp.bpf.o, /no/verify.bpf.o"),
-        ((Path(__file__), Path(__file__)), "test_doctor.py"),
+        ((Path(__file__), Path(__file__)), "test_run.py"),
     ],
 )
 def test_objects_that_are_missing_or_no_objects_are_a_warning(monkeypatch, missing, said):
@@ -199,10 +199,10 @@ def test_the_hosts_real_rules_are_read():
     """In a namespace of its own: a rule of each kind, once without and once with a mask."""
     code = f"""
 import ctypes, json, subprocess
-from scentd import doctor
+from scentd.doctor import run
 assert ctypes.CDLL(None).unshare(0x40000000) == 0
 def found():
-    check = doctor.check_marks({MARK})
+    check = run.check_marks({MARK})
     return check.ok, check.found
 answers = [found()]
 for program in ("iptables", "ip6tables"):

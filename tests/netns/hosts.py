@@ -214,6 +214,10 @@ class Node:
     def profile(self, peer: Node) -> dict[str, Any] | None:
         return next(p["profile"] for p in self.status()["peers"] if p["name"] == peer.name)
 
+    def resources(self, kind: str) -> list[dict[str, Any]]:
+        """What policies have set here of one kind."""
+        return [r for r in self.status()["allocation"]["resources"] if r["kind"] == kind]
+
     def count(self, section: str, name: str = "") -> int:
         value = self.status()[section]
         return value[name] if name else value

@@ -42,16 +42,21 @@ def test_alarm_to_quarantine_to_release(nodes):
         before, issued = b.profile(a)["epoch"], count_issued(a)
         a.alarm(a.host.ipv4)
         until(lambda: count_issued(a) > issued, "a new epoch long before the interval is over", 4)
-        until(lambda: b.status()["allocation"]["quarantined"], "b quarantines", 5)
+        until(lambda: b.resources("quarantine"), "b quarantines", 5)
         assert b.profile(a)["epoch"] > before
         assert b.profile(a)["affected"] == [a.host.ipv4]
-        assert set(b.status()["allocation"]["quarantined"]) == {f"{a.host.ipv4}/32"}
+        assert [r["resource"] for r in b.resources("quarantine")] == [a.host.ipv4]
         until(lambda: not answered(sender, receiver, seconds=0.1), "the node is cut off", 5)
         until(lambda: answered(sender, receiver, seconds=0.1), "the node is released", 20)
-    until(lambda: not b.status()["allocation"]["quarantined"], "the plan forgets it")
+    until(lambda: not b.resources("quarantine"), "the plan forgets it")
     decisions = b.cli("explain", a.name, "--json").stdout
     assert '"isolate"' in decisions
     assert '"quarantine"' in decisions
+    (policy,) = b.status()["allocation"]["policies"]
+    assert policy["outcomes"]["fired"] >= 1
+    delays = {d["name"]: d for d in b.status()["allocation"]["delays"]}
+    applied = [delays[f"{cause}_applied"]["count"] for cause in ("alarm", "profile")]
+    assert sum(applied) >= 1, "from what was accepted to what the kernel has"
 
 
 def count_issued(a: Node) -> int:

@@ -199,7 +199,7 @@ def test_a_full_disk(nodes):
 @pytest.mark.parametrize(
     "request_",
     [b"", b"\n", b"\0" * 100 + b"\n", b"\xff\xfe\n", b"[" * 4000 + b"\n", b"x" * 100_000, b'{"command": 7}\n', b"{}\n",
-     b'{"command": "explain", "network": "nobody"}\n', b'{"command": "explain", "network": "a", "limit": -5}\n',
+     b'{"command": "explain", "peer": "nobody"}\n', b'{"command": "explain", "peer": "a", "limit": -5}\n',
      b'{"command": "status", "more": 1}\n', b'{"command": "\xff"}\n', b'{"command": "stop"}\n', b'{"command"'],
     ids=lambda r: repr(r[:20]),
 )  # fmt: skip
@@ -214,8 +214,8 @@ def test_garbage_on_the_control_socket(nodes, request_):
             answer = b"".join(iter(lambda: end.recv(65536), b""))
         except ConnectionResetError:
             return  # it hung up with what we sent unread
-    if b'"explain", "network": "a"' in request_:
-        assert json.loads(answer)["network"] == "a"
+    if b'"explain", "peer": "a"' in request_:
+        assert json.loads(answer)["peer"] == "a"
     else:
         assert "error" in json.loads(answer)
 

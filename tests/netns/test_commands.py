@@ -94,7 +94,7 @@ def test_monitor_and_explain(nodes):
         a.alarm(a.host.ipv4)
         until(lambda: b.status()["allocation"]["decisions"].get("release"), "the quarantine comes and goes")
         until(lambda: b.profile(a)["levels"]["threat"] < 0.5, "the alarm is over")
-        until(lambda: not b.status()["allocation"]["quarantined"], "and with it the last quarantine")
+        until(lambda: not b.resources("quarantine"), "and with it the last quarantine")
     finally:
         time.sleep(0.1)
         for process in monitors.values():

@@ -26,7 +26,7 @@ def nodes(tmp_path_factory) -> Iterator[tuple[Node, Node]]:
     with offloaded_pair("od", tmp_path_factory.mktemp("od")) as (a, b):
         a.peers, b.peers = [strict(b)], [strict(a)]
         start(a, b)
-        until(lambda: is_direct(a) and is_direct(b), "the programs alone stamp")
+        until(lambda: is_rule_free(a) and is_rule_free(b), "the programs alone stamp")
         yield a, b
 
 
@@ -53,7 +53,7 @@ def lowered(node: Node, table: str) -> list[str]:
     return [line for f in ("-4", "-6") for line in node.host.run("ip", f, *argv, check=False).stdout.splitlines()]
 
 
-def is_direct(node: Node) -> bool:
+def is_rule_free(node: Node) -> bool:
     return not queueing(node) and not rules(node) and len(lowered(node, "local")) == 2 and not lowered(node, "22600")
 
 
@@ -109,7 +109,7 @@ def test_to_the_rules_and_back_under_load(nodes, reason: Callable[[Node, bool], 
         reason(a, True)
         until(lambda: is_ruled(a), "rules and a table of our own")
         reason(a, False)
-        until(lambda: is_direct(a), "the programs alone stamp")
+        until(lambda: is_rule_free(a), "the programs alone stamp")
 
 
 @pytest.mark.parametrize("version", [4, 6])
@@ -125,7 +125,7 @@ def test_sends_of_over_64_kb_are_scented(nodes, version, jumbograms):
     before = totals(a), totals(b)
     transfer(a, b, version, SIZE)
     sends_of_over_64_kb(a, False)
-    until(lambda: is_direct(a), "the programs alone stamp")
+    until(lambda: is_rule_free(a), "the programs alone stamp")
     until(lambda: grown(a, before[0]).get("stamped", 0) > SIZE / 1460, "all segments are counted as stamped")
     assert not {name for name in grown(a, before[0]) if name.startswith("unstamped")}
     assert not {name for name in grown(b, before[1]) if name.startswith(("rejected", "absent"))}
@@ -165,7 +165,7 @@ def test_what_somebody_takes_away_comes_back(nodes):
         a.host.run(
             "ip", "-6" if ":" in route.split()[0] else "-4", "route", "del", *route.split()[:3], "table", "local"
         )
-    until(lambda: is_direct(a), "the routes are there again")
+    until(lambda: is_rule_free(a), "the routes are there again")
 
 
 def test_a_stop_leaves_the_kernels_table_as_it_was(nodes):
@@ -173,4 +173,4 @@ def test_a_stop_leaves_the_kernels_table_as_it_was(nodes):
     a.stop()
     assert lowered(a, "local") == []
     a.start()
-    until(lambda: is_direct(a), "the programs alone stamp")
+    until(lambda: is_rule_free(a), "the programs alone stamp")

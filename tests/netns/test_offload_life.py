@@ -165,7 +165,7 @@ def assert_seen(a: Node, b: Node, came, went) -> None:
 
 CLSACT_ONLY = """
 import functools, sys
-from scentd.datapath import attach
+from scentd.datapath.offload import attach
 attach.Attacher = functools.partial(attach.Attacher, force="clsact")
 from scentd.cli import main
 sys.exit(main())

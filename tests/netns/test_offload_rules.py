@@ -25,11 +25,11 @@ def host():
 def test_the_kernel_prints_them_as_they_are_wanted(host, forwarded):
     wish = config(stamp=Stamp(forwarded=forwarded), verify=Verify(absent="drop"))
     host.call(sets.apply, wish)
-    for offloaded in (SERVED, None, Served(("eth0",)), SERVED._replace(direct=True), Served()):
-        assert host.call(rules.apply, wish, offloaded)
+    for served in (SERVED, None, Served(("eth0",)), SERVED._replace(rule_free=True), Served()):
+        assert host.call(rules.apply, wish, served)
         for family in (4, 6):
-            assert iptables.same(rules.wanted(wish, family, offloaded), host.call(iptables.installed, family))
-        assert not host.call(rules.apply, wish, offloaded)
+            assert iptables.same(rules.wanted(wish, family, served), host.call(iptables.installed, family))
+        assert not host.call(rules.apply, wish, served)
     assert host.call(rules.remove)
 
 
@@ -51,14 +51,14 @@ def test_what_leaves_by_other_interfaces_leads_to_the_queue(names):
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_where_programs_stamp_alone_nothing_is_done_with_what_this_host_sends(family):
-    direct = SERVED._replace(direct=True)
-    assert rules.outbound(config(), family, direct) == []
-    forwarding = rules.outbound(config(local=["10.9.0.0/16"], stamp=Stamp(forwarded=True)), family, direct)
+    rule_free = SERVED._replace(rule_free=True)
+    assert rules.outbound(config(), family, rule_free) == []
+    forwarding = rules.outbound(config(local=["10.9.0.0/16"], stamp=Stamp(forwarded=True)), family, rule_free)
     assert forwarding[0] == "-A FORWARD -j SCENTD-FORWARD"
     assert all(line.startswith("-A SCENTD-FORWARD") for line in forwarding[1:])
     assert not any("NFQUEUE" in line for line in forwarding)
-    assert rules.inbound(config(), family, direct) == rules.inbound(config(), family, SERVED)
-    nowhere = Served(direct=True)  # no route leads to a peer
+    assert rules.inbound(config(), family, rule_free) == rules.inbound(config(), family, SERVED)
+    nowhere = Served(rule_free=True)  # no route leads to a peer
     assert rules.outbound(config(stamp=Stamp(forwarded=True)), family, nowhere) == []
 
 

@@ -148,7 +148,7 @@ def test_the_first_packet_of_an_alarm_quarantines(tmp_path):
             send(a, b, 4, forge.issued(a.identity, b, epoch), index=index)
         until(lambda: b.profile(a), "a profile of a calm network")
         send(a, b, 4, forge.issued(a.identity, b, epoch + 1, ALARMED))
-        until(lambda: b.status()["allocation"]["quarantined"], "one packet is enough")
+        until(lambda: b.resources("quarantine"), "one packet is enough")
         before = totals(b)
         with a.socket(4) as one, b.socket(4) as other:
             until(lambda: not answered(one, other, seconds=0.1), "the node is cut off")

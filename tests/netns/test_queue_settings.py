@@ -161,7 +161,7 @@ def test_a_full_queue(ends, fail_open, unsegmented):
 def test_a_number_that_is_taken(ends):
     host, _, _ = ends
     code = (
-        "import sys, time\nfrom scentd.datapath.nfqueue import Queue\n"
+        "import sys, time\nfrom scentd.datapath.queue.nfqueue import Queue\n"
         f"q = Queue({NUMBER}, lambda p: p.accept(), 64, False)\nprint('bound', flush=True)\ntime.sleep(20)"
     )
     other = host.start(sys.executable, "-c", code, env=environment(), stdout=subprocess.PIPE, text=True)

@@ -1,30 +1,11 @@
 """The status document as Prometheus text: every reason is there before it happens."""
 
+from documents import REASONS, status
 from prometheus_client.parser import text_string_to_metric_families
 
+from scentd.control.status import NetworkStatus
 from scentd.show import prometheus
 from scentd.wire import layout
-
-REASONS = [name for name in layout.VERDICTS.values() if name not in ("accepted", "absent")]
-STATUS = {
-    "stamped": 10,
-    "accepted": 9,
-    "absent": 8,
-    "profiles": 7,
-    "worker_restarts": 1,
-    "rejected": dict.fromkeys(REASONS, 0) | {"bad-tag": 5},
-    "unstamped": dict.fromkeys(layout.UNSTAMPED.values(), 0) | {"too-big": 3},
-    "profile_errors": dict.fromkeys(layout.PROFILE_ERRORS.values(), 0),
-    "reloads": {"applied": 2, "refused": 1},
-    "beacons": {"sent": 20, "failed": 0, "received": 10},
-    "other": {"internal_errors": 0},
-    "actuators": {"decision_log_written": 4},
-    "networks": [{"name": "acme", "collectors": {"eve_lines": 6}, "levels": {"cpu": 0.5}, "overall": 0.25}],
-    "peers": [
-        {"name": "svc", "profile": {"levels": {"threat": 1.0}, "overall": None, "age": 2.5}},
-        {"name": "new", "profile": None},
-    ],
-}
 
 
 def samples(text: str) -> dict:
@@ -36,17 +17,22 @@ def samples(text: str) -> dict:
 
 
 def test_everything_is_there():
-    found = samples(prometheus.exposition(STATUS))
+    found = samples(prometheus.exposition(status()))
     assert found["scentd_up",] == 1
     assert found["scentd_stamped_packets_total",] == 10
     assert found["scentd_rejected_packets_total", "bad-tag"] == 5
     assert found["scentd_unstamped_packets_total", "too-big"] == 3
     assert found["scentd_reloads_total", "refused"] == 1
-    assert found["scentd_level", "acme", "cpu", "issued"] == 0.5
-    assert found["scentd_level", "acme", "issued", "overall"] == 0.25
-    assert found["scentd_level", "received", "svc", "threat"] == 1.0
+    assert found["scentd_beacons_total", "sent"] == 20
+    assert found["scentd_collector_total", "acme", "eve_lines"] == 6
+    assert found["scentd_level", "acme", "cpu"] == 0.5
+    assert found["scentd_level", "acme", "overall"] == 0.25
+    assert found["scentd_peer_level", "svc", "threat"] == 1.0
     assert found["scentd_profile_age_seconds", "svc"] == 2.5
     assert ("scentd_profile_age_seconds", "new") not in found
+    assert found["scentd_policy_outcomes_total", "fired", "isolate"] == 2
+    assert found["scentd_delay_seconds", "alarm_applied", "mean"] == 0.006
+    assert found["scentd_delay_events_total", "alarm_applied"] == 2
     for reason in REASONS:
         assert ("scentd_rejected_packets_total", reason) in found
     for reason in layout.UNSTAMPED.values():
@@ -54,16 +40,16 @@ def test_everything_is_there():
 
 
 def test_names_and_help_are_right():
-    families = list(text_string_to_metric_families(prometheus.exposition(STATUS)))
+    families = list(text_string_to_metric_families(prometheus.exposition(status())))
     assert len({f.name for f in families}) == len(families)
     assert all(f.name.startswith("scentd_") and f.documentation for f in families)
 
 
 def test_no_daemon_is_down_and_nothing_else():
-    (up,) = prometheus.StatusCollector(lambda: None).collect()
+    (up,) = prometheus.StatusMetrics(lambda: None).collect()
     assert [s.value for s in up.samples] == [0.0]
 
 
 def test_odd_names_are_escaped():
-    odd = STATUS | {"networks": [{"name": 'a"b\\c', "collectors": {}, "levels": {"cpu": 1.0}}]}
-    assert ("scentd_level", 'a"b\\c', "cpu", "issued") in samples(prometheus.exposition(odd))
+    odd = NetworkStatus(name='a"b\\c', key_id="", signs=True, stamps=True, levels={"cpu": 1.0})
+    assert ("scentd_level", 'a"b\\c', "cpu") in samples(prometheus.exposition(status(networks=[odd])))

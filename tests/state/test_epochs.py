@@ -38,7 +38,7 @@ def test_kept_over_a_restart(path):
 def test_kept_over_kill_9(path):
     """No flush, no close: the pages are the kernel's."""
     code = (
-        "import os, signal\nfrom pathlib import Path\nfrom scentd.control import epochs\n"
+        "import os, signal\nfrom pathlib import Path\nfrom scentd.state import epochs\n"
         f"e = epochs.prepare(Path({str(path)!r}), [{ONE!r}])\ne.set_epoch({ONE!r}, 12345)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )

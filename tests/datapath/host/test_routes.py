@@ -29,7 +29,7 @@ TABLE = str(Datapath().route_table)
 
 def config(*addresses: str) -> Config:
     """Of a host that signs profiles: only then are its peers' packets scented, and room is made for that."""
-    network = Network(name="n", key_file="", source=[CpuSource()])
+    network = Network(name="n", key_file="k", source=[CpuSource()])
     return Config(network=[network], peer=[Peer(name="p", public_key="", addresses=list(addresses))])
 
 
@@ -99,11 +99,11 @@ def test_a_host_that_signs_nothing_lowers_no_route(host):
     """Without a collector nothing that it sends is ever scented, so nothing needs room."""
     wish = config("10.1.0.2", "fd00:1::/64")
     before = tables(host)
-    assert host.call(routes.apply, Config(network=[Network(name="n", key_file="")], peer=wish.peer)).routes == ()
+    assert host.call(routes.apply, Config(network=[Network(name="n", key_file="k")], peer=wish.peer)).routes == ()
     assert tables(host) == before
     host.call(routes.apply, wish)
     full_mtu_is(host, "10.1.0.2", 1464)
-    host.call(routes.apply, Config(network=[Network(name="n", key_file="")], peer=wish.peer))  # a reload without
+    host.call(routes.apply, Config(network=[Network(name="n", key_file="k")], peer=wish.peer))  # a reload without
     assert tables(host) == before
 
 
@@ -122,20 +122,20 @@ def test_without_rules_the_lowered_routes_are_in_the_table_local(host):
     before, wish = tables(host), config("10.1.0.2", "10.8.0.0/24", "fd00:1::2")
     host.ip("route add 10.8.0.0/16 via 10.2.0.2")
     plan = host.call(routes.planned, wish)
-    assert host.call(routes.may_be_direct, wish, plan)
+    assert host.call(routes.may_be_rule_free, wish, plan)
     for _ in range(2):
-        assert host.call(routes.apply, wish, direct=True) == plan
+        assert host.call(routes.apply, wish, rule_free=True) == plan
         assert "proto 83" not in host.out("ip", "rule")
         assert [mtu_of(host, to) for to in ("10.1.0.2", "10.8.0.9", "fd00:1::2")] == [1464, 1364, 1460]
         assert {str(r.prefix) for r in host.call(routes.have, wish.datapath)} == {
             *("10.1.0.2/32", "10.8.0.0/24", "fd00:1::2/128")
         }
     assert mtu_of(host, "10.1.0.3") is None
-    for direct in (False, True):
-        host.call(routes.apply, wish, direct=direct)
+    for rule_free in (False, True):
+        host.call(routes.apply, wish, rule_free=rule_free)
         assert mtu_of(host, "10.1.0.2") == 1464
-        assert ("proto 83" in host.out("ip", "rule")) is not direct
-        assert ("proto 83" in host.out("ip", "route", "show", "table", "local")) is direct
+        assert ("proto 83" in host.out("ip", "rule")) is not rule_free
+        assert ("proto 83" in host.out("ip", "route", "show", "table", "local")) is rule_free
     host.call(routes.remove, wish.datapath)
     host.ip("route del 10.8.0.0/16")
     assert tables(host) == before
@@ -147,9 +147,9 @@ def test_rules_of_the_host_come_before_the_table_local(host, family):
     wish = config("10.1.0.2", "fd00:1::2")
     plan = host.call(routes.planned, wish)
     host.run("ip", family, "rule", "add", "pref", "100", "fwmark", "7", "lookup", "main")
-    assert not host.call(routes.may_be_direct, wish, plan)
+    assert not host.call(routes.may_be_rule_free, wish, plan)
     host.run("ip", family, "rule", "del", "pref", "100")
-    assert host.call(routes.may_be_direct, wish, plan)
+    assert host.call(routes.may_be_rule_free, wish, plan)
 
 
 @pytest.mark.netns
@@ -158,9 +158,9 @@ def test_no_address_of_our_own_is_given_away(host, peer):
     """Not even if the configuration names it as a peer's."""
     host.ip("route add local 10.88.0.0/16 dev lo", "route add default via 10.1.0.2")
     wish = config("10.1.0.2", peer)
-    assert not host.call(routes.may_be_direct, wish, host.call(routes.planned, wish))
+    assert not host.call(routes.may_be_rule_free, wish, host.call(routes.planned, wish))
     wish = config("10.1.0.2")
-    assert host.call(routes.may_be_direct, wish, host.call(routes.planned, wish))
+    assert host.call(routes.may_be_rule_free, wish, host.call(routes.planned, wish))
 
 
 @pytest.mark.netns
@@ -169,10 +169,10 @@ def test_what_is_forwarded_unscented_is_not_held_to_the_lowered_mtu(host):
     plan, forwarding = host.call(routes.planned, wish), replace(wish, stamp=Stamp(forwarded=True))
     for switch in ("net.ipv4.ip_forward", "net.ipv6.conf.near0.forwarding"):
         host.run("sysctl", "-qw", f"{switch}=1")
-        assert not host.call(routes.may_be_direct, wish, plan)
-        assert host.call(routes.may_be_direct, forwarding, plan)
+        assert not host.call(routes.may_be_rule_free, wish, plan)
+        assert host.call(routes.may_be_rule_free, forwarding, plan)
         host.run("sysctl", "-qw", f"{switch}=0")
-        assert host.call(routes.may_be_direct, wish, plan)
+        assert host.call(routes.may_be_rule_free, wish, plan)
 
 
 @pytest.mark.netns

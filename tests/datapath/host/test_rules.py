@@ -12,6 +12,7 @@ import struct
 import threading
 import time
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -36,7 +37,9 @@ PEER = ["10.1.0.0/24", "fd00:1::/64"]
 
 
 def config(peer: list[str] = PEER, local: list[str] | None = None, **more) -> Config:
-    network = Network(name="n", key_file="", addresses=local or [], source=[CpuSource()])  # it signs: peers are scented
+    network = Network(
+        name="n", key_file="k", addresses=local or [], source=[CpuSource()]
+    )  # it signs: peers are scented
     return Config(network=[network], peer=[Peer(name="p", public_key="", addresses=peer)], **more)
 
 
@@ -148,7 +151,7 @@ def backend(request, tmp_path, monkeypatch) -> str:
     """Both kinds of iptables, by what `iptables` is on the PATH."""
     for name in ("iptables", "ip6tables"):
         for tail in ("", "-restore"):
-            target = iptables.Path(f"/usr/sbin/{name}-{request.param}{tail}")
+            target = Path(f"/usr/sbin/{name}-{request.param}{tail}")
             if not target.exists():
                 pytest.skip(f"{target} is not installed")
             (tmp_path / f"{name}{tail}").symlink_to(target)
@@ -605,7 +608,7 @@ def test_forwarded_packets_of_our_networks_are_stamped_if_asked_for():
 
         ours = (("10.5.0.1", "10.1.0.2"), ("fd00:5::1", "fd00:1::2"))
         others = (("10.5.0.77", "10.1.0.2"), ("fd00:5::77", "fd00:1::2"))
-        host_itself = Network(name="host", key_file="")  # its packets are stamped, those of strangers still are not
+        host_itself = Network(name="host", key_file="k")  # its packets are stamped, those of strangers still are not
         install(gateway, Config(network=[*wish.network, host_itself], peer=wish.peer, stamp=wish.stamp))
         with Queues(gateway) as queues:
             for pair in (*others, *ours):

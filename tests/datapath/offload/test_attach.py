@@ -296,8 +296,8 @@ def test_a_link_in_another_namespace_is_left_alone(lab):
 
 KILLED = """
 import os, signal, sys
-from scentd.datapath.attach import Attacher
-from scentd.datapath.libbpf import Object
+from scentd.datapath.offload.attach import Attacher
+from scentd.datapath.offload.libbpf import Object
 _, path, directory, mechanism, ifindex = sys.argv
 it = Object(path)
 it.load()

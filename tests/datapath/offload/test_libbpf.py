@@ -177,7 +177,7 @@ def test_what_the_verifier_refuses_comes_with_its_log(tmp_path):
 
 WITHOUT_RIGHTS = """
 import ctypes, sys
-from scentd.datapath.libbpf import LoadError, Object
+from scentd.datapath.offload.libbpf import LoadError, Object
 libc = ctypes.CDLL(None)
 it = Object(sys.argv[1])
 assert libc.setresuid(65534, 65534, 65534) == 0
@@ -197,9 +197,9 @@ CONFINED = """
 import ctypes, sys
 libc = ctypes.CDLL(None)
 libc.prctl(65, 1, 0, 0, 0)  # PR_SET_MDWE, since Linux 6.3
-from scentd.datapath.bpfmap import RingBuffer
-from scentd.datapath.bpfprog import prog_test_run
-from scentd.datapath.libbpf import LoadError, Object
+from scentd.datapath.offload.bpfmap import RingBuffer
+from scentd.datapath.offload.bpfprog import prog_test_run
+from scentd.datapath.offload.libbpf import LoadError, Object
 with Object(sys.argv[1]) as it:
     it.load()
     got = []

@@ -258,10 +258,10 @@ def test_a_worker_settles_what_it_cannot_see_whole(bench, direction, fail_open):
     bench.queues.pop(OUT).close()
     at = ["stamp", "verify", "verify long"].index(direction)
     stamp, verify, long = (OUT if number == at else 7 + number for number in range(3))
-    setup = link.Setup(stamp, verify, LENGTH, fail_open, fail_open, 0x100, 0x200, 0, long)
+    setup = link.WorkerSetup(stamp, verify, LENGTH, fail_open, fail_open, 0x100, 0x200, 0, long)
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        worker = bench.a.call(Worker, setup, ours, link.Reader(link.ToWorker))
+        worker = bench.a.call(Worker, setup, ours, link.MessageReader(link.ToWorker))
         bench.queues[OUT] = worker._queues[at]
         try:
             bench.send(4, LONGEST[4])

@@ -1,0 +1,84 @@
+"""A status document for the tests of what reads it."""
+
+from scentd.control.status import (
+    AllocationStatus,
+    BeaconStatus,
+    DelayStatus,
+    Glance,
+    NetworkStatus,
+    OffloadStatus,
+    Omitted,
+    PeerStatus,
+    PolicyStatus,
+    ProfileStatus,
+    ResourceStatus,
+    Status,
+)
+from scentd.wire import layout
+
+REASONS = [name for name in layout.VERDICTS.values() if name not in ("accepted", "absent")]
+
+PROFILE = ProfileStatus(
+    epoch=100,
+    interval=5,
+    age=2.5,
+    overall=None,
+    levels={"threat": 1.0},
+    glance=Glance(0.2, 1.0),
+    nodes=3,
+    affected=["10.0.0.7"],
+    affected_count=3,
+)
+NETWORK = NetworkStatus(
+    name="acme",
+    key_id="00112233",
+    signs=True,
+    stamps=True,
+    collectors={"eve_lines": 6},
+    epoch=100,
+    issued=7,
+    interval=5.0,
+    overall=0.25,
+    levels={"cpu": 0.5},
+)
+ALLOCATION = AllocationStatus(
+    resources=[
+        ResourceStatus(kind="quarantine", resource="10.0.0.7", peer="svc", text="quarantined until then", until=9.0),
+        ResourceStatus(kind="bandwidth", resource="eth0", peer="svc", text="20mbit", amount=2e7, unit="bit/s"),
+    ],
+    decisions={"quarantine": 1},
+    policies=[PolicyStatus(policy="isolate", outcomes={"fired": 2, "false": 5}, true_now=1, fired_at=8.0)],
+    delays=[DelayStatus(name="alarm_applied", count=2, mean=0.006, largest=0.007, last=0.005)],
+)
+
+
+def status(**changes) -> Status:
+    whole = {
+        "version": "1",
+        "started": 1.0,
+        "config": "/etc/scentd/scentd.toml",
+        "datapath": "nfqueue",
+        "offload": OffloadStatus(why_not="datapath.offload is off"),
+        "workers": [7],
+        "worker_restarts": 1,
+        "reloads": {"applied": 2, "refused": 1},
+        "networks": [NETWORK],
+        "peers": [
+            PeerStatus(name="svc", network="acme", key_id="ab", highest_epoch=100, profile=PROFILE),
+            PeerStatus(name="new", network="acme", key_id="cd", highest_epoch=0, profile=None),
+        ],
+        "omitted": Omitted(),
+        "stamped": 10,
+        "accepted": 9,
+        "absent": 8,
+        "rejected": dict.fromkeys(REASONS, 0) | {"bad-tag": 5},
+        "treated": {"bad-tag:drop": 5},
+        "unstamped": dict.fromkeys(layout.UNSTAMPED.values(), 0) | {"too-big": 3},
+        "profiles": 7,
+        "profile_errors": dict.fromkeys(layout.PROFILE_ERRORS.values(), 0),
+        "beacons": BeaconStatus(sent=20, failed=0, received=10),
+        "other": {"internal_errors": 0},
+        "allocation": ALLOCATION,
+        "actuators": {"decision_log_written": 4},
+    }
+    return Status(**{**whole, **changes})

@@ -1,0 +1,5 @@
+"""A setting for readers that need none."""
+
+from scentd.collect.source import Setting
+
+SETTING = Setting((), lambda event: None)

@@ -1,0 +1,31 @@
+"""The status document for people."""
+
+from documents import status
+
+from scentd.control.status import Omitted
+from scentd.show import text
+
+
+def test_a_status_says_what_matters():
+    shown = text.status(status())
+    for line in (
+        "no offload: datapath.offload is off",
+        "network acme  key 00112233  signs stamps",
+        "  cpu 0.50",
+        "peer svc  key ab",
+        "  affected: 10.0.0.7 and 2 more",
+        "  no profile received yet",
+        "rejected: bad-tag 5",
+        "unstamped: too-big 3",
+        "quarantine 10.0.0.7 of svc: quarantined until then",
+        "bandwidth eth0 of svc: 20mbit",
+        "alarm accepted -> applied: 6.0 ms on average, 7.0 ms at most",
+    ):
+        assert line in shown.splitlines()
+    assert "policy isolate: fired 2, false 5, fired 1970" in shown
+    assert "--all" not in shown
+
+
+def test_what_is_left_out_is_said():
+    shown = text.status(status(omitted=Omitted(peers=3, peers_without_profile=1, resources={"quarantine": 9})))
+    assert "not shown (--all shows them): 3 peers (1 without a profile), resources: quarantine 9" in shown
