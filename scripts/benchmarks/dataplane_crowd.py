@@ -14,10 +14,11 @@ from benchmarks import packets
 from benchmarks.lab import ADDRESS, MTU, PORT
 from scentd.core.offload import encode
 from scentd.core.offload.encode import PAIR
+from scentd.core.offload.served import Direction
 from scentd.core.tables import StampPair
 from scentd.datapath.offload import offload
 from scentd.datapath.offload.bpfmap import RingBuffer
-from scentd.datapath.offload.bpfprog import Direction, prog_test_run
+from scentd.datapath.offload.bpfprog import prog_test_run
 from scentd.datapath.offload.programs import Programs, grown
 from scentd.model import Outgoing
 from scentd.wire import ip, layout, maps, tag
@@ -122,8 +123,8 @@ class Crowd:
     def _outgoing(self) -> tuple[bytes, bytes]:
         """A struct scent_outgoing in two parts; the four bytes of the key id are between them."""
         fragments = (bytes(layout.FRAGMENT_LEN),) * layout.FRAGMENTS
-        out = Outgoing(0, self.now, bytes(4), KEY, 0, fragments, self.now + 10 * AGE)
-        _, value = encode.outgoing_entry(out, StampPair(0, 0, 0), time.time() - time.monotonic())
+        out = Outgoing("", "", self.now, bytes(4), KEY, 0, fragments, self.now + 10 * AGE)
+        _, value = encode.outgoing_entry(StampPair(0, 0, 0), out, time.time() - time.monotonic())
         at = maps.OUTGOING_HEAD_AT + layout.SCENT_KEY_ID_AT
         return value[:at], value[at + 4 :]
 

@@ -13,11 +13,12 @@ from pathlib import Path
 from benchmarks.dataplane_kinds import Kind, inside
 from benchmarks.lab import ADDRESS, FAR, INTERFACE, MTU, NEAR, call
 from benchmarks.packets import GROWTH
+from scentd.core.offload.served import Direction
 from scentd.datapath.offload import bpfprog, libbpf, tcx
 from scentd.wire import ip, layout
 
 SOURCE = Path(__file__).with_name("floor.bpf.c")
-PROGRAMS: dict[bpfprog.Direction, str] = {"egress": "floor_grow", "ingress": "floor_shrink"}
+PROGRAMS: dict[Direction, str] = {"egress": "floor_grow", "ingress": "floor_shrink"}
 NOPS = bytes((1,)) * layout.IPV4_OPTION_LEN
 
 

@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks import dataplane_crowd as crowd
 from benchmarks.dataplane_crowd import Crowd
 from benchmarks.report import spread
-from scentd.datapath.offload.bpfprog import Direction
+from scentd.core.offload.served import Direction
 from scentd.wire import layout
 
 SIZES = (1, 1_000, 100_000, 1_000_000)

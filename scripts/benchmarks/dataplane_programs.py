@@ -16,8 +16,9 @@ from typing import Any
 from benchmarks.dataplane_kinds import Kind, inside
 from benchmarks.dataplane_load import Length, tcp, udp
 from benchmarks.lab import INTERFACE
+from scentd.core.offload.served import Direction
 from scentd.datapath.offload import bpfprog, libbpf, tcx
-from scentd.datapath.offload.bpfprog import Direction, ProgramInfo
+from scentd.datapath.offload.bpfprog import ProgramInfo
 
 BPF_STATS_RUN_TIME = 0
 INSTRUCTION = 8  # bytes

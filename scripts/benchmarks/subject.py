@@ -113,13 +113,13 @@ class Product:
         theirs.close()
         self.counters: dict[str, int] = {}
         self._ours.sendall(link.frame(setup))
-        first = self._receive(link.Reader(link.FromWorker))
+        first = self._receive(link.MessageReader(link.FromWorker))
         if not isinstance(first, link.Ready):
             raise LabError(f"the worker did not start: {first}")
         self._ours.sendall(link.frame(party.tables()))
         threading.Thread(target=self._listen, daemon=True).start()
 
-    def _receive(self, reader: link.Reader) -> link.FromWorker | None:
+    def _receive(self, reader: link.MessageReader) -> link.FromWorker | None:
         self._ours.settimeout(20)
         while True:
             data = self._ours.recv(1 << 16)
@@ -131,10 +131,10 @@ class Product:
 
     def _listen(self) -> None:
         """Take what the worker says, so that its link never fills; keep its newest counters."""
-        reader = link.Reader(link.FromWorker)
+        reader = link.MessageReader(link.FromWorker)
         while data := self._receive_some():
             for message in reader.feed(data):
-                if isinstance(message, link.Report):
+                if isinstance(message, link.WorkerReport):
                     self.counters = message.counters
 
     def _receive_some(self) -> bytes:
@@ -144,7 +144,7 @@ class Product:
             return b""
 
     def new_epoch(self) -> None:
-        self._ours.sendall(link.frame(link.NewEpochs(tuple(self.party.next_epoch()))))
+        self._ours.sendall(link.frame(link.NewEpochs(self.party.next_epoch())))
 
     def check(self, counter: str) -> None:
         """Raise LabError unless every packet was treated as meant: refused packets are cheap, and would flatter."""
