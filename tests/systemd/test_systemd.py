@@ -19,7 +19,7 @@ from scentd import cli
 from scentd.config import expression, schema
 from scentd.config.sections import Config, DaemonSettings, Datapath
 from scentd.errors import ConfigError
-from scentd.kinds import config_from, load_config
+from scentd.kinds import config_from, kinds, load_config
 from scentd.wire import keys
 
 ROOT = Path(__file__).parents[2]
@@ -226,7 +226,7 @@ def test_the_example_loads(optional):
     loaded = config_from(example(optional))
     assert loaded.network
     assert loaded.peer
-    assert expression.check(loaded.policy, set()) == []
+    assert expression.check([policy.when for policy in loaded.policy], set()) == []
 
 
 def test_the_example_says_where_the_peers_key_goes():
@@ -236,28 +236,36 @@ def test_the_example_says_where_the_peers_key_goes():
     assert raised.value.problems[0].startswith("peer[0].public_key: ")
 
 
-def tables(data: dict, kind: type[schema.Table]):
-    """Every (table of the file, its struct), found by the structs' own annotations."""
-    yield data, kind
-    hints = typing.get_type_hints(kind, include_extras=True)
-    for field in msgspec.structs.fields(kind):
-        value, hint = data.get(field.encode_name), schema.unwrap(hints[field.name])[0]
-        if typing.get_origin(hint) is list:
-            hint = schema.unwrap(typing.get_args(hint)[0])[0]
-        variants = schema.struct_variants(hint)
+def sections(hint: typing.Any) -> dict[str, type[schema.Table]]:
+    """The structs that a field may hold: by kind, or one under ""."""
+    kind, extra = schema.unwrap(hint)
+    if "kinds" in extra:
+        return dict(kinds()[extra["kinds"]])
+    if typing.get_origin(kind) is list:
+        return sections(typing.get_args(kind)[0])
+    return {"": kind} if isinstance(kind, type) and issubclass(kind, schema.Table) else {}
+
+
+def fields(struct: type[schema.Table]):
+    """(name in the file, the structs that it may hold) of each field."""
+    hints = typing.get_type_hints(struct, include_extras=True)
+    return [(field.encode_name, sections(hints[field.name])) for field in msgspec.structs.fields(struct)]
+
+
+def tables(data: dict, struct: type[schema.Table]):
+    """Every (table of the file, its struct)."""
+    yield data, struct
+    for name, variants in fields(struct):
+        value = data.get(name)
         for item in value if isinstance(value, list) else [value]:
             if variants and isinstance(item, dict):
-                yield from tables(item, schema.pick_variant(item, variants, "", []))
+                yield from tables(item, variants.get(item.get("kind", "")) or variants[""])
 
 
-def all_tables(kind: type) -> set[type]:
+def all_tables(struct: type[schema.Table]) -> set[type[schema.Table]]:
     """The struct and all that its fields may hold."""
-    found = {kind}
-    for hint in typing.get_type_hints(kind, include_extras=True).values():
-        for candidate in (hint, *typing.get_args(hint)):
-            for variant in schema.struct_variants(schema.unwrap(candidate)[0]):
-                found |= all_tables(variant)
-    return found
+    inner = (variant for _, variants in fields(struct) for variant in variants.values())
+    return {struct}.union(*map(all_tables, inner))
 
 
 def test_the_example_has_every_key_of_every_section():
@@ -276,7 +284,7 @@ def test_what_the_example_calls_a_default_is_the_default():
     wrong = []
     for (data, kind), (active, _) in zip(tables(shown, Config), tables(given, Config), strict=True):
         problems: list[str] = []
-        made = schema.convert(data, kind, "", problems)
+        made = schema.convert(data, kind, "", problems, kinds())
         assert problems == []
         for field in msgspec.structs.fields(kind):
             key = field.encode_name
