@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import dataclass
 from socket import AF_INET, AF_INET6, inet_ntop
 from struct import Struct
 from typing import Any
@@ -14,7 +15,6 @@ from pyroute2.netlink.diag import SOCK_DIAG_BY_FAMILY, SS_ESTABLISHED, MarshalDi
 from pyroute2.netlink.exceptions import NetlinkError
 
 from scentd.collect.source import CollectError
-from scentd.collect.tcp import Connection
 
 INET_DIAG_INFO = 2
 
@@ -27,6 +27,14 @@ RTT = Struct("=II")
 RTT_AT = 68  # tcpi_rtt, tcpi_rttvar, microseconds
 SEGMENTS = Struct("=II")
 SEGMENTS_AT = 136  # tcpi_segs_out, tcpi_segs_in
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    cookie: int  # the kernel's own id of the socket, never used twice
+    rtt: float  # seconds
+    rttvar: float  # seconds
+    segments: int  # out and in since it began, modulo 2^32
 
 
 def established() -> list[Connection]:

@@ -8,13 +8,16 @@ a thousand idle ones with an hour-old estimate do not drown the one in use.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from scentd.collect.source import Reader, Setting
 from scentd.config.schema import check_positive
 from scentd.config.sections import Source
 from scentd.config.units import Seconds
 from scentd.model import Sample
+
+if TYPE_CHECKING:
+    from scentd.collect.inet_diag import Connection
 
 
 class TcpSource(Source, tag_field="kind", tag="tcp"):
@@ -26,14 +29,6 @@ class TcpSource(Source, tag_field="kind", tag="tcp"):
 
     def mistakes(self, path: str) -> list[str]:
         return check_positive(self, path, "latency_full", "jitter_full")
-
-
-@dataclass(frozen=True, slots=True)
-class Connection:
-    cookie: int  # the kernel's own id of the socket, never used twice
-    rtt: float  # seconds
-    rttvar: float  # seconds
-    segments: int  # out and in since it began, modulo 2^32
 
 
 class TcpReader(Reader):

@@ -21,6 +21,7 @@ from pathlib import Path
 import msgspec
 
 from scentd.errors import HostError
+from scentd.model import SCHEMA
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +144,7 @@ class Server:
                 await self._write(writer, await queue.get())
                 if queue.missed:
                     missed, queue.missed = queue.missed, 0
-                    await self._write(writer, {"event": "missed", "count": missed})
+                    await self._write(writer, {"schema": SCHEMA, "event": "missed", "count": missed})
         finally:
             self._monitors.discard(queue)
 

@@ -119,10 +119,6 @@ class Reading:
     dropped: int  # because a queue was full
     machine: float  # busy seconds of all processors
 
-    @property
-    def handled(self) -> tuple[int, ...]:
-        return tuple(q - w for q, w in zip(self.queued, self.waiting, strict=True))
-
 
 def read(pids: Sequence[int], queues: Sequence[int]) -> Reading:
     """All processes live in one namespace. Linux: fs/proc/base.c (schedstat), net/netfilter/nfnetlink_queue.c."""

@@ -54,7 +54,7 @@ http {{
 
 class Nginx:
     def __init__(self, lab: Lab, host: Host) -> None:
-        self._lab, self._directory = lab, lab.directory / "nginx"
+        self._directory = lab.directory / "nginx"
         www = self._directory / "www"
         www.mkdir(parents=True)
         (www / "index.html").write_text("hello from the service host\n")

@@ -13,7 +13,8 @@ from pyroute2.netlink.exceptions import NetlinkError
 from readings import SETTING
 
 from scentd.collect import inet_diag
-from scentd.collect.tcp import Connection, TcpReader, TcpSource, weighted
+from scentd.collect.inet_diag import Connection
+from scentd.collect.tcp import TcpReader, TcpSource, weighted
 
 SO_COOKIE = 57
 
