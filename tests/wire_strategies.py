@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import carriers
+import wire_setup as setup
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from scentd.wire import ip
+from scentd.wire import ip, layout
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "packets.json").read_text())
 BEFORE = {v["name"]: bytes.fromhex(v["before"]) for v in VECTORS["stamped"]}
@@ -58,3 +60,14 @@ def mended(packet):
 
 def without_checksum(packet):
     return packet[:10] + b"\0\0" + packet[12:] if packet[0] >> 4 == 4 else packet
+
+
+TCP4, TCP6 = STAMPED["tcp4"], STAMPED["tcp6"]
+
+
+def verdict(outcome):
+    return layout.VERDICT_ACCEPTED if isinstance(outcome, bytes) else outcome.verdict
+
+
+def at_epoch(epoch, before=TCP4):
+    return setup.stamper(epoch, epoch).stamp(carriers.remove(before, ip.parse(before)))

@@ -16,6 +16,7 @@ from scentd.core.packet import stamp
 from scentd.core.profile.issue import IssuedPair, Issuer, metric_slots
 from scentd.model import Outgoing, Statement
 from scentd.wire import ip, keys, layout
+from scentd.wire.carrier import ipv6_header
 
 IP_OPTIONS, IPV6_DSTOPTS = 4, 59
 QUIET = Statement(5, 0.5, {"cpu": 0.5}, frozenset())
@@ -56,7 +57,7 @@ def attach(end: socket.socket, made: bytes) -> None:
         option = bytes((layout.IPV4_OPTION_TYPE, 2 + len(made))) + made
         end.setsockopt(socket.IPPROTO_IP, IP_OPTIONS, option + b"\x01" * (-len(option) % 4))
     elif len(made) == layout.LEN:
-        end.setsockopt(socket.IPPROTO_IPV6, IPV6_DSTOPTS, ip.ipv6_header(0, made))
+        end.setsockopt(socket.IPPROTO_IPV6, IPV6_DSTOPTS, ipv6_header(0, made))
     else:
         header = bytes((0, 4, layout.IPV6_OPTION_TYPE, len(made))) + made
         end.setsockopt(

@@ -12,8 +12,9 @@ import time
 
 import forge
 import pytest
-from hosts import Node, acquainted, alive, answered, environment, pair, peer_of, start, steady, until
+from hosts import Node, acquainted, alive, answered, environment, pair, peer_of, start, until
 from pyroute2 import IPSet
+from steady import steady
 
 pytestmark = pytest.mark.netns
 

@@ -16,8 +16,9 @@ from ipaddress import ip_address
 import pytest
 from compiled import bpffs, compiled
 from edges import grown, in_place, offloaded, offloaded_pair, strict, totals
-from hosts import Node, acquainted, environment, peer_of, say, start, steady, transfer, until
+from hosts import Node, acquainted, environment, peer_of, say, start, transfer, until
 from pyroute2 import IPRoute
+from steady import steady
 from topology import Topology
 
 from scentd.datapath.offload import bpfprog, libbpf

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from test_rules import config
+from queues import config
 from topology import Topology
 
 from scentd.config.sections import Stamp, Verify

@@ -22,7 +22,7 @@ from hosts import answered, pair, peer_of, start, until
 
 from scentd.datapath.offload import pins
 from scentd.datapath.offload.bpfmap import Map
-from scentd.datapath.offload.programs import place
+from scentd.datapath.offload.programs import maps_directory
 from scentd.model import Statement
 from scentd.wire import ip, layout, tag
 
@@ -218,7 +218,7 @@ def flooded(b, before: dict[str, int]) -> dict[str, int]:
 
 def contents(b, name: str) -> dict[bytes, bytes]:
     """A map of the running daemon's programs."""
-    fd = pins.get(str(place(str(b.pin_dir)) / name))
+    fd = pins.get(str(maps_directory(str(b.pin_dir)) / name))
     assert fd is not None
     try:
         return dict(Map(fd).items())

@@ -8,7 +8,8 @@ import subprocess
 import sys
 
 import pytest
-from hosts import Node, acquainted, answered, environment, pair, peer_of, start, steady, until
+from hosts import Node, acquainted, answered, environment, pair, peer_of, start, until
+from steady import steady
 
 from scentd.state import key_files
 from scentd.wire.keys import identity

@@ -8,54 +8,18 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
-import time
 
 import pytest
+from lowered import TABLE, config, full_mtu_is, mtu_of, near_of
 from msgspec.structs import replace
-from topology import Host, Topology
+from topology import Host
 
-from scentd.collect.cpu import CpuSource
-from scentd.config.sections import Config, Datapath, Network, Peer, Stamp
+from scentd.config.sections import Config, Datapath, Network, Stamp
 from scentd.core import lowered_mtu
-from scentd.datapath.host import routes, rules, sets, watch
+from scentd.datapath.host import routes, rules, sets
 from scentd.datapath.queue.nfqueue import Queue
 
 pytestmark = pytest.mark.netns
-
-MARK = hex(Datapath().mark_stamped)
-TABLE = str(Datapath().route_table)
-
-
-def config(*addresses: str) -> Config:
-    """Of a host that signs profiles: only then are its peers' packets scented, and room is made for that."""
-    network = Network(name="n", key_file="k", source=[CpuSource()])
-    return Config(network=[network], peer=[Peer(name="p", public_key="", addresses=list(addresses))])
-
-
-@pytest.fixture
-def host() -> Host:
-    with Topology("routes") as net:
-        host, near, other = net.host("host"), net.host("near"), net.host("other")
-        net.link(host, near, "10.1.0.0/24", "fd00:1::/64")
-        net.link(host, other, "10.2.0.0/24", "fd00:2::/64", mtu=1400)
-        yield host
-
-
-def near_of(host: Host) -> Host:
-    return Host(host.namespace.removesuffix("host") + "near", "near")
-
-
-def full_mtu_is(host: Host, address: str, lowered: int | None, full: int | None = None) -> None:
-    """What sockets see, and what a packet with the stamped mark sees (None: the interface's own)."""
-    assert mtu_of(host, address) == lowered
-    assert mtu_of(host, address, "mark", MARK) == full
-
-
-def mtu_of(host: Host, address: str, *more: str) -> int | None:
-    (found,) = json.loads(host.out("ip", "-j", "route", "get", address, *more))
-    metrics = found.get("metrics") or [{}]
-    return metrics[0].get("mtu")
 
 
 def tables(host: Host) -> str:
@@ -328,96 +292,3 @@ def test_link_local_neighbours_are_reached_past_a_peer_that_is_everybody(host):
     full_mtu_is(host, "2001:db8::1", 1460)
     (found,) = json.loads(host.out("ip", "-j", "route", "get", "fe80::1234", "oif", "near0"))
     assert "gateway" not in found
-
-
-class Follower:
-    """Applies a configuration whenever the watch calls."""
-
-    def __init__(self, host: Host, wish: Config) -> None:
-        self.calls = 0
-        self.called = threading.Event()
-        self.host, self.wish = host, wish
-        self.watch = host.call(watch.Watch, wish.datapath, self.changed, debounce=0.05)
-
-    def changed(self) -> None:
-        self.host.call(routes.apply, self.wish)
-        self.calls += 1
-        self.called.set()
-
-    def wait(self) -> bool:
-        came = self.called.wait(3)
-        self.called.clear()
-        return came
-
-
-@pytest.mark.netns
-def test_the_watch_follows_the_main_table_and_not_itself(host):
-    wish = config("10.8.0.0/24", "10.1.0.2", "fd00:8::/64")
-    host.call(routes.apply, wish)
-    follower = Follower(host, wish)
-    with follower.watch:
-        for change, address, mtu in (
-            ("route add 10.8.0.0/16 via 10.2.0.2", "10.8.0.1", 1364),
-            ("route replace 10.8.0.0/16 via 10.1.0.2", "10.8.0.1", 1464),
-            ("route add fd00:8::/32 via fd00:1::2", "fd00:8::1", 1460),
-            ("link set near0 mtu 1450", "10.8.0.1", 1414),
-            (f"route del 10.1.0.2 table {TABLE}", "10.1.0.2", 1414),  # somebody else's mistake is mended
-            ("rule del priority 22601", "10.1.0.2", 1414),
-            ("rule add priority 100 fwmark 7 lookup main", "10.1.0.2", 1414),  # they decide where routes may stand
-            ("rule del priority 100", "10.1.0.2", 1414),
-        ):
-            host.ip(change)
-            assert follower.wait(), change
-            full_mtu_is(host, address, mtu)
-            time.sleep(0.15)  # a second look may follow, and then there is peace
-            follower.called.clear()
-        before = follower.calls
-        time.sleep(0.3)
-        host.ip("route add 10.77.0.0/16 via 10.1.0.2 table 99", "route add 10.78.0.0/16 via 10.1.0.2 table 99")
-        time.sleep(0.2)
-        assert follower.calls == before
-    assert not follower.watch.thread.is_alive()
-
-
-@pytest.mark.netns
-@pytest.mark.parametrize(
-    "switch", ["net.ipv4.ip_forward", "net.ipv4.conf.near0.forwarding", "net.ipv6.conf.near0.forwarding"]
-)
-def test_the_watch_hears_of_forwarding(host, switch):
-    follower = Follower(host, config("10.1.0.2"))
-    with follower.watch:
-        host.run("sysctl", "-qw", f"{switch}=1")
-        assert follower.wait()
-
-
-@pytest.mark.netns
-def test_a_new_interface_is_not_waited_for(host):
-    """Programs are on it before it has routes; the first burst of changes would take the whole pause."""
-    calls = []
-    with host.call(watch.Watch, Datapath(), lambda: calls.append(time.monotonic()), debounce=5.0):
-        host.ip("link set near0 mtu 1450")
-        time.sleep(0.2)
-        assert calls == []
-        host.ip("link add new0 type veth peer name new1")
-        end = time.monotonic() + 2
-        while not calls and time.monotonic() < end:
-            time.sleep(0.01)
-        assert calls
-        host.ip("link del new0")
-
-
-@pytest.mark.netns
-def test_a_burst_of_changes_is_one_call_and_a_failing_call_is_not_the_end(host, caplog):
-    calls = []
-
-    def changed() -> None:
-        calls.append(time.monotonic())
-        if len(calls) == 1:
-            raise ValueError("broken")
-
-    with host.call(watch.Watch, Datapath(), changed, debounce=0.1):
-        for gateway in ("10.1.0.2", "10.2.0.2"):
-            host.ip(*(f"route replace 10.{i}.0.0/16 via {gateway}" for i in range(20, 40)))
-            time.sleep(0.3)
-    assert len(calls) == 2
-    assert "cannot follow" in caplog.text

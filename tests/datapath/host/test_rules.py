@@ -6,157 +6,34 @@ sender ---- 10.1.0.0/24, fd00:1::/64 ---- receiver
 from __future__ import annotations
 
 import errno
-import select
 import socket
 import struct
-import threading
-import time
-from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
-from pathlib import Path
+from ipaddress import ip_network
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from topology import Host, Topology
+from queues import (
+    LONG_QUEUE,
+    PEER,
+    STAMP_QUEUE,
+    VERIFY_QUEUE,
+    Queues,
+    config,
+    family_of,
+    heard,
+    install,
+    set_options,
+    udp,
+    wait_for,
+)
+from topology import Topology
 
-from scentd.collect.cpu import CpuSource
-from scentd.config.sections import Config, Datapath, Network, Peer, Stamp, Verify
+from scentd.config.sections import Config, Datapath, Network, Stamp, Verify
 from scentd.datapath.host import iptables, rules, sets
-from scentd.datapath.queue.nfqueue import Queue
 from scentd.errors import HostError
 
 pytestmark = pytest.mark.netns
 
-IP_OPTIONS, IPV6_DSTOPTS = 4, 59
-# An unknown option of 36 bytes, as the scent is; and the IPv6 header of 40 (RFC 8200: two bytes are the kernel's).
-IPV4_OPTION = bytes([158, 36]) + bytes(34)
-IPV6_OPTION = bytes([0, 4, 0x1E, 34]) + bytes(34) + bytes([1, 0])
-STAMP_QUEUE, VERIFY_QUEUE, LONG_QUEUE = 22600, 22601, 22602
 MARK_STAMPED, MARK_REJECTED = Datapath().mark_stamped, Datapath().mark_rejected
-PEER = ["10.1.0.0/24", "fd00:1::/64"]
-
-
-def config(peer: list[str] = PEER, local: list[str] | None = None, **more) -> Config:
-    network = Network(
-        name="n", key_file="k", addresses=local or [], source=[CpuSource()]
-    )  # it signs: peers are scented
-    return Config(network=[network], peer=[Peer(name="p", public_key="", addresses=peer)], **more)
-
-
-class Queues:
-    """Listens on the queues of a host; `seen` are (queue number, packet). Every packet gets `mark` and goes on."""
-
-    def __init__(self, host: Host, mark: int = 0) -> None:
-        self.seen: list[tuple[int, bytes]] = []
-        self.mark = mark
-        self.stopped = False
-        numbers = (STAMP_QUEUE, VERIFY_QUEUE, LONG_QUEUE)
-        self.queues = host.call(lambda: [Queue(n, self.taker(n), 1024, False) for n in numbers])
-        self.thread = threading.Thread(target=self.run)
-
-    def taker(self, number: int):
-        def take(packet) -> None:
-            self.seen.append((number, packet.get_payload()))
-            if number != STAMP_QUEUE and self.mark:
-                packet.set_mark(packet.mark | self.mark)
-            packet.accept()
-
-        return take
-
-    def run(self) -> None:
-        while not self.stopped:
-            for ready in select.select(self.queues, [], [], 0.02)[0]:
-                ready.run()
-
-    def __enter__(self) -> Queues:
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stopped = True
-        self.thread.join()
-        for queue in self.queues:
-            queue.close()
-
-    def count(self, number: int, containing: bytes) -> int:
-        return sum(1 for queue, packet in self.seen if queue == number and containing in packet)
-
-
-def family_of(address: str) -> int:
-    return socket.AF_INET6 if ":" in address else socket.AF_INET
-
-
-def udp(address: str, data: bytes, mark: int = 0, options: bool = False) -> None:
-    with socket.socket(family_of(address), socket.SOCK_DGRAM) as s:
-        if mark:
-            s.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
-        if options:
-            set_options(s)
-        s.sendto(data, (address, 9))
-
-
-def set_options(s: socket.socket) -> None:
-    if s.family == socket.AF_INET6:
-        s.setsockopt(socket.IPPROTO_IPV6, IPV6_DSTOPTS, IPV6_OPTION)
-    else:
-        s.setsockopt(socket.IPPROTO_IP, IP_OPTIONS, IPV4_OPTION)
-
-
-def heard(host: Host, address: str):
-    """A UDP socket in the host; recv() says whether a datagram came through."""
-
-    def make() -> socket.socket:
-        s = socket.socket(family_of(address), socket.SOCK_DGRAM)
-        s.bind((address, 9))
-        s.settimeout(0.4)
-        return s
-
-    return host.call(make)
-
-
-def wait_for(condition, seconds: float = 2.0) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.01)
-    return bool(condition())
-
-
-def install(host: Host, wish: Config) -> None:
-    host.call(sets.apply, wish)
-    host.call(rules.apply, wish)
-
-
-@pytest.fixture
-def net():
-    with Topology("rules") as topology:
-        sender, receiver = topology.host("sender"), topology.host("receiver")
-        topology.link(sender, receiver, "10.1.0.0/24", "fd00:1::/64")
-        yield topology
-
-
-@pytest.fixture
-def sender(net: Topology) -> Host:
-    return net.hosts["sender"]
-
-
-@pytest.fixture
-def receiver(net: Topology) -> Host:
-    return net.hosts["receiver"]
-
-
-@pytest.fixture(params=["nft", "legacy"])
-def backend(request, tmp_path, monkeypatch) -> str:
-    """Both kinds of iptables, by what `iptables` is on the PATH."""
-    for name in ("iptables", "ip6tables"):
-        for tail in ("", "-restore"):
-            target = Path(f"/usr/sbin/{name}-{request.param}{tail}")
-            if not target.exists():
-                pytest.skip(f"{target} is not installed")
-            (tmp_path / f"{name}{tail}").symlink_to(target)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    return request.param
 
 
 # -- the text, without a kernel ------------------------------------------------
@@ -194,118 +71,7 @@ def test_every_rule_names_a_chain_of_ours():
             assert not any("comment" in line for line in lines)
 
 
-def test_jumps_of_others_are_not_ours():
-    have = {"mangle": ["-P OUTPUT ACCEPT", "-N SCENTD-OUT", "-A OUTPUT -j OTHER", "-A OUTPUT -j SCENTD-OUT"]}
-    assert iptables.removal(have) == "*mangle\n-D OUTPUT -j SCENTD-OUT\n-F SCENTD-OUT\n-X SCENTD-OUT\nCOMMIT\n"
-    assert iptables.removal({"mangle": ["-A OUTPUT -j OTHER"], "filter": []}) == ""
-
-
-def test_a_foreign_rule_above_the_refusal_is_a_difference():
-    want = rules.wanted(config(verify=Verify(rejected="reject")), 4)
-    filled = {"mangle": want["mangle"], "filter": ["-A INPUT -j ACCEPT", *want["filter"]]}
-    assert iptables.same(want, want)
-    assert not iptables.same(want, filled)
-
-
-def test_nobody_told_no_rules_in_filter():
-    for told in (Verify(rejected="reject"), Verify(absent="reject")):
-        assert rules.wanted(config(verify=told), 4)["filter"]
-    assert rules.wanted(config(), 4)["filter"] == []
-    assert "*filter" not in iptables.text(rules.wanted(config(), 4))
-    assert "-X SCENTD-REJECT" in iptables.text(rules.wanted(config(), 4), {"filter": ["-N SCENTD-REJECT"]})
-
-
-def test_explanations_name_the_way_out():
-    text = "*mangle\n-A OUTPUT -m u32 --u32 x -j RETURN\nCOMMIT\n"
-    assert "xt_u32" in iptables.explain(
-        "iptables-restore: Couldn't load match `u32':No such file\nError at line: 2", text
-    )
-    assert "(-A OUTPUT -m u32" in iptables.explain("Error occurred at line: 2\nTry `x'", text)
-    assert "CAP_NET_ADMIN" in iptables.explain("Could not fetch rule set generation id: Permission denied", "")
-
-
-def networks(kind: type, bits: int):
-    return st.builds(
-        lambda number, length: kind((number >> (bits - length) << (bits - length), length)),
-        st.integers(0, 2**bits - 1),
-        st.integers(0, bits),
-    )
-
-
-@given(networks(IPv4Network, 32) | networks(IPv6Network, 128))
-def test_set_entries_are_well_formed(prefix):
-    for part in sets.halves(prefix):
-        entry = sets.entry(part)
-        length, kind = struct.unpack_from("=HH", entry)
-        assert (length, kind & 0x7FFF) == (len(entry), sets.ATTR_DATA)
-        assert 0 < part.prefixlen == entry[-4]
-        assert part.network_address.packed in entry
-    assert list(collapse_addresses(sets.halves(prefix))) == [prefix]
-
-
 # -- sets ------------------------------------------------------------------
-
-
-@pytest.mark.netns
-def test_sets_become_what_the_configuration_says(sender):
-    wish = config(["10.0.0.0/8", "192.0.2.1", "::/0", "fd00::/16"], local=["0.0.0.0/0", "2001:db8::/32"])
-    for _ in range(2):
-        sender.call(sets.apply, wish)
-        assert sender.call(sets.have) == sets.wanted(wish)
-    assert sets.wanted(wish)["scentd-stamp6"] == {ip_network("::/1"), ip_network("8000::/1"), ip_network("fd00::/16")}
-    other = config(["198.51.100.0/24"])
-    sender.call(sets.apply, other)
-    assert sender.call(sets.have) == sets.wanted(other)
-    for _ in range(2):
-        sender.call(sets.remove)
-        assert sender.call(sets.have) == {}
-
-
-@pytest.mark.netns
-def test_sets_hold_more_than_the_default_and_more_than_one_message(sender):
-    many = config([f"10.{i >> 8 & 255}.{i & 255}.{i >> 16 << 4}/28" for i in range(70_000)])
-    started = time.monotonic()
-    sender.call(sets.apply, many)
-    assert time.monotonic() - started < 10
-    with sender.call(sets.IPSet) as ipset:
-        header = sender.call(lambda: next(iter(ipset.list("scentd-stamp4"))).get_attr("IPSET_ATTR_DATA"))
-    assert header.get_attr("IPSET_ATTR_ELEMENTS") == 70_000
-
-
-@pytest.mark.netns
-def test_what_a_crash_left_is_no_hindrance(sender):
-    def crash() -> None:
-        with sets.opened() as ipset:
-            sets.create(ipset, sets.temporary("stamp", 4), 4, 0)
-            sets.fill(ipset, sets.temporary("stamp", 4), frozenset([ip_network("10.66.0.0/16")]))
-
-    sender.call(crash)
-    sender.call(sets.apply, config())
-    assert sender.call(sets.have) == sets.wanted(config())
-
-
-@pytest.mark.netns
-def test_a_refused_entry_is_an_error(sender):
-    def fill_wrong_family() -> None:
-        with sets.opened() as ipset:
-            sets.create(ipset, "scentd-tmp-stamp4", 4, 1)
-            sets.fill(ipset, "scentd-tmp-stamp4", frozenset([ip_network("fd00::/16")]))
-
-    with pytest.raises(HostError, match="ipset"):
-        sender.call(fill_wrong_family)
-
-
-@pytest.mark.netns
-def test_a_reload_changes_sets_under_living_rules(sender):
-    install(sender, config(["10.1.0.2"]))
-    before = sender.out("iptables", "-t", "mangle", "-vS")
-    with pytest.raises(HostError, match="remove the rules first"):
-        sender.call(sets.remove)
-    new = config(["10.1.0.2", "10.9.0.0/16"])
-    sender.call(sets.apply, new)
-    assert not sender.call(rules.apply, new)
-    assert sender.call(sets.have) == sets.wanted(new)
-    assert sender.out("iptables", "-t", "mangle", "-vS") == before
 
 
 # -- rules as the host holds them -------------------------------------------

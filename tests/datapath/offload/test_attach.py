@@ -18,7 +18,6 @@ import pytest
 from compiled import bpffs, compiled
 from hosts import ROOT, environment
 from pyroute2 import IPRoute
-from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from topology import Host, Topology
 
 from scentd.datapath.offload import attach, bpfprog, clsact, pins, tcx
@@ -375,35 +374,3 @@ def test_no_bpf_file_system(lab, tmp_path):
 
 
 # -- interfaces ----------------------------------------------------------------
-
-
-def test_interfaces():
-    with Topology("interfaces") as net:
-        host = net.host("host")
-        host.ip(
-            "link add plain type veth peer name other",
-            "link add br0 type bridge",
-            "link add port type veth peer name far",
-            "link set port master br0",
-            "tuntap add tun0 mode tun",
-        )
-        switches = [f"net.bridge.bridge-nf-call-{program}" for program in ("iptables", "ip6tables")]
-        host.run("sysctl", "-qw", *(f"{name}=0" for name in switches), check=False)  # there with br_netfilter alone
-        found = {i.name: i.header for i in host.call(attach.interfaces)}
-        assert found.items() >= {"plain": 14, "br0": 14, "far": 14, "tun0": 0}.items()
-        assert not found.keys() & {"lo", "port"}
-        host.ip("link set br0 type bridge nf_call_ip6tables 1")
-        found = {i.name: i for i in host.call(attach.interfaces)}
-        assert found["br0"].header is None, "br_netfilter"
-        assert found["tun0"].number == host.call(socket.if_nametoindex, "tun0")
-
-
-@pytest.mark.parametrize(("kind", "free"), [("vrf", True), ("bridge", False), ("bond", False)])
-def test_masters(kind, free):
-    message = ifinfmsg()
-    more = {"attrs": [("IFLA_INFO_SLAVE_KIND", kind)]}
-    message.setvalue({"attrs": [("IFLA_MASTER", 7), ("IFLA_LINKINFO", more)]})
-    message.encode()
-    received = ifinfmsg(message.data)
-    received.decode()
-    assert attach.is_free(received) is free

@@ -1,0 +1,111 @@
+"""The watch in a real namespace: what it hears of, and when it calls.
+
+The hosts are those of conftest.py.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+from lowered import TABLE, config, full_mtu_is
+from topology import Host
+
+from scentd.config.sections import Config, Datapath
+from scentd.datapath.host import routes, watch
+
+pytestmark = pytest.mark.netns
+
+
+class Follower:
+    """Applies a configuration whenever the watch calls."""
+
+    def __init__(self, host: Host, wish: Config) -> None:
+        self.calls = 0
+        self.called = threading.Event()
+        self.host, self.wish = host, wish
+        self.watch = host.call(watch.Watch, wish.datapath, self.changed, debounce=0.05)
+
+    def changed(self) -> None:
+        self.host.call(routes.apply, self.wish)
+        self.calls += 1
+        self.called.set()
+
+    def wait(self) -> bool:
+        came = self.called.wait(3)
+        self.called.clear()
+        return came
+
+
+@pytest.mark.netns
+def test_the_watch_follows_the_main_table_and_not_itself(host):
+    wish = config("10.8.0.0/24", "10.1.0.2", "fd00:8::/64")
+    host.call(routes.apply, wish)
+    follower = Follower(host, wish)
+    with follower.watch:
+        for change, address, mtu in (
+            ("route add 10.8.0.0/16 via 10.2.0.2", "10.8.0.1", 1364),
+            ("route replace 10.8.0.0/16 via 10.1.0.2", "10.8.0.1", 1464),
+            ("route add fd00:8::/32 via fd00:1::2", "fd00:8::1", 1460),
+            ("link set near0 mtu 1450", "10.8.0.1", 1414),
+            (f"route del 10.1.0.2 table {TABLE}", "10.1.0.2", 1414),  # somebody else's mistake is mended
+            ("rule del priority 22601", "10.1.0.2", 1414),
+            ("rule add priority 100 fwmark 7 lookup main", "10.1.0.2", 1414),  # they decide where routes may stand
+            ("rule del priority 100", "10.1.0.2", 1414),
+        ):
+            host.ip(change)
+            assert follower.wait(), change
+            full_mtu_is(host, address, mtu)
+            time.sleep(0.15)  # a second look may follow, and then there is peace
+            follower.called.clear()
+        before = follower.calls
+        time.sleep(0.3)
+        host.ip("route add 10.77.0.0/16 via 10.1.0.2 table 99", "route add 10.78.0.0/16 via 10.1.0.2 table 99")
+        time.sleep(0.2)
+        assert follower.calls == before
+    assert not follower.watch.thread.is_alive()
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize(
+    "switch", ["net.ipv4.ip_forward", "net.ipv4.conf.near0.forwarding", "net.ipv6.conf.near0.forwarding"]
+)
+def test_the_watch_hears_of_forwarding(host, switch):
+    follower = Follower(host, config("10.1.0.2"))
+    with follower.watch:
+        host.run("sysctl", "-qw", f"{switch}=1")
+        assert follower.wait()
+
+
+@pytest.mark.netns
+def test_a_new_interface_is_not_waited_for(host):
+    """Programs are on it before it has routes; the first burst of changes would take the whole pause."""
+    calls = []
+    with host.call(watch.Watch, Datapath(), lambda: calls.append(time.monotonic()), debounce=5.0):
+        host.ip("link set near0 mtu 1450")
+        time.sleep(0.2)
+        assert calls == []
+        host.ip("link add new0 type veth peer name new1")
+        end = time.monotonic() + 2
+        while not calls and time.monotonic() < end:
+            time.sleep(0.01)
+        assert calls
+        host.ip("link del new0")
+
+
+@pytest.mark.netns
+def test_a_burst_of_changes_is_one_call_and_a_failing_call_is_not_the_end(host, caplog):
+    calls = []
+
+    def changed() -> None:
+        calls.append(time.monotonic())
+        if len(calls) == 1:
+            raise ValueError("broken")
+
+    with host.call(watch.Watch, Datapath(), changed, debounce=0.1):
+        for gateway in ("10.1.0.2", "10.2.0.2"):
+            host.ip(*(f"route replace 10.{i}.0.0/16 via {gateway}" for i in range(20, 40)))
+            time.sleep(0.3)
+    assert len(calls) == 2
+    assert "cannot follow" in caplog.text
