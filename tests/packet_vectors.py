@@ -1,7 +1,7 @@
 """The packets of tests/vectors/packets.json: what a stamper and a verifier make of each. For scripts/gen-vectors."""
 
 import carriers
-import wire_setup as setup
+import wire_setup
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption, IPOption_RR, IPOption_SSRR
 from scapy.layers.inet6 import (
     HBHOptUnknown,
@@ -157,9 +157,9 @@ def packets():
     six = bytes.fromhex(next(v for v in stamped if v["name"] == "tcp6")["stamped"])
     unstamped.append(unstamped_vector("already6", "it has a scent", "already", six))
     return {
-        "setup": setup.described(stamping=True, receiving=True) | {"beacon_index": BEACON_INDEX},
-        "epoch": setup.EPOCH,
-        "now": setup.NOW,
+        "setup": wire_setup.described(stamping=True, receiving=True) | {"beacon_index": BEACON_INDEX},
+        "epoch": wire_setup.EPOCH,
+        "now": wire_setup.NOW,
         "stamped": stamped,
         "unstamped": unstamped,
         "flows": [flow("tcp4", ip4() / tcp() / DATA), flow("tcp6", ip6() / tcp() / DATA)],
@@ -168,7 +168,7 @@ def packets():
 
 
 def stamped_vector(name, sentence, before):
-    made = setup.stamper().stamp(before)
+    made = wire_setup.stamper().stamp(before)
     found = ip.parse(made)
     return {
         "name": name,
@@ -181,14 +181,14 @@ def stamped_vector(name, sentence, before):
 
 
 def unstamped_vector(name, sentence, reason, packet):
-    found = setup.stamper().stamp(packet)
+    found = wire_setup.stamper().stamp(packet)
     assert layout.UNSTAMPED[found] == reason, (name, found)
     return {"name": name, "sentence": sentence, "packet": packet.hex(), "reason": reason}
 
 
 def flow(name, packet):
     """The scents of the first packets of a flow: ten fragments, then each for a run."""
-    one = setup.stamper()
+    one = wire_setup.stamper()
     made = [one.stamp(bytes(packet)) for _ in range(12)]
     return {"name": f"flow {name}", "sentence": "the first ten packets carry all fragments",
             "before": bytes(packet).hex(), "stamped": [m.hex() for m in made]}  # fmt: skip
@@ -198,6 +198,6 @@ def beacon(name, header):
     """An empty datagram to the beacon port."""
     before = bytes(header / UDP(sport=50000, dport=layout.BEACON_PORT))
     found = ip.parse(before)
-    out = setup.outgoing()[0]
+    out = wire_setup.outgoing()[0]
     made = carriers.insert(before, found, stamp.scent(out, found, BEACON_INDEX, False, layout.FLAG_BEACON))
     return {"name": name, "sentence": "accepted and consumed", "before": before.hex(), "stamped": made.hex()}

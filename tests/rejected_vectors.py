@@ -1,7 +1,7 @@
 """The packets of tests/vectors/rejected.json: each verdict, and each way to be malformed. For scripts/gen-vectors."""
 
 import carriers
-import wire_setup as setup
+import wire_setup
 from packet_vectors import C4, C6, DATA, F6, fragment, ip4, ip6, raw, tcp, udp
 from scapy.layers.inet import ICMP, IPOption, IPOption_SSRR
 from scapy.layers.inet6 import (
@@ -18,8 +18,8 @@ from scapy.packet import Raw
 from scentd.wire import ip, layout, tag
 from scentd.wire.scapy_layer import IPOption_Scent, IPv6Option_Scent
 
-EPOCH, NOW = setup.EPOCH, setup.NOW
-OURS = {name: setup.IDENTITIES[name].public.key_id for name in setup.NAMES}
+EPOCH, NOW = wire_setup.EPOCH, wire_setup.NOW
+OURS = {name: wire_setup.IDENTITIES[name].public.key_id for name in wire_setup.NAMES}
 FLAGS = {"flags": layout.FLAG_PORTS}
 
 
@@ -32,7 +32,7 @@ def insert(packet, sender="alice", receiver="bob", key=None, **fields):
     given = {"key_id": OURS[sender], "epoch": epoch, "glance": 0x5A, "data": bytes(range(13)), **fields}
     bare = bytes(IPv6Option_Scent(**{**given, "flags": flags}))[2:]
     found.ports = found.ports or bytes(4)
-    made = tag.compute(key or setup.keys_of(sender, receiver, epoch).tag, bare[: layout.TAGGED_LEN], found)
+    made = tag.compute(key or wire_setup.keys_of(sender, receiver, epoch).tag, bare[: layout.TAGGED_LEN], found)
     return carriers.insert(packet, found, bare[: layout.TAGGED_LEN] + made)
 
 
@@ -218,8 +218,8 @@ def refused():
     four, six = insert(ip4() / tcp() / DATA), insert(ip6() / tcp() / DATA)
     own, sender, nothing = layout.FLAG_PORTS, layout.FLAG_SENDER, 0
     binding, bad, wrong = "wrong-binding", "bad-tag", "wrong-address"
-    backward = setup.keys_of("bob", "alice", EPOCH).tag
-    other_pair = setup.keys_of("alice", "frank", EPOCH).tag
+    backward = wire_setup.keys_of("bob", "alice", EPOCH).tag
+    other_pair = wire_setup.keys_of("alice", "frank", EPOCH).tag
     part = fragment(ip4() / udp(len=1200, chksum=1) / raw(64), 0, True)
     return [
         ("version 2", "a scent of version 2", "unsupported-version", insert(ip4() / tcp(), version=2)),
@@ -262,7 +262,7 @@ def refused():
         ("reflected", "tagged with the keys of the other direction", bad, insert(ip4() / tcp(), key=backward)),
         ("keys of another pair", "what alice sent to frank, sent to bob", bad, insert(ip6() / tcp(), key=other_pair)),
         ("previous keys", "an epoch of this period under the keys of the one before", bad,
-         insert(ip4() / tcp(), key=setup.keys_of("alice", "bob", setup.BEFORE).tag)),
+         insert(ip4() / tcp(), key=wire_setup.keys_of("alice", "bob", wire_setup.BEFORE).tag)),
         ("portless to other protocol", "a portless scent moved from UDP to TCP", bad,
          flip(insert(ip4(flags=0) / udp() / raw(1400), flags=nothing), 9, 6 ^ 17)),
     ]  # fmt: skip
@@ -314,7 +314,7 @@ def rejected():
     made += [vector(*r) for r in refused()]
     made += [vector(n, s, "accepted", p) for n, s, p in accepted()]
     made += [vector(n, s, v, p, before, now) for n, s, v, before, p, now in replays()]
-    described = setup.described(stamping=False, receiving=True)
+    described = wire_setup.described(stamping=False, receiving=True)
     described["content"] = {"glance_masked": 0x5A, "fragment": bytes(range(13)).hex(), "index": 0}
     return {"setup": described, "max_age": 60.0, "max_future": 10.0, "grace": 2.0, "packets": made}
 
@@ -322,7 +322,7 @@ def rejected():
 def vector(name, sentence, verdict, packet, before=(), now=NOW):
     """The reference's own verdict has to be the one that the list says."""
     packet = packet if isinstance(packet, bytes) else bytes(packet)
-    one = setup.verifier(now)
+    one = wire_setup.verifier(now)
     for earlier, then in before:
         one.tick(then)
         one.verify(earlier)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import carriers
-import wire_setup as setup
+import wire_setup
 from hypothesis import settings
 from hypothesis import strategies as st
 
@@ -70,4 +70,4 @@ def verdict(outcome):
 
 
 def at_epoch(epoch, before=TCP4):
-    return setup.stamper(epoch, epoch).stamp(carriers.remove(before, ip.parse(before)))
+    return wire_setup.stamper(epoch, epoch).stamp(carriers.remove(before, ip.parse(before)))

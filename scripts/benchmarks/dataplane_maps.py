@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from statistics import median
 from typing import Any
 
-from benchmarks import dataplane_crowd as crowd
+from benchmarks import dataplane_crowd
 from benchmarks.dataplane_crowd import Crowd
 from benchmarks.report import spread
 from scentd.core.offload.served import Direction
@@ -46,7 +46,7 @@ def rows(rounds: int, quick: bool) -> list[dict[str, Any]]:
                 f"bench: peers, round {n} of {rounds}" if n else "bench: peers, warming up", file=sys.stderr, flush=True
             )
             for program, work in PROGRAMS.items():
-                for family in crowd.FAMILIES:
+                for family in dataplane_crowd.FAMILIES:
                     for mode in MODES:
                         for one in crowds if n % 2 else crowds[::-1]:
                             peers = [0] * runs if mode == "hot" else chance.choices(range(one.peers), k=runs)
@@ -82,11 +82,11 @@ def ratio(found: Sequence[dict[str, Any]]) -> dict[str, float | None]:
 
 
 def stamping(one: Crowd, family: int, peers: Sequence[int]) -> float:
-    return net(one, "egress", one.stamp, [crowd.frame(family, n) for n in peers])
+    return net(one, "egress", one.stamp, [dataplane_crowd.frame(family, n) for n in peers])
 
 
 def verifying(one: Crowd, family: int, peers: Sequence[int]) -> float:
-    one.reset(set(peers), one.first, crowd.ALL_SEEN)
+    one.reset(set(peers), one.first, dataplane_crowd.ALL_SEEN)
     frames = [one.scented(family, n, one.first, i % layout.FRAGMENTS) for i, n in enumerate(peers)]
     return net(one, "ingress", one.verify, frames)
 

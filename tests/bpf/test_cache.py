@@ -6,7 +6,7 @@ from ipaddress import IPv6Address
 from random import Random
 
 import pytest
-import wire_setup as setup
+import wire_setup
 from bpf_programs import Kernel
 from msgspec.structs import replace
 from packet_vectors import ip4, ip6, raw, tcp, udp
@@ -17,10 +17,10 @@ from scentd.wire import layout
 
 pytestmark = pytest.mark.netns
 
-NOW = setup.NOW + 0.5
+NOW = wire_setup.NOW + 0.5
 DRAWS = 4000  # of 400 pairs of addresses, which share 256 places
 PLAIN = bytes(ip4() / tcp())
-SCENTED = setup.stamper().stamp(PLAIN)
+SCENTED = wire_setup.stamper().stamp(PLAIN)
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +63,11 @@ def test_routes_are_of_these_two_addresses(kernel, ends):
     table = StampTable(
         networks=tuple((prefix, 0) for prefix in ends.own_sources),
         peers=(("2001:db8::/32", 0),),
-        pairs=setup.STAMP_TABLE.pairs[:1],
+        pairs=wire_setup.STAMP_TABLE.pairs[:1],
         limits=(("2001:db8::/32", 1500), *((prefix, 1280) for prefix in ends.own_destinations)),
     )
     kernel.stamp_by(table)
-    one, sent = setup.stamper(now=NOW, table=table), setup.outgoing()
+    one, sent = wire_setup.stamper(now=NOW, table=table), wire_setup.outgoing()
     packet = bytes(ip6() / udp() / raw(1300))
     seen = set()
     for source, destination in ends.draw():
@@ -85,12 +85,12 @@ def test_routes_are_of_these_two_addresses(kernel, ends):
 
 def test_senders_are_of_these_two_addresses(kernel, ends):
     """Right tags for all of them, and only some of the addresses are the peer's, or ours."""
-    incoming = replace(setup.incoming("alice", "bob"), network=ends.own_destinations, peer=ends.own_sources)
+    incoming = replace(wire_setup.incoming("alice", "bob"), network=ends.own_destinations, peer=ends.own_sources)
     table = VerifyTable(incoming=(incoming,))
     kernel.verify_by(table)
     kernel.fresh_verifier()
-    everybody = StampTable(networks=(("::/0", 0),), peers=(("::/0", 0),), pairs=setup.STAMP_TABLE.pairs[:1])
-    sender, one = setup.stamper(table=everybody), setup.verifier(NOW, table=table)
+    everybody = StampTable(networks=(("::/0", 0),), peers=(("::/0", 0),), pairs=wire_setup.STAMP_TABLE.pairs[:1])
+    sender, one = wire_setup.stamper(table=everybody), wire_setup.verifier(NOW, table=table)
     own = PrefixMap((prefix, True) for prefix in ends.own_destinations)
     packet = bytes(ip6() / tcp())
     seen = set()
@@ -113,11 +113,11 @@ def test_new_tables_are_looked_at_anew(kernel):
     kernel.fresh_verifier()
     assert kernel.stamp(PLAIN).counts == {"stamped": 1}
     assert kernel.verify(SCENTED, NOW).counts == {"accepted": 1}
-    kernel.stamp_by(replace(setup.STAMP_TABLE, limits=(("198.51.100.0/24", 75),)))
+    kernel.stamp_by(replace(wire_setup.STAMP_TABLE, limits=(("198.51.100.0/24", 75),)))
     assert kernel.stamp(PLAIN).counts == {"unstamped:too-big": 1}
-    moved = replace(setup.incoming("alice", "bob"), peer=("192.0.2.128/25",))
-    kernel.verify_by(replace(setup.VERIFY_TABLE, incoming=(moved,)))
+    moved = replace(wire_setup.incoming("alice", "bob"), peer=("192.0.2.128/25",))
+    kernel.verify_by(replace(wire_setup.VERIFY_TABLE, incoming=(moved,)))
     assert kernel.verify(SCENTED, NOW).counts == {"wrong-address:drop": 1}
     gone = replace(moved, network=("198.51.100.128/25",))
-    kernel.verify_by(replace(setup.VERIFY_TABLE, incoming=(gone,)))
+    kernel.verify_by(replace(wire_setup.VERIFY_TABLE, incoming=(gone,)))
     assert kernel.verify(SCENTED, NOW).counts == {}

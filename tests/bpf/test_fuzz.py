@@ -13,7 +13,7 @@ from random import Random
 
 import carriers
 import pytest
-import wire_setup as setup
+import wire_setup
 from bpf_programs import IPV4, IPV6, MARKS, SHOT, UNSPEC, Kernel
 from hosts import ROOT
 from mutations import changed
@@ -26,7 +26,7 @@ from scentd.wire import ip, layout, maps
 pytestmark = pytest.mark.netns
 
 PACKETS = 10_000
-NOW = setup.NOW + 0.5  # half a second from all limits: a tick of the clock more or less is nothing
+NOW = wire_setup.NOW + 0.5  # half a second from all limits: a tick of the clock more or less is nothing
 KINDS = {4: IPV4, 6: IPV6}
 LEAST = {4: 20, 6: 40}  # a test run refuses shorter ones
 ACTIONS = {"drop": (SHOT, 0), "reject": (UNSPEC, MARKS.verified | MARKS.rejected), "pass": (UNSPEC, MARKS.verified)}
@@ -114,7 +114,7 @@ def same(made, wanted, given):
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_verdicts_are_pythons(kernel, seed):
-    one, seen = setup.verifier(NOW), set()
+    one, seen = wire_setup.verifier(NOW), set()
     for version, packet in mutants(seed):
         given = delivered(version, packet)
         found = ip.parse(given)
@@ -129,7 +129,7 @@ def test_verdicts_are_pythons(kernel, seed):
         elif ran.counts == {"absent:drop": 1} and not is_plain(version, given, found):
             assert int.from_bytes(given[6:8], "big") & 0x3FFF, f"not a part of a packet: {context}"
             assert (ran.packet, ran.action, ran.events) == (packet, SHOT, []), context
-            one = setup.verifier(NOW)
+            one = wire_setup.verifier(NOW)
         else:
             assert found.version == version, context
             assert_decided(ran, packet, given, found, outcome, context)
@@ -138,7 +138,7 @@ def test_verdicts_are_pythons(kernel, seed):
             if ran.events:
                 assert ran.events[0][1:6] == fragment(one.events[0]), context
                 assert kernel.nodes().get(one.events[0].pair, {found.source}) == {found.source}, context
-            one = setup.verifier(NOW)
+            one = wire_setup.verifier(NOW)
             kernel.fresh_verifier(forget=False)
     assert {"", "offload_declined", "accepted", "accepted:drop", *REACHED} <= seen
 
@@ -153,9 +153,9 @@ def fragment(event):
 
 def may_leave(given, found):
     """For nobody of ours, or without a scent from one who need not have one."""
-    if setup.owner(found.destination) not in ("bob", "frank"):
+    if wire_setup.owner(found.destination) not in ("bob", "frank"):
         return True
-    expected = setup.owner(found.source) in ("alice", "carol") and not is_neighbourly(given, found)
+    expected = wire_setup.owner(found.source) in ("alice", "carol") and not is_neighbourly(given, found)
     return not found.scent_at and not expected
 
 
@@ -174,7 +174,7 @@ def assert_decided(ran, packet, given, found, outcome, context):
 def test_epochs_are_judged_as_python_judges_them(kernel):
     """Authentic packets of epochs around each other, of three pairs, at times that go to and fro."""
     rng = Random(3)  # noqa: S311 - the same packets each time
-    epochs = [setup.EPOCH + ahead for ahead in (-20, -11, -10, -6, -5, -4, 0, 1, 5)]
+    epochs = [wire_setup.EPOCH + ahead for ahead in (-20, -11, -10, -6, -5, -4, 0, 1, 5)]
     packets = [
         insert(packet, sender, receiver, epoch=epoch, index=index, flags=flags)
         for packet, sender, receiver, flags in (
@@ -196,7 +196,7 @@ def test_epochs_are_judged_as_python_judges_them(kernel):
 
 
 def assert_same_history(kernel, sequence, counts):
-    one = setup.verifier(NOW)
+    one = wire_setup.verifier(NOW)
     told: dict[tuple[int, int], int] = {}
     ran = kernel.verify_all(sequence)
     for (packet, now), made in zip(sequence, ran, strict=True):
@@ -216,7 +216,7 @@ def assert_same_history(kernel, sequence, counts):
 
 @pytest.mark.parametrize("seed", [4, 5])
 def test_scents_are_pythons(kernel, seed):
-    one, sent, seen = setup.stamper(now=NOW), setup.outgoing(), set()
+    one, sent, seen = wire_setup.stamper(now=NOW), wire_setup.outgoing(), set()
     for version, packet in mutants(seed):
         given = delivered(version, packet)
         found = ip.parse(given)
@@ -253,7 +253,7 @@ def stamper_counts(packet, given, found, made, limit):
     """What the program counts of a packet that it left."""
     if made == layout.UNSTAMPED_MALFORMED:  # Python has looked at no address yet, the program at no more than these
         source, destination = (packet[12:16], packet[16:20]) if found.version == 4 else (packet[8:24], packet[24:40])
-        ours = (setup.owner(source), setup.owner(destination)) in setup.PAIRS
+        ours = (wire_setup.owner(source), wire_setup.owner(destination)) in wire_setup.PAIRS
         return {"unstamped:malformed": 1} if ours else {}
     if made in (layout.UNSTAMPED_NOT_A_PEER, layout.UNSTAMPED_ALREADY) or is_neighbourly(given, found):
         return {}

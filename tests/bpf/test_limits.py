@@ -6,7 +6,7 @@ import time
 from ipaddress import ip_address
 
 import pytest
-import wire_setup as setup
+import wire_setup
 from bpf_programs import MARKS, SHOT, UNSPEC, Kernel
 from msgspec.structs import replace
 from packet_vectors import A4, A6, B6, C4, C6, DATA, ip4, ip6, raw, tcp, udp
@@ -27,11 +27,11 @@ from scentd.wire import layout, maps
 
 pytestmark = pytest.mark.netns
 
-NOW = setup.NOW + 0.5  # on no boundary: a tick of the clock more or less is nothing
+NOW = wire_setup.NOW + 0.5  # on no boundary: a tick of the clock more or less is nothing
 VLAN = 0x8100
 OTHER, GROUP = b"\x02\0\0\0\0\x09", b"\x33\x33\0\0\0\x01"
 PLAIN = {4: bytes(ip4() / tcp() / DATA), 6: bytes(ip6() / tcp() / DATA)}
-SCENTED = {version: setup.stamper().stamp(packet) for version, packet in PLAIN.items()}
+SCENTED = {version: wire_setup.stamper().stamp(packet) for version, packet in PLAIN.items()}
 FORGED = insert(ip4() / tcp(), key=bytes(16))
 BOTH = pytest.mark.parametrize("version", [4, 6])
 HEADER = {4: 20 + layout.IPV4_OPTION_LEN, 6: 40 + layout.IPV6_HEADER_LEN}
@@ -190,7 +190,7 @@ def test_neighbours_find_each_other(kernel, packet):
 def test_groups_are_nobodys_peer(kernel):
     """Multicast listener reports have a Hop-by-Hop header, and a peer may be everybody."""
     everybody = (("0.0.0.0/0", 0), ("::/0", 0))
-    kernel.stamp_by(replace(setup.STAMP_TABLE, networks=everybody, peers=everybody, limits=()))
+    kernel.stamp_by(replace(wire_setup.STAMP_TABLE, networks=everybody, peers=everybody, limits=()))
     alert = IPv6ExtHdrHopByHop(options=[RouterAlert(), PadN(optdata=b"")])
     assert kernel.stamp(bytes(ip6(dst=B6, hlim=64) / alert / ICMPv6MLReport2())).counts == {"stamped": 1}
     for packet in (
@@ -215,7 +215,7 @@ def test_routers_errors_are_the_queues(kernel, packet):
 
 def test_peers_with_the_same_key_id_are_told_apart_by_address(kernel):
     """As many as there may be; the last one's packet is judged by the last one's keys."""
-    alice = setup.incoming("alice", "bob")
+    alice = wire_setup.incoming("alice", "bob")
     wrong = {period: bytes(16) for period in alice.tag_keys}
     others = [replace(alice, pair=10 + i, peer=(f"10.{i}.0.0/16",), tag_keys=wrong) for i in range(maps.CANDIDATES - 1)]
     kernel.verify_by(VerifyTable(incoming=(*others, alice)))
@@ -229,7 +229,7 @@ def test_peers_with_the_same_key_id_are_told_apart_by_address(kernel):
 def test_a_key_of_another_of_our_networks_is_a_known_key(kernel):
     """Carol has a pair with bob and none with frank."""
     packet = insert(ip6(src=C6, dst="2001:db8:f::9") / udp(), "carol", flags=layout.FLAG_SENDER)
-    assert setup.verifier(NOW).verify(packet).verdict == layout.VERDICT_WRONG_ADDRESS
+    assert wire_setup.verifier(NOW).verify(packet).verdict == layout.VERDICT_WRONG_ADDRESS
     assert kernel.verify(packet, NOW).counts == {"wrong-address:reject": 1}
 
 
@@ -269,7 +269,7 @@ def test_a_pair_without_memory_is_left_to_the_queue(kernel):
 
 def test_nodes_of_a_second_are_bounded(kernel):
     """And accepted all the same; in the next second there is room again."""
-    one = setup.stamper()
+    one = wire_setup.stamper()
     packets = []
     for number in range(maps.NODES + 10):
         packet = bytearray(PLAIN[6])
@@ -285,7 +285,7 @@ def test_treatments_of_strangers(kernel):
     """Nobody is judged for having no scent unless the default says so."""
     stranger = bytes(ip4(src="10.9.0.1") / tcp())
     for absent, counts in (("pass", {}), ("drop", {"absent:drop": 1}), ("reject", {"absent:reject": 1})):
-        kernel.verify_by(replace(setup.VERIFY_TABLE, default=Treatments("reject", absent, absent)))
+        kernel.verify_by(replace(wire_setup.VERIFY_TABLE, default=Treatments("reject", absent, absent)))
         ran = kernel.verify(stranger, NOW)
         assert ran.counts == counts
     assert ran.mark == MARKS.verified | MARKS.rejected

@@ -7,7 +7,7 @@ from random import Random
 
 import carriers
 import pytest
-import wire_setup as setup
+import wire_setup
 from bpf_programs import COARSE, Kernel, next_tick
 from msgspec.structs import replace
 from packet_vectors import ip4, ip6, raw, tcp, udp
@@ -19,7 +19,7 @@ from scentd.wire import ip, layout
 
 pytestmark = pytest.mark.netns
 
-NOW = setup.NOW + 0.5
+NOW = wire_setup.NOW + 0.5
 TRIES = 50  # a machine that is busy may let the clock tick between two packets
 
 
@@ -52,7 +52,7 @@ def in_one_tick(work):
 
 
 def test_the_same_bytes_are_accepted_without_being_looked_up(kernel, bare):
-    packet = setup.stamper().stamp(bare)
+    packet = wire_setup.stamper().stamp(bare)
 
     def work():
         kernel.fresh_verifier()
@@ -71,7 +71,7 @@ def test_the_same_bytes_are_accepted_without_being_looked_up(kernel, bare):
 
 def test_no_other_bytes_are(kernel, bare):
     """Each bit of the scent, and of what its tag covers, right behind the packet that was accepted."""
-    packet = setup.stamper().stamp(bare)
+    packet = wire_setup.stamper().stamp(bare)
     found = ip.parse(packet)
     scent = range(found.scent_at + 2, found.scent_at + layout.LEN)  # without its magic the packet has none
     ports = range(found.transport_at, found.transport_at + 4)
@@ -88,7 +88,7 @@ def test_no_other_bytes_are(kernel, bare):
 
 
 def test_another_protocol_is_not(kernel):
-    packet = setup.stamper().stamp(bytes(ip6() / udp()))
+    packet = wire_setup.stamper().stamp(bytes(ip6() / udp()))
     other = bytearray(packet)
     other[40] = 136  # UDP-Lite, the same ports
     kernel.fresh_verifier()
@@ -98,8 +98,8 @@ def test_another_protocol_is_not(kernel):
 
 def test_a_portless_scent_stays_bound_to_long_packets(kernel):
     """A datagram of over 1280 bytes may have no ports in its tag; a short one of the same flow may not."""
-    stamper = setup.stamper()
-    stamper.configure(replace(setup.STAMP_TABLE, limits=(("198.51.100.0/24", 1400),)))
+    stamper = wire_setup.stamper()
+    stamper.configure(replace(wire_setup.STAMP_TABLE, limits=(("198.51.100.0/24", 1400),)))
     long = stamper.stamp(bytes(ip4(flags=0) / udp() / raw(1380)))
     short = carriers.insert(plain := bytes(ip4(flags=0) / udp() / raw(10)), ip.parse(plain), scent_of(long))
     kernel.fresh_verifier()
@@ -110,7 +110,7 @@ def test_a_portless_scent_stays_bound_to_long_packets(kernel):
 
 def test_routers_errors_are_the_queues_all_the_same(kernel):
     """An echo and a "too big" have equal scents: neither has ports."""
-    echo = setup.stamper().stamp(bytes(ip4() / ICMP()))
+    echo = wire_setup.stamper().stamp(bytes(ip4() / ICMP()))
     plain = bytearray(carriers.remove(echo, ip.parse(echo)))
     plain[20:22] = bytes((3, 4))
     error = carriers.insert(bytes(plain), ip.parse(bytes(plain)), scent_of(echo))
@@ -120,7 +120,7 @@ def test_routers_errors_are_the_queues_all_the_same(kernel):
 
 
 def test_time_goes_on(kernel, bare):
-    packet = setup.stamper().stamp(bare)
+    packet = wire_setup.stamper().stamp(bare)
     kernel.fresh_verifier()
     assert kernel.verify(packet, NOW).counts == {"accepted": 1}
     assert kernel.verify(packet, NOW + 3600).counts == {"stale:drop": 1}
@@ -130,7 +130,7 @@ def test_time_goes_on(kernel, bare):
 def test_a_beacon_is_consumed_each_time(kernel):
     plain = bytes(ip4() / udp(dport=layout.BEACON_PORT))
     found = ip.parse(plain)
-    beacon = carriers.insert(plain, found, scent(setup.outgoing()[0], found, 0, flags=layout.FLAG_BEACON))
+    beacon = carriers.insert(plain, found, scent(wire_setup.outgoing()[0], found, 0, flags=layout.FLAG_BEACON))
     kernel.fresh_verifier()
     assert [kernel.verify(beacon, NOW).counts for _ in range(3)] == [{"accepted:drop": 1}] * 3
 
@@ -143,7 +143,7 @@ def scent_of(packet):
 def test_flows_that_share_a_place_are_told_apart(kernel):
     """2000 flows, right and wrong tags mixed, over 1024 places."""
     rng = Random(7)  # noqa: S311 - the same packets each time
-    stamper, flows = setup.stamper(), []
+    stamper, flows = wire_setup.stamper(), []
     for _ in range(2000):
         family = rng.choice((ip4, ip6))
         flows.append(stamper.stamp(bytes(family() / udp(sport=rng.randrange(1, 65536), dport=rng.choice((53, 443))))))
@@ -171,10 +171,10 @@ def place(packet):
 @pytest.mark.parametrize("at", [12, 20, 28, 36], ids=["source", "source's host", "destination", "destination's host"])
 def test_addresses_that_share_a_place_are_told_apart(kernel, at):
     """The scent of one address on a packet of another, right behind it, where both are remembered in one place."""
-    wide = replace(setup.incoming("alice", "bob"), network=("2001:db8::/32",), peer=("2001:db8::/32",))
-    kernel.verify_by(replace(setup.VERIFY_TABLE, incoming=(wide,)))
-    everybody = replace(setup.STAMP_TABLE, networks=(("::/0", 0),), peers=(("::/0", 0),), limits=())
-    stamper, base, rng, there = setup.stamper(table=everybody), bytes(ip6() / udp()), Random(9), {}  # noqa: S311
+    wide = replace(wire_setup.incoming("alice", "bob"), network=("2001:db8::/32",), peer=("2001:db8::/32",))
+    kernel.verify_by(replace(wire_setup.VERIFY_TABLE, incoming=(wide,)))
+    everybody = replace(wire_setup.STAMP_TABLE, networks=(("::/0", 0),), peers=(("::/0", 0),), limits=())
+    stamper, base, rng, there = wire_setup.stamper(table=everybody), bytes(ip6() / udp()), Random(9), {}  # noqa: S311
     for _ in range(1000):
         plain = base[:at] + rng.randbytes(4) + base[at + 4 :]
         there.setdefault(place(plain), []).append(plain)
@@ -204,14 +204,14 @@ def test_the_first_ten_packets_of_an_epoch_take_the_ten_fragments(kernel, bare):
     made = in_one_tick(work)
     assert indexes(made[:10]) == list(range(10))
     assert len(set(made[10:])) == 1
-    verified = setup.verifier(NOW)
-    assert [verified.verify(p) for p in made] == [verified.verify(setup.stamper().stamp(bare))] * 30
+    verified = wire_setup.verifier(NOW)
+    assert [verified.verify(p) for p in made] == [verified.verify(wire_setup.stamper().stamp(bare))] * 30
 
 
 def test_each_flow_has_a_tag_of_its_own(kernel):
     kernel.fresh_stamper()
     rng = Random(8)  # noqa: S311 - the same packets each time
-    one = setup.verifier(NOW)
+    one = wire_setup.verifier(NOW)
     flows = [bytes(rng.choice((ip4, ip6))() / udp(sport=rng.randrange(1, 65536))) for _ in range(2000)]
     for _ in range(6000):
         plain = rng.choice(flows)
@@ -231,7 +231,7 @@ def test_each_packet_is_measured(kernel):
 
 
 def narrow() -> StampTable:
-    return replace(setup.STAMP_TABLE, limits=(("198.51.100.0/24", 1400),))
+    return replace(wire_setup.STAMP_TABLE, limits=(("198.51.100.0/24", 1400),))
 
 
 def test_a_profile_that_has_expired_is_not_sent_on(kernel, bare):

@@ -10,7 +10,7 @@ from functools import cache
 
 import carriers
 import pytest
-import wire_setup as setup
+import wire_setup
 from bpf_programs import MARKS, SHOT, UNSPEC, Kernel
 from hosts import ROOT
 
@@ -142,7 +142,7 @@ def test_flow(kernel, vector):
 @named("rejected.json", "packets")
 def test_the_stamper_does_not_touch_what_has_our_option_or_is_malformed(kernel, vector):
     packet = bytes.fromhex(vector["packet"])
-    made = setup.stamper().stamp(packet)
+    made = wire_setup.stamper().stamp(packet)
     ran = kernel.stamp(packet)
     if ran.packet != packet:
         assert ran.counts == {"stamped": 1}
@@ -156,11 +156,11 @@ def test_the_stamper_does_not_touch_what_has_our_option_or_is_malformed(kernel, 
 @named("packets.json", "stamped")
 def test_verified(kernel, vector):
     packet = bytes.fromhex(vector["stamped"])
-    [ran] = kernel.verify_all([(packet, setup.NOW)])
+    [ran] = kernel.verify_all([(packet, wire_setup.NOW)])
     if vector["name"] in VERIFIED_ELSEWISE:
         assert_left_alone(kernel, ran, packet, VERIFIED_ELSEWISE[vector["name"]][0])
         return
-    one = setup.verifier()
+    one = wire_setup.verifier()
     one.verify(packet)
     assert ran.counts == {"accepted": 1}
     assert ran.packet.hex() == vector["removed"] == vector["before"]
@@ -172,8 +172,8 @@ def test_verified(kernel, vector):
 @named("packets.json", "beacons")
 def test_beacons_are_consumed(kernel, vector):
     packet = bytes.fromhex(vector["stamped"])
-    [ran] = kernel.verify_all([(packet, setup.NOW)])
-    one = setup.verifier()
+    [ran] = kernel.verify_all([(packet, wire_setup.NOW)])
+    one = wire_setup.verifier()
     one.verify(packet)
     assert (ran.action, ran.counts) == (SHOT, {"accepted:drop": 1})
     assert_same_memory(kernel, ran.events, one)
@@ -182,9 +182,9 @@ def test_beacons_are_consumed(kernel, vector):
 @named("packets.json", "flows")
 def test_a_flow_makes_a_profile(kernel, vector):
     """Told at the first packet that there is a new epoch, at the tenth what its profile is, and no more."""
-    ran = kernel.verify_all([(bytes.fromhex(packet), setup.NOW) for packet in vector["stamped"]])
+    ran = kernel.verify_all([(bytes.fromhex(packet), wire_setup.NOW) for packet in vector["stamped"]])
     assert {r.packet.hex() for r in ran} == {vector["before"]}
-    out = setup.outgoing()[0]
+    out = wire_setup.outgoing()[0]
     wanted = [[maps.EVENT_EPOCH], *[[]] * 8, [maps.EVENT_PROFILE], [], []]
     assert [[e.kind for e in r.events] for r in ran] == wanted
     assert ran[9].events[0].sealed == b"".join(out.fragments)
@@ -204,7 +204,7 @@ def test_rejected(kernel, vector):
         assert_left_alone(kernel, ran, packet, instead)
         return
     assert ran.counts == counted(instead)
-    one = setup.verifier()
+    one = wire_setup.verifier()
     for before, now in packets:
         one.tick(now)
         outcome = one.verify(before[: stated_length(before)])

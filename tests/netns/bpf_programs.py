@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from struct import Struct
 from typing import NamedTuple
 
-import wire_setup as setup
+import wire_setup
 from msgspec.structs import replace
 
 from scentd.core.offload import decode, encode
@@ -60,8 +60,8 @@ class Kernel:
         self._pairs: frozenset[int] = frozenset()
         # As old as it may be, so that no test depends on its own speed.
         offset = time.time() - time.monotonic()
-        pairs = {pair.pair: pair for pair in setup.STAMP_TABLE.pairs}
-        sent = {n: replace(out, expires=time.time() + LONG_NS / 1e9) for n, out in setup.outgoing().items()}
+        pairs = {pair.pair: pair for pair in wire_setup.STAMP_TABLE.pairs}
+        sent = {n: replace(out, expires=time.time() + LONG_NS / 1e9) for n, out in wire_setup.outgoing().items()}
         self.outgoing = dict(encode.outgoing_entry(pairs[number], out, offset) for number, out in sent.items())
 
     def close(self) -> None:
@@ -70,11 +70,11 @@ class Kernel:
 
     # -- tables ----------------------------------------------------------
 
-    def stamp_by(self, table=setup.STAMP_TABLE, unsigned: Sequence[str] = (), forwarded: int = 0) -> None:
+    def stamp_by(self, table=wire_setup.STAMP_TABLE, unsigned: Sequence[str] = (), forwarded: int = 0) -> None:
         made = encode.stamp_entries(table, unsigned, forwarded, LONG_NS)
         self._configure("stamp", made.prefixes, made.settings)
 
-    def verify_by(self, table=setup.VERIFY_TABLE, marks=MARKS, quarantine: dict[str, int] | None = None) -> None:
+    def verify_by(self, table=wire_setup.VERIFY_TABLE, marks=MARKS, quarantine: dict[str, int] | None = None) -> None:
         """`quarantine`: CLOCK_MONOTONIC seconds of release by prefix."""
         made = encode.verify_entries(table, (), marks)
         prefixes = made.prefixes | encode.quarantine_entries(quarantine or {})

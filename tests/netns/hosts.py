@@ -93,6 +93,7 @@ class Node:
             self.network["source"] = [{"kind": "memory"}, {"kind": "eve", "socket": str(self.eve), "hold": "4s"}]
         self.peers: list[dict[str, Any]] = []
         self.sections: dict[str, Any] = {}
+        self.program = ("-m", "scentd")  # for the interpreter; another front door is toys.py
         self.process: subprocess.Popen[Any] | None = None
         self.pin_dir: Path | None = None  # on a BPF file system: with the offload
 
@@ -133,7 +134,7 @@ class Node:
         """Start the daemon and do not wait for it."""
         with open(self.log, "ab") as log:
             self.process = self.host.start(
-                *(sys.executable, "-m", "scentd", "run", "--config", str(self.config)),
+                *(sys.executable, *self.program, "run", "--config", str(self.config)),
                 env=environment(),
                 stdout=log,
                 stderr=log,
@@ -195,7 +196,7 @@ class Node:
 
     def cli(self, *arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
         """A command on this host, with its configuration."""
-        argv = [sys.executable, "-m", "scentd", arguments[0], "--config", str(self.config), *arguments[1:]]
+        argv = [sys.executable, *self.program, arguments[0], "--config", str(self.config), *arguments[1:]]
         return self.host.run(*argv, check=False, env=environment(), **more)
 
     def alarm(self, node: str) -> None:

@@ -7,7 +7,7 @@ from functools import cache
 from ipaddress import ip_address
 from random import Random
 
-import wire_setup as setup
+import wire_setup
 from packet_vectors import A4, A6, B4, B6, C4, C6, F6, N4
 
 from scentd.wire import ip, layout, tag
@@ -95,7 +95,9 @@ def scent_field(rng: Random, packet: bytearray, _: Sequence[bytes]) -> None:
     elif kind == 1:
         packet[at + 12 : at + 13] = bytes((rng.choice((0x0A, 0x9A, 0xAA, 0x09, 0x5A, 0xFA)),))
     else:
-        epoch = setup.EPOCH + rng.choice((-7200, -3605, -61, -59, -58, -6, 0, 5, 11, 12, 3600, -setup.EPOCH, 10**9))
+        epoch = wire_setup.EPOCH + rng.choice(
+            (-7200, -3605, -61, -59, -58, -6, 0, 5, 11, 12, 3600, -wire_setup.EPOCH, 10**9)
+        )
         packet[at + 8 : at + 12] = epoch.to_bytes(4, "big")
 
 
@@ -168,7 +170,9 @@ def tagged(packet: bytes) -> bytes:
     if found.malformed or not found.scent_at:
         return packet
     head = packet[found.scent_at : found.scent_at + layout.TAGGED_LEN]
-    key = tag_key(setup.owner(found.source), setup.owner(found.destination), int.from_bytes(head[8:12], "big"))
+    key = tag_key(
+        wire_setup.owner(found.source), wire_setup.owner(found.destination), int.from_bytes(head[8:12], "big")
+    )
     if not found.ports:
         found.ports = packet[found.transport_at :][:4].ljust(4, b"\0")
     made = bytearray(packet)
@@ -182,4 +186,4 @@ def tagged(packet: bytes) -> bytes:
 def tag_key(sender: str | None, receiver: str | None, epoch: int) -> bytes:
     if sender is None or receiver is None or sender == receiver:
         return bytes(16)
-    return setup.keys_of(sender, receiver, epoch).tag
+    return wire_setup.keys_of(sender, receiver, epoch).tag

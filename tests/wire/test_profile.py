@@ -1,5 +1,5 @@
 import pytest
-import wire_setup as setup
+import wire_setup
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from hypothesis import given
@@ -8,7 +8,7 @@ from wire_strategies import quick
 
 from scentd.wire import layout, profile
 
-ALICE = setup.IDENTITIES["alice"]
+ALICE = wire_setup.IDENTITIES["alice"]
 KEY = bytes(range(32))
 level = st.floats(0, 1)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import carriers
 import foreign
 import pytest
-import wire_setup as setup
+import wire_setup
 from scapy.layers.inet import IP
 from scapy.layers.inet6 import IPv6
 
@@ -31,8 +31,8 @@ def named(file, kind):
     return pytest.mark.parametrize("vector", load(file)[kind], ids=lambda v: v.get("name") or v.get("sender"))
 
 
-def accepted(packet, now=setup.NOW):
-    return setup.verifier(now).verify(packet)
+def accepted(packet, now=wire_setup.NOW):
+    return wire_setup.verifier(now).verify(packet)
 
 
 def scent_of(packet):
@@ -69,7 +69,7 @@ def test_each_file_begins_with_what_it_assumes(file):
     """A foreign reader has the file and the text, not wire_setup.py."""
     text = load(file)
     assert next(iter(text)) == "setup"
-    assert text["setup"]["identities"]["alice"]["prefixes"] == list(setup.PREFIXES["alice"])
+    assert text["setup"]["identities"]["alice"]["prefixes"] == list(wire_setup.PREFIXES["alice"])
 
 
 def test_the_described_statement_is_what_the_fragments_carry():
@@ -119,8 +119,8 @@ def test_direction(vector):
 
 @named("profiles.json", "profiles")
 def test_profile_by_the_text(vector):
-    sender = foreign.Identity(setup.SECRETS[vector["sender"]])
-    receiver = foreign.Identity(setup.SECRETS[vector["receiver"]])
+    sender = foreign.Identity(wire_setup.SECRETS[vector["sender"]])
+    receiver = foreign.Identity(wire_setup.SECRETS[vector["receiver"]])
     pair, epoch = foreign.pair_secret(sender, receiver.public), vector["epoch"]
     _, glance_key, seal_key = foreign.direction_keys(pair, sender.public, receiver.public, epoch // 3600)
     names = [foreign.pseudonym(pair, sender.public, receiver.public, ip_address(a).packed) for a in vector["affected"]]
@@ -138,8 +138,8 @@ def test_profile_by_the_text(vector):
 
 @named("profiles.json", "profiles")
 def test_profile_opens(vector):
-    own, epoch = setup.IDENTITIES[vector["sender"]].public, vector["epoch"]
-    seal_key = setup.keys_of(vector["sender"], vector["receiver"], epoch).seal
+    own, epoch = wire_setup.IDENTITIES[vector["sender"]].public, vector["epoch"]
+    seal_key = wire_setup.keys_of(vector["sender"], vector["receiver"], epoch).seal
     sealed = b"".join(map(bytes.fromhex, vector["fragments"]))
     opened = profile.open_sealed(sealed, seal_key, own.verifier(), own.key_id, epoch)
     assert isinstance(opened, profile.Body)
@@ -152,8 +152,8 @@ def test_profile_opens(vector):
 
 @named("profiles.json", "wrong")
 def test_wrong_profile(vector):
-    own = setup.IDENTITIES[vector["sender"]].public
-    seal_key = setup.keys_of(vector["sender"], vector["receiver"], vector["epoch"]).seal
+    own = wire_setup.IDENTITIES[vector["sender"]].public
+    seal_key = wire_setup.keys_of(vector["sender"], vector["receiver"], vector["epoch"]).seal
     opened = profile.open_sealed(bytes.fromhex(vector["sealed"]), seal_key, own.verifier(), own.key_id, vector["epoch"])
     if vector["error"] is None:
         assert isinstance(opened, profile.Body)
@@ -171,7 +171,7 @@ def test_bloom_positions(vector):
 @named("packets.json", "stamped")
 def test_stamped(vector):
     before, made = bytes.fromhex(vector["before"]), bytes.fromhex(vector["stamped"])
-    assert setup.stamper().stamp(before) == made
+    assert wire_setup.stamper().stamp(before) == made
     assert accepted(made) == bytes.fromhex(vector["stripped"])
     assert carriers.remove(made, ip.parse(made)) == before == bytes.fromhex(vector["removed"])
 
@@ -189,9 +189,9 @@ def test_stamped_by_the_text(vector):
 
 
 def foreign_key(scent, found):
-    sender = next(i for i in map(foreign.Identity, setup.SECRETS.values()) if i.key_id == scent[4:8])
-    to_frank = setup.owner(found.destination) == "frank"
-    receiver = foreign.Identity(setup.SECRETS["frank" if to_frank else "bob"])
+    sender = next(i for i in map(foreign.Identity, wire_setup.SECRETS.values()) if i.key_id == scent[4:8])
+    to_frank = wire_setup.owner(found.destination) == "frank"
+    receiver = foreign.Identity(wire_setup.SECRETS["frank" if to_frank else "bob"])
     pair = foreign.pair_secret(sender, receiver.public)
     epoch = int.from_bytes(scent[8:12], "big")
     return foreign.direction_keys(pair, sender.public, receiver.public, epoch // 3600)[0]
@@ -224,25 +224,25 @@ def all_options(packet):
 
 @named("packets.json", "unstamped")
 def test_unstamped(vector):
-    reason = setup.stamper().stamp(bytes.fromhex(vector["packet"]))
+    reason = wire_setup.stamper().stamp(bytes.fromhex(vector["packet"]))
     assert isinstance(reason, int)
     assert layout.UNSTAMPED[reason] == vector["reason"]
 
 
 @named("packets.json", "flows")
 def test_flow(vector):
-    one, before = setup.stamper(), bytes.fromhex(vector["before"])
+    one, before = wire_setup.stamper(), bytes.fromhex(vector["before"])
     made = [one.stamp(before) for _ in vector["stamped"]]
     assert [m.hex() for m in made] == vector["stamped"]
     parts = {scent_of(m)[0][12] >> 4: scent_of(m)[0][13:26] for m in made[:10]}
-    out = setup.outgoing()[0]
+    out = wire_setup.outgoing()[0]
     assert tuple(parts[i] for i in range(10)) == out.fragments
     assert made[10] == made[11]
 
 
 @named("packets.json", "beacons")
 def test_beacon_is_accepted_and_consumed(vector):
-    one = setup.verifier()
+    one = wire_setup.verifier()
     packet = bytes.fromhex(vector["stamped"])
     outcome = one.verify(packet)
     assert (outcome.verdict, outcome.treatment) == (layout.VERDICT_ACCEPTED, "drop")
@@ -253,7 +253,7 @@ def test_beacon_is_accepted_and_consumed(vector):
 
 @named("rejected.json", "packets")
 def test_rejected(vector):
-    one = setup.verifier()
+    one = wire_setup.verifier()
     for earlier in vector["before"]:
         one.tick(earlier["now"])
         one.verify(bytes.fromhex(earlier["packet"]))
@@ -273,7 +273,7 @@ def test_rejected(vector):
 def test_a_stamper_does_not_touch_what_has_our_option_or_is_malformed(vector):
     packet = bytes.fromhex(vector["packet"])
     found = ip.parse(packet)
-    reason = setup.stamper().stamp(packet)
+    reason = wire_setup.stamper().stamp(packet)
     if found.malformed:
         assert reason == layout.UNSTAMPED_MALFORMED
     elif found.scent_at:

@@ -1,7 +1,7 @@
 """ICMP "too big" about our packets: as if there had been no scent. About anything else: untouched."""
 
 import pytest
-import wire_setup as setup
+import wire_setup
 from hypothesis import given
 from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP, TCP, UDP
@@ -40,7 +40,7 @@ def inner(packet: bytes) -> bytes:
 @pytest.mark.parametrize("keep", [90, 100, 500, 1232])
 def test_the_stack_sees_its_own_packet(version, keep):
     """Whatever is left of the quotation is what the stack sent, its length field included; checksums are right."""
-    sender, original = setup.stamper(), bare(version)
+    sender, original = wire_setup.stamper(), bare(version)
     before = error(version, sender.stamp(original), 1400, keep)
     after = sender.unquote(before, ip.parse(before))
     assert after is not None
@@ -64,7 +64,7 @@ def test_the_stack_sees_its_own_packet(version, keep):
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_what_was_learned_limits_the_next_packets(version):
-    sender = setup.stamper()
+    sender = wire_setup.stamper()
     before = error(version, sender.stamp(bare(version)), 1300)
     destination = ip.parse(bare(version)).destination
     assert sender.limit(destination) == 1500
@@ -76,7 +76,7 @@ def test_what_was_learned_limits_the_next_packets(version):
 @pytest.mark.parametrize("version", [4, 6])
 def test_a_forgery_is_left_alone(version):
     """Invariant 1: the quoted tag is checked first; a blind attacker cannot lower our MTU by way of us."""
-    sender = setup.stamper()
+    sender = wire_setup.stamper()
     made = bytearray(sender.stamp(bare(version)))
     made[ip.parse(bytes(made)).scent_at + 30] ^= 1
     before = error(version, bytes(made))
@@ -86,7 +86,7 @@ def test_a_forgery_is_left_alone(version):
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_other_errors_and_other_packets(version):
-    sender = setup.stamper()
+    sender = wire_setup.stamper()
     for quoted in (bare(version), bare(version, transport=UDP(sport=1, dport=2)), b"", bytes(40)):
         before = error(version, quoted)
         assert sender.unquote(before, ip.parse(before)) is None
@@ -100,7 +100,7 @@ def test_other_errors_and_other_packets(version):
 @pytest.mark.parametrize(("version", "mtu", "room"), [(4, 60, 68), (4, 1, 68), (6, 1280, 1280), (6, 1, 1280)])
 def test_no_room_below_what_every_link_has(version, mtu, room):
     """RFC 791: 68 bytes, RFC 8200: 1280."""
-    sender = setup.stamper()
+    sender = wire_setup.stamper()
     before = error(version, sender.stamp(bare(version)), mtu)
     after = sender.unquote(before, ip.parse(before))
     at = ip.parse(after).transport_at
@@ -111,7 +111,7 @@ def test_no_room_below_what_every_link_has(version, mtu, room):
 @given(st.sampled_from([4, 6]), st.integers(0, 600), st.binary(max_size=8), st.integers(0, 100))
 def test_truncated_and_broken_quotations(version, keep, junk, at):
     """Never an exception: None, or a well-formed packet."""
-    sender = setup.stamper()
+    sender = wire_setup.stamper()
     made = bytearray(sender.stamp(bare(version))[:keep])
     made[at : at + len(junk)] = junk
     before = error(version, bytes(made), keep=keep)
@@ -126,7 +126,7 @@ HEADERS = {4: 20 + layout.IPV4_OPTION_LEN, 6: 40 + layout.IPV6_HEADER_LEN}
 @BOTH
 def test_truncated_at_every_length(version):
     """The tag needs the headers and the ports: with less nothing is believed, with more all that is left is bare."""
-    sender, original = setup.stamper(), bare(version)
+    sender, original = wire_setup.stamper(), bare(version)
     made = sender.stamp(original)
     for keep in range(HEADERS[version] + 60):
         after = answered(sender, error(version, made, keep=keep))
@@ -144,7 +144,7 @@ def test_truncated_at_every_length(version):
 @BOTH
 def test_every_flipped_bit_of_what_the_tag_covers_is_refused(version):
     """The scent, both addresses, the protocol and the ports."""
-    sender = setup.stamper()
+    sender = wire_setup.stamper()
     made = sender.stamp(bare(version))
     found = ip.parse(made)
     addresses = range(12, 20) if version == 4 else range(8, 40)
@@ -163,7 +163,7 @@ def test_every_flipped_bit_of_what_the_tag_covers_is_refused(version):
 
 @BOTH
 def test_an_error_to_somebody_else_is_not_ours(version):
-    sender = setup.stamper()
+    sender = wire_setup.stamper()
     before = error(version, sender.stamp(bare(version)), to=("192.0.2.8", "2001:db8:a::8"))
     assert answered(sender, before) is None
     assert sender.limit(ip.parse(bare(version)).destination) == 1500
@@ -172,7 +172,7 @@ def test_an_error_to_somebody_else_is_not_ours(version):
 @BOTH
 def test_an_mtu_that_the_quoted_packet_fits_is_no_error(version):
     """No router says so; zero is what routers before RFC 1191 say, and the stack has its own answer to that."""
-    sender = setup.stamper()
+    sender = wire_setup.stamper()
     made = sender.stamp(bare(version, bytes(1300)))
     for mtu in (0, len(made), len(made) + 1, 9000):
         assert answered(sender, error(version, made, mtu)) is None, mtu
@@ -184,7 +184,7 @@ def test_an_mtu_that_the_quoted_packet_fits_is_no_error(version):
 @pytest.mark.parametrize("keep", [500, 501])
 def test_a_wrong_checksum_is_not_made_right(version, keep):
     """The kernel drops such an error; rewritten it would have a right checksum."""
-    sender = setup.stamper()
+    sender = wire_setup.stamper()
     before = error(version, sender.stamp(bare(version)), keep=keep)
     at = ip.parse(before).transport_at
     for wrong in (at + 2, at + 3, at + 7, len(before) - 1):
@@ -198,29 +198,29 @@ def test_a_wrong_checksum_is_not_made_right(version, keep):
 @pytest.mark.parametrize("age", [-1, 0, 1, quote.MAX_AGE, quote.MAX_AGE + 1])
 def test_only_packets_of_the_last_two_minutes_are_believed(version, age):
     """Within one period: an old quotation is a replay, one of an epoch that we have not reached a forgery."""
-    epoch = setup.EPOCH + 1000
-    quoted = setup.stamper(epoch - age, now=epoch - age).stamp(bare(version))
-    sender = setup.stamper(epoch, now=epoch)
+    epoch = wire_setup.EPOCH + 1000
+    quoted = wire_setup.stamper(epoch - age, now=epoch - age).stamp(bare(version))
+    sender = wire_setup.stamper(epoch, now=epoch)
     assert (answered(sender, error(version, quoted)) is not None) == (0 <= age <= quote.MAX_AGE)
 
 
 @BOTH
 def test_an_error_just_after_the_hour_is_still_believed(version):
     """The packet left under the tag key of the period before; in the next epochs that key is still known."""
-    assert setup.BEFORE // layout.PERIOD != setup.EPOCH // layout.PERIOD
-    sender = setup.stamper(setup.BEFORE, now=setup.BEFORE + 1)
+    assert wire_setup.BEFORE // layout.PERIOD != wire_setup.EPOCH // layout.PERIOD
+    sender = wire_setup.stamper(wire_setup.BEFORE, now=wire_setup.BEFORE + 1)
     before = error(version, sender.stamp(bare(version)))
-    for epoch in (setup.EPOCH, setup.EPOCH + 5, setup.EPOCH + 60):
-        sender.update(setup.outgoing(epoch))
+    for epoch in (wire_setup.EPOCH, wire_setup.EPOCH + 5, wire_setup.EPOCH + 60):
+        sender.update(wire_setup.outgoing(epoch))
         assert answered(sender, before) is not None, epoch
-    sender.update(setup.outgoing(setup.BEFORE + quote.MAX_AGE + 1))
+    sender.update(wire_setup.outgoing(wire_setup.BEFORE + quote.MAX_AGE + 1))
     assert answered(sender, before) is None
 
 
 @BOTH
 def test_a_sender_bound_quotation_is_rewritten_but_not_learned(version):
     """Its tag does not cover the destination: whoever has seen one could name any."""
-    sender, original = setup.stamper(), bare(version, sources=CAROL)
+    sender, original = wire_setup.stamper(), bare(version, sources=CAROL)
     before = error(version, sender.stamp(original), to=CAROL)
     after = answered(sender, before)
     assert after is not None

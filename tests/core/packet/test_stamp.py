@@ -1,6 +1,6 @@
 import carriers
 import pytest
-import wire_setup as setup
+import wire_setup
 from hypothesis import example, given
 from hypothesis import strategies as st
 from scapy.layers.inet import IP, TCP
@@ -27,7 +27,7 @@ def port(packet, number):
 
 def warm():
     """A stamper whose flows are all known and in a run."""
-    one = setup.stamper()
+    one = wire_setup.stamper()
     for _ in range(4):
         for packet in FLOWS:
             one.stamp(packet)
@@ -41,7 +41,7 @@ def warm():
 @example(b"\x60")
 def test_arbitrary_bytes_never_raise(packet):
     """Invariant 4."""
-    assert isinstance(setup.stamper().stamp(packet), int)
+    assert isinstance(wire_setup.stamper().stamp(packet), int)
 
 
 @pytest.mark.parametrize("packet", [TCP4, TCP6, UDP4])
@@ -60,7 +60,7 @@ def test_hot_path_equals_slow_path(packet):
     Lengths and header checksum are right: the kernel checked them (ip_rcv, ip6_rcv) or made them.
     """
     packet = mended(packet)
-    hot, cold = warm().stamp(packet), setup.stamper().stamp(packet)
+    hot, cold = warm().stamp(packet), wire_setup.stamper().stamp(packet)
     assert isinstance(hot, int) == isinstance(cold, int)
     if isinstance(hot, int):
         assert hot == cold
@@ -68,7 +68,7 @@ def test_hot_path_equals_slow_path(packet):
     assert carriers.remove(hot, ip.parse(hot)) == carriers.remove(cold, ip.parse(cold))
     assert without_checksum(carriers.remove(hot, ip.parse(hot))) == without_checksum(packet)
     assert mended(hot) == hot
-    assert setup.verifier().verify(hot) == carriers.strip(hot, ip.parse(hot))
+    assert wire_setup.verifier().verify(hot) == carriers.strip(hot, ip.parse(hot))
 
 
 @pytest.mark.parametrize("name", [n for n in BEFORE if BEFORE[n][9] in (6, 17) and BEFORE[n][0] == 0x45])
@@ -110,15 +110,15 @@ def test_checksum_zero_may_be_written_as_ffff():
 @given(st.lists(st.sampled_from(FLOWS), min_size=10, max_size=10))
 def test_any_ten_first_packets_of_a_pair_carry_all_fragments(packets):
     """Of one flow or many, of any kind; beacons fill in only what packets did not."""
-    one = setup.stamper()
+    one = wire_setup.stamper()
     seen = [index_of(one.stamp(packet)) for packet in packets]
     assert sorted(seen) == list(range(10))
-    assert (0, setup.EPOCH, 0x3FF) in one.sent()
+    assert (0, wire_setup.EPOCH, 0x3FF) in one.sent()
 
 
 def test_after_the_first_ten_a_flow_keeps_its_fragment_for_a_run():
     """Receivers merge packets with equal headers only (facts.md)."""
-    one = setup.stamper()
+    one = wire_setup.stamper()
     seen = [index_of(one.stamp(TCP4)) for _ in range(10 + 3 * stamp.RUN)]
     assert seen[10:] == [0] * stamp.RUN + [1] * stamp.RUN + [2] * stamp.RUN
 
@@ -126,7 +126,7 @@ def test_after_the_first_ten_a_flow_keeps_its_fragment_for_a_run():
 def test_flows_are_bounded(monkeypatch):
     """Invariant 4: ports are the senders' choice, memory is not."""
     monkeypatch.setattr(stamp, "MAX_FLOWS", 8)
-    one = setup.stamper()
+    one = wire_setup.stamper()
     for number in range(100):
         assert isinstance(one.stamp(port(TCP4, 1024 + number)), bytes)
         kept = sum(len(t) for t in (*one._ipv4, *one._ipv6))
@@ -135,8 +135,8 @@ def test_flows_are_bounded(monkeypatch):
 
 
 def test_a_profile_expires():
-    one = setup.stamper()
-    expires = setup.outgoing()[0].expires
+    one = wire_setup.stamper()
+    expires = wire_setup.outgoing()[0].expires
     assert isinstance(one.stamp(TCP4), bytes)
     one.tick(expires - 1)
     assert isinstance(one.stamp(TCP4), bytes)
@@ -147,9 +147,9 @@ def test_a_profile_expires():
 
 def test_a_new_epoch_takes_over_at_once():
     one = warm()
-    one.update(setup.outgoing(setup.EPOCH + 5))
+    one.update(wire_setup.outgoing(wire_setup.EPOCH + 5))
     made = one.stamp(TCP4)
-    assert made[30:34] == (setup.EPOCH + 5).to_bytes(4, "big")
+    assert made[30:34] == (wire_setup.EPOCH + 5).to_bytes(4, "big")
     assert one.sent()[0][2] == 1
 
 
@@ -162,8 +162,8 @@ def test_a_limit_that_a_router_named_holds_for_ten_minutes():
     assert isinstance(one.stamp(packet), bytes)
     one.learn_limit(destination, room - 1)
     assert one.stamp(packet) == layout.UNSTAMPED_TOO_BIG
-    one.update(setup.outgoing(int(setup.NOW) + 600))
-    one.tick(setup.NOW + 601)
+    one.update(wire_setup.outgoing(int(wire_setup.NOW) + 600))
+    one.tick(wire_setup.NOW + 601)
     assert isinstance(one.stamp(packet), bytes)
     assert one.limit(destination) == 1500
 
@@ -214,7 +214,7 @@ def test_a_flow_that_is_known_keeps_to_a_new_limit():
 
 def test_learned_limits_are_bounded(monkeypatch):
     monkeypatch.setattr(stamp, "MAX_FLOWS", 8)
-    one = setup.stamper()
+    one = wire_setup.stamper()
     for number in range(100):
         one.learn_limit(number.to_bytes(4, "big"), 1000)
         assert len(one._learned) <= 8
@@ -223,12 +223,12 @@ def test_learned_limits_are_bounded(monkeypatch):
 def test_the_longest_packets_leave_as_they_are():
     """A length field holds 65,535: nothing may overflow there, even on a loopback of 65,536 bytes."""
     table = StampTable(
-        networks=setup.STAMP_TABLE.networks,
-        peers=setup.STAMP_TABLE.peers,
+        networks=wire_setup.STAMP_TABLE.networks,
+        peers=wire_setup.STAMP_TABLE.peers,
         pairs=(StampPair(0, 0, 0, ipv6_fragments=True),),
         limits=(("0.0.0.0/0", 65536), ("::/0", 65536 + 1000)),
     )
-    one = setup.stamper(table=table)
+    one = wire_setup.stamper(table=table)
     for base, overhead in ((UDP4, 36), (BEFORE["udp6"], 40)):
         for size in (65535, 65536 - overhead, 65535 - overhead):
             made = one.stamp(mended(base + bytes(size - len(base))))
@@ -255,12 +255,12 @@ def test_nothing_grows_past_the_path_unless_it_may_be_fragmented():
 @pytest.mark.parametrize("name", STAMPED)
 def test_a_packet_has_one_scent(name):
     """Invariant 2: what has a scent already goes out as it is."""
-    assert setup.stamper().stamp(STAMPED[name]) == layout.UNSTAMPED_ALREADY
+    assert wire_setup.stamper().stamp(STAMPED[name]) == layout.UNSTAMPED_ALREADY
 
 
 def test_a_reload_keeps_the_epochs_of_pairs_that_stay():
     one = warm()
-    one.configure(StampTable(setup.STAMP_TABLE.networks, setup.STAMP_TABLE.peers, (StampPair(0, 0, 0),)))
+    one.configure(StampTable(wire_setup.STAMP_TABLE.networks, wire_setup.STAMP_TABLE.peers, (StampPair(0, 0, 0),)))
     assert [pair for pair, _, _ in one.sent()] == [0]
     assert isinstance(one.stamp(TCP4), bytes)
     one.configure(StampTable())
@@ -269,5 +269,5 @@ def test_a_reload_keeps_the_epochs_of_pairs_that_stay():
 
 def test_an_update_for_an_unknown_pair_is_ignored():
     one = Stamper()
-    one.update(setup.outgoing())
+    one.update(wire_setup.outgoing())
     assert one.sent() == []

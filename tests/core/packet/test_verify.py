@@ -3,7 +3,7 @@ from pathlib import Path
 
 import carriers
 import pytest
-import wire_setup as setup
+import wire_setup
 from hypothesis import example, given
 from wire_strategies import (
     SMALL,
@@ -31,7 +31,7 @@ FLOW = ("tcp4", "tcp6", "udp4", "udp6", "sctp4", "dccp4", "icmp4", "gre4", "esp6
 
 def warm():
     """A verifier that has believed every packet of the vectors."""
-    one = setup.verifier()
+    one = wire_setup.verifier()
     for packet in STAMPED.values():
         assert isinstance(one.verify(packet), bytes)
     return one
@@ -118,7 +118,7 @@ def test_arbitrary_bytes_never_raise_and_are_never_accepted(packet):
 @given(mutated(PACKETS))
 def test_hot_path_equals_slow_path(packet):
     """A verifier that has seen every original and one that has seen nothing say the same."""
-    cold = setup.verifier(epochs=list(WARM._epochs))
+    cold = wire_setup.verifier(epochs=list(WARM._epochs))
     hot, slow = WARM.verify(packet), cold.verify(packet)
     if isinstance(hot, bytes) and isinstance(slow, bytes) and mended(packet) != packet:
         # The kernel has checked the header checksum. A wrong one stays as wrong as it was, or is made anew.
@@ -159,17 +159,17 @@ def test_checksum_zero_may_be_written_as_ffff():
 
 
 def test_each_fragment_is_handed_on_once_an_epoch():
-    one, sender = setup.verifier(), setup.stamper()
+    one, sender = wire_setup.verifier(), wire_setup.stamper()
     bare = carriers.remove(TCP4, ip.parse(TCP4))
     for _ in range(40):
         one.verify(sender.stamp(bare))
     assert [e.index for e in one.events] == list(range(10))
-    assert b"".join(e.data for e in one.events) == b"".join(setup.outgoing()[0].fragments)
-    assert {(e.pair, e.epoch, e.load, e.threat) for e in one.events} == {(0, setup.EPOCH, 8 / 15, 3 / 15)}
+    assert b"".join(e.data for e in one.events) == b"".join(wire_setup.outgoing()[0].fragments)
+    assert {(e.pair, e.epoch, e.load, e.threat) for e in one.events} == {(0, wire_setup.EPOCH, 8 / 15, 3 / 15)}
 
 
 def test_an_older_epoch_in_grace_says_nothing():
-    one, older = setup.verifier(), setup.stamper(setup.EPOCH - 1, setup.EPOCH - 1)
+    one, older = wire_setup.verifier(), wire_setup.stamper(wire_setup.EPOCH - 1, wire_setup.EPOCH - 1)
     bare = carriers.remove(TCP4, ip.parse(TCP4))
     one.verify(older.stamp(bare))
     one.verify(older.stamp(bare))  # grace is for what a verifier has seen: one that starts anew grants none
@@ -180,7 +180,7 @@ def test_an_older_epoch_in_grace_says_nothing():
 
 
 def test_the_first_packet_carries_the_glance():
-    one = setup.verifier()
+    one = wire_setup.verifier()
     one.verify(STAMPED["tcp6"])
     assert (one.events[0].load, one.events[0].threat) == (8 / 15, 3 / 15)
 
@@ -188,7 +188,7 @@ def test_the_first_packet_carries_the_glance():
 def test_believed_flows_are_bounded(monkeypatch):
     """Invariant 4."""
     monkeypatch.setattr(verify, "MAX_FLOWS", 8)
-    one, sender = setup.verifier(), setup.stamper()
+    one, sender = wire_setup.verifier(), wire_setup.stamper()
     for base in (carriers.remove(TCP4, ip.parse(TCP4)), carriers.remove(TCP6, ip.parse(TCP6))):
         at = ip.parse(base).transport_at
         for number in range(50):
@@ -198,7 +198,7 @@ def test_believed_flows_are_bounded(monkeypatch):
 
 def test_unauthentic_packets_leave_no_trace():
     """Invariant 4: no state of any kind from what is not accepted."""
-    one = setup.verifier()
+    one = wire_setup.verifier()
     for packet in PACKETS:
         found = ip.parse(packet)
         one.verify(
@@ -211,7 +211,7 @@ def test_unauthentic_packets_leave_no_trace():
 
 def test_nodes_are_bounded_and_drained(monkeypatch):
     monkeypatch.setattr(verify, "MAX_NODES", 3)
-    one, sender = setup.verifier(), setup.stamper()
+    one, sender = wire_setup.verifier(), wire_setup.stamper()
     bare = carriers.remove(TCP4, ip.parse(TCP4))
     for last in range(1, 20):
         one.verify(sender.stamp(mended(bare[:15] + bytes((last,)) + bare[16:])))
@@ -224,7 +224,7 @@ def test_nodes_are_bounded_and_drained(monkeypatch):
 def test_a_reload_keeps_what_was_seen_and_forgets_who_is_gone():
     one = warm()
     before = len(one.events)
-    one.configure(setup.VERIFY_TABLE)
+    one.configure(wire_setup.VERIFY_TABLE)
     assert isinstance(one.verify(TCP4), bytes)
     assert len(one.events) == before
     one.configure(verify.VerifyTable())
@@ -232,7 +232,7 @@ def test_a_reload_keeps_what_was_seen_and_forgets_who_is_gone():
 
 
 def test_treatments_follow_the_source():
-    one = setup.verifier()
+    one = wire_setup.verifier()
     alice, carol, stranger = (
         mended(carriers.remove(TCP4, ip.parse(TCP4))[:12] + source + TCP4[16:20] + bytes(20))
         for source in (b"\xc0\0\2\7", b"\xcb\0\x71\5", b"\x0a\1\1\1")
@@ -245,7 +245,7 @@ def test_treatments_follow_the_source():
 
 
 def test_ipv6_that_came_in_fragments_has_an_absent_treatment_of_its_own():
-    one = setup.verifier()
+    one = wire_setup.verifier()
     base = carriers.remove(STAMPED["sender bound6"], ip.parse(STAMPED["sender bound6"]))
     assert one.verify(base).treatment == "drop"
     assert one.verify(mended(base + bytes(1281 - len(base)))).treatment == "pass"

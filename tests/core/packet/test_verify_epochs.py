@@ -1,6 +1,6 @@
 """What the verifier takes for fresh: ages, grace, what workers share."""
 
-import wire_setup as setup
+import wire_setup
 from hypothesis import given
 from hypothesis import strategies as st
 from wire_strategies import TCP4, TCP6, at_epoch, quick, verdict
@@ -10,7 +10,7 @@ from scentd.wire import layout
 
 
 def test_an_epoch_ages():
-    one = setup.verifier()
+    one = wire_setup.verifier()
     for now, wanted in (
         (0, "accepted"),
         (60, "accepted"),
@@ -19,50 +19,50 @@ def test_an_epoch_ages():
         (-10, "accepted"),
         (-11, "future"),
     ):
-        one.tick(setup.EPOCH + now)
+        one.tick(wire_setup.EPOCH + now)
         assert layout.VERDICTS[verdict(one.verify(TCP4))] == wanted, now
 
 
 def test_a_future_epoch_does_not_become_the_highest():
-    one = setup.verifier()
-    assert verdict(one.verify(at_epoch(int(setup.NOW) + 11))) == layout.VERDICT_FUTURE
+    one = wire_setup.verifier()
+    assert verdict(one.verify(at_epoch(int(wire_setup.NOW) + 11))) == layout.VERDICT_FUTURE
     assert verdict(one.verify(TCP4)) == layout.VERDICT_ACCEPTED
 
 
 def test_keys_of_no_known_period_are_stale():
-    table = verify.VerifyTable(incoming=setup.VERIFY_TABLE.incoming, max_age=1e9)
-    one = setup.verifier(table=table)
-    assert verdict(one.verify(at_epoch((setup.PERIOD - 1) * layout.PERIOD))) == layout.VERDICT_ACCEPTED
-    assert verdict(one.verify(at_epoch((setup.PERIOD - 1) * layout.PERIOD - 1))) == layout.VERDICT_STALE
+    table = verify.VerifyTable(incoming=wire_setup.VERIFY_TABLE.incoming, max_age=1e9)
+    one = wire_setup.verifier(table=table)
+    assert verdict(one.verify(at_epoch((wire_setup.PERIOD - 1) * layout.PERIOD))) == layout.VERDICT_ACCEPTED
+    assert verdict(one.verify(at_epoch((wire_setup.PERIOD - 1) * layout.PERIOD - 1))) == layout.VERDICT_STALE
 
 
 def test_the_epoch_before_has_its_grace_and_no_older_one():
-    one = setup.verifier()
-    first, second, third = (at_epoch(setup.EPOCH + n) for n in (-10, -5, 0))
+    one = wire_setup.verifier()
+    first, second, third = (at_epoch(wire_setup.EPOCH + n) for n in (-10, -5, 0))
     for now, packet in ((-10, first), (-5, second), (0, third)):
-        one.tick(setup.EPOCH + now)
+        one.tick(wire_setup.EPOCH + now)
         assert isinstance(one.verify(packet), bytes)
-    one.tick(setup.EPOCH + 2)
+    one.tick(wire_setup.EPOCH + 2)
     assert isinstance(one.verify(second), bytes)
     assert verdict(one.verify(first)) == layout.VERDICT_REPLAYED_EPOCH
-    one.tick(setup.EPOCH + 2.1)
+    one.tick(wire_setup.EPOCH + 2.1)
     assert verdict(one.verify(second)) == layout.VERDICT_ACCEPTED  # believed until the second is over
-    one.tick(setup.EPOCH + 3)
+    one.tick(wire_setup.EPOCH + 3)
     assert verdict(one.verify(second)) == layout.VERDICT_REPLAYED_EPOCH
     assert isinstance(one.verify(third), bytes)
 
 
 def test_the_first_epoch_seen_has_none_before_it():
-    one = setup.verifier()
+    one = wire_setup.verifier()
     assert isinstance(one.verify(TCP4), bytes)
-    assert verdict(one.verify(at_epoch(setup.EPOCH - 1))) == layout.VERDICT_REPLAYED_EPOCH
+    assert verdict(one.verify(at_epoch(wire_setup.EPOCH - 1))) == layout.VERDICT_REPLAYED_EPOCH
 
 
 def test_a_new_epoch_is_noticed_by_the_cache():
     """What was believed under the older epoch is checked anew as soon as a newer one is seen."""
-    one = setup.verifier(table=verify.VerifyTable(incoming=setup.VERIFY_TABLE.incoming, grace=0.0))
+    one = wire_setup.verifier(table=verify.VerifyTable(incoming=wire_setup.VERIFY_TABLE.incoming, grace=0.0))
     assert isinstance(one.verify(TCP4), bytes)
-    assert isinstance(one.verify(at_epoch(setup.EPOCH + 1, TCP6)), bytes)
+    assert isinstance(one.verify(at_epoch(wire_setup.EPOCH + 1, TCP6)), bytes)
     one._epochs[1] -= 1  # grace of 0 is over
     assert verdict(one.verify(TCP4)) == layout.VERDICT_REPLAYED_EPOCH
 
@@ -70,24 +70,24 @@ def test_a_new_epoch_is_noticed_by_the_cache():
 def test_a_restart_opens_no_replay_window():
     """The highest epochs outlive the process; so does the moment from which grace runs."""
     epochs = [0] * 8
-    assert isinstance(setup.verifier(epochs=epochs).verify(TCP4), bytes)
-    old = at_epoch(setup.EPOCH - 5)
-    again = setup.verifier(setup.NOW + 5, epochs)
+    assert isinstance(wire_setup.verifier(epochs=epochs).verify(TCP4), bytes)
+    old = at_epoch(wire_setup.EPOCH - 5)
+    again = wire_setup.verifier(wire_setup.NOW + 5, epochs)
     assert verdict(again.verify(old)) == layout.VERDICT_REPLAYED_EPOCH
-    assert isinstance(again.verify(at_epoch(setup.EPOCH + 5)), bytes)
+    assert isinstance(again.verify(at_epoch(wire_setup.EPOCH + 5)), bytes)
     assert isinstance(again.verify(TCP4), bytes)  # the epoch before, known from the file
     assert verdict(again.verify(old)) == layout.VERDICT_REPLAYED_EPOCH  # in the new one's grace, but older than before
 
 
 def test_two_workers_share_the_highest_epoch():
     epochs = [0] * 8
-    one, other = setup.verifier(epochs=epochs), setup.verifier(epochs=epochs)
-    old, new = at_epoch(setup.EPOCH - 5), TCP4
+    one, other = wire_setup.verifier(epochs=epochs), wire_setup.verifier(epochs=epochs)
+    old, new = at_epoch(wire_setup.EPOCH - 5), TCP4
     assert isinstance(other.verify(old), bytes)
     assert isinstance(one.verify(new), bytes)
     assert isinstance(other.verify(old), bytes)  # in grace: it is the one before for this worker, too
     for worker in (one, other):
-        worker.tick(setup.NOW + 3)
+        worker.tick(wire_setup.NOW + 3)
         assert verdict(worker.verify(old)) == layout.VERDICT_REPLAYED_EPOCH
         assert isinstance(worker.verify(new), bytes)
 
@@ -95,12 +95,12 @@ def test_two_workers_share_the_highest_epoch():
 def test_grace_is_for_the_newest_that_a_worker_knows_and_no_older_one():
     """Another worker raised the highest: what stood before it here is two epochs old by now."""
     epochs = [0] * 8
-    one, other = setup.verifier(epochs=epochs), setup.verifier(epochs=epochs)
-    first, second, third = (at_epoch(setup.EPOCH + n) for n in (-10, -5, 0))
+    one, other = wire_setup.verifier(epochs=epochs), wire_setup.verifier(epochs=epochs)
+    first, second, third = (at_epoch(wire_setup.EPOCH + n) for n in (-10, -5, 0))
     assert isinstance(one.verify(first), bytes)
     assert isinstance(one.verify(second), bytes)
     assert isinstance(other.verify(third), bytes)
-    one.tick(setup.NOW + 1)
+    one.tick(wire_setup.NOW + 1)
     assert verdict(one.verify(first)) == layout.VERDICT_REPLAYED_EPOCH
     assert isinstance(one.verify(second), bytes)
     assert isinstance(one.verify(third), bytes)
@@ -110,8 +110,8 @@ def test_grace_is_for_the_newest_that_a_worker_knows_and_no_older_one():
 
 def test_a_worker_that_has_seen_nothing_of_the_pair_grants_no_grace():
     epochs = [0] * 8
-    one, other = setup.verifier(epochs=epochs), setup.verifier(epochs=epochs)
-    old = at_epoch(setup.EPOCH - 5)
+    one, other = wire_setup.verifier(epochs=epochs), wire_setup.verifier(epochs=epochs)
+    old = at_epoch(wire_setup.EPOCH - 5)
     assert isinstance(one.verify(old), bytes)
     assert isinstance(one.verify(TCP4), bytes)
     assert isinstance(one.verify(old), bytes)
@@ -132,21 +132,21 @@ class Raced(list):
 
 def test_a_worker_does_not_lower_what_another_wrote_meanwhile():
     epochs = Raced([0] * 8)
-    one = setup.verifier(epochs=epochs)
-    epochs.higher = setup.EPOCH + 5
+    one = wire_setup.verifier(epochs=epochs)
+    epochs.higher = wire_setup.EPOCH + 5
     assert isinstance(one.verify(TCP4), bytes)
-    assert epochs[:2] == [setup.EPOCH + 5, 0]
+    assert epochs[:2] == [wire_setup.EPOCH + 5, 0]
 
 
 @quick
 @given(st.lists(st.tuples(st.integers(-70, 70), st.integers(-70, 70)), min_size=1, max_size=12))
 def test_no_clock_and_no_order_of_epochs_accepts_what_is_out_of_time(steps):
     """A clock that jumps back and forth: what is accepted is within the window and never below the last two."""
-    one = setup.verifier()
+    one = wire_setup.verifier()
     accepted = []
     for clock, epoch in steps:
-        one.tick(setup.EPOCH + clock)
-        if isinstance(one.verify(at_epoch(setup.EPOCH + epoch)), bytes):
+        one.tick(wire_setup.EPOCH + clock)
+        if isinstance(one.verify(at_epoch(wire_setup.EPOCH + epoch)), bytes):
             assert clock - 60 <= epoch <= clock + 10
             accepted.append(epoch)
             assert epoch >= sorted(set(accepted))[-2:][0]

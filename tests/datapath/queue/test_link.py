@@ -2,7 +2,7 @@
 
 import msgspec
 import pytest
-import wire_setup as setup
+import wire_setup
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,8 +11,8 @@ from scentd.model import Fragment
 
 TO_WORKER = [
     link.WorkerSetup(1, 2, 64, True, False, 1, 2),
-    link.PathTables(setup.STAMP_TABLE, setup.VERIFY_TABLE, "/state/epochs"),
-    link.NewEpochs(setup.outgoing()),
+    link.PathTables(wire_setup.STAMP_TABLE, wire_setup.VERIFY_TABLE, "/state/epochs"),
+    link.NewEpochs(wire_setup.outgoing()),
 ]
 FROM_WORKER = [
     link.Ready(),
