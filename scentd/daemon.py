@@ -35,7 +35,7 @@ from scentd.roles.profiler import ProfilerRole, issued_slot
 from scentd.roles.stamper import StamperRole
 from scentd.roles.verifier import VerifierRole
 from scentd.state import identities
-from scentd.state.epochs import Epochs, pair_slots, prepare
+from scentd.state.epochs import Epochs, prepare
 from scentd.wire import layout
 
 log = logging.getLogger("scentd")
@@ -195,7 +195,7 @@ class Daemon:
     def _open(self, config: Config) -> tuple[Pairs, Epochs]:
         """The pairs, numbered by their rows in the epoch file, which last; and the file."""
         loaded = identities.load(config)
-        seen: dict[PairName, bytes] = pair_slots(config, loaded)
+        seen: dict[PairName, bytes] = identities.pair_slots(config, loaded)
         epochs = prepare(self._epochs_path, [*map(issued_slot, loaded.values()), *seen.values()])
         return Pairs(config, loaded, {name: epochs.slot(slot) for name, slot in seen.items()}), epochs
 

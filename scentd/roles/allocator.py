@@ -52,9 +52,8 @@ class AllocatorRole:
         self._decisions: dict[str, int] = {}
         self._delays = Delays()
         self._unapplied: list[Firing] = []
-        self._lock = (
-            threading.Lock()
-        )  # of the desired state and the two above: the actuators' threads tell what they have done
+        # Of _desired, _delays and _unapplied: the actuators' threads tell what they have done.
+        self._lock = threading.Lock()
         bus.subscribe(Views, self._take)
 
     def start(self) -> None:

@@ -142,8 +142,7 @@ class NetworkProfiler:
 
     def _issue(self, epochs: Epochs, slot: bytes, alarm: bool) -> None:
         now, interval = time.time(), self.network.interval
-        oldest = now - score.SAMPLE_INTERVALS * interval
-        self._parts = {name: part for name, part in self._parts.items() if part.at > oldest}
+        self._parts = {name: part for name, part in self._parts.items() if score.is_fresh(part.at, interval, now)}
         self._waiting = set(self._parts)
         samples, events, watched = score.gathered(self._parts.values(), interval, now)
         statement = score.statement(self.network, samples, events, now, watched)

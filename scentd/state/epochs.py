@@ -10,14 +10,11 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
-from scentd.config.sections import Config
 from scentd.errors import HostError
-from scentd.wire import keys
-from scentd.wire.keys import Identity
 
 MAGIC = b"scentd epochs 1\n"
 _HEADER = len(MAGIC) + 8
@@ -29,21 +26,6 @@ _SPARE = 256  # slots beyond those in use, so that most reloads need no new file
 def slot_id(purpose: str, *public: bytes) -> bytes:
     """Eight bytes that name a slot: `purpose` is "issued" or "seen"."""
     return sha256(b"|".join((purpose.encode(), *public))).digest()[:8]
-
-
-def pair_slots(config: Config, identities: Mapping[str, Identity]) -> dict[tuple[str, str], bytes]:
-    """The slot of the highest epoch seen of each pair, by the names of network and peer.
-
-    It belongs to the two keys, so that a new key begins anew; where this host has no key of the network, to the names.
-    """
-    slots = {}
-    for network in config.network:
-        own = identities.get(network.name)
-        for peer in config.peer:
-            theirs = keys.parse_public(peer.public_key).raw
-            ends = (own.public.raw, theirs) if own is not None else (network.name.encode(), peer.name.encode())
-            slots[network.name, peer.name] = slot_id("seen", *ends)
-    return slots
 
 
 class Epochs:

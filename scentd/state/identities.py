@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from scentd.config.sections import Config, Peer
 from scentd.errors import ConfigError, ScentdError
 from scentd.state import key_files
+from scentd.state.epochs import slot_id
 from scentd.wire import keys
 
 
@@ -29,6 +32,21 @@ def load(config: Config) -> dict[str, keys.Identity]:
     if problems:
         raise ConfigError(problems)
     return identities
+
+
+def pair_slots(config: Config, identities: Mapping[str, keys.Identity]) -> dict[tuple[str, str], bytes]:
+    """The slot of the highest epoch seen of each pair, by the names of network and peer.
+
+    It belongs to the two keys, so that a new key begins anew; where this host has no key of the network, to the names.
+    """
+    slots = {}
+    for network in config.network:
+        own = identities.get(network.name)
+        for peer in config.peer:
+            theirs = keys.parse_public(peer.public_key).raw
+            ends = (own.public.raw, theirs) if own is not None else (network.name.encode(), peer.name.encode())
+            slots[network.name, peer.name] = slot_id("seen", *ends)
+    return slots
 
 
 def wrong_key(peer: Peer, identities: list[keys.Identity]) -> list[str]:

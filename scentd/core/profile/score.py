@@ -32,12 +32,18 @@ MAX_ITEMS_BESIDE_NODES = 12
 MAX_AFFECTED = 8
 
 
+def is_fresh(at: float, interval: float, now: float) -> bool:
+    """Whether what was said at `at` still counts. A clock that runs ahead makes nothing count for longer."""
+    span = SAMPLE_INTERVALS * interval
+    return now - span < at < now + span
+
+
 def gathered(parts: Iterable[Samples], interval: float, now: float) -> tuple[list[Sample], list[SecurityEvent], bool]:
     """(samples, events, whether anybody watches for events) of several collectors, `interval` in seconds.
 
-    What a collector said more than SAMPLE_INTERVALS ago does not count any more: it may be dead.
+    What a collector said more than SAMPLE_INTERVALS ago does not count: it may be dead.
     """
-    fresh = [part for part in parts if part.at > now - SAMPLE_INTERVALS * interval]
+    fresh = [part for part in parts if is_fresh(part.at, interval, now)]
     samples = [sample for part in fresh for sample in part.samples]
     return samples, [event for part in fresh for event in part.events], any(part.watched for part in fresh)
 
@@ -63,8 +69,7 @@ def statement(
             if severity is not None and severity >= active.get(key, 0.0):
                 active[key] = severity
 
-    oldest = now - SAMPLE_INTERVALS * network.interval
-    metrics, roles = means(network, [s for s in samples if s.at > oldest])
+    metrics, roles = means(network, [s for s in samples if is_fresh(s.at, network.interval, now)])
     if watched or active or "threat" in metrics:
         # A threat that another source measured is one more independent sign.
         metrics["threat"] = threat(active, metrics.get("threat", 0.0))

@@ -4,7 +4,7 @@ The programs run without us. A daemon that was killed, or is replaced by a newer
 where they are pinned, takes the maps over and puts its own programs into the places of the old ones.
 
 A change is written so that no packet meets half of it: what is new, then the settings that find both, then
-what is old goes. Everything blocks for as long as the kernel takes: milliseconds for thousands of encode.
+what is old goes. Everything blocks for as long as the kernel takes: milliseconds for thousands of entries.
 `attach` and `remove_offload` use netlink and must not be called on the thread of a running event loop.
 """
 

@@ -42,7 +42,7 @@ class WorkerHandle:
 
 
 class Workers:
-    """All workers. `on_message(message)` gets Fragments and Reports as they come."""
+    """All workers. `on_message(message)` gets Fragments and WorkerReports as they come."""
 
     def __init__(self, config: Config, log_level: str, on_message: Callable[[link.FromWorker], None]) -> None:
         self._config = config

@@ -1,0 +1,172 @@
+"""When the profiler makes an epoch: when all its collectors have spoken, for an alarm at once, and at the latest."""
+
+import asyncio
+import time
+
+import pytest
+
+from scentd.bus.local import LocalBus
+from scentd.config.sections import Config, Network, Peer
+from scentd.core.pairs import Pairs
+from scentd.model import IssuedEpoch, Notice, Sample, Samples, SecurityEvent
+from scentd.roles import profiler
+from scentd.roles.profiler import ProfilerRole, issued_slot
+from scentd.state.epochs import Epochs, prepare
+from scentd.wire import keys
+
+OWN, OTHER = keys.identity(b"\1" * 32), keys.identity(b"\2" * 32)
+INTERVAL = 0.4  # seconds: the smallest that a configuration may have is longer, and tests do not wait for it
+PAUSE = 0.05
+
+
+class Signer:
+    """A running profiler of one network; `issued` are its epochs and when they came (monotonic)."""
+
+    def __init__(self, path, **network) -> None:
+        self.bus = LocalBus()
+        self.issued: list[tuple[float, IssuedEpoch]] = []
+        self.statements: list[dict] = []
+        self.bus.subscribe(IssuedEpoch, lambda issued: self.issued.append((time.monotonic(), issued)))
+        self.bus.subscribe(Notice, lambda notice: self.statements.append(notice.fields))
+        self.role = ProfilerRole(self.bus)
+        self.path = path
+        self.network = Network(name="n", key_file="k", sign=True, **{"interval": INTERVAL, **network})
+
+    def epochs(self) -> Epochs:
+        return prepare(self.path / "epochs", [issued_slot(OWN)])
+
+    async def __aenter__(self) -> "Signer":
+        config = Config(network=[self.network], peer=[Peer("p", str(OTHER.public), ["192.0.2.1"])])
+        self.epoch_file = self.epochs()
+        await self.role.replace(config, Pairs(config, {"n": OWN}, {("n", "p"): 0}), self.epoch_file)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.role.stop()
+        self.epoch_file.close()
+
+    def say(self, collector: str, value: float, ago: float = 0.0, **more) -> None:
+        at = time.time() - ago
+        self.bus.publish(Samples("n", collector, at, (Sample("cpu", value, at, node=collector),), **more))
+
+    async def next(self, seconds: float = 5.0) -> dict:
+        """The statement of the next epoch."""
+        number, end = len(self.issued), time.monotonic() + seconds
+        while len(self.issued) == number:
+            assert time.monotonic() < end, "no epoch"
+            await asyncio.sleep(0.005)
+        return self.statements[-1]
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    monkeypatch.setattr(profiler, "ISSUE_PAUSE", PAUSE)
+
+
+def run(path, story, **network) -> None:
+    async def whole() -> None:
+        async with Signer(path, **network) as signer:
+            await story(signer)
+
+    asyncio.run(whole())
+
+
+def test_an_epoch_comes_when_every_collector_has_said_something_new(tmp_path):
+    async def story(signer):
+        signer.say("one", 0.2)
+        assert (await signer.next())["levels"]["cpu"] == pytest.approx(0.2)  # only one is known so far
+        signer.say("two", 0.6)
+        signer.say("one", 0.2)
+        assert (await signer.next())["levels"]["cpu"] == pytest.approx(0.4)
+        epochs = len(signer.issued)
+        signer.say("one", 1.0)
+        await asyncio.sleep(2 * PAUSE)
+        assert len(signer.issued) == epochs, "it waits for the other"
+        signer.say("two", 1.0)
+        assert (await signer.next())["levels"]["cpu"] == pytest.approx(1.0)
+
+    run(tmp_path, story, interval=3.0)
+
+
+def test_a_late_collector_is_not_waited_for_longer_than_patience(tmp_path):
+    async def story(signer):
+        signer.say("one", 0.2)
+        signer.say("two", 0.6)
+        await signer.next()
+        before, began = len(signer.issued), time.monotonic()
+        signer.say("one", 0.2)  # two says nothing
+        assert (await signer.next())["levels"]["cpu"] == pytest.approx(0.4)
+        assert len(signer.issued) == before + 1
+        assert time.monotonic() - began >= INTERVAL
+
+    run(tmp_path, story)
+
+
+def test_a_dead_collector_does_not_count_for_ever(tmp_path):
+    async def story(signer):
+        signer.say("dead", 1.0)
+        end = time.monotonic() + 10
+        while True:
+            signer.say("alive", 0.2)
+            levels = (await signer.next())["levels"]
+            if levels["cpu"] == pytest.approx(0.2):
+                break
+            assert time.monotonic() < end
+
+    run(tmp_path, story)
+
+
+def test_an_alarm_is_told_at_once_and_to_everybody(tmp_path):
+    async def story(signer):
+        signer.say("one", 0.2)
+        signer.say("two", 0.2)
+        await signer.next()
+        now = time.time()
+        event = SecurityEvent("intrusion", 0.9, now, now + 60, "192.0.2.9")
+        signer.say("one", 0.2, events=(event,), alarm=True)
+        statement = await signer.next(seconds=2)
+        assert statement["alarm"]
+        assert statement["levels"]["threat"] == pytest.approx(0.9)
+        assert signer.issued[-1][1].alarm
+
+    run(tmp_path, story, interval=30.0)
+
+
+def test_what_comes_late_and_out_of_order_is_left_out(tmp_path):
+    async def story(signer):
+        signer.say("one", 0.2)
+        signer.say("one", 0.8, ago=0.1)
+        assert (await signer.next())["levels"]["cpu"] == pytest.approx(0.2)
+
+    run(tmp_path, story)
+
+
+def test_without_any_collector_there_are_profiles_that_say_nothing(tmp_path):
+    """A signer goes on when its collectors are gone: the peers see that nothing is known, and that it lives."""
+
+    async def story(signer):
+        statement = await signer.next()
+        assert (statement["overall"], statement["levels"]) == (None, {})
+
+    run(tmp_path, story)
+
+
+def test_no_epoch_is_used_twice_and_each_is_written_first(tmp_path):
+    async def story(signer):
+        for _ in range(3):
+            signer.say("one", 0.2)
+            await signer.next()
+            assert signer.epoch_file.epoch(issued_slot(OWN)) == signer.issued[-1][1].epoch
+        numbers = [issued.epoch for _, issued in signer.issued]
+        assert numbers == sorted(set(numbers))
+
+    run(tmp_path, story)
+    run(tmp_path, story)  # a signer that begins again goes on from what the file says
+
+
+def test_samples_of_networks_that_are_not_signed_here_are_nobodys(tmp_path):
+    async def story(signer):
+        signer.bus.publish(Samples("other", "one", time.time(), (Sample("cpu", 1.0, time.time()),)))
+        assert (await signer.next())["levels"] == {}
+
+    run(tmp_path, story)
