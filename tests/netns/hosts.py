@@ -191,8 +191,8 @@ class Node:
         until(lambda: self.status()["reloads"] != before, f"{self.name} reloads")
         return self.status()
 
-    def status(self) -> dict[str, Any]:
-        return client.ask(str(self.control), {"command": "status"})
+    def status(self, **request: Any) -> dict[str, Any]:
+        return client.ask(str(self.control), {"command": "status", **request})
 
     def cli(self, *arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
         """A command on this host, with its configuration."""

@@ -21,6 +21,7 @@ from pyroute2 import IPRoute
 from steady import steady
 from topology import Topology
 
+from scentd.control.status import LIMIT
 from scentd.datapath.offload import bpfprog, libbpf
 from scentd.datapath.offload.bpfmap import Map
 from scentd.state import key_files
@@ -252,7 +253,10 @@ def test_many_peers(tmp_path, capsys):
         reloaded = time.monotonic() - began
         assert not stream.lost
         exchange(a, b)
-        assert len(b.status()["peers"]) == MANY + MORE + 1
+        status = b.status()
+        assert len(status["peers"]) + status["omitted"]["peers"] == MANY + MORE + 1
+        assert len(status["peers"]) == LIMIT
+        assert len(b.status(limit=0)["peers"]) == MANY + MORE + 1
         with capsys.disabled():
             print(f"\n{MANY} peers: started in {started:.1f} s, {MORE} more in {reloaded:.1f} s")
 

@@ -133,8 +133,8 @@ def test_epochs_are_never_issued_twice(nodes):
         json.loads(monitor.stdout.readline())  # it listens
         for n in range(4):
             a.network["weights"] = {"cpu": 1.0 + n}
-            a.reload()
-            until(lambda: a.status()["networks"][0]["issued"], "it issues")
+            issued = a.reload()["networks"][0]["issued"]
+            until(lambda issued=issued: a.status()["networks"][0]["issued"] > issued, "it issues")
     finally:
         monitor.terminate()
         events = [json.loads(line) for line in monitor.communicate()[0].splitlines()]

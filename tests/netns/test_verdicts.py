@@ -36,11 +36,13 @@ def nodes(tmp_path_factory):
 
 @pytest.fixture(params=TREATMENTS)
 def treatment(request, nodes):
-    """b treats rejected and absent packets of a like this."""
+    """b treats rejected and absent packets of a like this, in this test alone."""
     a, b = nodes
-    b.peers = [peer_of(a, rejected=request.param, absent=request.param)]
+    usual, b.peers = b.peers, [peer_of(a, rejected=request.param, absent=request.param)]
     b.reload()
-    return request.param
+    yield request.param
+    b.peers = usual
+    b.reload()
 
 
 def try_tcp(a: Node, target: tuple[str, int], scented: bool) -> str:

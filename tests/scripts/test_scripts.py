@@ -4,6 +4,7 @@ Only the error paths and the quick path of setup run here, on a copy; what it in
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -151,9 +152,11 @@ def test_the_exit_status_is_honest(checkout, fails, status):
     (checkout / "scripts" / "setup").write_text("#!/bin/sh\n")
     done = bash(["scripts/test", "-k", "some thing"], cwd=checkout)
     assert done.returncode == status, done.stdout
-    for step in ("ruff check", "ruff format", "lint-imports", "gen-layout --check", "gen-vectors --check"):
+    checks = ("ruff check", "ruff format", "mypy", "lint-imports", "vulture")
+    for step in (*checks, *(f"gen-{name} --check" for name in ("layout", "vectors", "schema"))):
         assert step in done.stdout
-    assert "pytest -k some thing" in done.stdout
+    assert re.search(r"pytest .*-m not alone -k some thing\n", done.stdout)
+    assert re.search(r"pytest .*-m alone -k some thing\n", done.stdout)
     assert ("FAILED with status 3" in done.stdout) == bool(fails)
 
 
