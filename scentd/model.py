@@ -150,7 +150,7 @@ class View:
     received_at: float  # when the newest profile was complete
     glance_load: float = 0.0
     glance_threat: float = 0.0
-    glance_at: float = 0.0  # when the glance took these values
+    alarm_at: float = 0.0  # when the glance's threat rose to where it is; 0.0 while it is no alarm
     nodes: frozenset[Address] = frozenset()
     affected: frozenset[Address] = frozenset()
     prefixes: tuple[Prefix, ...] = field(default=())
@@ -181,8 +181,8 @@ class Firing:
     targets: tuple[Prefix, ...]  # what the action aims at, addresses as /32 and /128; empty: the peer as such
     values: dict[str, float | str | bool]  # what the expression saw
     reason: str
-    accepted_at: float = 0.0  # when what made the policy true was accepted: the newest profile, or its glance
-    by_glance: bool = False  # an alarm: the glance raised the threat above what the profile says
+    accepted_at: float = 0.0  # when what made the policy true was accepted: the newest profile, or an alarm's glance
+    alarm: bool = False  # the first firing since the peer's threat rose
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,9 @@ from scentd.model import Desired, Firing
 EMPTY = Desired()
 
 
-def firing(do, at=0.0, targets=(), peer="a", name="p", epoch=100):
+def firing(do, at=0.0, targets=(), peer="a", name="p", epoch=100, **accepted):
     policy = Policy(name=name, when="cpu > 0.8", do=do)
-    return Firing(at, policy, peer, epoch, targets, {"cpu": 0.9}, "cpu > 0.8 [cpu=0.9]")
+    return Firing(at, policy, peer, epoch, targets, {"cpu": 0.9}, "cpu > 0.8 [cpu=0.9]", **accepted)
 
 
 def policies(*dos, peer="*"):

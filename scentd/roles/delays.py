@@ -50,4 +50,4 @@ class Delays:
 
 
 def cause(firing: Firing) -> str:
-    return "alarm" if firing.by_glance else "profile"
+    return "alarm" if firing.alarm else "profile"

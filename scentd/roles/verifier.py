@@ -15,7 +15,7 @@ import msgspec
 from scentd.bus.local import LocalBus
 from scentd.control.status import AFFECTED_MAX, Glance, PeerStatus, ProfileStatus
 from scentd.core.allocate.assemble import Assembler, cut
-from scentd.core.allocate.view import PeerView
+from scentd.core.allocate.view import ALARM_THREAT, PeerView
 from scentd.core.offload.decode import OffloadEvent
 from scentd.core.pairs import Pair, Pairs, PairSecret
 from scentd.model import Fragment, Notice, View, Views
@@ -23,8 +23,6 @@ from scentd.prefix import prefixes
 from scentd.wire import keys, layout, maps, profile
 
 log = logging.getLogger(__name__)
-
-ALARM_THREAT = 0.5  # a glance from here on is acted on before the next tick
 
 
 class VerifierRole:

@@ -9,13 +9,18 @@ import time
 import urllib.request
 from contextlib import suppress
 
+import jsonschema
 import pytest
-from hosts import acquainted, environment, pair, start, until
+from hosts import PATIENCE, ROOT, acquainted, environment, pair, start, until
 from prometheus_client.parser import text_string_to_metric_families
 
-from scentd.wire import layout
+from scentd.model import SCHEMA
+from scentd.wire import keys, layout
 
 pytestmark = pytest.mark.netns
+
+SCHEMAS = json.loads((ROOT / "scentd" / "control" / "status.schema.json").read_text())
+LATER = str(keys.identity(bytes(32)).public)
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +40,8 @@ def test_status(nodes):
     for part in ("network b", "peer a", "stamped", "accepted", "rejected: none", "memory"):
         assert part in text
     data = json.loads(b.cli("status", "--json").stdout)
+    jsonschema.validate(data, SCHEMAS)
+    assert data["schema"] == SCHEMA
     assert set(data["rejected"]) == set(layout.VERDICTS.values()) - {"accepted", "absent"}
     assert set(data["unstamped"]) == set(layout.UNSTAMPED.values())
     for value in data["peers"][0]["profile"]["levels"].values():  # invariant 9: levels are quantised, in 50 steps
@@ -110,6 +117,61 @@ def test_monitor_and_explain(nodes):
     data = json.loads(b.cli("explain", "a", "--json", "--limit", "1").stdout)
     assert len(data["decisions"]) == 1
     assert data["policies"][0]["policy"] == "isolate"
+    jsonschema.validate(data, SCHEMAS)
+    assert {e["schema"] for events in told.values() for e in events} == {SCHEMA}
+
+
+def test_status_tells_how_policies_stand_and_how_long_it_took(nodes):
+    """From an accepted alarm to the decision, and to the quarantine on the host."""
+    a, b = nodes
+    before = {d["name"]: d["count"] for d in b.status()["allocation"]["delays"]}
+    a.alarm(a.host.ipv4)
+    until(lambda: b.resources("quarantine"), "the quarantine comes")
+
+    def delays() -> dict[str, dict[str, float]]:
+        return {d["name"]: d for d in b.status()["allocation"]["delays"]}
+
+    until(lambda: delays()["alarm_applied"]["count"] > before["alarm_applied"], "it is applied")
+    told = delays()
+    assert 0 <= told["alarm_decided"]["last"] <= told["alarm_applied"]["last"] < PATIENCE
+    [policy] = b.status()["allocation"]["policies"]
+    assert policy["policy"] == "isolate"
+    assert policy["outcomes"]["fired"] > 0
+    assert abs(policy["fired_at"] - time.time()) < PATIENCE
+    assert "alarm accepted -> applied" in b.cli("status").stdout
+    until(lambda: not b.resources("quarantine"), "it ends by itself")
+
+
+def test_lists_are_bounded_and_the_rest_is_summed(nodes):
+    _, b = nodes
+    whole, short = b.status(), b.status(limit=1)
+    assert whole["omitted"] == {"networks": 0, "issued": 0, "peers": 0, "peers_without_profile": 0} | {
+        "resources": {},
+        "policies": 0,
+    }
+    assert len(short["peers"]) == 1
+    peers, networks = b.peers, b.sections
+    try:
+        b.peers = [*peers, {**peers[0], "name": "later", "public_key": LATER, "addresses": ["192.0.2.99"]}]
+        b.sections = {**networks, "policy": [*networks["policy"], {**networks["policy"][0], "name": "too"}]}
+        b.reload()
+        short = b.status(limit=1)
+        assert [p["name"] for p in short["peers"]] == ["a"], "whose profile is known comes first"
+        assert short["omitted"]["peers"] == short["omitted"]["peers_without_profile"] == 1
+        assert short["omitted"]["policies"] == 1
+        assert len(b.status(limit=0)["peers"]) == len(json.loads(b.cli("status", "--all", "--json").stdout)["peers"])
+    finally:
+        b.peers, b.sections = peers, networks
+        b.reload()
+
+
+def test_views(nodes):
+    _, b = nodes
+    assert b.cli("status", "--view", "text").stdout.startswith("scentd ")
+    assert_metrics(b.cli("status", "--view", "prometheus").stdout)
+    refused = b.cli("status", "--view", "tapestry")
+    assert refused.returncode == 1
+    assert "no such view; known: text, prometheus" in refused.stderr
 
 
 def monitor(node) -> subprocess.Popen:
@@ -151,4 +213,5 @@ def test_decode_a_capture(nodes, tmp_path):
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(found) >= 2
+    assert {scent["schema"] for scent in found} == {SCHEMA}
     assert a.identity.public.key_id.hex() in done.stdout

@@ -161,7 +161,7 @@ class Decider:
         self._rules = [Rule(p) for p in policies]
         self._states: dict[tuple[str, str], PolicyState] = {}
         self._counts: Counter[tuple[str, str]] = Counter()
-        self._fired_at: dict[str, float] = {}
+        self._fired_at: dict[tuple[str, str], float] = {}  # the last time, by policy and peer
 
     def decide(self, view: View, now: float) -> list[Firing]:
         """The policies that fire for this peer now. `now` is Unix seconds, the clock of received_at."""
@@ -177,8 +177,9 @@ class Decider:
             else:
                 self._states[key] = state
             if outcome == "fired":
-                self._fired_at[rule.policy.name] = now
-                firings.append(fired(rule.policy, view, look, targets, now))
+                before = self._fired_at.get(key, 0.0)
+                self._fired_at[key] = now
+                firings.append(fired(rule.policy, view, look, targets, before, now))
         return firings
 
     def explain(self, view: View, now: float) -> list[Assessment]:
@@ -194,12 +195,15 @@ class Decider:
     def standings(self) -> list[Standing]:
         """How each policy stands, over all peers."""
         true = Counter(policy for policy, _ in self._states)
+        last: dict[str, float] = {}
+        for (policy, _), at in self._fired_at.items():
+            last[policy] = max(at, last.get(policy, at))
         return [
             Standing(
                 rule.policy.name,
                 {o: n for o in OUTCOMES if (n := self._counts[rule.policy.name, o])},
                 true[rule.policy.name],
-                self._fired_at.get(rule.policy.name),
+                last.get(rule.policy.name),
             )
             for rule in self._rules
         ]
@@ -207,6 +211,7 @@ class Decider:
     def retain(self, peers: Collection[str]) -> None:
         """Forget all other peers."""
         self._states = {key: state for key, state in self._states.items() if key[1] in peers}
+        self._fired_at = {key: at for key, at in self._fired_at.items() if key[1] in peers}
 
     def reload(self, policies: Sequence[Policy]) -> None:
         """Take over new policies; unchanged ones keep their state. Raises ValueError, and changes nothing."""
@@ -215,7 +220,7 @@ class Decider:
         names = {p.name for p in policies}
         self._states = {key: state for key, state in self._states.items() if key[0] in same}
         self._counts = Counter({key: n for key, n in self._counts.items() if key[0] in names})
-        self._fired_at = {name: at for name, at in self._fired_at.items() if name in names}
+        self._fired_at = {key: at for key, at in self._fired_at.items() if key[0] in names}
 
     def _rules_for(self, peer: str) -> list[Rule]:
         return [r for r in self._rules if r.policy.peer in ("*", peer)]
@@ -248,8 +253,9 @@ def step(
     return replace(state, fired_at=now, fired_epoch=epoch, fired_targets=frozenset(targets)), "fired", ""
 
 
-def fired(policy: Policy, view: View, look: Look, targets: tuple[Prefix, ...], now: float) -> Firing:
-    by_glance = view.glance_threat > view.profile.threat + GLANCE_STEP and "threat" in (look.values or {})
+def fired(policy: Policy, view: View, look: Look, targets: tuple[Prefix, ...], before: float, now: float) -> Firing:
+    """`before`: when the policy fired for this peer the last time, 0.0: never."""
+    alarm = view.alarm_at > before and "threat" in (look.values or {})
     return Firing(
         at=now,
         policy=policy,
@@ -258,8 +264,8 @@ def fired(policy: Policy, view: View, look: Look, targets: tuple[Prefix, ...], n
         targets=targets,
         values=look.values or {},
         reason=look.reason,
-        accepted_at=view.glance_at if by_glance else view.received_at,
-        by_glance=by_glance,
+        accepted_at=view.alarm_at if alarm else view.received_at,
+        alarm=alarm,
     )
 
 

@@ -13,6 +13,7 @@ HISTORY = 16  # profiles kept per peer, newest first
 NODE_SECONDS = 300.0  # an address not seen for so long is no node any more
 PRUNE_SECONDS = 1.0
 MAX_NODES = 4096  # nodes remembered per peer
+ALARM_THREAT = 0.5  # a glance from here on is an alarm
 
 
 class PeerView:
@@ -29,7 +30,7 @@ class PeerView:
         self._received_at = 0.0
         self._glance = (0.0, 0.0)
         self._glance_epoch = 0
-        self._glance_at = 0.0
+        self._alarm_at = 0.0
         self._nodes: dict[Address, float] = {}  # last seen, oldest first
         self._items: dict[Address, list[str]] = {}  # what marks a node; computed once
         self._marked: dict[Address, bool] = {}  # by the newest profile
@@ -40,9 +41,11 @@ class PeerView:
         if epoch < self._glance_epoch:
             return False
         changed = (load, threat) != self._glance
+        if threat < ALARM_THREAT:
+            self._alarm_at = 0.0
+        elif threat > self._glance[1]:
+            self._alarm_at = now
         self._glance_epoch, self._glance = epoch, (load, threat)
-        if changed:
-            self._glance_at = now
         return changed
 
     def take_profile(self, body: profile.Body, now: float) -> Profile | None:
@@ -86,7 +89,7 @@ class PeerView:
             received_at=self._received_at,
             glance_load=self._glance[0],
             glance_threat=self._glance[1],
-            glance_at=self._glance_at,
+            alarm_at=self._alarm_at,
             nodes=nodes,
             affected=self._affected(nodes),
             prefixes=self.prefixes,

@@ -51,7 +51,22 @@ def test_a_glance_counts_when_it_says_something_new():
     assert not one.take_glance(10, 0.9, 0.0, 3.0), "an older epoch's"
     one.take_profile(body(11), 1.0)
     assert (one.view(1.0).glance_load, one.view(1.0).glance_threat) == (0.2, 0.8)
-    assert one.view(1.0).glance_at == 2.0, "when it last said something new"
+
+
+def test_an_alarm_is_as_old_as_the_last_rise_of_the_threat():
+    one = made()
+    one.take_profile(body(11), 1.0)
+    for epoch, threat, at, alarm_at in (
+        (11, 0.4, 1.0, 0.0),  # too little for an alarm
+        (11, 0.8, 2.0, 2.0),
+        (12, 0.8, 3.0, 2.0),
+        (13, 0.6, 4.0, 2.0),  # less, and still the same alarm
+        (14, 1.0, 5.0, 5.0),
+        (15, 0.0, 6.0, 0.0),
+        (16, 0.6, 7.0, 7.0),
+    ):
+        one.take_glance(epoch, 0.2, threat, at)
+        assert one.view(at).alarm_at == alarm_at
 
 
 def test_a_profile_that_comes_after_a_newer_one_changes_nothing():
