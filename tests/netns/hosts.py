@@ -334,6 +334,18 @@ def answered(sender: socket.socket, receiver: socket.socket, data: bytes = b"?",
     return False
 
 
+def settled(node: Node, name: str, slack: int = 0) -> int:
+    """A count, once the workers have reported what was before: it grows by less than `slack` in a second and more."""
+    end, before = time.monotonic() + PATIENCE, node.count(name)
+    while time.monotonic() < end:
+        time.sleep(1.2)
+        now = node.count(name)
+        if now - before <= slack:
+            return now
+        before = now
+    raise AssertionError(f"not within {PATIENCE:.0f} s: {name} settles")
+
+
 def told_too_long(one: socket.socket, other: socket.socket, data: bytes) -> bool:
     """Whether the socket says that a datagram is too long; if not it was sent."""
     try:

@@ -11,7 +11,7 @@ import socket
 from contextlib import ExitStack
 
 import pytest
-from hosts import Node, acquainted, answered, pair, say, start, transfer, until
+from hosts import Node, acquainted, answered, pair, say, settled, start, transfer, until
 
 from scentd.wire import ip, layout, tag
 
@@ -155,7 +155,7 @@ def test_what_is_not_for_a_peer_is_left_alone(nodes):
     """No scent on packets to addresses that are nobody's."""
     a, b = nodes
     b.host.ip(f"addr add 10.1.0.77/24 dev {b.host.interfaces[0]}")
-    stamped = a.count("stamped")
+    stamped = settled(a, "stamped", 40)
     with a.socket(4) as sender, b.socket(4, bind=False) as receiver, b.capture() as wire:
         receiver.bind(("10.1.0.77", 0))
         say(sender, receiver, b"bare")

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import pytest
 from pyroute2 import netns
 
-pytestmark = pytest.mark.netns
+# It measures the load of the machine itself, and decides by it.
+pytestmark = [pytest.mark.netns, pytest.mark.alone]
 
 DEMO = Path(__file__).resolve().parents[2] / "scripts" / "demo"
 REASONS = {
