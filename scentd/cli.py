@@ -217,12 +217,13 @@ def pubkey(_: argparse.Namespace) -> int:
 
 
 def check_config(arguments: argparse.Namespace) -> int:
-    from scentd.datapath.beacon import unreachable
+    from scentd.datapath.beacon import peers_without_endpoint
     from scentd.state import identities
 
     config = load_config(arguments.config)
     loaded = identities.load(config)
-    notes = [f"peer {p.name}: no beacons, as it has no single address; set endpoint" for p in unreachable(config)]
+    without = peers_without_endpoint(config)
+    notes = [f"peer {p.name}: no beacons, as it has no single address; set endpoint" for p in without]
     if arguments.json:
         public = {name: str(identity.public) for name, identity in loaded.items()}
         print(json.dumps({"schema": SCHEMA, "ok": True, "public_keys": public, "notes": notes}))

@@ -136,7 +136,7 @@ class Paths:
     def sent(self, pair: int, epoch: int) -> int:
         """Bits of the fragments of an epoch that have left, on any path."""
         offloaded = self.offload.sent(pair, epoch) if self.offload is not None else 0
-        return self.workers.sent(pair, epoch) | offloaded
+        return self.workers.sent_bits(pair, epoch) | offloaded
 
     def _bar(self, barred: Barred) -> None:
         """Drop what comes from these senders at the programs; nftables does so in any case."""
