@@ -191,8 +191,8 @@ def nftables() -> Finding:
 
     quarantine = QuarantineTable()
     wanted = {ip_network("192.0.2.1/32"): 60.0, ip_network("2001:db8::1/128"): 60.0}
-    quarantine.hold(wanted)
-    have = quarantine.have()
+    quarantine.quarantine(wanted)
+    have = quarantine.read()
     quarantine.remove()
     quarantine.close()
     if have.keys() != wanted.keys() or not all(0 < left <= 60 for left in have.values()):
@@ -205,7 +205,7 @@ def htb() -> Finding:
 
     shaper = Shaper("lo", {"probe": (ip_network("192.0.2.0/24"), ip_network("2001:db8::/64"))})
     shaper.shape({"probe": 1e8})
-    rates = shaper.have()
+    rates = shaper.read_rates()
     shaper.remove()
     if rates != {"probe": 1e8}:
         return "HTB", "no", f"the rate was not kept: {rates}", KERNEL.format("sch_htb and cls_u32")
