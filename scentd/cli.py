@@ -262,7 +262,7 @@ def clean_up(arguments: argparse.Namespace) -> int:
 
 def why_to_stay(config: Config) -> str:
     """Why nothing should be removed now, by what systemd tells of the daemon's end; "" if it should."""
-    from scentd.datapath.offload.interfaces import in_place
+    from scentd.datapath.offload.interfaces import read_served
 
     if os.environ.get("EXIT_STATUS") == str(HANDED_OVER):
         return "the daemon is being replaced"
@@ -271,7 +271,7 @@ def why_to_stay(config: Config) -> str:
     if config.verify.fail == "closed":
         return "the daemon crashed and verify.fail is closed"
     restarted = os.environ.get("EXIT_STATUS") != str(USAGE)  # not before the configuration is mended
-    going_on = restarted and in_place(config.datapath.pin_dir, ()) is not None
+    going_on = restarted and read_served(config.datapath.pin_dir, ()) is not None
     return "the daemon crashed and its programs go on" if going_on else ""
 
 
