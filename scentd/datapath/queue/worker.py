@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from scentd.core import lowered_mtu
-from scentd.core.packet.partial_checksum import finished
+from scentd.core.packet.partial_checksum import finish
 from scentd.core.packet.stamp import Stamper
 from scentd.core.packet.verify import Outcome, Verifier
 from scentd.datapath.queue import icmp, link
@@ -35,7 +35,7 @@ STAMPED, ACCEPTED = 0, 1
 HOOK_FORWARD = 2  # NF_INET_FORWARD
 REPORT_SECONDS = 1.0
 # Only a packet that may be longer than the lowered route allows must be routed again past it: the mark costs the
-# kernel 1 us. No route is lowered below lowered_mtu.LOWEST_MTU, and stamp.LEARNED_MIN is the least that is learned.
+# kernel 1 us. No route is lowered below lowered_mtu.LOWEST_MTU, and stamp.LEARNED_MTU_MIN is the least that is learned.
 MARK_ABOVE = lowered_mtu.LOWEST_MTU[4] - CARRIERS[NATIVE[4]].overhead
 
 
@@ -62,7 +62,7 @@ class Worker:
             Queue(setup.verify_queue, self._inbound(), length, fail_open, self._settle_uncopyable),
         ]
         if setup.long_queue is not None:
-            long = Queue(setup.long_queue, self._inbound(finished), length, fail_open, self._settle_uncopyable, True)
+            long = Queue(setup.long_queue, self._inbound(finish), length, fail_open, self._settle_uncopyable, True)
             self._queues.append(long)
 
     def run(self) -> None:
@@ -149,7 +149,7 @@ class Worker:
     def _outgrows_route(self, made: bytes) -> bool:
         """Forwarded packets are not routed again past the lowered MTU: the kernel would drop what exceeds it."""
         parsed = ip.parse(made)
-        return self._forward_lowered and len(made) > self._stamper.room(parsed)
+        return self._forward_lowered and len(made) > self._stamper.unscented_limit(parsed)
 
     def _leave(self, packet: Any, reason: int) -> None:
         """A packet that goes out unstamped."""
@@ -173,7 +173,7 @@ class Worker:
         if reason not in (layout.UNSTAMPED_TOO_BIG, layout.UNSTAMPED_IPV6_FRAGMENT):
             return
         parsed = ip.parse(payload)
-        mtu = self._stamper.room(parsed)
+        mtu = self._stamper.unscented_limit(parsed)
         if len(payload) > mtu and icmp.may_answer(payload, parsed) and self._icmp.send(payload, mtu, self._now):
             self._other["icmp_too_big_sent"] += 1
 
@@ -240,15 +240,15 @@ class Worker:
     def _report(self) -> link.WorkerReport:
         counters = {
             "stamped": self._passed[STAMPED],
-            "accepted": self._passed[ACCEPTED] - self._verifier.unquoted,
-            "icmp_unquoted": self._verifier.unquoted,
+            "accepted": self._passed[ACCEPTED] - self._verifier.errors_rewritten,
+            "icmp_unquoted": self._verifier.errors_rewritten,
             **self._other,
         }
         for reason, count in enumerate(self._unstamped):
             counters[f"unstamped:{layout.UNSTAMPED[reason]}"] = count
         for (verdict, treatment), count in self._outcomes.items():
             counters[f"{layout.VERDICTS[verdict]}:{treatment}"] = count
-        return link.WorkerReport(counters, tuple(self._stamper.sent()), self._verifier.drain_nodes())
+        return link.WorkerReport(counters, tuple(self._stamper.fragments_sent()), self._verifier.drain_nodes())
 
 
 def main(argv: list[str]) -> int:
