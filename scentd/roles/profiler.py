@@ -50,7 +50,7 @@ class ProfilerRole:
         for network in config.network:
             if network.signs:
                 identity = pairs.identities[network.name]
-                made = NetworkProfiler(network, identity, pairs.issued(network.name), self._bus)
+                made = NetworkProfiler(network, identity, pairs.issued_pairs(network.name), self._bus)
                 if network.name in old:
                     made.adopt(old[network.name])
                 made.begin(epochs, issued_slot(identity))
