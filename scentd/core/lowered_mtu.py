@@ -212,7 +212,7 @@ def lower(routes: list[Route], links: Mapping[int, Link], overhead: int) -> list
 
 
 def full_mtu(route: Route, links: Mapping[int, Link]) -> int | None:
-    """The route's own MTU or that of its narrowest interface, if lower. None: not unicast, or an interface is unknown."""
+    """The route's own MTU or that of its narrowest interface, the lower. None if an interface is unknown, or none."""
     if route.kind != "unicast" or not route.nexthops or any(hop.interface not in links for hop in route.nexthops):
         return None
     narrowest = min(links[hop.interface].mtu_of(route.prefix.version) for hop in route.nexthops)

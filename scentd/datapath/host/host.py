@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from scentd.config.sections import Config
 from scentd.core.lowered_mtu import RoutePlan
-from scentd.core.offload.served import Served
+from scentd.core.offload.coverage import Coverage
 from scentd.datapath.host import routes, rules, sets
 from scentd.datapath.host.watch import Watch
 from scentd.datapath.offload.interfaces import in_place
@@ -128,12 +128,12 @@ def follow(config: Config, offload: Offload | None) -> HostFacts:
     return HostFacts(limits, routes.own_addresses(), lowered)
 
 
-def checked(config: Config, plan: RoutePlan, served: Served) -> Served:
+def checked(config: Config, plan: RoutePlan, served: Coverage) -> Coverage:
     """`rule_free` only where the routes allow it, too."""
     return served._replace(rule_free=served.rule_free and routes.may_be_rule_free(config, plan))
 
 
-def write(config: Config, plan: RoutePlan, served: Served | None) -> tuple[Limits, bool]:
+def write(config: Config, plan: RoutePlan, served: Coverage | None) -> tuple[Limits, bool]:
     """Routes and rules beside these programs: the paths' MTUs, and whether forwarded packets are held to lower ones.
 
     In an order in which packets that the queue has stamped find the routes that they need.
@@ -148,7 +148,7 @@ def write(config: Config, plan: RoutePlan, served: Served | None) -> tuple[Limit
     return limits, lowered
 
 
-def served_now(config: Config) -> Served | None:
+def served_now(config: Config) -> Coverage | None:
     """What a daemon's programs serve now."""
     plan = routes.planned(config)
     served = in_place(config.datapath.pin_dir, plan.interfaces())

@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from scentd.config.sections import Config
-from scentd.core.offload.served import Served
+from scentd.core.offload.coverage import Coverage
 from scentd.datapath.family import families
 from scentd.datapath.host import iptables, sets
 
@@ -43,7 +43,7 @@ GROUP_TYPES = {4: "BROADCAST,MULTICAST", 6: "MULTICAST"}
 PROHIBITED = {4: "icmp-admin-prohibited", 6: "icmp6-adm-prohibited"}
 
 
-def wanted(config: Config, family: int, served: Served | None = None) -> dict[str, list[str]]:
+def wanted(config: Config, family: int, served: Coverage | None = None) -> dict[str, list[str]]:
     """The lines of each table, as `iptables -S` prints them. `family` is 4 or 6; None: there is no offload."""
     mangle = outbound(config, family, served) + inbound(config, family, served)
     return {"mangle": [*new_chains(mangle), *mangle], "filter": rejecting(config, family) if rejects(config) else []}
@@ -71,9 +71,9 @@ def new_chains(rules: list[str]) -> list[str]:
     return [f"-N {chain}" for chain in dict.fromkeys(map(iptables.chain_of, rules)) if iptables.OWN_CHAIN.match(chain)]
 
 
-def outbound(config: Config, family: int, served: Served | None = None) -> list[str]:
+def outbound(config: Config, family: int, served: Coverage | None = None) -> list[str]:
     """Local packets and, if asked for, forwarded ones of our networks, to the stamp queues."""
-    served = served or Served()
+    served = served or Coverage()
     mark = config.datapath.mark_stamped
     foreign = f"-m set ! --match-set {sets.name('local', family)} src"
     rules = leaving(served.stamping) if not served.rule_free else []
@@ -123,7 +123,7 @@ def passing(mark: int, stamping: Sequence[str]) -> list[str]:
     ]
 
 
-def inbound(config: Config, family: int, served: Served | None = None) -> list[str]:
+def inbound(config: Config, family: int, served: Coverage | None = None) -> list[str]:
     """What comes to us from peers, what may hold a scent, and if unscented strangers are unwelcome, all.
 
     With the offload only what it has not decided.
@@ -149,7 +149,7 @@ def inbound(config: Config, family: int, served: Served | None = None) -> list[s
     return rules + queued("") if config.verify.absent != "pass" else rules
 
 
-def arriving(mark: int, served: Served | None) -> list[str]:
+def arriving(mark: int, served: Coverage | None) -> list[str]:
     """From PREROUTING to SCENTD-IN: all packets, or with the offload what its verifier has not decided.
 
     What it has goes on without the mark: a packet in it, if it is a tunnel's, would inherit it. In a VRF packets come
@@ -200,7 +200,7 @@ def to_queue(first: int, workers: int, bypass: bool) -> str:
     return f"-j NFQUEUE {numbers}{' --queue-bypass' if bypass else ''}"
 
 
-def apply(config: Config, served: Served | None = None) -> bool:
+def apply(config: Config, served: Coverage | None = None) -> bool:
     """Install the rules; the sets must be there. Returns whether anything had to change. Raises HostError.
 
     If the second family fails the first is left as it is: remove() takes both away.
@@ -225,7 +225,7 @@ def remove() -> bool:
     return changed
 
 
-def show(config: Config, served: Served | None = None) -> str:
+def show(config: Config, served: Coverage | None = None) -> str:
     """For people: what apply() would install, and where the host differs."""
     parts = []
     for family in families():

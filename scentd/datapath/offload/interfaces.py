@@ -1,7 +1,7 @@
 """The offload's programs on the host's interfaces.
 
 Both are everywhere: a peer's packets may come in by any interface, and a rule of the host (fwmark) may send them out by
-one to which no route to peers leads (core/offload/served.py). Not to be called on the thread of a running event loop.
+one to which no route to peers leads (core/offload/coverage.py). Not to be called on the thread of a running event loop.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection
 
-from scentd.core.offload.served import Interface, Served, Side, served
+from scentd.core.offload.coverage import Coverage, Interface, Side, coverage
 from scentd.datapath.offload import attach, libbpf
 from scentd.datapath.offload.attach import Attacher, Mechanism
 from scentd.datapath.offload.clsact import NoInterface
@@ -28,7 +28,7 @@ class Interfaces:
         self.stamping: list[str] = []  # names, of those to peers
         self.verifying: list[str] = []  # names
 
-    def attach(self, programs: Programs, leading: Collection[int]) -> Served:
+    def attach(self, programs: Programs, leading: Collection[int]) -> Coverage:
         """Put these programs on all interfaces, in the place of ours; `leading`: indexes of those to peers."""
         interfaces = attach.interfaces()
         sides: set[Side] = set()
@@ -38,7 +38,7 @@ class Interfaces:
             except NoInterface as error:  # the watch will call again
                 log.info("offload: %s", error)
         self._wanted = sides
-        now = served(interfaces, sides, leading)
+        now = coverage(interfaces, sides, leading)
         self.stamping = list(now.stamping)
         self.verifying = sorted(i.name for i in interfaces if (i.number, "ingress") in sides)
         return now
@@ -74,9 +74,9 @@ def sides_of(interface: Interface) -> set[Side]:
     return {(number, "ingress"), (number, "egress")}
 
 
-def in_place(pin_dir: str, leading: Collection[int]) -> Served | None:
+def in_place(pin_dir: str, leading: Collection[int]) -> Coverage | None:
     """What programs that are there, whoever attached them, serve; None if there are none. Raises HostError."""
     if libbpf.available() is not None:
         return None
     attached = Attacher(pin_dir).attached()
-    return served(attach.interfaces(), attached, leading) if attached else None
+    return coverage(attach.interfaces(), attached, leading) if attached else None
