@@ -121,7 +121,9 @@ class AllocatorRole:
         self._log.append(made.decisions)
         for decision in made.decisions:
             self._tell(decision)
-        barred = {p: until for kind, a in ACTIONS.items() for p, until in a.barred(made.desired.of(kind)).items()}
+        barred = {
+            p: until for kind, a in ACTIONS.items() for p, until in a.barred_senders(made.desired.of(kind)).items()
+        }
         if barred != self._barred:
             self._barred = barred
             self._bus.publish(Barred(barred))
@@ -177,7 +179,7 @@ class AllocatorRole:
                 kind=kind, resource=t.resource, peer=t.peer, text=t.text, amount=t.amount, unit=t.unit, until=t.until
             )
             for kind, action in ACTIONS.items()
-            for t in action.told(self._desired.of(kind))
+            for t in action.describe(self._desired.of(kind))
         ]
         resources, rest = bounded(told, limit, lambda r: r.until or 0.0)
         standings, more = bounded(self._decider.standings(), limit, lambda s: s.fired_at or 0.0)

@@ -144,7 +144,7 @@ class NetworkProfiler:
         now, interval = time.time(), self.network.interval
         self._parts = {name: part for name, part in self._parts.items() if score.is_fresh(part.at, interval, now)}
         self._waiting = set(self._parts)
-        samples, events, watched = score.gathered(self._parts.values(), interval, now)
+        samples, events, watched = score.gather(self._parts.values(), interval, now)
         statement = score.statement(self.network, samples, events, now, watched)
         epoch = issue.next_epoch(now, epochs.epoch(slot))
         if epoch > now + 5:
@@ -166,7 +166,7 @@ class NetworkProfiler:
 
     def _sound(self, outgoing: Sequence[Outgoing]) -> list[Outgoing]:
         """Those that a receiver can open and verify: each profile is looked at before it is sent."""
-        sound = [o for o in outgoing if self._issuer.verified(o)]
+        sound = [o for o in outgoing if self._issuer.verify(o)]
         if len(sound) < len(outgoing):
             self.refused += len(outgoing) - len(sound)
             log.error("network %s: a profile of our own does not verify; it is not sent", self.network.name)

@@ -81,7 +81,7 @@ def issuing(party: Party) -> dict[str, Callable[[int], Any]]:
         "sign": lambda _: profile.sign(party.near.signer, body),
         "seal": lambda epoch: profile.fragments(profile.seal(seal_key, epoch, signed)),
         # What the daemon does besides: it opens its own profile once before it is sent.
-        "whole, and checked": lambda epoch: issuer.verified(
+        "whole, and checked": lambda epoch: issuer.verify(
             issuer.issue(score.statement(network, readings, [], epoch), epoch)[0]
         ),
     }

@@ -101,9 +101,9 @@ def test_a_sample_has_an_age_after_which_it_does_not_count():
 def test_what_collectors_said_is_gathered_while_it_is_fresh():
     fresh = Samples("a", "one", NOW - 1, (sample("cpu", 0.5),), (event(0.6),), watched=True)
     dead = Samples("a", "two", NOW - 15, (sample("cpu", 1.0),), (), watched=True)
-    assert score.gathered([fresh, dead], 5.0, NOW) == ([sample("cpu", 0.5)], [event(0.6)], True)
+    assert score.gather([fresh, dead], 5.0, NOW) == ([sample("cpu", 0.5)], [event(0.6)], True)
     ahead = Samples("a", "three", NOW + 3600, (sample("cpu", 1.0),), (), watched=True)  # its clock is wrong
-    assert score.gathered([dead, ahead], 5.0, NOW) == ([], [], False)
+    assert score.gather([dead, ahead], 5.0, NOW) == ([], [], False)
 
 
 def test_a_threat_from_another_source_is_one_more_sign():
