@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from typing import Literal
 
-from scentd.prefix import BITS, Address, NumericPrefix, Prefix, as_prefix, nested, within
+from scentd.prefix import BITS, Address, NumericPrefix, Prefix, nesting, to_prefix, within
 
 # By IP version: every IPv4 host accepts 576 bytes (RFC 791); every IPv6 link carries 1280 (RFC 8200 section 5).
 LOWEST_MTU = {4: 576, 6: 1280}
@@ -242,12 +242,12 @@ def merge_prefixes(peers: Iterable[tuple[Prefix, int]], version: int) -> list[tu
             overheads[key] = max(overhead, overheads.get(key, 0))
     kept = {
         prefix: overheads[prefix]
-        for prefix, outer in nested(overheads)
+        for prefix, outer in nesting(overheads)
         if outer is None or overheads[outer] != overheads[prefix]
     }
     merge_halves(kept)
     ordered = sorted(kept.items(), key=lambda entry: (entry[0][2], entry[0][1]))
-    return [(as_prefix(numbers), overhead) for numbers, overhead in ordered]
+    return [(to_prefix(numbers), overhead) for numbers, overhead in ordered]
 
 
 def merge_halves(overheads: dict[NumericPrefix, int]) -> None:

@@ -25,7 +25,7 @@ class PeerView:
         self.prefixes = prefixes
         self._pseudonym_key = pseudonym_key
         self._names = {slot: name for name, slot in slots.items()}
-        self._bits = bloom.load(bytes(layout.BLOOM_LEN))
+        self._bits = bloom.to_bits(bytes(layout.BLOOM_LEN))
         self._profiles: tuple[Profile, ...] = ()
         self._received_at = 0.0
         self._glance = (0.0, 0.0)
@@ -57,7 +57,7 @@ class PeerView:
         self._profiles = (newest, *self._profiles[: HISTORY - 1])
         self._received_at = now
         self._marked.clear()
-        self._bits = bloom.load(body.bloom)
+        self._bits = bloom.to_bits(body.bloom)
         return newest
 
     def take_nodes(self, addresses: Iterable[bytes], now: float) -> None:
@@ -107,6 +107,6 @@ class PeerView:
         if marked is None:
             if node not in self._items:
                 self._items[node] = profile.event_items(self._pseudonym_key, (node,))
-            marked = all(bloom.holds(self._bits, epoch, item) for item in self._items[node])
+            marked = all(bloom.has_item(self._bits, epoch, item) for item in self._items[node])
             self._marked[node] = marked
         return marked

@@ -17,7 +17,7 @@ from scentd.core.packet.stamp import IP_MAX
 from scentd.core.tables import Incoming, StampPair, StampTable, Treatments, VerifyTable
 from scentd.errors import HostError
 from scentd.model import Outgoing
-from scentd.prefix import BITS, NumericPrefix, by_numeric, nested, numeric, outside
+from scentd.prefix import BITS, NumericPrefix, by_numeric, nesting, numeric, remove_covered
 from scentd.wire import layout, maps, tag
 from scentd.wire.carrier import CARRIERS
 
@@ -95,7 +95,7 @@ def stamp_entries(table: StampTable, unstamped: Sequence[str], forwarded: int, r
     destinations = merge_destinations(peers, by_numeric(table.limits))
     for number in set(networks.values()):
         prefixes |= route_entries(number, destinations, pairs)
-    silent = outside(map(numeric, unstamped), networks)
+    silent = remove_covered(map(numeric, unstamped), networks)
     if silent:
         number = SHARED_MIN
         prefixes |= {prefix_key(maps.SCOPE_LOCAL, p): prefix_value(number) for p in silent}
@@ -116,7 +116,7 @@ class Destination(NamedTuple):
 def merge_destinations(peers: Mapping[NumericPrefix, int], limits: Mapping[NumericPrefix, int]) -> list[Destination]:
     """Merge the prefixes of peers and of path MTUs. A prefix comes before the prefixes that it covers."""
     merged: dict[NumericPrefix, Destination] = {}
-    for prefix, outer in nested(peers.keys() | limits.keys()):
+    for prefix, outer in nesting(peers.keys() | limits.keys()):
         peer, mtu = (merged[outer].peer, merged[outer].mtu) if outer else (None, IP_MAX)
         if prefix in limits:
             mtu = min(limits[prefix] or IP_MAX, IP_MAX)
@@ -231,7 +231,7 @@ def number_destinations(
         for text in network or local_addresses:
             owners.setdefault(numeric(text), set()).add(i)
     groups: dict[NumericPrefix, frozenset[int]] = {}
-    for prefix, outer in nested(owners):
+    for prefix, outer in nesting(owners):
         groups[prefix] = frozenset(owners[prefix]) | (groups[outer] if outer else frozenset())
         numbers.setdefault(groups[prefix], SHARED_MIN + len(numbers))
     return {prefix: numbers[group] for prefix, group in groups.items()}, numbers
@@ -272,7 +272,7 @@ def source_entries(table: VerifyTable) -> dict[bytes, bytes]:
     treatments = by_numeric(table.treatments)
     verified = set(map(numeric, set(chain.from_iterable(i.peer for i in table.incoming))))
     treated_as: dict[NumericPrefix, tuple[Treatments, bool]] = {}
-    for prefix, outer in nested(treatments.keys() | verified):
+    for prefix, outer in nesting(treatments.keys() | verified):
         treated, expected = treated_as[outer] if outer else (table.default, table.default.absent != "pass")
         treated_as[prefix] = treatments.get(prefix, treated), expected or prefix in verified
     return {prefix_key(maps.SCOPE_SOURCE, p): prefix_value(0, treatment_bits(*f)) for p, f in treated_as.items()}
@@ -294,7 +294,7 @@ def quarantine_entries(releases: Mapping[str, int]) -> dict[bytes, bytes]:
     """
     seconds = by_numeric(releases.items())
     latest: dict[NumericPrefix, int] = {}
-    for prefix, outer in nested(seconds):
+    for prefix, outer in nesting(seconds):
         latest[prefix] = max(seconds[prefix], latest[outer] if outer else 0)
     return {prefix_key(maps.SCOPE_QUARANTINE, p): prefix_value(second) for p, second in latest.items()}
 

@@ -177,9 +177,9 @@ def test_nodes_take_the_room_of_other_items():
     assert "event=intrusion" in made.items
     marks = profile.event_items(bytes(16), made.affected)
     innocent = [ip_address(f"10.7.{i >> 8}.{i & 255}") for i in range(3000)]
-    filters = {epoch: bloom.load(bloom.make([*made.items, *marks], epoch)) for epoch in range(5)}
+    filters = {epoch: bloom.to_bits(bloom.make([*made.items, *marks], epoch)) for epoch in range(5)}
     wrong = sum(
-        all(bloom.holds(bits, epoch, item) for item in profile.event_items(bytes(16), (node,)))
+        all(bloom.has_item(bits, epoch, item) for item in profile.event_items(bytes(16), (node,)))
         for epoch, bits in filters.items()
         for node in innocent
     )
