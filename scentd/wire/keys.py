@@ -93,7 +93,7 @@ def pair_secret(own: Identity, peer: Public) -> bytes:
     try:
         shared = own.exchange.exchange(X25519PublicKey.from_public_bytes(peer.raw[32:]))
     except ValueError:
-        raise ValueError("the public key is a point of low order: nobody's key") from None
+        raise ValueError("a point of low order, which is no key") from None
     return hkdf_extract(shared, LABEL_PAIR)
 
 

@@ -27,7 +27,11 @@ class BandwidthAction(Table, tag_field="kind", tag="bandwidth"):
     start: Bits | None = None  # the rate until a policy fires; default: floor
 
     def mistakes(self, path: str) -> list[str]:
-        return [f"{path}.floor: is above {path}.ceiling"] if self.floor > self.ceiling else []
+        return (
+            [f"{path}.floor: is above {path}.ceiling; lower the one or raise the other"]
+            if self.floor > self.ceiling
+            else []
+        )
 
 
 class BandwidthKind(ActionKind[BandwidthAction]):
