@@ -217,12 +217,13 @@ def pubkey(_: argparse.Namespace) -> int:
 
 
 def check_config(arguments: argparse.Namespace) -> int:
-    from scentd.datapath.beacon import unreachable
+    from scentd.datapath.beacon import peers_without_endpoint
     from scentd.state import identities
 
     config = load_config(arguments.config)
     loaded = identities.load(config)
-    notes = [f"peer {p.name}: no beacons, as it has no single address; set endpoint" for p in unreachable(config)]
+    without = peers_without_endpoint(config)
+    notes = [f"peer {p.name}: no beacons, as it has no single address; set endpoint" for p in without]
     if arguments.json:
         public = {name: str(identity.public) for name, identity in loaded.items()}
         print(json.dumps({"schema": SCHEMA, "ok": True, "public_keys": public, "notes": notes}))
@@ -261,7 +262,7 @@ def clean_up(arguments: argparse.Namespace) -> int:
 
 def why_to_stay(config: Config) -> str:
     """Why nothing should be removed now, by what systemd tells of the daemon's end; "" if it should."""
-    from scentd.datapath.offload.interfaces import in_place
+    from scentd.datapath.offload.interfaces import read_served
 
     if os.environ.get("EXIT_STATUS") == str(HANDED_OVER):
         return "the daemon is being replaced"
@@ -270,7 +271,7 @@ def why_to_stay(config: Config) -> str:
     if config.verify.fail == "closed":
         return "the daemon crashed and verify.fail is closed"
     restarted = os.environ.get("EXIT_STATUS") != str(USAGE)  # not before the configuration is mended
-    going_on = restarted and in_place(config.datapath.pin_dir, ()) is not None
+    going_on = restarted and read_served(config.datapath.pin_dir, ()) is not None
     return "the daemon crashed and its programs go on" if going_on else ""
 
 

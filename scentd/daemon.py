@@ -1,11 +1,11 @@
-"""The daemon composes the roles over a bus; they know of each other only by the values on it (model.py).
+"""The daemon composes the roles over a bus; roles exchange only the values of model.py.
 
     collector -> Samples -> profiler -> IssuedEpoch -> stamper -> packet path ==> packet path -> verifier
         -> Views -> allocator -> Barred -> packet path
 
-Phases and what a failure means: while starting, it ends the daemon with one line that
-says why; in a reload, the old configuration stays; afterwards nothing in telemetry,
-policies or actuators stops the packet path.
+A failure while starting ends the daemon with one line that says why. A failure in a
+reload keeps the old configuration. Later no failure of telemetry, policies or actuators
+stops the packet path.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from scentd.bus.local import LocalBus
 from scentd.config.sections import Config
 from scentd.control import notify, packet_counts
 from scentd.control.server import Request, Server
-from scentd.control.status import LIMIT, BeaconStatus, Explanation, Omitted, Status, bounded
+from scentd.control.status import LIMIT, BeaconStatus, Explanation, Omitted, Status, limit_list
 from scentd.core.pairs import PairName, Pairs
 from scentd.errors import ConfigError, ScentdError
 from scentd.kinds import load_config
@@ -67,9 +67,9 @@ class Daemon:
                 "explain": self._explain,
             },
         )
-        self._bus.subscribe(Notice, self._tell)
+        self._bus.subscribe(Notice, self._send_notice)
         self._started = time.time()
-        self._rejected_told: Counter[str] = Counter()
+        self._rejected_reported: Counter[str] = Counter()
         self._reloads = Counter(applied=0, refused=0)
         self._stop = asyncio.Event()
         self._hand_over = False
@@ -81,13 +81,13 @@ class Daemon:
     async def run(self) -> bool:
         """Start, serve until SIGTERM or SIGINT, stop. Raises ScentdError if it cannot start.
 
-        SIGUSR1 is for an upgrade: everything stays on the host for the daemon that is started next. Returns
-        whether it was that.
+        SIGUSR1 is for an upgrade: everything stays on the host for the next daemon. Returns whether
+        SIGUSR1 ended it.
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        loop.add_signal_handler(signal.SIGUSR1, self._leave)
+        loop.add_signal_handler(signal.SIGUSR1, self._on_hand_over)
         loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self.reload()))
         try:
             async with self._reloading:  # a SIGHUP that comes early waits for the start
@@ -100,7 +100,7 @@ class Daemon:
             await self._shut_down()
         return self._hand_over
 
-    def _leave(self) -> None:
+    def _on_hand_over(self) -> None:
         self._hand_over = True
         self._stop.set()
 
@@ -130,7 +130,7 @@ class Daemon:
                 notify.notify("WATCHDOG=1")
 
     async def _shut_down(self) -> None:
-        """In reverse: no new packets to the queues, then no queues, then the rest."""
+        """Stop in reverse order: the rules, then the queues, then all other parts."""
         for task in list(self._tasks):
             task.cancel()
         await self._collector.stop()
@@ -149,7 +149,7 @@ class Daemon:
             log.error("daemon.state_dir: %s: %s; the epochs stay in memory", self._epochs_path, error.strerror)
 
     async def reload(self) -> None:
-        """Apply the difference to a new configuration, or keep the old one and say what is wrong with the new."""
+        """Apply a new configuration; if it is wrong, log why and keep the old one."""
         async with self._reloading:
             notify.reloading()
             try:
@@ -170,7 +170,7 @@ class Daemon:
             notify.notify("READY=1", f"STATUS=serving {len(pairs.all)} pairs")
 
     async def _switch(self, new: Config, pairs: Pairs, epochs: Epochs) -> None:
-        """Workers first, so that they know whom the new rules send them."""
+        """Give the pairs to the roles before the rules send packets of new peers."""
         self._verifier.configure(pairs)
         self._stamper.configure(pairs)
         before = self._epochs
@@ -185,15 +185,15 @@ class Daemon:
     def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._on_task_done)
 
-    def _ended(self, task: asyncio.Task) -> None:
+    def _on_task_done(self, task: asyncio.Task) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.error("a task failed; the daemon goes on", exc_info=task.exception())
 
     def _open(self, config: Config) -> tuple[Pairs, Epochs]:
-        """The pairs, numbered by their rows in the epoch file, which last; and the file."""
+        """Return the pairs and the epoch file. A pair's number is its slot in the file, which never changes."""
         loaded = identities.load(config)
         seen: dict[PairName, bytes] = identities.pair_slots(config, loaded)
         epochs = prepare(self._epochs_path, [*map(issued_slot, loaded.values()), *seen.values()])
@@ -206,13 +206,13 @@ class Daemon:
         self._verifier.tick()
         self._allocator.tick()
         totals = Counter(packet_counts.rejected(self._paths.counters()))
-        if fresh := dict(totals - self._rejected_told):
+        if fresh := dict(totals - self._rejected_reported):
             self._bus.publish(Notice("rejected", {"since_last": fresh}))
-            self._rejected_told = totals
+            self._rejected_reported = totals
 
-    def _tell(self, notice: Notice) -> None:
-        told = {"schema": SCHEMA, "event": notice.event, "at": round(time.time(), 3)}
-        self._server.tell(told | {name: value for name, value in notice.fields.items() if name not in told})
+    def _send_notice(self, notice: Notice) -> None:
+        event = {"schema": SCHEMA, "event": notice.event, "at": round(time.time(), 3)}
+        self._server.publish(event | {name: value for name, value in notice.fields.items() if name not in event})
 
     async def _explain(self, request: Request) -> Explanation | dict:
         if all(p.name != request.peer for p in self.config.peer):
@@ -225,7 +225,7 @@ class Daemon:
     def status(self, limit: int) -> Status:
         """The whole state; at most `limit` entries of each list that grows with the configuration, 0: all."""
         now, counters, received = time.time(), self._paths.counters(), self._verifier.counters
-        networks, more_networks = bounded(
+        networks, more_networks = limit_list(
             [
                 self._profiler.status(n, self._key_id(n.name), self._collector.counters(n.name))
                 for n in self.config.network
@@ -233,7 +233,7 @@ class Daemon:
             limit,
             lambda n: (n.levels.get("threat", 0.0), n.overall or 0.0),
         )
-        peers, more_peers = bounded(
+        peers, more_peers = limit_list(
             [self._verifier.status(p, self._epochs.row(p.number)[0], now) for p in self._pairs.all],
             limit,
             lambda p: (p.profile.levels.get("threat", 0.0), p.profile.overall or 0.0) if p.profile else (-1.0, 0.0),

@@ -1,4 +1,4 @@
-"""The table of actuators: what changes the host for a policy, one line a kind of action."""
+"""The table of actuators, which change the host for policies: one line a kind of action."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ ACTUATORS: dict[str, ActuatorKind] = {
 
 
 def cleanup() -> list[str]:
-    """Take away all that actuators of this or an earlier run made; harmless twice. What was there. Raises HostError."""
+    """Remove everything that actuators of this or an earlier run made; return its names. Raises HostError."""
     return [removed for kind in ACTUATORS.values() for removed in kind.remove_all()]

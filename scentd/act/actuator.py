@@ -1,7 +1,7 @@
-"""What carries out a kind of action on this host: one subclass of ActuatorKind a kind, in a file of its own.
+"""Actuators carry out actions on this host: each kind of action has a subclass of ActuatorKind in a file of its own.
 
-A level-triggered kind has standing actuators, each of which takes the whole desired state of its kind and may be
-given the same one again (reconcile.py drives them). An edge kind carries a Oneshot out (oneshot.py).
+A level-triggered kind has lasting actuators. Each takes the whole desired state of its kind, and may get the
+same one again (reconcile.py calls them). An edge kind carries a Oneshot out (oneshot.py).
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from scentd.model import Oneshot
 
 
 class Actuator(Protocol):
-    """One thing on the host that is kept as desired. Belongs to one thread; everything may raise HostError."""
+    """Keeps one part of the host as desired. Belongs to one thread; every method may raise HostError."""
 
     name: str  # in log lines and counters: quarantine, bandwidth_eth0
 
     def apply(self, resources: Mapping[Any, Any], now: float) -> int:
-        """Make the host so, `now` in Unix seconds. The number of changes; 0 if all is so already."""
+        """Make the host have these resources; return the number of changes. `now` in Unix seconds."""
         ...
 
     def observe(self) -> Mapping[str, int]:
-        """Counts to publish."""
+        """Return counts to publish."""
         ...
 
     def remove(self) -> object:
-        """Take away what it made."""
+        """Remove from the host what this actuator has made."""
         ...
 
     def close(self) -> None:
-        """Let go; what it made stays."""
+        """Close descriptors; the state of the host stays."""
         ...
 
 
@@ -59,19 +59,19 @@ class Tally:
 
 
 class ActuatorKind:
-    """One kind; the base has nothing on the host."""
+    """One kind of actuator; the base class changes nothing on the host."""
 
     def actuators(self, config: Config) -> list[Actuator]:
-        """Those that the policies of the configuration need."""
+        """The actuators that the configuration's policies need."""
         return []
 
     def sweep(self, config: Config) -> None:
-        """Take away what an earlier run or configuration left and no policy speaks of any more. Raises HostError."""
+        """Remove what an earlier run or configuration has left and no policy uses any more. Raises HostError."""
 
     def remove_all(self) -> list[str]:
-        """Take away all that is of this kind, whoever made it; what was there. Raises HostError."""
+        """Remove everything of this kind, whichever run made it; return its names. Raises HostError."""
         return []
 
     def carry_out(self, oneshot: Oneshot, payload: bytes, tally: Tally, closing: threading.Event) -> None:
-        """Do it once, on a thread of oneshot.py; what fails is counted and logged, never raised."""
-        raise HostError(f"policy {oneshot.decision.policy}: {type(self).__name__} does nothing once")
+        """Carry out the oneshot, on a thread of oneshot.py. A failure is counted and logged, never raised."""
+        raise HostError(f"policy {oneshot.decision.policy}: {type(self).__name__} carries out no oneshots")

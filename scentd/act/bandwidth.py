@@ -1,9 +1,9 @@
-"""A rate for what this host sends to a peer: an HTB class each, on one interface.
+"""Limits the rate from this host to a peer: an HTB class for each peer, on one interface.
 
-The root qdisc has a handle of our own (5ce0:), by which it is known again. Packets that no filter
-claims pass HTB's direct queue, unshaped. A peer's class is found by its filters (u32 on the destination,
-the longest prefix first), so there is no state but the kernel's: what is there is read, the difference is applied.
-A new rate is set in place; nothing that waits in the class is lost.
+The handle of the root qdisc (5ce0:) identifies it as ours. Packets that no filter matches pass through HTB's
+direct queue, unshaped. A peer's filters (u32 on the destination, the longest prefix first) lead to its class, so the
+kernel holds all the state: apply() reads it and writes the difference. A new rate is set in place; no packet that
+waits in the class is lost.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TC_H_ROOT = 0xFFFFFFFF
 MINOR_MAX = 0xFFFE
 ETHER_TYPE = {4: 0x0800, 6: 0x86DD}
 DESTINATION_AT = {4: 16, 6: 24}  # offset in the IP header
-PRIORITY = {4: 100, 6: 200}  # of the longest prefix; one priority per length, and none for two protocols
+PRIORITY = {4: 100, 6: 200}  # of the longest prefix; each length has its own priority, and no two protocols share one
 SELECTOR_LEN = 20  # struct tc_u32_sel (linux/pkt_cls.h) behind its attribute header
 KEY = Struct("=4s4sii")  # struct tc_u32_key: mask and value as in the packet, offset, offset mask
 RATE_SLACK = 16.0  # bits per second; HTB counts whole bytes
@@ -51,7 +51,7 @@ class PrefixFilter:
 
 @dataclass(frozen=True, slots=True)
 class HtbTree:
-    """What is below our root qdisc."""
+    """The classes and filters below our root qdisc."""
 
     rates: dict[int, float]  # class minor -> bits per second
     filters: tuple[PrefixFilter, ...]
@@ -65,11 +65,11 @@ class Shaper:
         self.name = f"bandwidth_{interface}"
         self._prefixes = prefixes
 
-    def have(self) -> dict[str, float]:
-        """peer -> bits per second, as the kernel has it; without those whose filters are not complete."""
+    def read_rates(self) -> dict[str, float]:
+        """peer -> bits per second in the kernel; without peers whose filters are incomplete."""
         with netlink(self.interface) as ipr:
             index = index_of(ipr, self.interface)
-            if not ours(ipr, index, self.interface):
+            if not has_own_root(ipr, index, self.interface):
                 return {}
             return self._by_peer(read(ipr, index))
 
@@ -83,18 +83,18 @@ class Shaper:
         """It holds nothing between two calls."""
 
     def shape(self, rates: Mapping[str, float]) -> int:
-        """Shape exactly these peers. The number of changes; 0 if all is so already."""
+        """Shape exactly these peers; return the number of changes."""
         want = {peer: rate for peer, rate in rates.items() if self._prefixes.get(peer)}
         if not want:
             return int(self.remove())
         with netlink(self.interface) as ipr:
             index = index_of(ipr, self.interface)
             changes = 0
-            if not ours(ipr, index, self.interface):
+            if not has_own_root(ipr, index, self.interface):
                 ipr.tc("add", "htb", index, handle=ROOT, parent=TC_H_ROOT, default=0)
                 changes += 1
             tree = read(ipr, index)
-            minors = assign(tree, {peer: self._prefixes[peer] for peer in want})
+            minors = assign_minors(tree, {peer: self._prefixes[peer] for peer in want})
             changes += self._set_classes(ipr, index, tree, {minors[n]: rate for n, rate in want.items()})
             filters = {prefix: minors[n] for n in want for prefix in self._prefixes[n]}
             changes += self._set_filters(ipr, index, tree, filters)
@@ -104,7 +104,7 @@ class Shaper:
             return changes
 
     def remove(self) -> bool:
-        """Take our root qdisc away; the kernel puts its default back. Whether there was one."""
+        """Remove our root qdisc; the kernel restores its default. Return whether there was one."""
         with netlink(self.interface) as ipr:
             indexes = ipr.link_lookup(ifname=self.interface)
             return bool(indexes) and remove_from(ipr, indexes[0])
@@ -156,19 +156,19 @@ class BandwidthActuators(ActuatorKind):
         return [Shaper(interface, by_peer) for interface in interfaces(config)]
 
     def sweep(self, config: Config) -> None:
-        take_off(besides=interfaces(config))
+        remove_everywhere(besides=interfaces(config))
 
     def remove_all(self) -> list[str]:
-        return [f"qdisc htb {MAJOR:x}: on {name}" for name in take_off()]
+        return [f"qdisc htb {MAJOR:x}: on {name}" for name in remove_everywhere()]
 
 
 def interfaces(config: Config) -> list[str]:
-    """Those that policies set rates on."""
+    """The interfaces on which policies set rates."""
     return sorted({p.do.interface for p in config.policy if kind_of(p.do) == "bandwidth"})  # type: ignore[attr-defined]
 
 
-def take_off(besides: Collection[str] = ()) -> list[str]:
-    """Take our root qdiscs from all interfaces `besides` these. The names of those that had one."""
+def remove_everywhere(besides: Collection[str] = ()) -> list[str]:
+    """Remove our root qdiscs from all interfaces except `besides`; return the names of those that had one."""
     with netlink("all interfaces") as ipr:
         names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in ipr.get_links()}
         return [name for index, name in names.items() if name not in besides and remove_from(ipr, index)]
@@ -185,8 +185,8 @@ def is_ours(qdisc: Any) -> bool:
     return qdisc["parent"] == TC_H_ROOT and qdisc["handle"] == ROOT and qdisc.get_attr("TCA_KIND") == "htb"
 
 
-def ours(ipr: IPRoute, index: int, interface: str) -> bool:
-    """Whether our root qdisc is there. Raises HostError if another's is: the kernel's own default has handle 0."""
+def has_own_root(ipr: IPRoute, index: int, interface: str) -> bool:
+    """Whether our root qdisc exists. Raises HostError if another's does: the kernel's own default has handle 0."""
     for qdisc in ipr.get_qdiscs(index=index):
         if is_ours(qdisc):
             return True
@@ -194,7 +194,7 @@ def ours(ipr: IPRoute, index: int, interface: str) -> bool:
             kind, major = qdisc.get_attr("TCA_KIND"), qdisc["handle"] >> 16
             raise HostError(
                 f"interface {interface}: has a root qdisc that is not ours ({kind} {major:x}:); give the bandwidth "
-                f"policy another interface, or take it away with: tc qdisc del dev {interface} root"
+                f"policy another interface, or remove the qdisc with: tc qdisc del dev {interface} root"
             )
     return False
 
@@ -211,7 +211,7 @@ def read(ipr: IPRoute, index: int) -> HtbTree:
 
 
 def decode_filter(entry: Any) -> PrefixFilter | None:
-    """One of our u32 filters, or None: the kernel lists their hash tables, too."""
+    """One of our u32 filters; None for their hash tables, which the kernel lists, too."""
     options = entry.get_attr("TCA_OPTIONS")
     selector = options.get_attr("TCA_U32_SEL") if entry.get_attr("TCA_KIND") == "u32" and options else None
     protocol = ntohs(entry["info"] & 0xFFFF)
@@ -232,20 +232,20 @@ def decode_filter(entry: Any) -> PrefixFilter | None:
     return PrefixFilter(prefix, options.get_attr("TCA_U32_CLASSID") & 0xFFFF, entry["info"] >> 16, entry["handle"])
 
 
-def assign(tree: HtbTree, prefixes: Mapping[str, Sequence[Prefix]]) -> dict[str, int]:
-    """peer -> class minor: the one its filters lead to already, else the lowest free one."""
+def assign_minors(tree: HtbTree, prefixes: Mapping[str, Sequence[Prefix]]) -> dict[str, int]:
+    """peer -> class minor: the minor that its filters lead to already, else the lowest free one."""
     minors = {f.prefix: f.minor for f in tree.filters}
-    taken: dict[str, int] = {}
+    assigned: dict[str, int] = {}
     for peer, own in prefixes.items():
         used = {minors[p] for p in own if p in minors}
-        if len(used) == 1 and not used & set(taken.values()):
-            taken[peer] = used.pop()
-    in_use = {*taken.values(), *tree.rates}
+        if len(used) == 1 and not used & set(assigned.values()):
+            assigned[peer] = used.pop()
+    in_use = {*assigned.values(), *tree.rates}
     free = (minor for minor in range(1, MINOR_MAX + 1) if minor not in in_use)
     for peer in prefixes:
-        if peer not in taken:
-            taken[peer] = next(free)
-    return taken
+        if peer not in assigned:
+            assigned[peer] = next(free)
+    return assigned
 
 
 def class_options(rate: float) -> dict[str, int]:
@@ -271,7 +271,7 @@ def filter_options(prefix: Prefix) -> dict[str, Any]:
 def index_of(ipr: IPRoute, interface: str) -> int:
     indexes = ipr.link_lookup(ifname=interface)
     if not indexes:
-        raise HostError(f"interface {interface}: not there; a bandwidth policy names it")
+        raise HostError(f"interface {interface}: does not exist; correct do.interface of the bandwidth policy")
     return indexes[0]
 
 

@@ -19,15 +19,15 @@ from scentd.model import Oneshot
 
 log = logging.getLogger(__name__)
 
-OUTPUT_MAX = 4096  # bytes of output that are kept for the log; the rest is read and thrown away
+OUTPUT_MAX = 4096  # bytes of output kept for the log; the rest is read and thrown away
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 
 
 class CommandActuator(ActuatorKind):
-    """Counts command_runs and command_failures (status other than 0, or not run to its end)."""
+    """Runs commands. Counts command_runs and command_failures (a status other than 0, or no end)."""
 
     def carry_out(self, oneshot: Oneshot, payload: bytes, tally: Tally, closing: threading.Event) -> None:
-        """Once: whether a program may be run again is not ours to know."""
+        """Run the program once: it may not be safe to run it again."""
         do, policy = oneshot.action, oneshot.decision.policy
         tally.add("command_runs")
         try:
@@ -45,7 +45,7 @@ def run(argv: Sequence[str], payload: bytes, timeout: float, user: str) -> int:
     """Run the program to its end as `user` and return its exit status.
 
     Raises HostError if it cannot be started, or is killed (with its whole process group) after
-    `timeout` seconds. What it leaves running in the background is left alone, unless it is late itself.
+    `timeout` seconds. If it ends in time, its background processes are left alone.
     """
     deadline = time.monotonic() + timeout
     process = start(argv, payload, user)
@@ -64,7 +64,7 @@ def run(argv: Sequence[str], payload: bytes, timeout: float, user: str) -> int:
 
 
 def start(argv: Sequence[str], payload: bytes, user: str) -> subprocess.Popen[bytes]:
-    """Its standard input is a file in memory: nobody has to write while it runs, or may block."""
+    """Start the program. Its standard input is a file in memory, so that no write can block while it runs."""
     identity = identity_of(user)
     stdin = os.memfd_create("scentd-decision")
     try:
@@ -87,7 +87,7 @@ def start(argv: Sequence[str], payload: bytes, user: str) -> subprocess.Popen[by
 
 
 def identity_of(user: str) -> dict:
-    """Popen's arguments for the user. Nothing has to change if we are that user already."""
+    """Popen's arguments for the user; none if scentd runs as that user."""
     try:
         entry = getpwnam(user)
     except KeyError:
@@ -98,7 +98,7 @@ def identity_of(user: str) -> dict:
 
 
 def collect(process: subprocess.Popen[bytes], deadline: float) -> tuple[bytes, bool]:
-    """The beginning of its output, and whether it ended in time."""
+    """Read the output until the program ends. Return the output's beginning, and whether the end came in time."""
     assert process.stdout is not None
     output = bytearray()
     stdout, ending = process.stdout.fileno(), os.pidfd_open(process.pid)
@@ -120,7 +120,7 @@ def collect(process: subprocess.Popen[bytes], deadline: float) -> tuple[bytes, b
 
 
 def drain(stdout: int, output: bytearray) -> bool:
-    """Read what is there, once; keep the beginning. False at the end of the output."""
+    """Read the available output once; keep its beginning. False at the end of the output."""
     try:
         data = os.read(stdout, 65536)
     except BlockingIOError:

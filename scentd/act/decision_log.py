@@ -1,9 +1,9 @@
 """The decision log: JSON, one Decision a line, and the last ones in memory.
 
-A disk that is full or a path that cannot be written stops nothing: what could not be written waits in
-memory (up to KEEP decisions; older ones are lost, and counted) and is written when there is room again.
-Every line in the file parses: a line that got only half way is taken back, or, where that is not possible
-(the file is append-only), ended, so that it spoils no other.
+A full disk or a path that cannot be written stops nothing: decisions that cannot be written wait in memory (up
+to KEEP of them; older ones are lost, and counted) and are written when that works again.
+Every complete line in the file parses. A line that was written half is cut off again. If that is not possible
+(the file is append-only), a newline ends it, so that it spoils no other line.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DECODER = msgspec.json.Decoder(Decision)
 
 
 class DecisionLog:
-    """Appends to `path`, which is made when there is something to write. May be used by several threads."""
+    """Appends to `path`; the first write makes the file. May be used by several threads."""
 
     def __init__(self, path: str, keep: int = KEEP) -> None:
         self.path = path
@@ -45,7 +45,7 @@ class DecisionLog:
         self._lock = threading.Lock()
 
     def append(self, decisions: Iterable[Decision]) -> None:
-        """Remember the decisions and write them, now if possible. Never raises for the disk."""
+        """Keep the decisions in memory and write them, now if possible. An error of the disk does not raise."""
         with self._lock:
             for decision in decisions:
                 self._recent.append(decision)
@@ -56,18 +56,18 @@ class DecisionLog:
                 self._lost += 1
 
     def flush(self) -> None:
-        """Try again to write what waits; call it now and then."""
+        """Try again to write the waiting decisions; call it now and then."""
         with self._lock:
             self._flush()
 
     def reopen(self) -> None:
-        """After a rotation (SIGHUP): go on in a new file. A file that was moved is noticed without it."""
+        """Go on in a new file after a rotation (SIGHUP). A moved file is noticed without this call, too."""
         with self._lock:
             self._close_file()
             self._flush()
 
     def close(self) -> None:
-        """Write what can be written; the rest is lost, and counted."""
+        """Write the waiting decisions if possible, and close; the others are lost, and counted."""
         with self._lock:
             self._flush()
             self._lost += len(self._waiting)
@@ -89,13 +89,13 @@ class DecisionLog:
         last = [d for d in reversed(recent) if peer in ("", d.peer)][:limit]
         if len(last) == limit:
             return last
-        known = set(recent)
+        in_memory = set(recent)
         for line in lines_backwards(self.path, SCAN_MAX):
             try:
-                decision = decoded(line)
-            except msgspec.DecodeError:  # not ours, or a line ended half way
+                decision = decode_line(line)
+            except msgspec.DecodeError:  # not our line, or one that was written half
                 continue
-            if peer in ("", decision.peer) and decision not in known:
+            if peer in ("", decision.peer) and decision not in in_memory:
                 last.append(decision)
                 if len(last) == limit:
                     break
@@ -105,7 +105,7 @@ class DecisionLog:
         if not self._waiting:
             return
         try:
-            file = self._opened()
+            file = self._open()
             while self._waiting:
                 self._write(file, [self._waiting[i] for i in range(min(WRITE_MAX, len(self._waiting)))])
         except OSError as error:
@@ -124,7 +124,7 @@ class DecisionLog:
         self._failing = False
 
     def _write(self, file: int, lines: list[bytes]) -> None:
-        """Write lines; those that got there whole are done with, whatever happens to the others. Raises OSError."""
+        """Write lines and forget those that were written whole, even if the others fail. Raises OSError."""
         if self._torn:
             os.write(file, b"\n")
             self._torn = False
@@ -136,18 +136,18 @@ class DecisionLog:
             self._waiting.popleft()
             self._written += 1
         if count < len(data):
-            cut(file, size + whole)  # if it cannot be, mend() ends it when the file is opened again
+            truncate(file, size + whole)  # if that fails, the next opening sets _torn, and a newline ends the line
             raise OSError(errno.ENOSPC, "no room for a whole line")
 
-    def _opened(self) -> int:
-        """The file, opened anew if it was moved or deleted. Raises OSError."""
+    def _open(self) -> int:
+        """Return the file, opened again if it was moved or deleted. Raises OSError."""
         if self._file is not None:
             if same_file(self._file, self.path):
                 return self._file
             self._close_file()
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
         self._file = os.open(self.path, flags, MODE)
-        self._torn = not mend(self._file)
+        self._torn = not repair_end(self._file)
         return self._file
 
     def _close_file(self) -> None:
@@ -156,8 +156,8 @@ class DecisionLog:
             self._file = None
 
 
-def decoded(line: bytes) -> Decision:
-    """Raises msgspec.DecodeError. Before schema 2 the peer was called network."""
+def decode_line(line: bytes) -> Decision:
+    """Decode a line; before schema 2 the peer was called network. Raises msgspec.DecodeError."""
     try:
         return DECODER.decode(line)
     except msgspec.ValidationError:
@@ -166,14 +166,14 @@ def decoded(line: bytes) -> Decision:
 
 def same_file(file: int, path: str) -> bool:
     try:
-        there = os.stat(path)
+        status = os.stat(path)
     except FileNotFoundError:
         return False
-    return os.path.samestat(os.fstat(file), there)
+    return os.path.samestat(os.fstat(file), status)
 
 
-def mend(file: int) -> bool:
-    """Take back the beginning of a line at the end. False if a newline is missing: it is whole, or cannot be cut."""
+def repair_end(file: int) -> bool:
+    """Cut off half a line at the file's end. False if a newline is missing then: the last line is whole, or stays."""
     size = os.fstat(file).st_size
     start = max(0, size - BLOCK)
     tail = os.pread(file, size - start, start)
@@ -181,13 +181,13 @@ def mend(file: int) -> bool:
     if whole == len(tail):
         return True
     try:
-        decoded(tail[whole:])
+        decode_line(tail[whole:])
     except msgspec.DecodeError:
-        return (whole > 0 or start == 0) and cut(file, start + whole)
+        return (whole > 0 or start == 0) and truncate(file, start + whole)
     return False
 
 
-def cut(file: int, size: int) -> bool:
+def truncate(file: int, size: int) -> bool:
     try:
         os.ftruncate(file, size)
     except OSError:  # chattr +a
@@ -196,7 +196,7 @@ def cut(file: int, size: int) -> bool:
 
 
 def lines_backwards(path: str, most: int) -> Iterator[bytes]:
-    """The lines of a file from its end, without the newline; at most `most` bytes. None if it cannot be read."""
+    """The lines of a file from its end, without newlines; of its last `most` bytes. No lines if it cannot be read."""
     try:
         file = open(path, "rb")  # noqa: SIM115 (closed below; a missing file is no error)
     except OSError:

@@ -23,7 +23,7 @@ def library() -> ctypes.CDLL:
         lib = ctypes.CDLL(LIBRARY)
     except OSError:
         raise HostError(
-            f"{LIBRARY}: not there; quarantine needs it: install libnftables1 (Debian) or nftables"
+            f"{LIBRARY}: not found; quarantine needs it: install libnftables1 (Debian) or nftables"
         ) from None
     pointer, text = ctypes.c_void_p, ctypes.c_char_p
     signatures: dict[str, tuple[Any, list[Any]]] = {
@@ -43,7 +43,7 @@ def library() -> ctypes.CDLL:
 
 
 def available() -> bool:
-    """Whether the library is there: without it nothing of ours can be in nftables."""
+    """Whether the library is installed: without it nothing of ours can be in nftables."""
     try:
         library()
     except HostError:
@@ -52,7 +52,7 @@ def available() -> bool:
 
 
 class Nftables:
-    """A context of the library. Raises HostError if there is none to be had."""
+    """A context of the library. Raises HostError if the library gives none."""
 
     def __init__(self) -> None:
         self._lib = library()
@@ -64,7 +64,7 @@ class Nftables:
         self._lib.nft_ctx_output_set_flags(self._context, OUTPUT_JSON)
 
     def run(self, commands: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Carry out the commands as one transaction: all or nothing. The objects it lists. Raises HostError."""
+        """Carry out the commands as one transaction: all or nothing. Return the listed objects. Raises HostError."""
         request = json.dumps({"nftables": commands}).encode()
         status = self._lib.nft_run_cmd_from_buffer(self._context, request)
         output = self._lib.nft_ctx_get_output_buffer(self._context)

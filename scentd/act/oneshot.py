@@ -1,5 +1,5 @@
-"""Edge actions (commands, webhooks ...), each carried out once, by a few threads of their own: a slow one holds up
-nothing else."""
+"""Carries out edge actions (commands, webhooks ...), each once, on a few threads of their own: a slow action delays
+no other part."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ WAITING_MAX = 64
 
 
 class Oneshots:
-    """A bounded queue and the threads that empty it, started with the first one.
+    """A bounded queue and the threads that empty it, which the first oneshot starts.
 
-    Counts, besides those of the kinds: oneshots_lost (the queue was full, or closed).
+    Counts, besides the counts of the kinds: oneshots_lost (the queue was full, or closed).
     """
 
-    def __init__(self, tally: Tally, done: Callable[[Oneshot], None]) -> None:
-        """`done` is called on a thread of these when one has been carried out, however it ended."""
+    def __init__(self, tally: Tally, on_done: Callable[[Oneshot], None]) -> None:
+        """One of these threads calls `on_done` after each oneshot, also after a failed one."""
         self._tally = tally
-        self._done = done
+        self._on_done = on_done
         self._queue: queue.Queue[Oneshot | None] = queue.Queue(WAITING_MAX)  # None: the end
         self._threads: list[threading.Thread] = []
         self._closing = threading.Event()
 
     def add(self, oneshot: Oneshot) -> None:
-        """Does not wait. A full queue loses it, counted and logged."""
+        """Queue a oneshot, without waiting. If the queue is full, the oneshot is lost, counted and logged."""
         if self._closing.is_set():
             self._lose(oneshot, "scentd stops")
             return
@@ -53,7 +53,7 @@ class Oneshots:
                 thread.start()
 
     def close(self, timeout: float) -> None:
-        """Let what runs come to its end, for `timeout` seconds at most; what waits is lost, counted and logged."""
+        """Wait up to `timeout` seconds for running oneshots to end; waiting ones are lost, counted and logged."""
         self._closing.set()
         while True:
             try:
@@ -73,8 +73,8 @@ class Oneshots:
             try:
                 payload = msgspec.json.encode(oneshot.decision)
                 ACTUATORS[kind_of(oneshot.action)].carry_out(oneshot, payload, self._tally, self._closing)
-                self._done(oneshot)
-            except Exception:  # a mistake of ours in one must not end the others
+                self._on_done(oneshot)
+            except Exception:  # a defect in one must not end the others
                 log.exception("policy %s: not carried out", oneshot.decision.policy)
                 self._tally.add("oneshots_lost")
 

@@ -1,11 +1,11 @@
-"""Drops what comes from quarantined addresses and prefixes: the nftables table `inet scentd`.
+"""Drops packets from quarantined addresses and prefixes: the nftables table `inet scentd`.
 
 The chain hooks prerouting at priority raw (-300), before conntrack (-200) and our verifier's queue in mangle (-150),
-so that a quarantined node costs next to nothing. What comes in over `lo` is let through.
+so that a quarantined node costs next to nothing. Packets over `lo` pass.
 
-There is one hash set for each prefix length in use (`ipv4_32`, `ipv6_64`), asked by `saddr & mask`. An interval
-set would refuse overlapping prefixes, each with its own end. The kernel removes an element when its
-time is over, so a daemon that died cuts nobody off for longer than its policy says.
+Each prefix length in use has one hash set (`ipv4_32`, `ipv6_64`), looked up by `saddr & mask`. An interval
+set would refuse overlapping prefixes with ends of their own. The kernel removes an element when its
+time is over, so that no sender is cut off for longer than a policy says, even if the daemon dies.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TABLE = {"family": "inet", "name": "scentd"}
 IN_TABLE = {"family": "inet", "table": "scentd"}
 CHAIN = "prerouting"
 PRIORITY = -300
-SET_SIZE = 2 * QUARANTINED_MAX  # a renewed element is there twice until the transaction ends
+SET_SIZE = 2 * QUARANTINED_MAX  # the set holds a renewed element twice until the transaction ends
 TIMEOUT_SLACK = 2.0  # seconds; nftables counts whole ones, rounded up
 COUNTERS = ("dropped_ipv4", "dropped_ipv6")
 
@@ -42,25 +42,25 @@ class QuarantineTable:
         self._nft: Nftables | None = None
 
     def apply(self, resources: Mapping[Prefix, QuarantineEntry], now: float) -> int:
-        return self.hold(seconds_left(resources, now))
+        return self.quarantine(seconds_left(resources, now))
 
-    def hold(self, want: Mapping[Prefix, float]) -> int:
-        """Quarantine exactly these, for so many seconds from now on. The number of changes; 0 if all is so already."""
+    def quarantine(self, want: Mapping[Prefix, float]) -> int:
+        """Quarantine exactly these prefixes, each for so many seconds from now; return the number of changes."""
         listing = self._listing()
-        gone, new = difference(elements(listing), want)
-        commands = self._missing(listing, {set_name(p) for p in want})
-        commands += release(gone)
+        ended, new = difference(elements(listing), want)
+        commands = self._setup_commands(listing, {set_name(p) for p in want})
+        commands += release(ended)
         commands += isolate(new)
         if commands:
             self._run(commands)
-        return len(gone) + len(new)
+        return len(ended) + len(new)
 
-    def have(self) -> dict[Prefix, float]:
-        """What the kernel holds: prefix -> seconds left, in whole seconds."""
+    def read(self) -> dict[Prefix, float]:
+        """The quarantined prefixes in the kernel -> seconds left, in whole seconds."""
         return elements(self._listing())
 
     def observe(self) -> dict[str, int]:
-        """Packets dropped, since the table was made."""
+        """The number of packets dropped since the table was made."""
         counts = dict.fromkeys(COUNTERS, 0)
         for item in self._listing():
             if "counter" in item and item["counter"]["name"] in counts:
@@ -68,14 +68,14 @@ class QuarantineTable:
         return counts
 
     def remove(self) -> bool:
-        """Take the table away. Whether there was one."""
+        """Remove the table; return whether there was one."""
         if not self._exists():
             return False
         self._run([{"add": {"table": TABLE}}, {"delete": {"table": TABLE}}])
         return True
 
     def close(self) -> None:
-        """Give the library's context back; what is in the kernel stays."""
+        """Free the library's context; the table in the kernel stays."""
         if self._nft is not None:
             self._nft.close()
             self._nft = None
@@ -91,12 +91,12 @@ class QuarantineTable:
     def _listing(self) -> list[dict[str, Any]]:
         return self._run([{"list": {"table": TABLE}}]) if self._exists() else []
 
-    def _missing(self, listing: list[dict[str, Any]], sets: set[str]) -> list[dict[str, Any]]:
-        """Commands for what is not there. `add` of a table, chain, counter or set that is there changes nothing."""
+    def _setup_commands(self, listing: list[dict[str, Any]], sets: set[str]) -> list[dict[str, Any]]:
+        """Commands for missing parts of the table. `add` of an existing table, chain, counter or set is harmless."""
         rules = {item["rule"].get("comment") for item in listing if "rule" in item}
-        there = {item["set"]["name"] for item in listing if "set" in item}
+        existing = {item["set"]["name"] for item in listing if "set" in item}
         chained = any("chain" in item and item["chain"]["name"] == CHAIN for item in listing)
-        if chained and "lo" in rules and sets <= there and sets <= rules:
+        if chained and "lo" in rules and sets <= existing and sets <= rules:
             return []
         hook = {"type": "filter", "hook": "prerouting", "prio": PRIORITY, "policy": "accept"}
         commands: list[dict[str, Any]] = [
@@ -118,10 +118,10 @@ class QuarantineTable:
 
 class QuarantineActuators(ActuatorKind):
     def actuators(self, config: Config) -> list[Actuator]:
-        return [QuarantineTable()] if is_asked_for(config) else []
+        return [QuarantineTable()] if is_configured(config) else []
 
     def sweep(self, config: Config) -> None:
-        if not is_asked_for(config):
+        if not is_configured(config):
             self.remove_all()
 
     def remove_all(self) -> list[str]:
@@ -131,15 +131,17 @@ class QuarantineActuators(ActuatorKind):
             return ["nftables table inet scentd"] if table.remove() else []
 
 
-def is_asked_for(config: Config) -> bool:
+def is_configured(config: Config) -> bool:
     return any(kind_of(p.do) == "quarantine" for p in config.policy)
 
 
-def difference(have: Mapping[Prefix, float], want: Mapping[Prefix, float]) -> tuple[list[Prefix], dict[Prefix, float]]:
-    """(what to release, what to isolate and for how long). Both map a prefix to the seconds it has left."""
-    gone = [prefix for prefix in have if prefix not in want]
-    new = {p: seconds for p, seconds in want.items() if p not in have or abs(have[p] - seconds) > TIMEOUT_SLACK}
-    return gone, new
+def difference(
+    current: Mapping[Prefix, float], want: Mapping[Prefix, float]
+) -> tuple[list[Prefix], dict[Prefix, float]]:
+    """Return (prefixes to release, prefixes to isolate -> seconds). Both arguments map a prefix to its seconds left."""
+    ended = [prefix for prefix in current if prefix not in want]
+    new = {p: seconds for p, seconds in want.items() if p not in current or abs(current[p] - seconds) > TIMEOUT_SLACK}
+    return ended, new
 
 
 def rule(comment: str, expression: list[dict[str, Any]]) -> dict[str, Any]:
@@ -161,12 +163,12 @@ def set_name(prefix: Prefix) -> str:
 
 
 def isolate(want: Mapping[Prefix, float]) -> list[dict[str, Any]]:
-    """Before Linux 6.12 `add` leaves an old element's timeout alone, and `delete` of none is an error: so all three."""
+    """Commands: add, delete, add. Before Linux 6.12 `add` keeps an old timeout, and `delete` of a missing one fails."""
     return [*release(want), *element_commands("add", want)]
 
 
 def release(prefixes: Iterable[Prefix]) -> list[dict[str, Any]]:
-    """It may be gone by itself by now; add and delete in one transaction cannot fail."""
+    """Commands: add, delete. The element may have expired by itself; add and delete in one transaction cannot fail."""
     once = dict.fromkeys(prefixes, 1.0)
     return [*element_commands("add", once), *element_commands("delete", once)]
 
@@ -181,7 +183,7 @@ def element_commands(verb: str, timeouts: Mapping[Prefix, float]) -> list[dict[s
 
 
 def elements(listing: Iterable[dict[str, Any]]) -> dict[Prefix, float]:
-    """prefix -> seconds left, of the sets in a listing of the table."""
+    """prefix -> seconds left, from a listing of the table."""
     left: dict[Prefix, float] = {}
     for item in listing:
         if "set" not in item or "_" not in item["set"]["name"]:

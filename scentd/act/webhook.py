@@ -18,14 +18,14 @@ log = logging.getLogger(__name__)
 
 TRIES = 3
 PAUSE = 1.0  # seconds before the second try; doubles
-ANSWER_MAX = 4096  # bytes that are read of an answer, and thrown away
+ANSWER_MAX = 4096  # bytes of an answer that are read and thrown away
 
 
 class WebhookActuator(ActuatorKind):
-    """Counts webhook_posts, webhook_failures (each try) and webhook_given_up."""
+    """Sends webhooks. Counts webhook_posts, webhook_failures (each try) and webhook_given_up."""
 
     def carry_out(self, oneshot: Oneshot, payload: bytes, tally: Tally, closing: threading.Event) -> None:
-        """Up to TRIES times: a receiver may get a decision twice, told by its time and policy."""
+        """POST up to TRIES times. A receiver may get a decision twice; its time and policy identify it."""
         do = oneshot.action
         tally.add("webhook_posts")
         for i in range(TRIES):
@@ -41,7 +41,7 @@ class WebhookActuator(ActuatorKind):
 
 
 class NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirected POST becomes a GET or leaks the decision to a place nobody configured: a 3xx is an error."""
+    """Makes a 3xx an error: a redirected POST becomes a GET, or leaks the decision to a server nobody configured."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: object, newurl: str
@@ -50,8 +50,8 @@ class NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def opener() -> urllib.request.OpenerDirector:
-    """HTTP and HTTPS alone, no proxy: with urllib's default, file: and ftp: URLs and the environment count."""
-    made = urllib.request.OpenerDirector()
+    """HTTP and HTTPS alone, no proxy: urllib's default opener allows file: and ftp: and obeys the environment."""
+    director = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.HTTPHandler(),
         urllib.request.HTTPSHandler(),
@@ -60,15 +60,15 @@ def opener() -> urllib.request.OpenerDirector:
         NoRedirect(),
         urllib.request.UnknownHandler(),
     ):
-        made.add_handler(handler)
-    return made
+        director.add_handler(handler)
+    return director
 
 
 def post(url: str, payload: bytes, timeout: float) -> int:
     """POST the payload and return the 2xx status.
 
-    `timeout` seconds are granted to connecting and to each wait for an answer. Raises HostError; its text names the
-    server only, as the rest of a webhook's URL often is its secret.
+    Connecting and each wait for an answer may take `timeout` seconds. Raises HostError; its text names the
+    server only, because the rest of a webhook's URL is often secret.
     """
     headers = {"Content-Type": "application/json", "User-Agent": "scentd"}
     where = site(url)

@@ -1,7 +1,7 @@
-"""The bus inside one process: a value goes to whoever takes values of its type, by a plain call.
+"""The bus inside one process: a plain call passes a value to the subscribers of its type.
 
-The values are those of model.py that pass between roles. Nothing is kept, nothing waits: whoever subscribes later
-has missed what was published before. Belongs to one thread.
+The values are those of model.py that pass between roles. The bus keeps no values: a subscriber gets only those that
+are published after it has subscribed. Belongs to one thread.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Value = TypeVar("Value")
 
 
 class LocalBus:
-    """`failures` counts values that a subscriber could not take, by type: a publisher never stops for one."""
+    """`failures` counts subscribers' exceptions, by the type of the value; the publisher goes on."""
 
     def __init__(self) -> None:
         self.failures: Counter[str] = Counter()
@@ -28,7 +28,7 @@ class LocalBus:
         self._subscribers.setdefault(kind, []).append(take)
 
     def publish(self, value: object) -> None:
-        """Hand a value to its subscribers. What one of them raises is logged and counted; the others get it."""
+        """Hand a value to its subscribers. An exception of one is logged and counted; the others get the value, too."""
         for take in self._subscribers.get(type(value), ()):
             try:
                 take(value)

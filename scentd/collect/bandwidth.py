@@ -31,7 +31,7 @@ class BandwidthReader(Reader):
     def __init__(self, source: BandwidthSource, _: Setting) -> None:
         self.name = f"bandwidth_{source.interface}"
         self._source = source
-        # The index is in the key: an interface made anew under the old name starts anew.
+        # The key holds the index: a new interface under an old name has new counters.
         self._rates: Rates[tuple[int, str]] = Rates()
 
     def read(self, now: float) -> list[Sample]:
@@ -46,8 +46,8 @@ class BandwidthReader(Reader):
 def link_counters(interface: str) -> dict[tuple[int, str], float]:
     """Bytes by (index, "rx_bytes" | "tx_bytes"). Raises CollectError.
 
-    The socket lives for one call (1.3 ms): the caller's thread may be another each time. pyroute2 is imported
-    here, because whoever reads a configuration imports this file.
+    The socket lives for one call (1.3 ms), because each call may come from another thread. pyroute2 is imported
+    here, because every program that reads a configuration imports this file.
     """
     from pyroute2 import IPRoute
     from pyroute2.netlink.exceptions import NetlinkError

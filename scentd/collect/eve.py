@@ -23,13 +23,13 @@ from scentd.config.units import Seconds
 from scentd.model import SecurityEvent
 from scentd.prefix import Prefix
 
-MAX_HELD = 1024  # events; beyond it the oldest of the mildest goes
+MAX_HELD = 1024  # events; a more severe event beyond it replaces the oldest of the mildest
 
 # alert.severity is the rule's priority (1 is the most severe; classification.config gives 1 to 4).
 SEVERITIES = {1: 1.0, 2: 0.7, 3: 0.4}
 MILDEST = 0.2
 
-# Words of classification.config's descriptions, most specific first; what matches none is an intrusion.
+# Words of classification.config's descriptions, most specific first; a description without any is an intrusion.
 KINDS = (
     (
         "malware",
@@ -46,7 +46,7 @@ class EveSource(Source, tag_field="kind", tag="eve"):
     socket: str
     hold: Seconds = 60.0  # how long one event keeps the threat level up
     alarm: Share = 0.5  # an event at least this severe makes a new epoch at once
-    affected: Literal["either", "source"] = "either"  # the end of ours that an alert names; or only one that sent
+    affected: Literal["either", "source"] = "either"  # the end in the network, or only if it is the source
 
     reports_events = True
 
@@ -81,7 +81,7 @@ COUNTERS = (
     "eve_bad_json",
     "eve_not_utf8",
     "eve_wrong_type",
-    "eve_dropped",  # no room among MAX_HELD
+    "eve_dropped",  # more than MAX_HELD events
 )
 CONNECTIONS = {"too_long": "eve_too_long", "clients": "eve_clients", "refused": "eve_refused"}  # of listen.py
 
@@ -135,11 +135,11 @@ class Alerts:
         self._own = own
         # Mildest first. Each holds (event, monotonic end) in the order of their ends, as all are held equally long.
         self._held: dict[float, Held] = {severity: OrderedDict() for severity in (MILDEST, 0.4, 0.7, 1.0)}
-        self._lock = threading.Lock()  # lines come on the loop's thread, active() is asked on a worker's
+        self._lock = threading.Lock()  # the loop's thread adds lines, another thread calls active()
         self.counters = dict.fromkeys(COUNTERS, 0)
 
     def line(self, line: bytes, now: float, monotonic: float) -> SecurityEvent | None:
-        """Take one line. Returns its event, or None if it has none or one that is held already (it lasts longer)."""
+        """Take one line and return its event. None without an event, or if it only prolongs one that is held."""
         self.counters["eve_lines"] += 1
         record = self._record(line)
         if record is None or record.event_type != "alert":
@@ -161,7 +161,7 @@ class Alerts:
             return [e for held in self._held.values() for e, end in held.values() if e.until > now and end > monotonic]
 
     def adopt(self, other: Alerts) -> None:
-        """Go on with the events that `other` holds."""
+        """Take over the events that `other` holds."""
         with other._lock:
             copies = {severity: held.copy() for severity, held in other._held.items()}
         with self._lock:
@@ -190,7 +190,7 @@ class Alerts:
         return new if old_end <= monotonic else None
 
     def _make_room(self, severity: float, monotonic: float) -> bool:
-        """Forget what has ended and, if there is still no room, the oldest of what is milder than `severity`."""
+        """Remove ended events, or else the oldest event milder than `severity`; whether there is room then."""
         for held in self._held.values():
             while held and next(iter(held.values()))[1] <= monotonic:
                 held.popitem(last=False)
@@ -206,7 +206,7 @@ class Alerts:
 
 def event(alert: Alert, node: str, now: float, hold: float) -> SecurityEvent:
     category, signature = alert.category or "", alert.signature or ""
-    # repr: what a sensor saw in a packet must not break lines of our log.
+    # repr: text from a packet must not break lines of our log.
     detail = repr(f"{category}: {signature}"[:200])
     return SecurityEvent(kind_of(category), SEVERITIES.get(alert.severity, MILDEST), now, now + hold, node, detail)
 
@@ -220,12 +220,12 @@ def kind_of(category: str) -> str:
 def affected(record: Record, own: Sequence[Prefix], senders_only: bool = False) -> str | None:
     """Address of the affected node, "" if the record names none, None if neither end is `own`.
 
-    With `senders_only` a node is affected only if it sent what was alerted on; an alert
-    about what others send to it counts as one that names none. A stranger who can set
-    off rules about a node then cannot have it quarantined.
+    With `senders_only` a node is affected only if it sent the packet of the alert. An alert about
+    a packet to a node then names no node, so that a stranger who triggers rules about a node
+    cannot have it quarantined.
 
-    The destination is looked at first: it is the attacked end of most rules; a
-    node that talks outwards is then the only own end.
+    Otherwise the destination comes first: it is the attacked end in most rules. If a node
+    of ours talks outwards, it is the only own end.
     """
     if senders_only:
         if record.src_ip and (not own or is_own(record.src_ip, own)):

@@ -1,4 +1,4 @@
-"""A unix socket on which a sensor reports, a line at a time: made, guarded, read, removed."""
+"""A unix socket on which a sensor reports, a line at a time."""
 
 from __future__ import annotations
 
@@ -58,17 +58,17 @@ class LineListener:
         self._path = Path(path)
         self._clients: set[Client] = set()
         self._server: asyncio.Server | None = None
-        self._made: tuple[int, int] | None = None
+        self._socket_id: tuple[int, int] | None = None
 
     async def start(self) -> None:
         """Listen. Raises HostError if the path is not a socket, is another process's or cannot be made."""
         path = self._path
         sock = listening_socket(path)
-        self._made = file_id(path)
+        self._socket_id = file_id(path)
         self._server = await asyncio.get_running_loop().create_unix_server(lambda: Client(self), sock=sock)
 
     async def close(self) -> None:
-        """Stop listening and remove the socket file, if it still is the one that start() made. May be called twice."""
+        """Stop listening and remove the socket file, if start() made that file. May be called twice."""
         if self._server is None:
             return
         server, self._server = self._server, None
@@ -77,10 +77,10 @@ class LineListener:
             client.transport.abort()
         await server.wait_closed()
         path = self._path
-        if self._made is not None and file_id(path) == self._made:
+        if self._socket_id is not None and file_id(path) == self._socket_id:
             path.unlink(missing_ok=True)
 
-    def opened(self, client: Client) -> bool:
+    def add_client(self, client: Client) -> bool:
         if len(self._clients) >= MAX_CLIENTS:
             self.counters["refused"] += 1
             return False
@@ -88,7 +88,7 @@ class LineListener:
         self._clients.add(client)
         return True
 
-    def closed(self, client: Client) -> None:
+    def remove_client(self, client: Client) -> None:
         self._clients.discard(client)
 
 
@@ -102,7 +102,7 @@ class Client(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
-        if not self._listener.opened(self):
+        if not self._listener.add_client(self):
             transport.abort()
 
     def data_received(self, data: bytes) -> None:
@@ -113,14 +113,14 @@ class Client(asyncio.Protocol):
             self._listener.take(line)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._listener.closed(self)
+        self._listener.remove_client(self)
 
 
 def listening_socket(path: Path) -> socket.socket:
     """A non-blocking stream socket that listens at `path`, in place of a stale one. Raises HostError.
 
-    Made under another name and renamed, so that it appears with its mode and
-    owner set, and in place of this process's older socket without a gap (reload).
+    It is made under another name and renamed. So it appears with its mode and owner
+    set, and replaces this process's older socket without a gap (reload).
     """
     check_free(path)
     new = path.with_name(f"{path.name}.{os.getpid()}")
@@ -144,7 +144,7 @@ def listening_socket(path: Path) -> socket.socket:
 
 
 def share_with_group(path: Path) -> int:
-    """The socket's mode: its directory's group may connect (give that to the sensor's group); root's alone: 0600."""
+    """The socket's mode: 0660 lets its directory's group connect (the sensor's group); 0600 if that is root's."""
     group = path.parent.stat().st_gid
     if group == 0:
         return 0o600
@@ -158,7 +158,7 @@ def share_with_group(path: Path) -> int:
 
 
 def check_free(path: Path) -> None:
-    """Raises HostError unless there is nothing, a socket that nobody listens on, or one of this process."""
+    """Raises HostError if the path is no socket, or another process listens on it."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
@@ -166,7 +166,7 @@ def check_free(path: Path) -> None:
     except OSError as error:
         raise HostError(f"{path}: {error.strerror}; correct `socket`") from None
     if not stat.S_ISSOCK(mode):
-        raise HostError(f"{path}: is there and is not a socket; remove it or choose another `socket`")
+        raise HostError(f"{path}: exists and is not a socket; remove it or choose another `socket`")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         try:
             probe.connect(str(path))
@@ -180,9 +180,9 @@ def check_free(path: Path) -> None:
 
 
 def file_id(path: Path) -> tuple[int, int] | None:
-    """Device and inode, None if there is no such file."""
+    """Device and inode; None without such a file."""
     try:
-        found = path.lstat()
+        status = path.lstat()
     except FileNotFoundError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino

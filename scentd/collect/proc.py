@@ -1,4 +1,4 @@
-"""Files of /proc (proc(5)), read with a way out where they are missing."""
+"""Reads files of /proc (proc(5)); an error names the way out."""
 
 from __future__ import annotations
 

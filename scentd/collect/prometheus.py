@@ -62,7 +62,7 @@ class PrometheusSource(Source, tag_field="kind", tag="prometheus"):
 class PrometheusReader(Reader):
     """The sum of all matching series, or of their increases per second, as a share of `full`.
 
-    Counters, of what was left out: NaN and infinite values, lines over MAX_LINE.
+    Counts what it leaves out: NaN and infinite values, lines over MAX_LINE.
     """
 
     COUNTERS = ("prometheus_not_finite", "prometheus_too_long")
@@ -107,12 +107,14 @@ class PrometheusReader(Reader):
 
 
 def select(page: str, wanted: selector.Selector) -> tuple[Values, int]:
-    """Values by labels, and how many lines were left out for their length. Raises ValueError.
+    """Return values by labels, and the number of lines that were too long. Raises ValueError.
 
-    Only the lines of that name and its TYPE are parsed, so another metric's odd
-    line does no harm and a page of megabytes costs milliseconds.
+    Only the lines of that name and its TYPE are parsed, so that a malformed line of another
+    metric does no harm, and a page of megabytes costs milliseconds.
     """
-    from prometheus_client.parser import text_string_to_metric_families  # not for whoever reads a configuration
+    from prometheus_client.parser import (
+        text_string_to_metric_families,
+    )  # a program that reads a configuration does not need it
 
     lines = [line[0] for line in lines_of(wanted.name).finditer(page)]
     short = [line for line in lines if len(line) <= MAX_LINE]
@@ -120,23 +122,23 @@ def select(page: str, wanted: selector.Selector) -> tuple[Values, int]:
     try:
         for family in text_string_to_metric_families("\n".join(short)):
             for sample in family.samples:
-                if named(sample.name, family.type, wanted.name) and wanted.matches(sample.labels):
+                if is_name(sample.name, family.type, wanted.name) and wanted.matches(sample.labels):
                     values[tuple(sorted(sample.labels.items()))] = float(sample.value)
-    except (IndexError, OverflowError) as error:  # the parser's own slips on odd lines
+    except (IndexError, OverflowError) as error:  # the parser's own defects on malformed lines
         raise ValueError(str(error)) from None
     return values, len(lines) - len(short)
 
 
 def lines_of(name: str) -> re.Pattern[str]:
-    """The name's lines. OpenMetrics gives a counter's TYPE without _total; newer pages may have {"name", ...}."""
+    """Matches a name's lines. OpenMetrics gives a counter's TYPE without _total; newer pages may have {"name", ...}."""
     base = name.removesuffix("_total")
     return re.compile(
         rf'^[ \t]*(?:#[ \t]*TYPE[ \t]+)?(?:\{{[ \t]*")?{base}(?:_total)?(?![a-zA-Z0-9_:])[^\n]*', re.MULTILINE
     )
 
 
-def named(name: str, kind: str, wanted: str) -> bool:
-    """The parser adds _total to every counter's name; a page may have it without."""
+def is_name(name: str, kind: str, wanted: str) -> bool:
+    """Whether a parsed name is `wanted`: the parser adds _total to every counter's name, a page may lack it."""
     return name == wanted or (kind == "counter" and name == f"{wanted}_total")
 
 
@@ -194,13 +196,13 @@ def body(response: HTTPResponse, where: str) -> bytes:
 
 
 def slow(where: str, timeout: float) -> CollectError:
-    return CollectError(f"{where}: no complete answer within {timeout:g} s; raise `timeout` or mend the exporter")
+    return CollectError(f"{where}: no complete answer within {timeout:g} s; raise `timeout` or repair the exporter")
 
 
 def shut(sock: socket.socket, expired: threading.Event) -> None:
-    """Wake the reader: it sees the end of the stream."""
+    """Shut the socket down, so that the reading thread sees the end of the stream."""
     expired.set()
-    # It may be closed already, which is what this is for. Not SSLSocket's own, which pulls the session
-    # from under the reading thread.
+    # OSError: the socket is closed already. SSLSocket's own shutdown would remove the session while the
+    # other thread reads.
     with contextlib.suppress(OSError):
         socket.socket.shutdown(sock, socket.SHUT_RDWR)

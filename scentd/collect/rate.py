@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
 
-# Two readings closer than this say nothing of a rate: a burst of a few packets would look like full load.
+# Readings closer than this give no rate: a burst of a few packets would look like full load.
 MIN_ELAPSED = 0.01
 
 
@@ -21,9 +21,10 @@ class Rates(Generic[Key]):
     def update(self, counters: Mapping[Key, float], at: float) -> dict[Key, float]:
         """Rates by key; `at` in monotonic seconds.
 
-        A counter seen for the first time has no rate yet. One that went down began
-        again at 0 (Prometheus's rule for `rate`). Too soon after the last reading,
-        or a clock that went back: {}, and the older reading stays the base.
+        A new counter has no rate yet. A counter that went down began again at 0
+        (Prometheus's rule for `rate`). Less than MIN_ELAPSED after the last reading the
+        result is {}, and the older reading stays the base. If the clock went back, the
+        result is {}, and this reading is the new base.
         """
         if self._at is None or at < self._at:
             elapsed = None

@@ -25,15 +25,15 @@ class Readers:
     """The readers of `network.source`. Touches nothing before start() or the first read().
 
     On reload make new ones, `adopt` the old, start the new and close the old (or
-    the other way round): a socket path that both use passes over without a gap.
+    the other way round): a socket path that both use is served without a gap.
     """
 
     def __init__(self, network: Network, on_alarm: Callable[[SecurityEvent], None]) -> None:
         setting = Setting(prefixes(network.addresses), on_alarm)
-        opened = [(source, SOURCES[kind_of(source)].reader(source, setting)) for source in network.source]
-        self._readers = [reader for _, reader in opened]
-        self._polled = named(reader for reader in self._readers if reader.polled)
-        self._by_claim = {claim: reader for source, reader in opened if (claim := source.claim())}
+        pairs = [(source, SOURCES[kind_of(source)].reader(source, setting)) for source in network.source]
+        self._readers = [reader for _, reader in pairs]
+        self._polled = by_unique_name(reader for reader in self._readers if reader.polled)
+        self._by_claim = {claim: reader for source, reader in pairs if (claim := source.claim())}
         self._patience = network.interval / 2
         self._pool = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix=f"collect-{network.name}")
         self._running: dict[str, Future[list[Sample]]] = {}
@@ -59,7 +59,7 @@ class Readers:
             await reader.close()
 
     def adopt(self, old: Readers) -> None:
-        """Take over the events that `old` holds for the same claims: a reload does not end an alarm."""
+        """Take over the events of `old` for the same claims, so that a reload does not end an alarm."""
         for claim, reader in self._by_claim.items():
             before = old._by_claim.get(claim)
             if type(before) is type(reader):
@@ -68,8 +68,8 @@ class Readers:
     def read(self, now: float) -> list[Sample]:
         """All samples, dated `now` (Unix seconds). Blocks up to half an interval; call it in a worker thread.
 
-        A source that takes longer is not waited for: its samples come with a later
-        reading, dated as they were asked for. Where several sources measure the
+        The call does not wait for a slower source: its samples come with a later
+        reading, with the date of their request. Where several sources measure the
         same (two interfaces), the highest counts, as it is the bottleneck.
         """
         for name, reader in self._polled.items():
@@ -83,7 +83,7 @@ class Readers:
                 samples += self._result(name, future)
             else:
                 self._late[name] += 1
-        return highest(samples)
+        return highest_samples(samples)
 
     def events(self, now: float) -> list[SecurityEvent]:
         """The events that have not ended at `now` (Unix seconds)."""
@@ -91,7 +91,7 @@ class Readers:
         return [event for reader in self._readers for event in reader.events(now, monotonic)]
 
     def counters(self) -> dict[str, int]:
-        """Totals since these readers were made; what a kind counts itself is there, at 0, without such a source."""
+        """Totals since these readers were made. A kind's own counters are listed even without such a source, at 0."""
         names = (name for kind in SOURCES.values() for name in getattr(kind.reader, "COUNTERS", ()))
         total: Counter[str] = Counter(dict.fromkeys(names, 0))
         for reader in self._readers:
@@ -107,25 +107,25 @@ class Readers:
         try:
             samples = future.result()
         except CollectError as error:
-            self._failed(name, str(error))
+            self._count_failure(name, str(error))
             return []
-        except Exception as error:  # a fault of ours; the other sources must go on, and somebody must hear of it
-            self._failed(name, f"unexpected {error!r}; please report it", error)
+        except Exception as error:  # a defect: log it, and let the other sources go on
+            self._count_failure(name, f"unexpected {error!r}; please report it", error)
             return []
         if name in self._failing:
             self._failing.discard(name)
             log.warning("source %s: works again", name)
         return samples
 
-    def _failed(self, name: str, reason: str, fault: Exception | None = None) -> None:
+    def _count_failure(self, name: str, reason: str, fault: Exception | None = None) -> None:
         self._failures[name] += 1
         if name not in self._failing:
             self._failing.add(name)
             log.warning("source %s: %s (not repeated while it lasts)", name, reason, exc_info=fault)
 
 
-def named(readers: Iterable[Reader]) -> dict[str, Reader]:
-    """By a name of letters, digits and _ that is each reader's own: cpu, bandwidth_eth0, bandwidth_eth0_2."""
+def by_unique_name(readers: Iterable[Reader]) -> dict[str, Reader]:
+    """Readers by a unique name of letters, digits and _: cpu, bandwidth_eth0, bandwidth_eth0_2."""
     result: dict[str, Reader] = {}
     for reader in readers:
         base = name = re.sub(r"\W", "_", reader.name, flags=re.ASCII)
@@ -137,7 +137,7 @@ def named(readers: Iterable[Reader]) -> dict[str, Reader]:
     return result
 
 
-def highest(samples: Iterable[Sample]) -> list[Sample]:
+def highest_samples(samples: Iterable[Sample]) -> list[Sample]:
     """One sample for each metric, node and role."""
     result: dict[tuple[str, str, str], Sample] = {}
     for sample in samples:

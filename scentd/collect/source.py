@@ -1,7 +1,7 @@
-"""What a kind of source is, and what its running half looks like to readers.py.
+"""A kind of source: its section of the configuration and its reader, the running half, as readers.py uses it.
 
 A reader's `read(now)` dates its samples with `now` (Unix seconds) and measures elapsed time on the monotonic
-clock, so that a stepped clock makes no nonsense. One that compares two readings gives nothing on the first. `read`
+clock, so that a stepped clock does no harm. A reader that compares two readings returns no sample on the first. `read`
 may block and must not be called on a thread with a running event loop (pyroute2's netlink sockets refuse that).
 """
 
@@ -17,11 +17,11 @@ from scentd.prefix import Prefix
 
 
 class CollectError(ScentdError):
-    """A source gave no reading: what, where, the way out. The other sources go on."""
+    """A source gave no reading. The text names the source, the reason and the way out; other sources go on."""
 
 
 class Setting(NamedTuple):
-    """What a reader may know besides its section."""
+    """The facts that a reader gets besides its section."""
 
     own: Sequence[Prefix]  # the network's prefixes; empty: every address of this host
     on_alarm: Callable[[SecurityEvent], None]  # to be called on the loop's thread
@@ -30,22 +30,22 @@ class Setting(NamedTuple):
 class Reader:
     """The running half of one source; the base does nothing. `name` is for log lines and counters: bandwidth_eth0."""
 
-    COUNTERS: ClassVar[tuple[str, ...]] = ()  # names that are in the totals, at 0, without such a source, too
-    polled: ClassVar[bool] = True  # read() is to be called each interval
+    COUNTERS: ClassVar[tuple[str, ...]] = ()  # names that the totals contain even without such a source, at 0
+    polled: ClassVar[bool] = True  # whether read() is called each interval
     name: str
 
     def counts(self) -> Mapping[str, int]:
-        """Totals since it was made."""
+        """Totals since this reader was made."""
         return {}
 
     async def start(self) -> None:
-        """Open what it listens on. Raises HostError."""
+        """Open the sockets of this reader. Raises HostError."""
 
     async def close(self) -> None:
-        """Let go of it. May be called twice."""
+        """Close them. May be called twice."""
 
     def adopt(self, old: Reader) -> None:
-        """Go on with what the reader of the same claim held before a reload."""
+        """Take over the events of the reader that had the same claim before a reload."""
 
     def read(self, now: float) -> list[Sample]:
         """Samples dated `now`. Raises CollectError."""
@@ -57,7 +57,7 @@ class Reader:
 
 
 class SourceKind(NamedTuple):
-    """One kind: its section of the configuration, and what reads it."""
+    """One kind: its section of the configuration, and its reader."""
 
     section: type[Source]
     reader: Callable[[Any, Setting], Reader]

@@ -41,7 +41,9 @@ class TcpReader(Reader):
         self._segments: dict[int, int] | None = None
 
     def read(self, now: float) -> list[Sample]:
-        from scentd.collect.inet_diag import established  # pyroute2: not for whoever reads a configuration
+        from scentd.collect.inet_diag import (
+            established,
+        )  # imports pyroute2, which a program that reads a configuration does not need
 
         connections = established()
         before, self._segments = self._segments, {c.cookie: c.segments for c in connections}

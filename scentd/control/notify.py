@@ -26,6 +26,6 @@ def reloading() -> bool:
 
 
 def watchdog_seconds() -> float | None:
-    """How often systemd wants to hear of us (half of WatchdogSec), or None."""
+    """Half of WatchdogSec, the longest pause between two messages to systemd; None without a watchdog."""
     value = os.environ.get("WATCHDOG_USEC", "")
     return int(value) / 2e6 if value.isdigit() and int(value) else None

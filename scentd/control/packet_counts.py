@@ -13,7 +13,7 @@ OTHER = (
 
 
 def packets(counters: Counter[str]) -> dict:
-    """What became of packets: totals, refusals and unstamped ones by reason, what was done with them."""
+    """Packets as the status document counts them: totals, by reason, by treatment."""
     return {
         "stamped": counters["stamped"],
         "accepted": counters["accepted"] + counters["accepted:drop"],
@@ -25,7 +25,7 @@ def packets(counters: Counter[str]) -> dict:
 
 
 def rejected(counters: Counter[str]) -> dict[str, int]:
-    """By reason; every reason is there."""
+    """Rejected packets by reason, with every reason."""
     return {
         name: verdict(counters, name)
         for number, name in layout.VERDICTS.items()
@@ -34,5 +34,5 @@ def rejected(counters: Counter[str]) -> dict[str, int]:
 
 
 def verdict(counters: Counter[str], name: str) -> int:
-    """Packets of one verdict, whatever was done with them."""
+    """Packets of one verdict, with any treatment."""
     return sum(n for key, n in counters.items() if key.partition(":")[0] == name)

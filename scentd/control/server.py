@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 REQUEST_MAX = 4096
 CLIENTS_MAX = 32
-BACKLOG = 1000  # events kept for a slow monitor before it is told how many it missed
+BACKLOG = 1000  # events kept for a slow monitor; beyond them it gets a count of the missed ones
 
 
 class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -37,7 +37,7 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MonitorQueue(asyncio.Queue):
-    """A monitor's events, and how many it was too slow for."""
+    """A monitor's events, and the number of those that it missed."""
 
     missed = 0
 
@@ -54,7 +54,7 @@ class Server:
         self._clients: set[asyncio.StreamWriter] = set()
 
     async def start(self) -> None:
-        """Raises HostError, also when another scentd answers there."""
+        """Listen on the socket. Raises HostError, also if another scentd listens there."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
             self._clear()
@@ -72,8 +72,8 @@ class Server:
         with contextlib.suppress(FileNotFoundError):
             self._path.unlink()
 
-    def tell(self, event: dict) -> None:
-        """Pass an event to every monitor; a slow one loses it and is told so."""
+    def publish(self, event: dict) -> None:
+        """Pass an event to every monitor. A slow monitor loses the oldest one, and gets a count of its losses."""
         for queue in self._monitors:
             if queue.full():
                 queue.get_nowait()
@@ -81,7 +81,7 @@ class Server:
             queue.put_nowait(event)
 
     def _clear(self) -> None:
-        """Remove what a killed daemon left; refuse to take a living one's place."""
+        """Remove the socket of a killed daemon. Raises HostError if a daemon listens on it."""
         if not self._path.exists():
             return
         if not self._path.is_socket():

@@ -1,9 +1,9 @@
 """The status document: the whole state of a daemon for people and programs. It holds no secret.
 
-This is the one place that says what is in it; `scentd status --json`, the exporter and every view read it, and
+This file alone defines its content; `scentd status --json`, the exporter and every view read it, and
 status.schema.json (scripts/gen-schema) is its JSON Schema. `schema` is raised when a field changes its name or meaning.
 
-Lists that grow with networks, peers, nodes or decisions are bounded: the first LIMIT by rank (largest threat,
+Lists that grow with networks, peers, nodes or decisions are limited: the first LIMIT by rank (largest threat,
 then load), and in `omitted` a sum for the rest. A request with limit 0 gets all of it.
 """
 
@@ -174,15 +174,15 @@ class Explanation(Struct, frozen=True, kw_only=True):
     decisions: list[Decision]  # newest first
 
 
-def bounded(entries: Sequence[T], limit: int, rank: Callable[[T], object]) -> tuple[list[T], list[T]]:
-    """(the first `limit` by rank, largest first; the rest). With no more than that, or limit 0, all as they come."""
+def limit_list(entries: Sequence[T], limit: int, rank: Callable[[T], object]) -> tuple[list[T], list[T]]:
+    """Return (the first `limit` entries by rank, largest first; the rest). Limit 0: all entries, in their own order."""
     if not limit or len(entries) <= limit:
         return list(entries), []
     ordered = sorted(entries, key=rank, reverse=True)  # type: ignore[arg-type]
     return ordered[:limit], ordered[limit:]
 
 
-def counted(names: Iterable[str]) -> dict[str, int]:
+def count_names(names: Iterable[str]) -> dict[str, int]:
     totals: dict[str, int] = {}
     for name in names:
         totals[name] = totals.get(name, 0) + 1

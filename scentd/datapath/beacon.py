@@ -1,7 +1,7 @@
 """Beacons: fragments that a quiet network's own packets did not carry in time.
 
-Minimal UDP packets to the peer's beacon port, their scent made here and given to
-the kernel as socket options, so that they need no queue.
+A beacon is a minimal UDP packet to the peer's beacon port. Its scent is made here and given to
+the kernel as a socket option, so that beacons need no queue.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ _SO_MARK = 36
 
 
 def endpoints(peer: Peer) -> list[str]:
-    """Addresses that a peer's beacons go to: the configured ones, or its host addresses."""
+    """Addresses for a peer's beacons: the configured endpoints, or else the peer's host addresses."""
     if peer.endpoint:
         return list(peer.endpoint)
     hosts = [ip_network(a) for a in peer.addresses]
     return [str(n.network_address) for n in hosts if n.prefixlen == n.max_prefixlen]
 
 
-def unreachable(config: Config) -> list[Peer]:
-    """Peers that beacons cannot go to."""
+def peers_without_endpoint(config: Config) -> list[Peer]:
+    """Peers without an address for beacons."""
     return [p for p in stamped_peers(config) if not endpoints(p)]
 
 
 class Beacons:
-    """Sends beacons; counts what it sent and what it could not."""
+    """Sends beacons; counts the beacons sent and the endpoints that failed."""
 
     def __init__(self, mark: int) -> None:
         self._mark = mark
         self.sent = 0
         self.failed = 0
-        self._complained: set[tuple[str, str]] = set()
+        self._warned: set[tuple[str, str]] = set()
 
     def send(self, pair: Pair, outgoing: Outgoing, missing: list[int]) -> None:
         """Send the missing fragments to the first endpoint that can be reached."""
@@ -53,7 +53,7 @@ class Beacons:
                 return
             except OSError as error:
                 self.failed += 1
-                self._complain(pair, address, str(error))
+                self._warn_once(pair, address, str(error))
 
     def _send(self, pair: Pair, outgoing: Outgoing, missing: list[int], address: str) -> None:
         version = ip_address(address).version
@@ -64,22 +64,22 @@ class Beacons:
                 if ip_address(source).version == version:
                     end.bind((source, 0))
             end.connect((address, layout.BEACON_PORT))
-            parsed = self._anatomy(end, version)
+            parsed = self._headers(end, version)
             if not self._is_own(pair, parsed.source):
                 source = str(ip_address(parsed.source))
                 raise OSError(f"source {source} is not in the network's addresses: set network.beacon_source")
             sender_bound = pair.peer.bind == "sender"
             for index in missing:
-                made = stamp.build_scent(outgoing, parsed, index, sender_bound, layout.FLAG_BEACON)
+                scent = stamp.build_scent(outgoing, parsed, index, sender_bound, layout.FLAG_BEACON)
                 if version == 4:
-                    end.setsockopt(socket.IPPROTO_IP, socket.IP_OPTIONS, ipv4_option(made))
+                    end.setsockopt(socket.IPPROTO_IP, socket.IP_OPTIONS, ipv4_option(scent))
                 else:
-                    end.setsockopt(socket.IPPROTO_IPV6, _IPV6_DSTOPTS, ipv6_header(0, made))
+                    end.setsockopt(socket.IPPROTO_IPV6, _IPV6_DSTOPTS, ipv6_header(0, scent))
                 end.send(b"")
                 self.sent += 1
 
     @staticmethod
-    def _anatomy(end: socket.socket, version: int) -> ip.Parsed:
+    def _headers(end: socket.socket, version: int) -> ip.Parsed:
         source, destination = end.getsockname(), end.getpeername()
         return ip.Parsed(
             version=version,
@@ -96,8 +96,8 @@ class Beacons:
         address = ip_address(source)
         return any(address in n for n in map(ip_network, pair.network.addresses) if n.version == address.version)
 
-    def _complain(self, pair: Pair, address: str, why: str) -> None:
+    def _warn_once(self, pair: Pair, address: str, why: str) -> None:
         key = (pair.peer.name, address)
-        if key not in self._complained:
-            self._complained.add(key)
+        if key not in self._warned:
+            self._warned.add(key)
             log.warning("no beacons to peer %s at %s: %s", pair.peer.name, address, why)

@@ -1,6 +1,6 @@
-"""What `scentd doctor` finds out about the host by looking, without changing anything.
+"""Checks of `scentd doctor` that only look at the host and change nothing.
 
-check_...() judge; those that take arguments are given what was found, so that the verdict on any host can be tried.
+The functions check_...() judge. Some get the host's values as arguments, so that tests can try them for any host.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MAX_ERROR = 5.0  # seconds; half of verify.max_future
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """`found` says what is there, `way_out` what to do; the latter is empty where ok is "yes"."""
+    """`found` is the state of the host, `way_out` the remedy; `way_out` is empty if ok is "yes"."""
 
     name: str
     ok: Ok
@@ -56,7 +56,7 @@ class Timex(ctypes.Structure):
 
 
 def read(path: str) -> str | None:
-    """A file of /proc or /sys without its newline; None if it is not there or may not be read."""
+    """The text of a file of /proc or /sys without its newline; None if it cannot be read."""
     try:
         return Path(path).read_text().strip()
     except OSError:
@@ -104,7 +104,7 @@ def check_python(version: tuple[int, ...]) -> Check:
 
 
 def requirements() -> list[str]:
-    """Lines such as "mmh3>=5": of the installed package, or of the checkout that this runs from."""
+    """Lines such as "mmh3>=5", from the installed package or from this checkout."""
     try:
         return [line for line in metadata.requires("scentd") or [] if "extra ==" not in line]
     except metadata.PackageNotFoundError:
@@ -114,7 +114,7 @@ def requirements() -> list[str]:
 
 
 def check_packages(wanted: Sequence[str]) -> Check:
-    there, wrong = [], []
+    versions, wrong = [], []
     for line in wanted:
         name, _, least = line.replace(" ", "").partition(">=")
         try:
@@ -122,13 +122,13 @@ def check_packages(wanted: Sequence[str]) -> Check:
         except metadata.PackageNotFoundError:
             wrong.append(f"{name} is missing")
             continue
-        there.append(f"{name} {version}")
+        versions.append(f"{name} {version}")
         if least and numbers(version) < numbers(least):
             wrong.append(f"{name} {version} is older than {least}")
     if wrong or not wanted:
         way_out = f"{sys.executable} -m pip install --upgrade scentd"
         return Check("Python packages", "no", "; ".join(wrong) or "the list of requirements is missing", way_out)
-    return Check("Python packages", "yes", ", ".join(there))
+    return Check("Python packages", "yes", ", ".join(versions))
 
 
 def numbers(version: str) -> tuple[int, ...]:
@@ -152,14 +152,14 @@ def check_ipv6() -> Check:
 
 
 def check_mixture() -> Check:
-    """Rules of both iptables back ends at once: each sees its own alone, packets meet both."""
+    """Look for rules of both iptables back ends: each lists only its own, packets meet both."""
     legacy = [t for v in ("", "6") for t in (read(f"/proc/net/ip{v}_tables_names") or "").split()]
     try:
         done = subprocess.run(["iptables", "--version"], capture_output=True, text=True, timeout=10, check=False)
     except FileNotFoundError:
         return Check("iptables back end", "no", "iptables not found", "install the package iptables")
     nft = "nf_tables" in done.stdout
-    others = sorted(set(legacy)) if nft else nft_made_by_iptables()
+    others = sorted(set(legacy)) if nft else iptables_nft_tables()
     mine, other = ("nft", "legacy") if nft else ("legacy", "nft")
     if others:
         way_out = f"move all rules to one back end: update-alternatives --config iptables, then iptables-{other} -F"
@@ -167,7 +167,7 @@ def check_mixture() -> Check:
     return Check("iptables back end", "yes", f"{mine} alone")
 
 
-def nft_made_by_iptables() -> list[str]:
+def iptables_nft_tables() -> list[str]:
     from scentd.act.nft import Nftables
 
     try:
@@ -210,25 +210,25 @@ def check_clock(state: int, status: int, error: float) -> Check:
 
 
 def check_state_dir(path: Path) -> Check:
-    """Writable for this process, found out by writing. A directory that is not there yet is not made here."""
-    there = existing(path)
+    """Whether this process can write there: it writes a file. It does not make a missing directory."""
+    parent = existing_parent(path)
     try:
-        with tempfile.TemporaryFile(dir=there) as file:
+        with tempfile.TemporaryFile(dir=parent) as file:
             file.write(b"scentd")
     except OSError as error:
         way_out = f"make {path} writable (unit: StateDirectory=scentd) or choose another daemon.state_dir"
-        return Check("state directory", "no", f"{there}: {error.strerror}", way_out)
-    if there != path:
+        return Check("state directory", "no", f"{parent}: {error.strerror}", way_out)
+    if parent != path:
         return Check("state directory", "yes", f"{path} will be made at the first start")
     return Check("state directory", "yes", f"{path} is writable")
 
 
-def existing(path: Path) -> Path:
+def existing_parent(path: Path) -> Path:
     return next(p for p in (path, *path.parents) if p.exists())
 
 
 def check_space(path: Path) -> Check:
-    free = shutil.disk_usage(existing(path)).free
+    free = shutil.disk_usage(existing_parent(path)).free
     found, way_out = (
         f"{free >> 20} MiB free",
         f"make room below {path}: epochs must be kept, decisions are logged there",
@@ -238,7 +238,7 @@ def check_space(path: Path) -> Check:
 
 
 def check_jit() -> Check:
-    """Without it the offload's programs are interpreted; NFQUEUE needs none of it."""
+    """Without the JIT the kernel interprets the offload's programs. The queue does not need it."""
     if (read("/proc/sys/net/core/bpf_jit_enable") or "0") == "0":
         return Check("BPF JIT", "warning", "off: the offload is slow", "sysctl net.core.bpf_jit_enable=1")
     return Check("BPF JIT", "yes", "on")

@@ -1,9 +1,9 @@
-"""Tries the kernel's side of every part out, in a network namespace of its own that ends with the process.
+"""Tries the kernel's side of every part, in a network namespace of its own that ends with the process.
 
     python -m scentd.doctor.probe     enters a new network namespace; one finding a line, as JSON
 
-Each probe uses the part that scentd itself uses, so what works here works there. Nothing of the host's own
-network is touched. Needs root (CAP_SYS_ADMIN for the namespace, CAP_NET_ADMIN).
+Each probe uses the module that the daemon uses, so what works in a probe works in the daemon. Nothing of the
+host's own network is changed. Needs root (CAP_SYS_ADMIN for the namespace, CAP_NET_ADMIN).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ OBJECTS = tuple(
 Ok = Literal["yes", "no", "warning"]
 Finding = tuple[str, Ok, str, str]  # name, ok, what was found, the way out
 
-# What the rules of datapath/host/rules.py are made of, each in a rule of its own: extension -> (families, table, rule).
+# Matches and targets of datapath/host/rules.py, each in a rule of its own: extension -> (families, table, rule).
 EXTENSIONS: dict[str, tuple[tuple[int, ...], str, str]] = {
     "set": ((4, 6), "mangle", "-m set --match-set {set} src"),
     "u32": ((4,), "mangle", '-m u32 --u32 "0x0>>0x18&0xf=0x6:0xf"'),
@@ -57,23 +57,23 @@ def findings() -> Iterator[Finding]:
     """Every probe's finding, in the namespace that this process is in. Raises nothing."""
     yield bring_up()
     for name, probe in PROBES.items():
-        yield guarded(name, probe)
+        yield run_probe(name, probe)
 
 
-def guarded(name: str, probe: Callable[[], Finding]) -> Finding:
-    """A probe that fails is a finding: its parts say themselves what is missing."""
+def run_probe(name: str, probe: Callable[[], Finding]) -> Finding:
+    """Run a probe and turn its error, which names what is missing, into a finding."""
     try:
         return probe()
     except HostError as error:
         return name, "no", str(error), KERNEL.format("what it names")
     except ImportError as error:
         return name, "no", f"{error}", "install the Python packages: pip install scentd"
-    except Exception as error:  # whatever a library raises when the kernel refuses
+    except Exception as error:  # any library may raise when the kernel refuses
         return name, "no", f"{type(error).__name__}: {error}", "run as root, on a kernel with this feature"
 
 
 def bring_up() -> Finding:
-    """`lo` up: the queue is tried with a packet to ourselves."""
+    """Set `lo` up: the queue's probe sends a packet to this host itself."""
     from pyroute2 import IPRoute
 
     def up() -> Finding:
@@ -81,7 +81,7 @@ def bring_up() -> Finding:
             ip.link("set", index=LOOPBACK, state="up")
         return "network namespace", "yes", "made one, lo is up", ""
 
-    return guarded("network namespace", up)
+    return run_probe("network namespace", up)
 
 
 def nfqueue() -> Finding:
@@ -118,7 +118,7 @@ def restore(program: str, table: str, *lines: str) -> None:
 
 
 def iptables(family: int) -> Finding:
-    """Each match and target of our rules, by itself: all that is missing is named at once."""
+    """Try each match and target of our rules by itself, to name all missing ones at once."""
     from scentd.config.sections import Config
     from scentd.datapath.host import sets
 
@@ -145,14 +145,16 @@ def iptables(family: int) -> Finding:
 
 
 def redirect_rules() -> Finding:
-    """The whole rule set of a gateway with one peer, as the daemon would install it, and gone again."""
+    """Install and remove the whole rule set of a gateway with one peer, as the daemon does."""
     from scentd.datapath.family import families
     from scentd.datapath.host import iptables, rules, sets
 
     sample = sample_config()
     sets.apply(sample)
     rules.apply(sample)
-    installed = sum(len(iptables.own(lines)) for family in families() for lines in iptables.installed(family).values())
+    installed = sum(
+        len(iptables.own_lines(lines)) for family in families() for lines in iptables.read_tables(family).values()
+    )
     rules.remove()
     sets.remove()
     return "redirect rules", "yes", f"{installed} lines loaded and removed", ""
@@ -180,7 +182,7 @@ def ipset() -> Finding:
     from scentd.datapath.host import sets
 
     sets.apply(sample_config())
-    count = sum(map(len, sets.have().values()))
+    count = sum(map(len, sets.read().values()))
     sets.remove()
     return "ipset", "yes", f"hash:net sets made, filled with {count} prefixes, swapped, removed", ""
 
@@ -191,8 +193,8 @@ def nftables() -> Finding:
 
     quarantine = QuarantineTable()
     wanted = {ip_network("192.0.2.1/32"): 60.0, ip_network("2001:db8::1/128"): 60.0}
-    quarantine.hold(wanted)
-    have = quarantine.have()
+    quarantine.quarantine(wanted)
+    have = quarantine.read()
     quarantine.remove()
     quarantine.close()
     if have.keys() != wanted.keys() or not all(0 < left <= 60 for left in have.values()):
@@ -205,7 +207,7 @@ def htb() -> Finding:
 
     shaper = Shaper("lo", {"probe": (ip_network("192.0.2.0/24"), ip_network("2001:db8::/64"))})
     shaper.shape({"probe": 1e8})
-    rates = shaper.have()
+    rates = shaper.read_rates()
     shaper.remove()
     if rates != {"probe": 1e8}:
         return "HTB", "no", f"the rate was not kept: {rates}", KERNEL.format("sch_htb and cls_u32")
@@ -219,9 +221,9 @@ def ip_rule() -> Finding:
     from scentd.datapath.host import routes
 
     datapath = Datapath()
-    with routes.opened() as ip:
+    with routes.routing_socket() as ip:
         for version in families():
-            want = routes.wanted_rules(datapath, version)
+            want = routes.own_rules(datapath, version)
             routes.write_rules(ip, version, datapath, want)
             have = routes.read_rules(ip, version, datapath)
             routes.write_rules(ip, version, datapath, [])
@@ -231,7 +233,7 @@ def ip_rule() -> Finding:
 
 
 def receive_buffer() -> Finding:
-    """SO_RCVBUFFORCE passes net.core.rmem_max by; without it a busy queue loses packets."""
+    """SO_RCVBUFFORCE ignores net.core.rmem_max; with a smaller buffer a busy queue loses packets."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as end:
         end.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
         got = end.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2  # the kernel doubles it, socket(7)
@@ -253,7 +255,7 @@ def offload() -> Finding:
 
 
 def load_and_attach() -> str:
-    """tcx or clsact: how the stamper came to `lo`, from which it is gone again. Raises HostError."""
+    """Attach the stamper to `lo` and detach it again. Return "tcx" or "clsact". Raises HostError."""
     from scentd.datapath.offload import attach, bpfprog, clsact, tcx
     from scentd.datapath.offload.libbpf import BpfError, Object
 

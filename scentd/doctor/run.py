@@ -1,7 +1,7 @@
-"""`scentd doctor`: what this host has of all that scentd needs, and the way out where something is missing.
+"""`scentd doctor`: checks everything that scentd needs on this host, and names the way out if something is missing.
 
-Each check asks the thing itself: examine.py looks at the host, and probe.py tries the kernel's network
-features out, in a child process with a network namespace of its own. "no" is essential and sets the exit status,
+examine.py looks at the host itself, and probe.py tries the kernel's network
+features, in a child process with a network namespace of its own. "no" is essential and sets the exit status,
 "warning" is not.
 """
 
@@ -34,7 +34,7 @@ MARKING_TABLES = ("raw", "mangle")  # whose PREROUTING lies between the BPF prog
 
 
 def checks(config_path: str | None = None) -> list[Check]:
-    """All checks, in the order in which one would mend a host. Takes about a second."""
+    """All checks, in the order in which their problems should be solved. Takes about a second."""
     configuration, loaded = check_config(config_path)
     daemon = loaded.daemon if loaded else DaemonSettings()
     datapath = loaded.datapath if loaded else Datapath()
@@ -43,7 +43,7 @@ def checks(config_path: str | None = None) -> list[Check]:
         examine.check_kernel(platform.release()),
         examine.check_python(sys.version_info[:3]),
         examine.check_packages(examine.requirements()),
-        *probed(),
+        *probe_checks(),
         examine.check_ipv6(),
         examine.check_mixture(),
         examine.check_conntrack(examine.read("/proc/sys/net/netfilter/nf_conntrack_count")),
@@ -73,7 +73,7 @@ def to_dict(found: Sequence[Check]) -> dict[str, object]:
 
 
 def render(found: Sequence[Check]) -> str:
-    """A table for people; below each check that is not "yes" stands its way out."""
+    """A table for people; each check that is not "yes" has its way out below it."""
     wide = max(len(check.name) for check in found)
     lines = []
     for check in found:
@@ -85,8 +85,8 @@ def render(found: Sequence[Check]) -> str:
     return "\n".join([*lines, f"{verdict}: {count['no']} missing, {count['warning']} warnings"])
 
 
-def probed() -> list[Check]:
-    """The findings of probe.py. A probe that kills its process is found out, too."""
+def probe_checks() -> list[Check]:
+    """The findings of probe.py, and one more if a probe has killed its process."""
     argv = [sys.executable, "-m", "scentd.doctor.probe"]
     path = os.pathsep.join(filter(None, (str(Path(__file__).parent.parent.parent), os.environ.get("PYTHONPATH"))))
     try:
@@ -113,7 +113,7 @@ def probed() -> list[Check]:
 
 
 def check_config(path: str | None) -> tuple[Check, Config | None]:
-    """Without a path the default one, if it is there."""
+    """Check the configuration at `path`, or at the default path if that exists."""
     if path is None and not Path(DEFAULT_CONFIG).exists():
         return Check("configuration", "warning", f"no {DEFAULT_CONFIG} yet", "start from scentd.example.toml"), None
     path = path or DEFAULT_CONFIG
@@ -127,23 +127,23 @@ def check_config(path: str | None) -> tuple[Check, Config | None]:
 
 
 def check_pin_dir(directory: str) -> Check:
-    """The daemon makes the directory itself: where it will be there must be a BPF file system."""
+    """The daemon makes the directory itself; its nearest existing parent must be on a BPF file system."""
     name = "pin directory"
     try:
-        there = str(examine.existing(Path(directory)))
-        suitable = pins.is_bpffs(there)
+        parent = str(examine.existing_parent(Path(directory)))
+        suitable = pins.is_bpffs(parent)
     except OSError as error:
         return Check(name, "warning", f"{directory}: {error.strerror}", "run as root, and with no dot in its name")
     if not suitable:
         way_out = (
             "mount -t bpf bpf /sys/fs/bpf, or choose a datapath.pin_dir on a BPF file system; else the queues do all"
         )
-        return Check(name, "warning", f"{directory}: {there} is on no BPF file system", way_out)
+        return Check(name, "warning", f"{directory}: {parent} is on no BPF file system", way_out)
     return Check(name, "yes", f"{directory}, on a BPF file system")
 
 
 def check_marks(verified: int) -> Check:
-    """Rules of others that take or give the mark by which our own tell what a BPF program has decided."""
+    """Look for rules of others that change the mark by which a BPF program reports its decision to our rules."""
     name = "packet marks"
     try:
         found = [

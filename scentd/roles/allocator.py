@@ -1,4 +1,4 @@
-"""The allocating role: Views in, decisions logged, the desired state and oneshots to the actuators of this host."""
+"""The allocator: takes Views, logs decisions, gives the desired state and oneshots to this host's actuators."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from scentd.control.status import (
     PolicyAssessment,
     PolicyStatus,
     ResourceStatus,
-    bounded,
-    counted,
+    count_names,
+    limit_list,
 )
 from scentd.core.allocate.actions import ACTIONS
 from scentd.core.allocate.decide import Decider
@@ -51,43 +51,43 @@ class AllocatorRole:
         self._oneshots: Oneshots | None = None
         self._decisions: dict[str, int] = {}
         self._delays = Delays()
-        self._unapplied: list[Firing] = []
-        # Of _desired, _delays and _unapplied: the actuators' threads tell what they have done.
+        self._pending_firings: list[Firing] = []
+        # Guards _desired, _delays and _pending_firings: the actuators' threads report results.
         self._lock = threading.Lock()
-        bus.subscribe(Views, self._take)
+        bus.subscribe(Views, self._on_views)
 
     def start(self) -> None:
-        self._open()
+        self._open_actuators()
 
     def reload(self, config: Config) -> None:
-        """Take over other policies; what both have in common keeps its state."""
+        """Take over other policies; policies that do not change keep their state."""
         self._decider.reload(config.policy)
         same = (config.policy, config.peer) == (self._config.policy, self._config.peer)
         self._config = config
         self._log.reopen()
         if not same:
-            self._shut(remove=False)
-            self._open()
+            self._close_actuators(remove=False)
+            self._open_actuators()
 
     def close(self, remove: bool) -> None:
-        """`remove`: take away what the actuators have made."""
-        self._shut(remove)
+        """Close the actuators and the log. With `remove` the actuators remove their changes from the host."""
+        self._close_actuators(remove)
         self._log.close()
 
     def tick(self) -> None:
-        """Once a second: what the disk did not take before may go now."""
+        """Once a second: try again to write decisions that the disk has refused."""
         self._log.flush()
 
-    def _open(self) -> None:
+    def _open_actuators(self) -> None:
         self._tally = Tally()
         self._reconciler = Reconciler(self._config, self._tally, self._on_applied)
         self._oneshots = Oneshots(self._tally, self._on_done)
         peers = [p.name for p in self._config.peer]
         self._decider.retain(peers)
         self._views = {peer: view for peer, view in self._views.items() if peer in peers}
-        self._settle(reload(self._desired, self._config.policy, peers, time.time()), (), force=True)
+        self._carry_out(reload(self._desired, self._config.policy, peers, time.time()), (), force=True)
 
-    def _shut(self, remove: bool) -> None:
+    def _close_actuators(self, remove: bool) -> None:
         if self._oneshots is not None:
             self._oneshots.close(CLOSE_TIMEOUT)
         if self._reconciler is not None:
@@ -95,45 +95,45 @@ class AllocatorRole:
 
     # -- decisions ---------------------------------------------------------
 
-    def _take(self, views: Views) -> None:
-        """One round over these views; what has served its time is released. A view that is overtaken is left out."""
+    def _on_views(self, views: Views) -> None:
+        """Apply the policies to these views, except outdated ones; release the resources whose time is over."""
         now = time.time()
-        newer = [v for v in views.views if not self._is_overtaken(v)]
+        newer = [v for v in views.views if not self._is_outdated(v)]
         self._views |= {v.peer: v for v in newer}
         try:
             firings = [f for view in newer for f in self._decider.decide(view, now)]
-            self._settle(plan(self._desired, firings, now), firings)
-        except Exception:  # a policy must never stop the datapath
+            self._carry_out(plan(self._desired, firings, now), firings)
+        except Exception:  # a policy must never stop the packet path
             self.policy_errors += 1
             log.exception("the policies failed on a round; the next one tries again")
 
-    def _is_overtaken(self, view: View) -> bool:
-        known = self._views.get(view.peer)
-        return known is not None and view.profile.epoch < known.profile.epoch
+    def _is_outdated(self, view: View) -> bool:
+        newest = self._views.get(view.peer)
+        return newest is not None and view.profile.epoch < newest.profile.epoch
 
-    def _settle(self, made: Plan, firings: Sequence[Firing], force: bool = False) -> None:
-        changed = force or made.desired != self._desired
+    def _carry_out(self, result: Plan, firings: Sequence[Firing], force: bool = False) -> None:
+        changed = force or result.desired != self._desired
         with self._lock:
             if changed:
-                self._desired = made.desired
-            self._delays.decided(firings)
-            self._unapplied += [f for f in firings if ACTIONS[kind_of(f.policy.do)].level_triggered and changed]
-        self._log.append(made.decisions)
-        for decision in made.decisions:
-            self._tell(decision)
+                self._desired = result.desired
+            self._delays.record_decided(firings)
+            self._pending_firings += [f for f in firings if ACTIONS[kind_of(f.policy.do)].level_triggered and changed]
+        self._log.append(result.decisions)
+        for decision in result.decisions:
+            self._publish_decision(decision)
         barred = {
-            p: until for kind, a in ACTIONS.items() for p, until in a.barred_senders(made.desired.of(kind)).items()
+            p: until for kind, a in ACTIONS.items() for p, until in a.barred_senders(result.desired.of(kind)).items()
         }
         if barred != self._barred:
             self._barred = barred
             self._bus.publish(Barred(barred))
         if self._reconciler is not None and changed:
-            self._reconciler.submit(made.desired)
+            self._reconciler.submit(result.desired)
         if self._oneshots is not None:
-            for oneshot in made.oneshots:
+            for oneshot in result.oneshots:
                 self._oneshots.add(oneshot)
 
-    def _tell(self, decision: Decision) -> None:
+    def _publish_decision(self, decision: Decision) -> None:
         self._decisions[decision.action] = self._decisions.get(decision.action, 0) + 1
         log.info(
             "%s: %s %s: %s %s -> %s (%s)",
@@ -148,41 +148,42 @@ class AllocatorRole:
         self._bus.publish(Notice("decision", asdict(decision)))
 
     def _on_applied(self, desired: Desired) -> None:
-        """On the reconciler's thread: the host is as this state says."""
+        """The host has this desired state. Called on the reconciler's thread."""
         with self._lock:
             if desired is self._desired:
-                applied, self._unapplied = self._unapplied, []
-                self._delays.applied(applied, time.time())
+                firings, self._pending_firings = self._pending_firings, []
+                self._delays.record_applied(firings, time.time())
 
     def _on_done(self, oneshot: Oneshot) -> None:
-        """On a thread of the oneshots."""
+        """A oneshot has been carried out. Called on a thread of the oneshots."""
         with self._lock:
-            self._delays.applied([oneshot.firing], time.time())
+            self._delays.record_applied([oneshot.firing], time.time())
 
     # -- status ------------------------------------------------------------
 
     def explain(self, peer: str, view: View | None, limit: int) -> Explanation:
-        """How each policy stands for a peer and what was decided for it, newest first."""
-        stands = self._decider.explain(view, time.time()) if view is not None else []
+        """The outcome of each policy for a peer, and the decisions about it, newest first."""
+        assessments = self._decider.explain(view, time.time()) if view is not None else []
         return Explanation(
             peer=peer,
             policies=[
-                PolicyAssessment(policy=a.policy, outcome=a.outcome, detail=a.detail, reason=a.reason) for a in stands
+                PolicyAssessment(policy=a.policy, outcome=a.outcome, detail=a.detail, reason=a.reason)
+                for a in assessments
             ],
             decisions=self._log.explain(peer, limit),
         )
 
     def status(self, limit: int) -> tuple[AllocationStatus, dict[str, int], int]:
-        """(the document's part, how many resources it leaves out by kind, how many policies)."""
-        told = [
+        """Return the document's part, the number of resources that it omits by kind, and of policies that it omits."""
+        all_resources = [
             ResourceStatus(
                 kind=kind, resource=t.resource, peer=t.peer, text=t.text, amount=t.amount, unit=t.unit, until=t.until
             )
             for kind, action in ACTIONS.items()
             for t in action.describe(self._desired.of(kind))
         ]
-        resources, rest = bounded(told, limit, lambda r: r.until or 0.0)
-        standings, more = bounded(self._decider.standings(), limit, lambda s: s.fired_at or 0.0)
+        resources, rest = limit_list(all_resources, limit, lambda r: r.until or 0.0)
+        standings, more = limit_list(self._decider.standings(), limit, lambda s: s.fired_at or 0.0)
         policies = [
             PolicyStatus(policy=s.policy, outcomes=s.outcomes, true_now=s.true_now, fired_at=s.fired_at)
             for s in standings
@@ -192,7 +193,7 @@ class AllocatorRole:
         status = AllocationStatus(
             resources=resources, decisions=dict(self._decisions), policies=policies, delays=delays
         )
-        return status, counted(r.kind for r in rest), len(more)
+        return status, count_names(r.kind for r in rest), len(more)
 
     def counters(self) -> Mapping[str, int]:
         return {**self._tally.all(), **self._log.counters()}

@@ -1,4 +1,4 @@
-"""The collecting role: reads the sources of networks on this host and publishes Samples. It holds no key."""
+"""The collector: reads the sources of networks on this host and publishes Samples. It holds no key."""
 
 from __future__ import annotations
 
@@ -25,52 +25,52 @@ class CollectorRole:
         self._collectors: dict[str, NetworkCollector] = {}
 
     async def replace(self, config: Config) -> None:
-        """Serve this configuration. Raises the first HostError of a network that had no sources, once all others run.
+        """Serve this configuration. A network whose new sources cannot be opened keeps its old ones.
 
-        A network whose new sources cannot be opened keeps its old ones.
+        If a network without old sources fails, all others start before its HostError is raised.
         """
         old, self._collectors = self._collectors, {}
-        failed: list[ScentdError] = []
+        errors: list[ScentdError] = []
         for network in config.network:
             if not network.source:
                 continue
             try:
-                made = await self._open(network, old)
+                collector = await self._open(network, old)
             except ScentdError as error:
-                failed.append(error)
+                errors.append(error)
                 continue
-            self._collectors[network.name] = made
-            made.begin()
+            self._collectors[network.name] = collector
+            collector.begin()
         for unused in old.values():
             await unused.stop()
-        if failed:
-            raise failed[0]
+        if errors:
+            raise errors[0]
 
     async def stop(self) -> None:
         for collector in self._collectors.values():
             await collector.stop()
 
     def counters(self, network: str) -> dict[str, int]:
-        """Of a network's sources here."""
+        """The counters of a network's sources on this host."""
         collector = self._collectors.get(network)
         return {} if collector is None else collector.readers.counters()
 
     async def _open(self, network: Network, old: dict[str, NetworkCollector]) -> NetworkCollector:
-        """A collector with its sources open; the old one goes on where that fails."""
-        made, before = NetworkCollector(network, self._name, self._bus), old.get(network.name)
+        """Open a collector's sources and return it; if that fails, return the old collector."""
+        collector, before = NetworkCollector(network, self._name, self._bus), old.get(network.name)
         try:
-            await made.open(before)
+            await collector.open(before)
         except ScentdError as error:
-            await made.stop()
+            await collector.stop()
             if before is None:
                 raise
             log.error("network %s: %s; its old sources stay", network.name, error)
             return old.pop(network.name)
-        return made
+        return collector
 
 
 class NetworkCollector:
-    """Reads one network's sources every interval, and tells of an alarm at once, with the samples at hand."""
+    """Reads one network's sources every interval. Publishes an alarm at once, with the newest samples."""
 
     def __init__(self, network: Network, name: str, bus: LocalBus) -> None:
         self.network = network
@@ -81,13 +81,13 @@ class NetworkCollector:
         self._task: asyncio.Task | None = None
 
     async def open(self, before: NetworkCollector | None = None) -> None:
-        """Open the sources; `before` is the one that this replaces at a reload. Raises HostError."""
+        """Open the sources; `before` is the collector that this one replaces at a reload. Raises HostError."""
         if before is not None:
             self.readers.adopt(before.readers)
         await self.readers.start()
 
     def begin(self) -> None:
-        """Read from now on; one that reads already goes on."""
+        """Start to read, unless this collector reads already."""
         if self._task is None:
             self._task = asyncio.create_task(self._run())
 
@@ -104,14 +104,14 @@ class NetworkCollector:
         while True:
             try:
                 samples = await asyncio.to_thread(self.readers.read, time.time())
-                self._publish(replace(self._made(), samples=tuple(samples)))
-            except Exception:  # telemetry must never stop the datapath; the next interval tries again
+                self._publish(replace(self._without_readings(), samples=tuple(samples)))
+            except Exception:  # telemetry must never stop the packet path; the next interval tries again
                 log.exception("network %s: no samples this time", self.network.name)
             due = max(due + self.network.interval, time.monotonic())
             await asyncio.sleep(max(0.0, due - time.monotonic()))
 
-    def _made(self) -> Samples:
-        """All but the samples, as it is now."""
+    def _without_readings(self) -> Samples:
+        """Samples of now, without the readings themselves."""
         now = time.time()
         return Samples(
             network=self.network.name,
@@ -124,7 +124,7 @@ class NetworkCollector:
     def _on_alarm(self, event: SecurityEvent) -> None:
         self._bus.publish(Notice("alarm", {"network": self.network.name, "kind": event.kind, "node": event.node}))
         samples = self._newest.samples if self._newest is not None else ()
-        self._publish(replace(self._made(), samples=samples, alarm=True))
+        self._publish(replace(self._without_readings(), samples=samples, alarm=True))
 
     def _publish(self, samples: Samples) -> None:
         self._newest = samples

@@ -1,4 +1,4 @@
-"""How long it takes from what was accepted to what is done about it. Pure: the times are arguments."""
+"""Delays from an accepted profile or alarm to the decision and to its effect. Pure: the times are arguments."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Delay:
     last: float = 0.0
 
     def add(self, seconds: float) -> None:
-        seconds = max(0.0, seconds)  # a clock that was set back
+        seconds = max(0.0, seconds)  # negative if the clock was set back
         self.count += 1
         self.total += seconds
         self.largest = max(self.largest, seconds)
@@ -29,16 +29,16 @@ class Delay:
 
 
 class Delays:
-    """Every firing is counted when it is decided, and again when the host is as it asked."""
+    """Counts every firing when it is decided, and again when its action is in effect on the host."""
 
     def __init__(self) -> None:
         self._steps = {name: Delay() for name in STEPS}
 
-    def decided(self, firings: Iterable[Firing]) -> None:
+    def record_decided(self, firings: Iterable[Firing]) -> None:
         for firing in firings:
             self._steps[f"{cause(firing)}_decided"].add(firing.at - firing.accepted_at)
 
-    def applied(self, firings: Iterable[Firing], now: float) -> None:
+    def record_applied(self, firings: Iterable[Firing], now: float) -> None:
         for firing in firings:
             self._steps[f"{cause(firing)}_applied"].add(now - firing.accepted_at)
 

@@ -1,7 +1,7 @@
-"""The packet path as one thing: the queue's workers, the offload where the kernel has it, and their place on the host.
+"""The packet path as one thing: the queue's workers, the offload if the kernel allows it, and their parts on the host.
 
-The queue is always there. What the offload cannot do, or when it cannot be loaded, the queue does; so losing it
-is a line in the log and never a reason to stop.
+The queue always runs. It does the work that the offload cannot do, and all of it if the offload cannot be loaded. So
+the loss of the offload is a line in the log and never a reason to stop.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ log = logging.getLogger(__name__)
 
 
 class Paths:
-    """`start` it, then `install` it on the host with pairs. What it accepts goes to the verifying role.
+    """`start` it, then `install` it on the host with pairs. It gives what it accepts to the verifier.
 
-    Blocking work is done in threads.
+    Blocking work runs in threads.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Paths:
         verifier: VerifierRole,
         spawn: Callable[[Coroutine[None, None, None]], None],
     ) -> None:
-        """`spawn` runs a coroutine and tells of its failure."""
+        """`spawn` runs a coroutine and logs its failure."""
         self._spawn = spawn
         self.workers = Workers(config, config.daemon.log_level, self._on_message)
         self.offload: Offload | None = None
@@ -58,15 +58,15 @@ class Paths:
         self._pairs: Pairs | None = None
         self._epochs: Epochs | None = None
         self._period = 0
-        self._waiting = False  # programs of another version serve until our first epoch
-        self._watched: int | None = None  # the file descriptor of the offload's events
-        self._mixed: dict[int, int] = {}  # pairs of which the queue has fragments, too -> epoch
-        bus.subscribe(Barred, self._bar)
+        self._install_pending = False  # programs of another version stay until our first epoch
+        self._event_fd: int | None = None  # the descriptor of the offload's events, while it is in the event loop
+        self._shared_epochs: dict[int, int] = {}  # pair -> epoch of which the queue, too, has fragments
+        bus.subscribe(Barred, self._quarantine)
 
     async def start(self) -> None:
-        """The workers, and the offload if it can be loaded. Raises HostError."""
+        """Start the workers, and load the offload if that is possible. Raises HostError."""
         await self.workers.start()
-        self._host = Host(self._config, lambda facts: self._spawn(self._learn(facts)))
+        self._host = Host(self._config, lambda facts: self._spawn(self._update_facts(facts)))
         if self._config.datapath.offload == "off":
             self.why_not = "datapath.offload is off"
             await asyncio.to_thread(remove_offload, self._config.datapath.pin_dir)
@@ -74,42 +74,42 @@ class Paths:
         try:
             self.offload = await asyncio.to_thread(Offload, self._config, self._on_event)
         except OffloadError as error:
-            self._do_without(error)
+            self._drop_offload(error)
 
     async def install(self, config: Config, pairs: Pairs, epochs: Epochs) -> None:
-        """Serve these pairs. Tables first: whoever gets packets must know what to do with them. Raises HostError."""
+        """Serve these pairs. The tables come before the rules: packets must meet tables. Raises HostError."""
         assert self._host is not None  # start() comes first
         first = self._pairs is None
         self._config, self._pairs, self._epochs = config, pairs, epochs
-        if first:  # the rules of a killed daemon may be there already
-            self._facts = await asyncio.to_thread(host.planned, config)
+        if first:  # a killed daemon's rules may exist already
+            self._facts = await asyncio.to_thread(host.read_facts, config)
         await self._publish()
         if first:
             self._resume()
-            self._waiting = await asyncio.to_thread(self._must_wait)
-        if not self._waiting:
+            self._install_pending = await asyncio.to_thread(self._must_wait)
+        if not self._install_pending:
             await self._apply()
 
     def _must_wait(self) -> bool:
-        assert self._pairs is not None  # install() has them
+        assert self._pairs is not None  # install() sets it
         stamps = any(pair.stamps for pair in self._pairs.all)
         return stamps and self.offload is not None and self.offload.must_wait()
 
     async def _apply(self) -> None:
         assert self._host is not None  # start() comes first
-        config, self._waiting = self._config, False
+        config, self._install_pending = self._config, False
         try:
-            await self._learn(await asyncio.to_thread(self._host.apply, config, self.offload))
+            await self._update_facts(await asyncio.to_thread(self._host.apply, config, self.offload))
         except OffloadError as error:
-            self._do_without(error)
-            await self._learn(await asyncio.to_thread(self._host.apply, config))
+            self._drop_offload(error)
+            await self._update_facts(await asyncio.to_thread(self._host.apply, config))
             await asyncio.to_thread(remove_offload, config.datapath.pin_dir)
         if self.offload is not None:
             log.info("offload: programs on %s", ", ".join(self.offload.interfaces.verifying) or "no interface")
 
     async def stop(self, leave: bool = False) -> None:
-        """No new packets to the queues, then no queues. `leave` everything in place for a daemon that comes at once."""
-        self._unwatch()
+        """Remove the rules, then the queues. With `leave` everything on the host stays, for the next daemon."""
+        self._remove_reader()
         if self._host is not None:
             try:
                 await asyncio.to_thread(self._host.leave if leave else self._host.remove)
@@ -119,27 +119,27 @@ class Paths:
             self.offload.close()
         await self.workers.stop()
 
-    # -- what is sent ------------------------------------------------------
+    # -- sending -----------------------------------------------------------
 
     def publish_epochs(self, outgoing: dict[int, Outgoing]) -> None:
         """New epochs, by pair."""
         self.workers.publish_epochs(outgoing)
         if self.offload is not None:
             self.offload.publish(outgoing)
-        if self._waiting:
+        if self._install_pending:
             self._spawn(self._apply())
 
     def outgoing(self, pair: int) -> Outgoing | None:
-        """What is being sent of a pair."""
+        """The profile that is sent for a pair."""
         return self.workers.outgoing(pair)
 
-    def sent(self, pair: int, epoch: int) -> int:
-        """Bits of the fragments of an epoch that have left, on any path."""
-        offloaded = self.offload.sent(pair, epoch) if self.offload is not None else 0
-        return self.workers.sent(pair, epoch) | offloaded
+    def sent_bits(self, pair: int, epoch: int) -> int:
+        """Bits of an epoch's fragments that any path has sent."""
+        offloaded = self.offload.sent_bits(pair, epoch) if self.offload is not None else 0
+        return self.workers.sent_bits(pair, epoch) | offloaded
 
-    def _bar(self, barred: Barred) -> None:
-        """Drop what comes from these senders at the programs; nftables does so in any case."""
+    def _quarantine(self, barred: Barred) -> None:
+        """Let the programs drop these senders' packets early; nftables drops them in any case."""
         if self.offload is not None:
             try:
                 self.offload.quarantine({str(prefix): until for prefix, until in barred.until.items()})
@@ -157,11 +157,11 @@ class Paths:
         self.offload.tick()
         for pair, addresses in self.offload.drain_nodes().items():
             self._verifier.take_nodes(pair, addresses)
-        for pair in list(self._mixed):
+        for pair in list(self._shared_epochs):
             self._take_state(pair)
 
     async def check(self) -> None:
-        """Now and then: programs that somebody else has taken off are put back."""
+        """Now and then: put back the programs that somebody else has removed."""
         if self.offload is not None and self._host is not None:
             await asyncio.to_thread(self._host.check)
 
@@ -173,7 +173,7 @@ class Paths:
         return totals
 
     def status(self) -> tuple[str, OffloadStatus]:
-        """What serves packets, and the offload's part of the status document."""
+        """The name of the packet path, and the offload's part of the status document."""
         if self.offload is None:
             return "nfqueue", OffloadStatus(why_not=self.why_not)
         interfaces = self.offload.interfaces
@@ -183,7 +183,7 @@ class Paths:
     # -- tables ------------------------------------------------------------
 
     async def _publish(self) -> None:
-        """The tables of these pairs on this host, to all paths."""
+        """Give the tables of these pairs on this host to all paths."""
         assert self._pairs is not None
         assert self._epochs is not None
         self._period = keys.period_of(int(time.time()))
@@ -195,44 +195,44 @@ class Paths:
         try:
             self.offload.configure(stamp, unstamped, verify, self._facts.addresses, self._pairs.tag_key)
         except OffloadError as error:
-            await self._give_up(error)
+            await self._fall_back(error)
             return
-        if self._watched != self.offload.fileno():
-            self._unwatch()
-            self._watched = self.offload.fileno()
-            asyncio.get_running_loop().add_reader(self._watched, self.offload.consume)
+        if self._event_fd != self.offload.fileno():
+            self._remove_reader()
+            self._event_fd = self.offload.fileno()
+            asyncio.get_running_loop().add_reader(self._event_fd, self.offload.consume)
         for pair in self._pairs.all:
             if pair.verifies:
                 self.offload.raise_epoch(pair.number, *self._epochs.row(pair.number))
 
-    async def _learn(self, facts: HostFacts) -> None:
-        """The host's routes or addresses changed, and ours with them."""
+    async def _update_facts(self, facts: HostFacts) -> None:
+        """Publish the tables again if the host's routes or addresses have changed."""
         if facts != self._facts:
             self._facts = facts
             await self._publish()
 
-    async def _give_up(self, error: OffloadError) -> None:
-        """The queue does everything from now on: rules first, then the programs go."""
-        self._do_without(error)
+    async def _fall_back(self, error: OffloadError) -> None:
+        """Let the queue do all the work from now on: change the rules, then remove the programs."""
+        self._drop_offload(error)
         if self._host is not None and self._host.applied:
             await asyncio.to_thread(self._host.apply, self._config)
         await asyncio.to_thread(remove_offload, self._config.datapath.pin_dir)
 
-    def _do_without(self, error: OffloadError) -> None:
-        self._unwatch()
+    def _drop_offload(self, error: OffloadError) -> None:
+        self._remove_reader()
         if self.offload is not None:
-            with suppress(ScentdError):  # it may be what has failed
+            with suppress(ScentdError):  # this map may be the one that failed
                 self.offload.end_lease()
             self.offload.close()
         self.offload, self.why_not = None, str(error)
         log.warning("no offload, the queue does all the work: %s", error)
 
-    def _unwatch(self) -> None:
-        if self._watched is not None:
-            asyncio.get_running_loop().remove_reader(self._watched)
-            self._watched = None
+    def _remove_reader(self) -> None:
+        if self._event_fd is not None:
+            asyncio.get_running_loop().remove_reader(self._event_fd)
+            self._event_fd = None
 
-    # -- what is received --------------------------------------------------
+    # -- receiving -------------------------------------------------------
 
     def _on_message(self, message: link.FromWorker) -> None:
         if isinstance(message, link.WorkerReport):
@@ -243,12 +243,12 @@ class Paths:
             self._raise_epochs(message.fragments)
 
     def _raise_epochs(self, fragments: tuple[Fragment, ...]) -> None:
-        """The programs must know what a queue has accepted."""
+        """Tell the programs the epochs that a queue has accepted."""
         if self.offload is None or self._epochs is None:
             return
         for fragment in fragments:
             self.offload.raise_epoch(fragment.pair, fragment.epoch, int(time.time()))
-            self._mixed[fragment.pair] = fragment.epoch
+            self._shared_epochs[fragment.pair] = fragment.epoch
             self._take_state(fragment.pair)
 
     def _on_event(self, event: OffloadEvent) -> None:
@@ -257,15 +257,15 @@ class Paths:
         self._verifier.take_event(event)
 
     def _take_state(self, pair: int) -> None:
-        """Some fragments came by the queue, some by the program: only together they may be all."""
+        """Add the program's fragments of a pair to those of the queue: the profile may need both."""
         state = self.offload.state(pair) if self.offload is not None else None
-        if state is None or state.highest != self._mixed.get(pair):
-            self._mixed.pop(pair, None)
+        if state is None or state.highest != self._shared_epochs.get(pair):
+            self._shared_epochs.pop(pair, None)
         else:
             self._verifier.take_fragments(fragments(pair, state))
 
     def _resume(self) -> None:
-        """What an earlier daemon's programs have received stands in the maps; its events went to that daemon."""
+        """Read from the maps what the programs received under an earlier daemon, which took the events."""
         assert self._epochs is not None
         for pair, state in (self.offload.states() if self.offload is not None else {}).items():
             if state.seen:
@@ -274,5 +274,5 @@ class Paths:
 
 
 def fragments(pair: int, state: PairState) -> list[Fragment]:
-    """What the program has of a pair's newest profile."""
+    """The fragments of a pair's newest profile that the program has."""
     return cut(pair, state.highest, state.sealed, (state.load, state.threat), state.source, state.seen)

@@ -1,4 +1,4 @@
-"""The signing role: Samples of one or many collectors to a signed epoch of each network. It holds the private keys."""
+"""The profiler: makes signed epochs of the Samples of one or many collectors. It holds the private keys."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from scentd.wire import keys
 
 log = logging.getLogger(__name__)
 
-ISSUE_PAUSE = 1.0  # seconds at least between two epochs, however many alarms there are: epochs are seconds
-PATIENCE = 1.5  # intervals after the last epoch until the next is made without waiting for a late collector
+ISSUE_PAUSE = 1.0  # least seconds between two epochs, even with alarms: an epoch is a second
+PATIENCE = 1.5  # intervals after the last epoch; then the next is made without late collectors
 
 
 def issued_slot(identity: keys.Identity) -> bytes:
-    """Of the highest epoch issued under a key, in the epoch file."""
+    """The slot of the highest epoch issued under a key, in the epoch file."""
     return slot_id("issued", identity.public.raw)
 
 
 class ProfilerRole:
-    """A profiler for each network that is signed here: takes Samples, publishes an IssuedEpoch for each epoch."""
+    """A profiler for each network that this host signs for: takes Samples, publishes an IssuedEpoch for each epoch."""
 
     def __init__(self, bus: LocalBus) -> None:
         self._bus = bus
         self._profilers: dict[str, NetworkProfiler] = {}
-        bus.subscribe(Samples, self._take)
+        bus.subscribe(Samples, self._on_samples)
 
     async def replace(self, config: Config, pairs: Pairs, epochs: Epochs, before: Epochs | None = None) -> None:
         """Serve this configuration.
 
-        The old profilers issue nothing more before the new ones begin: no epoch is used
-        twice. `before` is the epoch file that was in use until now.
+        The old profilers stop before the new ones begin, so that no epoch is used
+        twice. `before` is the epoch file in use until now.
         """
         old, self._profilers = self._profilers, {}
         for profiler in old.values():
@@ -50,11 +50,11 @@ class ProfilerRole:
         for network in config.network:
             if network.signs:
                 identity = pairs.identities[network.name]
-                made = NetworkProfiler(network, identity, pairs.issued_pairs(network.name), self._bus)
+                profiler = NetworkProfiler(network, identity, pairs.issued_pairs(network.name), self._bus)
                 if network.name in old:
-                    made.adopt(old[network.name])
-                made.begin(epochs, issued_slot(identity))
-                self._profilers[network.name] = made
+                    profiler.adopt(old[network.name])
+                profiler.begin(epochs, issued_slot(identity))
+                self._profilers[network.name] = profiler
 
     async def stop(self) -> None:
         for profiler in self._profilers.values():
@@ -62,7 +62,7 @@ class ProfilerRole:
 
     def status(self, network: Network, key_id: str, collectors: dict[str, int]) -> NetworkStatus:
         profiler = self._profilers.get(network.name)
-        made = profiler.statement if profiler is not None else None
+        statement = profiler.statement if profiler is not None else None
         return NetworkStatus(
             name=network.name,
             key_id=key_id,
@@ -73,34 +73,34 @@ class ProfilerRole:
             issued=profiler.issued if profiler is not None else 0,
             refused=profiler.refused if profiler is not None else 0,
             interval=network.interval,
-            **({} if made is None else described(made)),
+            **({} if statement is None else statement_fields(statement)),
         )
 
-    def _take(self, samples: Samples) -> None:
+    def _on_samples(self, samples: Samples) -> None:
         profiler = self._profilers.get(samples.network)
         if profiler is not None:
             profiler.take(samples)
 
 
 class NetworkProfiler:
-    """Issues one network's epochs: when all its collectors have said something new, or at the latest by PATIENCE."""
+    """Issues one network's epochs: when all its collectors have sent new Samples, or after PATIENCE at the latest."""
 
     def __init__(self, network: Network, identity: keys.Identity, pairs: Sequence[IssuedPair], bus: LocalBus) -> None:
         self.network = network
         self.statement: Statement | None = None
         self.epoch = 0
         self.issued = 0
-        self.refused = 0  # profiles of ours that did not verify
+        self.refused = 0  # own profiles that did not verify
         self._issuer = Issuer(identity, pairs, metric_slots(network.metrics))
         self._bus = bus
         self._parts: dict[str, Samples] = {}  # by collector
-        self._waiting: set[str] = set()  # collectors that have said nothing since the last epoch
+        self._waiting: set[str] = set()  # collectors without Samples since the last epoch
         self._alarm = False
         self._ready = asyncio.Event()
         self._task: asyncio.Task | None = None
 
     def adopt(self, old: NetworkProfiler) -> None:
-        """Go on with what collectors have said, and with the counts."""
+        """Take over the old profiler's Samples, statement and counts."""
         self._parts, self._waiting = old._parts, old._waiting
         self.statement, self.epoch, self.issued, self.refused = old.statement, old.epoch, old.issued, old.refused
 
@@ -114,7 +114,7 @@ class NetworkProfiler:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def take(self, samples: Samples) -> None:
-        """A collector's newest; one that is older than what it said before is left out."""
+        """Take a collector's Samples, unless they are older than its last ones."""
         before = self._parts.get(samples.collector)
         if before is not None and samples.at < before.at:
             return
@@ -136,7 +136,7 @@ class NetworkProfiler:
             alarm, self._alarm, last = self._alarm, False, time.monotonic()
             try:
                 self._issue(epochs, slot, alarm)
-            except Exception:  # telemetry must never stop the datapath; the next interval tries again
+            except Exception:  # telemetry must never stop the packet path; the next interval tries again
                 log.exception("network %s: no profile this time", self.network.name)
             await asyncio.sleep(ISSUE_PAUSE)
 
@@ -150,34 +150,34 @@ class NetworkProfiler:
         if epoch > now + 5:
             log.warning(
                 "network %s: the clock is %d s behind the last epoch issued, and peers refuse epochs ahead of their "
-                "clocks; if the clock was wrong before, wait so long or make a new key",
+                "clocks; if the clock was wrong before, wait for so long or make a new key",
                 self.network.name,
                 epoch - now,
             )
         epochs.set_epoch(slot, epoch)  # before it is used: an epoch is a nonce
-        sound = self._sound(self._issuer.issue(statement, epoch))
+        outgoing = self._verified(self._issuer.issue(statement, epoch))
         self.statement, self.epoch = statement, epoch
         self.issued += 1
-        self._bus.publish(IssuedEpoch(self.network.name, epoch, interval, alarm, tuple(sound)))
-        told = {"network": self.network.name, "epoch": epoch, "interval": interval, "alarm": alarm}
+        self._bus.publish(IssuedEpoch(self.network.name, epoch, interval, alarm, tuple(outgoing)))
+        fields = {"network": self.network.name, "epoch": epoch, "interval": interval, "alarm": alarm}
         self._bus.publish(
-            Notice("epoch", told | {"issued": self.issued, "refused": self.refused} | described(statement))
+            Notice("epoch", fields | {"issued": self.issued, "refused": self.refused} | statement_fields(statement))
         )
 
-    def _sound(self, outgoing: Sequence[Outgoing]) -> list[Outgoing]:
-        """Those that a receiver can open and verify: each profile is looked at before it is sent."""
-        sound = [o for o in outgoing if self._issuer.verify(o)]
-        if len(sound) < len(outgoing):
-            self.refused += len(outgoing) - len(sound)
+    def _verified(self, outgoing: Sequence[Outgoing]) -> list[Outgoing]:
+        """The profiles that a receiver can open and verify: each is checked before it is sent."""
+        verified = [o for o in outgoing if self._issuer.verify(o)]
+        if len(verified) < len(outgoing):
+            self.refused += len(outgoing) - len(verified)
             log.error("network %s: a profile of our own does not verify; it is not sent", self.network.name)
-        return sound
+        return verified
 
 
-def described(made: Statement) -> dict:
+def statement_fields(statement: Statement) -> dict:
     """A statement for status and monitor."""
     return {
-        "overall": made.overall,
-        "levels": dict(sorted(made.levels.items())),
-        "items": sorted(made.items),
-        "affected": sorted(map(str, made.affected)),
+        "overall": statement.overall,
+        "levels": dict(sorted(statement.levels.items())),
+        "items": sorted(statement.items),
+        "affected": sorted(map(str, statement.affected)),
     }

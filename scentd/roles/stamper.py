@@ -1,6 +1,6 @@
-"""The stamping role: issued epochs to the packet path, and beacons for what quiet networks did not send.
+"""The stamper as a role: gives issued epochs to the packet path, and sends beacons for quiet networks.
 
-It needs no private key. Epochs name networks and peers; here they become this host's numbers of pairs.
+It needs no private key. Epochs name networks and peers; this role looks up the numbers of this host's pairs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from scentd.wire import layout
 
 log = logging.getLogger(__name__)
 
-BEACON_AT = 0.6  # of an interval: what has not left by then goes in beacons
+BEACON_AT = 0.6  # of an interval; then beacons carry the fragments that no packet has carried
 
 
 class StamperRole:
@@ -27,18 +27,18 @@ class StamperRole:
         self.beacons = Beacons(mark_stamped)
         self._paths = paths
         self._pairs: Pairs | None = None
-        self._waiting: set[asyncio.TimerHandle] = set()
-        bus.subscribe(IssuedEpoch, self._take)
+        self._timers: set[asyncio.TimerHandle] = set()
+        bus.subscribe(IssuedEpoch, self._on_epoch)
 
     def configure(self, pairs: Pairs) -> None:
         self._pairs = pairs
 
     def stop(self) -> None:
-        for timer in self._waiting:
+        for timer in self._timers:
             timer.cancel()
-        self._waiting.clear()
+        self._timers.clear()
 
-    def _take(self, issued: IssuedEpoch) -> None:
+    def _on_epoch(self, issued: IssuedEpoch) -> None:
         if self._pairs is None:
             return
         pairs = self._pairs.by_name
@@ -49,18 +49,18 @@ class StamperRole:
         self._paths.publish_epochs(outgoing)
         delay = 0.0 if issued.alarm else BEACON_AT * issued.interval
         loop = asyncio.get_running_loop()
-        self._waiting = {timer for timer in self._waiting if timer.when() > loop.time() and not timer.cancelled()}
-        self._waiting.add(loop.call_later(delay, self._send_beacons, issued.epoch, set(outgoing), issued.alarm))
+        self._timers = {timer for timer in self._timers if timer.when() > loop.time() and not timer.cancelled()}
+        self._timers.add(loop.call_later(delay, self._send_beacons, issued.epoch, set(outgoing), issued.alarm))
 
     def _send_beacons(self, epoch: int, numbers: set[int], alarm: bool) -> None:
-        """What of an epoch has not left in other packets; all of an alarm, at once."""
+        """Send the fragments of an epoch that no packet has carried; all fragments of an alarm."""
         if self._pairs is None:
             return
         for number in numbers:
             pair, out = self._pairs.by_number.get(number), self._paths.outgoing(number)
             if pair is None or out is None or out.epoch != epoch:
                 continue
-            sent = 0 if alarm else self._paths.sent(number, epoch)
+            sent = 0 if alarm else self._paths.sent_bits(number, epoch)
             missing = [i for i in range(layout.FRAGMENTS) if not sent >> i & 1]
             if missing:
                 self.beacons.send(pair, out, missing)

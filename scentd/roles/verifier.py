@@ -1,6 +1,6 @@
-"""The verifying role: what the packet path accepted, made into views of peers. It holds what pairs derive, no more.
+"""The verifier as a role: makes views of peers from accepted scents. It holds the pairs' derived keys, no private key.
 
-Fragments become whole profiles, profiles and glances become Views, which go to the allocator by name.
+Fragments become whole profiles. Profiles and glances become Views, which name their peer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class VerifierRole:
-    """Publishes Views: of a peer at once when it has news that matters, of all once a second."""
+    """Publishes Views: of one peer at once after a new profile or alarm, of all once a second."""
 
     def __init__(self, bus: LocalBus) -> None:
         self.counters: Counter[str] = Counter()  # profiles, error:REASON
@@ -36,7 +36,7 @@ class VerifierRole:
         self._views: dict[int, PeerView] = {}
 
     def configure(self, pairs: Pairs) -> None:
-        """A view for each pair that is verified; those of unchanged peers are kept."""
+        """Make a view for each pair that is verified; views of unchanged peers stay."""
         before = self._pairs.by_number if self._pairs is not None else {}
         views = {}
         for pair in pairs.all:
@@ -53,18 +53,18 @@ class VerifierRole:
         return next(iter(self._newest(numbers, now)), None)
 
     def take_fragments(self, fragments: Iterable[Fragment]) -> None:
-        """What a queue accepted."""
+        """Take fragments that a queue has accepted."""
         changed = {f.pair for f in fragments if self._on_fragment(f)}
         if changed:
             self._publish(changed)
 
     def take_nodes(self, pair: int, addresses: list[bytes]) -> None:
-        """Source addresses of accepted packets."""
+        """Take the source addresses of accepted packets."""
         if pair in self._views:
             self._views[pair].take_nodes(addresses, time.time())
 
     def take_event(self, event: OffloadEvent) -> None:
-        """What the offload has to say: a new epoch's glance, or a whole profile."""
+        """Take an event of the offload: a new epoch's glance, or a whole profile."""
         view = self._views.get(event.pair)
         if view is None:
             return
@@ -79,16 +79,16 @@ class VerifierRole:
             self._publish({event.pair})
 
     def tick(self) -> None:
-        """Once a second: policies look at everything."""
+        """Once a second: publish all views, so that policies see the time pass."""
         self._publish(self._views)
 
     def _on_fragment(self, fragment: Fragment) -> bool:
-        """Whether policies should look at the pair now."""
+        """Take a fragment; whether policies must see the pair's view now."""
         view = self._views.get(fragment.pair)
         if view is None:
             return False
         now = time.time()
-        if fragment.source:  # unknown if the queue began the epoch and the offload went on
+        if fragment.source:  # empty if the queue began the epoch and the offload went on
             view.take_nodes([fragment.source], now)
         news = view.take_glance(fragment.epoch, fragment.load, fragment.threat, now)
         sealed = self._assembler.add(fragment)
@@ -98,7 +98,7 @@ class VerifierRole:
     def _on_sealed(self, fragment: Fragment, sealed: bytes, view: PeerView, now: float) -> bool:
         assert self._pairs is not None  # there are no views without pairs
         pair = self._pairs.by_number[fragment.pair]
-        assert pair.secret is not None  # nor of pairs without a secret
+        assert pair.secret is not None  # and no views of pairs without a secret
         seal_key = pair.secret.receive_keys(keys.period_of(fragment.epoch)).seal
         body = profile.open_sealed(sealed, seal_key, pair.public.verifier(), pair.public.key_id, fragment.epoch)
         if isinstance(body, int):
@@ -107,15 +107,15 @@ class VerifierRole:
             log.warning("peer %s: a whole profile of epoch %d is wrong: %s", view.peer, fragment.epoch, reason)
             return False
         self.counters["profiles"] += 1
-        made = view.take_profile(body, now)
-        if made is None:
+        newest = view.take_profile(body, now)
+        if newest is None:
             log.info("peer %s: the profile of epoch %d came after a newer one", view.peer, fragment.epoch)
             return False
-        self._bus.publish(Notice("profile", {"peer": made.peer, **described(view.view(now), now)}))
+        self._bus.publish(Notice("profile", {"peer": newest.peer, **view_fields(view.view(now), now)}))
         return True
 
     def _publish(self, numbers: Iterable[int]) -> None:
-        """The Views of these pairs' peers; of several of a peer the newest counts."""
+        """Publish the Views of these pairs' peers; of several views of a peer only the newest."""
         self._bus.publish(Views(tuple(self._newest(numbers, time.time()))))
 
     def _newest(self, numbers: Iterable[int], now: float) -> list[View]:
@@ -161,7 +161,7 @@ def profile_status(view: View | None, now: float) -> ProfileStatus | None:
     )
 
 
-def described(view: View | None, now: float) -> dict:
-    """A view for monitor."""
+def view_fields(view: View | None, now: float) -> dict:
+    """A view's fields for `scentd monitor`."""
     status = profile_status(view, now)
     return {} if status is None else msgspec.to_builtins(status)

@@ -1,4 +1,4 @@
-"""Scents in a capture, for people: decoded in clear, not verified (that takes the keys)."""
+"""Scents in a capture, for people: decoded, not verified (that needs the keys)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from scentd.wire import ip, layout
 
 
 def scents(file: str | BinaryIO) -> Iterator[dict]:
-    """A dict for each scented packet. Raises HostError for what is no capture."""
+    """A dict for each packet with a scent. Raises HostError if the file is no capture."""
     try:
         with PcapReader(file) as reader:  # type: ignore[arg-type]  # takes open files, too
             for packet in reader:

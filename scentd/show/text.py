@@ -57,7 +57,7 @@ def peer_lines(peer: PeerStatus) -> list[str]:
 
 
 def omitted(rest: Omitted) -> list[str]:
-    """What the document leaves out; `scentd status --all` has it."""
+    """The counts of what the document omits; `scentd status --all` shows everything."""
     parts = [
         f"{rest.networks} networks ({rest.issued} epochs issued)" if rest.networks else "",
         f"{rest.peers} peers ({rest.peers_without_profile} without a profile)" if rest.peers else "",

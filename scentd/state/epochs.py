@@ -1,6 +1,6 @@
 """The highest epochs, issued and seen: a small memory-mapped file.
 
-Workers and daemon share its pages, and the kernel writes them back whoever dies,
+Workers and daemon share its pages, and the kernel writes them back even if both die,
 so neither kill -9 nor a restart opens a replay window or lets an epoch (a nonce)
 be used twice. Layout: a 16-byte magic, the number of slots (8 bytes), 8 bytes of
 identity per slot, then two 32-bit native numbers per slot: epoch, second first seen.
@@ -45,7 +45,7 @@ class Epochs:
         return self._slots[id_]
 
     def claim(self, ids: Sequence[bytes]) -> bool:
-        """Give each id a slot, in the file that others have mapped, too; False if there is not room for all."""
+        """Give each id a slot in the shared file; False if it has too few free slots."""
         new = [i for i in dict.fromkeys(ids) if i not in self._slots]
         if len(new) > len(self._free):
             return False
@@ -56,7 +56,7 @@ class Epochs:
         return True
 
     def raise_to(self, other: Epochs) -> None:
-        """No epoch below that of `other`, a file that this one replaced and that was still in use for a moment."""
+        """Raise the epochs to those of `other`, the file that this one replaces and that was in use meanwhile."""
         for id_, (epoch, seen) in other.entries().items():
             if id_ in self._slots and epoch > self.epoch(id_):
                 self.values[2 * self._slots[id_] + 1] = seen
@@ -69,7 +69,7 @@ class Epochs:
         self.values[2 * self._slots[id_]] = epoch
 
     def row(self, slot: int) -> tuple[int, int]:
-        """(highest epoch, second at which it was first seen) of a slot's number."""
+        """Return (highest epoch, second at which it was first seen) of a slot."""
         return self.values[2 * slot], self.values[2 * slot + 1]
 
     def raise_row(self, slot: int, epoch: int, since: int) -> None:
@@ -91,16 +91,16 @@ class Epochs:
 
 
 def prepare(path: Path, ids: Sequence[bytes]) -> Epochs:
-    """The file with a slot for each id, what it held before kept. Raises HostError.
+    """Open the file, with a slot for each id; existing entries are kept. Raises HostError.
 
-    A file that is not ours or is cut off is set aside as PATH.bad, never overwritten:
-    it starts anew, and freshness then rests on verify.max_age until epochs are seen.
+    A foreign or truncated file is renamed to PATH.bad, never overwritten. The new file has
+    no epochs, so freshness depends on verify.max_age until epochs are seen.
     """
     before: dict[bytes, tuple[int, int]] = {}
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         if path.exists():
-            if valid(path):
+            if is_valid(path):
                 epochs = Epochs(path)
                 if epochs.claim(ids):
                     return epochs
@@ -114,7 +114,7 @@ def prepare(path: Path, ids: Sequence[bytes]) -> Epochs:
     return Epochs(path)
 
 
-def valid(path: Path) -> bool:
+def is_valid(path: Path) -> bool:
     with open(path, "rb") as file:
         header = file.read(_HEADER)
         size = os.fstat(file.fileno()).st_size
@@ -122,7 +122,7 @@ def valid(path: Path) -> bool:
 
 
 def _write(path: Path, ids: Sequence[bytes], before: dict[bytes, tuple[int, int]]) -> None:
-    # Slots of identities that left the configuration are kept: they may come back, and their epochs must not.
+    # Slots of identities that left the configuration are kept: if one returns, its old epochs must stay refused.
     names = list(dict.fromkeys((*before, *ids)))
     count = len(names) + _SPARE
     data = MAGIC + count.to_bytes(8, "big")

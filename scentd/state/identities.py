@@ -19,16 +19,16 @@ def load(config: Config) -> dict[str, keys.Identity]:
         if not network.key_file:
             continue
         try:
-            made = key_files.load(network.key_file)
+            identity = key_files.load(network.key_file)
         except ScentdError as error:
             problems.append(f"network[{i}].{error}")
             continue
-        same = [name for name, other in identities.items() if other.public == made.public]
-        if same:
-            problems.append(f"network[{i}].key_file: holds the key of network {same[0]!r}; make one for each")
-        identities[network.name] = made
+        duplicates = [name for name, other in identities.items() if other.public == identity.public]
+        if duplicates:
+            problems.append(f"network[{i}].key_file: holds the key of network {duplicates[0]!r}; make one for each")
+        identities[network.name] = identity
     for i, peer in enumerate(config.peer):
-        problems += [f"peer[{i}].public_key: {why}" for why in wrong_key(peer, list(identities.values()))]
+        problems += [f"peer[{i}].public_key: {why}" for why in key_problems(peer, list(identities.values()))]
     if problems:
         raise ConfigError(problems)
     return identities
@@ -37,19 +37,20 @@ def load(config: Config) -> dict[str, keys.Identity]:
 def pair_slots(config: Config, identities: Mapping[str, keys.Identity]) -> dict[tuple[str, str], bytes]:
     """The slot of the highest epoch seen of each pair, by the names of network and peer.
 
-    It belongs to the two keys, so that a new key begins anew; where this host has no key of the network, to the names.
+    The slot's id depends on the two keys, so that a new key has a new slot. Without the network's key on this host it
+    depends on the names.
     """
     slots = {}
     for network in config.network:
         own = identities.get(network.name)
         for peer in config.peer:
-            theirs = keys.parse_public(peer.public_key).raw
-            ends = (own.public.raw, theirs) if own is not None else (network.name.encode(), peer.name.encode())
+            peer_key = keys.parse_public(peer.public_key).raw
+            ends = (own.public.raw, peer_key) if own is not None else (network.name.encode(), peer.name.encode())
             slots[network.name, peer.name] = slot_id("seen", *ends)
     return slots
 
 
-def wrong_key(peer: Peer, identities: list[keys.Identity]) -> list[str]:
+def key_problems(peer: Peer, identities: list[keys.Identity]) -> list[str]:
     public = keys.parse_public(peer.public_key)
     if any(public == identity.public for identity in identities):
         return ["is a key of this host; name the other end's"]

@@ -19,7 +19,7 @@ from scentd.core.tables import StampPair
 from scentd.datapath.offload import offload
 from scentd.datapath.offload.bpfmap import RingBuffer
 from scentd.datapath.offload.bpfprog import prog_test_run
-from scentd.datapath.offload.programs import Programs, grown
+from scentd.datapath.offload.programs import Programs, with_spare
 from scentd.model import Outgoing
 from scentd.wire import ip, layout, maps, tag
 from scentd.wire.carrier import carrier_of
@@ -62,7 +62,7 @@ class Crowd:
             "verify.receiving": peers,
             "verify.nodes": min(maps.NODES * peers, offload.NODES_MAX),
         }
-        self.programs = Programs(grown(needed))
+        self.programs = Programs(with_spare(needed))
         self._events = RingBuffer(self.programs.events(), lambda _: None)
         self._runs = 0
         self._fill_stamp()

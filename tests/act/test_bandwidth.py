@@ -60,17 +60,17 @@ def sent(host, minor):
 
 
 def test_rates_are_there_idempotent_and_changed_in_place(host, shaper):
-    assert shaper("have") == {}
+    assert shaper("read_rates") == {}
     rates = {"node": 10e6, "inner": 5e6, "all": 40e9}
     assert shaper("shape", rates) == 1 + 3 + 8
-    assert shaper("have") == rates
+    assert shaper("read_rates") == rates
     assert shaper("shape", rates) == 0
     filters = tc(host, "filter", "show")
     assert shaper("shape", {**rates, "node": 20e6}) == 1
     assert "rate 20Mbit ceil 20Mbit" in tc(host, "class", "show")
     assert tc(host, "filter", "show") == filters
     assert shaper("shape", {"inner": 5e6}) == 2 + 4 + 2
-    assert shaper("have") == {"inner": 5e6}
+    assert shaper("read_rates") == {"inner": 5e6}
     assert shaper("shape", {"inner": 5e6, "empty": 1e6}) == 0  # nothing to know it by
     assert shaper("shape", {}) == 1
     assert "htb" not in tc(host, "qdisc", "show")
@@ -143,7 +143,7 @@ def test_another_qdisc_is_refused_and_left_alone(host, shaper):
         "50ms",
     )
     before = tc(host, "qdisc", "show")
-    for method, args in (("shape", ({"node": 1e6},)), ("have", ())):
+    for method, args in (("shape", ({"node": 1e6},)), ("read_rates", ())):
         with pytest.raises(HostError, match=rf"tbf 7:.*tc qdisc del dev {interface} root"):
             shaper(method, *args)
     assert shaper("remove") is False
@@ -154,7 +154,7 @@ def test_another_qdisc_is_refused_and_left_alone(host, shaper):
 
 def test_cleanup_takes_ours_and_is_harmless_twice(host, shaper):
     shaper("shape", {"node": 1e6})
-    assert host.call(bandwidth.take_off, [host.interfaces[0]]) == []
+    assert host.call(bandwidth.remove_everywhere, [host.interfaces[0]]) == []
     assert host.call(act.cleanup) == [f"qdisc htb 5ce0: on {host.interfaces[0]}"]
     assert host.call(act.cleanup) == []
 
@@ -177,12 +177,12 @@ def test_what_is_wrong_is_repaired(host, shaper):
         "rate",
         "9mbit",
     )
-    assert shaper("have") == {"inner": 9e6}
+    assert shaper("read_rates") == {"inner": 9e6}
     assert shaper("shape", rates) == 2
-    assert shaper("have") == rates
+    assert shaper("read_rates") == rates
 
 
 def test_a_missing_interface_is_a_host_error(host):
-    with pytest.raises(HostError, match="interface nothere: not there"):
+    with pytest.raises(HostError, match="interface nothere: does not exist"):
         host.call(Shaper("nothere", NETWORKS).shape, {"node": 1e6})
     assert host.call(Shaper("nothere", NETWORKS).remove) is False

@@ -73,42 +73,42 @@ def silent(node, host, family=4):
     [("10.7.0.1/32", 4), ("10.7.0.0/25", 4), ("10.0.0.0/8", 4), ("fd07::1/128", 6), ("fd07::/64", 6), ("fd00::/9", 6)],
 )
 def test_drops_this_source_and_no_other(host, node, target, family):
-    assert do(host, "hold", {ip_network(target): 60.0}) == 1
+    assert do(host, "quarantine", {ip_network(target): 60.0}) == 1
     assert silent(node, host, family)
     assert answers(node, host, 10 - family)
     assert do(host, "observe")[f"dropped_ipv{family}"] >= 1
     assert do(host, "observe")[f"dropped_ipv{10 - family}"] == 0
-    assert do(host, "hold", {}) == 1
+    assert do(host, "quarantine", {}) == 1
     assert answers(node, host, family)
 
 
 def test_a_neighbouring_address_passes(host, node):
-    do(host, "hold", {ip_network("10.7.0.3/32"): 60.0, ip_network("10.7.1.0/24"): 60.0})
+    do(host, "quarantine", {ip_network("10.7.0.3/32"): 60.0, ip_network("10.7.1.0/24"): 60.0})
     assert answers(node, host)
 
 
 def test_the_kernel_releases_after_the_timeout(host, node):
-    do(host, "hold", {ip_network("10.7.0.1/32"): 0.5})  # rounded up to a second
+    do(host, "quarantine", {ip_network("10.7.0.1/32"): 0.5})  # rounded up to a second
     start = time.monotonic()
     assert silent(node, host)
     while not answers(node, host, wait=0.1):
         assert time.monotonic() - start < 5
     assert time.monotonic() - start > 0.7
-    assert do(host, "have") == {}
+    assert do(host, "read") == {}
 
 
 def test_have_apply_again_extend_shorten_overlap(host, node):
     wide, narrow, six = ip_network("10.0.0.0/8"), ip_network("10.7.0.0/24"), ip_network("fd07::/64")
-    assert do(host, "hold", {wide: 30.0, narrow: 60.0, six: 60.0}) == 3
-    have = do(host, "have")
+    assert do(host, "quarantine", {wide: 30.0, narrow: 60.0, six: 60.0}) == 3
+    have = do(host, "read")
     assert set(have) == {wide, narrow, six}
     assert 27 < have[wide] <= 30
-    assert do(host, "hold", {wide: 30.0, narrow: 60.0, six: 60.0}) == 0
-    assert do(host, "hold", {wide: 90.0, narrow: 10.0}) == 3
-    have = do(host, "have")
+    assert do(host, "quarantine", {wide: 30.0, narrow: 60.0, six: 60.0}) == 0
+    assert do(host, "quarantine", {wide: 90.0, narrow: 10.0}) == 3
+    have = do(host, "read")
     assert 87 < have[wide] <= 90
     assert 7 < have[narrow] <= 10
-    assert do(host, "hold", {narrow: 10.0}) == 1
+    assert do(host, "quarantine", {narrow: 10.0}) == 1
     assert silent(node, host)
 
 
@@ -120,9 +120,9 @@ def test_takes_effect_within_milliseconds(host, node):
             receiver.bind((host.ipv4, 7000))
             receiver.settimeout(2)
             receiver.recv(100)
-            actuator.hold({ip_network("10.7.0.2/32"): 60.0})  # table and set are there
+            actuator.quarantine({ip_network("10.7.0.2/32"): 60.0})  # table and set are there
             start = time.monotonic()
-            actuator.hold({ip_network("10.7.0.1/32"): 60.0})
+            actuator.quarantine({ip_network("10.7.0.1/32"): 60.0})
             took = time.monotonic() - start
             receiver.setblocking(False)
             with suppress(BlockingIOError):
@@ -150,26 +150,26 @@ def test_takes_effect_within_milliseconds(host, node):
 
 
 def test_loopback_is_let_through(host):
-    do(host, "hold", {ip_network("10.7.0.0/24"): 60.0})
+    do(host, "quarantine", {ip_network("10.7.0.0/24"): 60.0})
     assert answers(host, host)
     assert do(host, "observe")["dropped_ipv4"] == 0
 
 
 def test_what_others_took_away_comes_back(host, node):
     want = {ip_network("10.7.0.1/32"): 60.0}
-    do(host, "hold", want)
+    do(host, "quarantine", want)
     host.run("nft", "flush", "chain", "inet", "scentd", "prerouting")
     assert answers(node, host)
-    do(host, "hold", want)
+    do(host, "quarantine", want)
     assert silent(node, host)
     host.run("nft", "flush", "ruleset")
     assert answers(node, host)
-    assert do(host, "hold", want) == 1
+    assert do(host, "quarantine", want) == 1
     assert silent(node, host)
     chain = ("inet", "scentd", "prerouting")
     (loopback,) = (r for r in host.out("nft", "-a", "list", "chain", *chain).splitlines() if '"lo" return' in r)
     host.run("nft", "delete", "rule", *chain, "handle", loopback.split()[-1])
-    do(host, "hold", want)
+    do(host, "quarantine", want)
     rules = host.out("nft", "list", "chain", *chain)
     assert rules.count(" drop ") == 1
     assert rules.index('"lo"') < rules.index("@ipv4_32")
@@ -178,7 +178,7 @@ def test_what_others_took_away_comes_back(host, node):
 def test_touches_its_own_table_only(host):
     host.run("nft", "add table inet other; add set inet other ipv4_32 { type ipv4_addr; elements = { 1.2.3.4 } }")
     before = host.out("nft", "list", "table", "inet", "other")
-    do(host, "hold", {ip_network("10.7.0.1/32"): 60.0})
+    do(host, "quarantine", {ip_network("10.7.0.1/32"): 60.0})
     assert do(host, "remove") is True
     assert do(host, "remove") is False
     assert host.call(QuarantineActuators().remove_all) == []
@@ -187,7 +187,7 @@ def test_touches_its_own_table_only(host):
 
 
 def test_cleanup_twice(host):
-    do(host, "hold", {ip_network("10.7.0.1/32"): 60.0})
+    do(host, "quarantine", {ip_network("10.7.0.1/32"): 60.0})
     assert host.call(act.cleanup) == ["nftables table inet scentd"]
     assert host.call(act.cleanup) == []
 
@@ -195,14 +195,14 @@ def test_cleanup_twice(host):
 def test_an_error_of_the_kernel_is_a_host_error(host):
     host.run("nft", "add table inet scentd; add set inet scentd ipv4_32 { type ipv6_addr; }")
     with pytest.raises(HostError, match="nftables: "):
-        do(host, "hold", {ip_network("10.7.0.1/32"): 60.0})
+        do(host, "quarantine", {ip_network("10.7.0.1/32"): 60.0})
 
 
 def test_thousands_at_once(host):
     want = {ip_network((0x0B000000 + i, 32)): 60.0 for i in range(3000)}
-    assert do(host, "hold", want) == 3000
-    assert do(host, "hold", want) == 0
-    assert do(host, "hold", {}) == 3000
+    assert do(host, "quarantine", want) == 3000
+    assert do(host, "quarantine", want) == 0
+    assert do(host, "quarantine", {}) == 3000
 
 
 # --- what has to change

@@ -76,13 +76,13 @@ def desired(rate=None, interface="", seconds=60.0):
 def quarantined(host):
     def inside():
         with closing(QuarantineTable()) as actuator:
-            return set(actuator.have())
+            return set(actuator.read())
 
     return host.call(inside)
 
 
 def rates(host):
-    return host.call(Shaper(host.interfaces[0], PREFIXES).have)
+    return host.call(Shaper(host.interfaces[0], PREFIXES).read_rates)
 
 
 def wait_for(condition, seconds=5.0):
@@ -133,7 +133,8 @@ def test_one_that_fails_is_retried_and_the_other_goes_on(host, start, monkeypatc
     wait_for(lambda: made.counters().get("bandwidth_later0_failures", 0) >= 2)
     assert made.counters().get("quarantine_failures", 0) == 0
     assert (
-        "bandwidth_later0: interface later0: not there; a bandwidth policy names it; next try in 0.05 s" in caplog.text
+        "bandwidth_later0: interface later0: does not exist; correct do.interface of the bandwidth policy; next try in"
+        " 0.05 s" in caplog.text
     )
     host.ip("link add later0 type veth peer name later1")
     wait_for(lambda: "rate 2Mbit" in host.out("tc", "class", "show", "dev", "later0"))

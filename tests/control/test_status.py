@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from scentd.control import status
-from scentd.control.status import LIMIT, bounded, counted
+from scentd.control.status import LIMIT, count_names, limit_list
 from scentd.model import SCHEMA
 
 SCHEMAS = json.loads((Path(status.__file__).parent / "status.schema.json").read_text())
@@ -16,18 +16,18 @@ SCHEMAS = json.loads((Path(status.__file__).parent / "status.schema.json").read_
 
 def test_the_largest_stay_and_the_rest_is_handed_back():
     numbers = [3, 9, 1, 7]
-    assert bounded(numbers, 2, lambda n: n) == ([9, 7], [3, 1])
-    assert bounded(numbers, 4, lambda n: n) == (numbers, [])
-    assert bounded(numbers, 0, lambda n: n) == (numbers, [])
-    assert bounded([], 1, lambda n: n) == ([], [])
+    assert limit_list(numbers, 2, lambda n: n) == ([9, 7], [3, 1])
+    assert limit_list(numbers, 4, lambda n: n) == (numbers, [])
+    assert limit_list(numbers, 0, lambda n: n) == (numbers, [])
+    assert limit_list([], 1, lambda n: n) == ([], [])
 
 
 def test_equal_ranks_stay_in_order():
-    assert bounded(["b", "a", "c"], 2, lambda _: 0) == (["b", "a"], ["c"])
+    assert limit_list(["b", "a", "c"], 2, lambda _: 0) == (["b", "a"], ["c"])
 
 
 def test_what_is_left_out_is_counted_by_name():
-    assert counted(["quarantine", "bandwidth", "quarantine"]) == {"quarantine": 2, "bandwidth": 1}
+    assert count_names(["quarantine", "bandwidth", "quarantine"]) == {"quarantine": 2, "bandwidth": 1}
 
 
 def test_every_document_carries_its_schema():

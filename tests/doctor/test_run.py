@@ -49,7 +49,7 @@ def test_the_hosts_network_is_left_alone():
         return [subprocess.run(c, capture_output=True, text=True, check=True).stdout for c in commands]
 
     before = state()
-    assert {check.ok for check in run.probed()} <= {"yes", "warning"}
+    assert {check.ok for check in run.probe_checks()} <= {"yes", "warning"}
     assert state() == before
 
 
@@ -58,7 +58,7 @@ def test_the_probes_try_every_match_and_target_of_our_rules():
     """A new extension in datapath/rules.py must be tried by the doctor, too."""
     builtin = {"RETURN", "ACCEPT", "DROP"}
     for family in (4, 6):
-        lines = [line for table in rules.wanted(probe.sample_config(), family).values() for line in table]
+        lines = [line for table in rules.build(probe.sample_config(), family).values() for line in table]
         used = set(re.findall(r"-[mj] ([\w-]+)", "\n".join(lines)))
         own = {name for name in used if iptables.OWN_CHAIN.match(name)}
         tried = {e for e, (families, _, _) in probe.EXTENSIONS.items() if family in families}
@@ -87,7 +87,7 @@ def test_a_probe_that_dies_is_a_finding(monkeypatch, tmp_path):
     program.write_text('#!/bin/sh\necho \'["NFQUEUE", "yes", "bound", ""]\'\nkill -SEGV $$\n')
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
-    first, second = run.probed()
+    first, second = run.probe_checks()
     assert first.ok == "yes"
     assert (second.ok, "after NFQUEUE" in second.found) == ("no", True)
 

@@ -108,7 +108,7 @@ def heard(host: Host, address: str):
     return host.call(make)
 
 
-def wait_for(condition, seconds: float = 2.0) -> bool:
+def wait_for(condition, seconds: float = 10.0) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if condition():

@@ -28,20 +28,20 @@ def test_the_kernel_prints_them_as_they_are_wanted(host, forwarded):
     for served in (SERVED, None, Coverage(("eth0",)), SERVED._replace(rule_free=True), Coverage()):
         assert host.call(rules.apply, wish, served)
         for family in (4, 6):
-            assert iptables.same(rules.wanted(wish, family, served), host.call(iptables.installed, family))
+            assert iptables.is_applied(rules.build(wish, family, served), host.call(iptables.read_tables, family))
         assert not host.call(rules.apply, wish, served)
     assert host.call(rules.remove)
 
 
 def test_without_the_offload_nothing_passes_by_the_queue():
     for family in (4, 6):
-        lines = rules.wanted(config(), family)["mangle"]
+        lines = rules.build(config(), family)["mangle"]
         assert not any("0x40000000" in line or "eth0" in line for line in lines)
 
 
 @pytest.mark.parametrize("names", [(), ("eth0",), ("eth0", "eth1")])
 def test_what_leaves_by_other_interfaces_leads_to_the_queue(names):
-    lines = rules.outbound(config(), 4, Coverage(names))
+    lines = rules.outbound_rules(config(), 4, Coverage(names))
     jumps = [line.removeprefix("-A OUTPUT ") for line in lines if line.startswith("-A OUTPUT")]
     assert jumps == [["-j SCENTD-OUT"], ["! -o eth0 -j SCENTD-OUT"], ["-j SCENTD-OTHERS"]][len(names)]
     others = [line.removeprefix("-A SCENTD-OTHERS ") for line in lines if line.startswith("-A SCENTD-OTHERS")]
@@ -52,19 +52,19 @@ def test_what_leaves_by_other_interfaces_leads_to_the_queue(names):
 @pytest.mark.parametrize("family", [4, 6])
 def test_where_programs_stamp_alone_nothing_is_done_with_what_this_host_sends(family):
     rule_free = SERVED._replace(rule_free=True)
-    assert rules.outbound(config(), family, rule_free) == []
-    forwarding = rules.outbound(config(local=["10.9.0.0/16"], stamp=Stamp(forwarded=True)), family, rule_free)
+    assert rules.outbound_rules(config(), family, rule_free) == []
+    forwarding = rules.outbound_rules(config(local=["10.9.0.0/16"], stamp=Stamp(forwarded=True)), family, rule_free)
     assert forwarding[0] == "-A FORWARD -j SCENTD-FORWARD"
     assert all(line.startswith("-A SCENTD-FORWARD") for line in forwarding[1:])
     assert not any("NFQUEUE" in line for line in forwarding)
-    assert rules.inbound(config(), family, rule_free) == rules.inbound(config(), family, SERVED)
+    assert rules.inbound_rules(config(), family, rule_free) == rules.inbound_rules(config(), family, SERVED)
     nowhere = Coverage(rule_free=True)  # no route leads to a peer
-    assert rules.outbound(config(stamp=Stamp(forwarded=True)), family, nowhere) == []
+    assert rules.outbound_rules(config(stamp=Stamp(forwarded=True)), family, nowhere) == []
 
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_a_mark_is_used_up(family):
-    lines = rules.inbound(config(), family, SERVED)
+    lines = rules.inbound_rules(config(), family, SERVED)
     mark = "0x40000000/0x40000000"
     undecided = lines.index(f"-A PREROUTING -m mark ! --mark {mark} -j SCENTD-IN")
     assert undecided < lines.index(f"-A PREROUTING -m mark --mark {mark} -j SCENTD-DECIDED"), "or it would be looked at"
@@ -77,10 +77,10 @@ def test_a_mark_is_used_up(family):
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_what_is_forwarded_and_ours_is_marked_for_the_program(family):
-    lines = rules.outbound(config(local=["10.9.0.0/16"], stamp=Stamp(forwarded=True)), family, SERVED)
+    lines = rules.outbound_rules(config(local=["10.9.0.0/16"], stamp=Stamp(forwarded=True)), family, SERVED)
     marked = [i for i, line in enumerate(lines) if line.endswith("-j MARK --set-xmark 0x40000000/0x40000000")]
     assert [lines[i].split()[:4] for i in marked] == [["-A", "SCENTD-FORWARD", "-o", n] for n in SERVED.stamping]
     foreign = next(i for i, line in enumerate(lines) if line.startswith("-A SCENTD-FORWARD -m set !"))
     assert foreign < marked[0]
     assert lines[marked[-1] + 1] == "-A SCENTD-FORWARD -m mark --mark 0x40000000/0x40000000 -j RETURN"
-    assert not any("-j MARK" in line for line in rules.outbound(config(), family, SERVED))
+    assert not any("-j MARK" in line for line in rules.outbound_rules(config(), family, SERVED))

@@ -18,8 +18,8 @@ def test_alarms_and_profiles_are_told_apart_and_each_step_counts_from_the_accept
     delays = Delays()
     alarm = firing(DO, at=NOW + 0.01, accepted_at=NOW, alarm=True)
     usual = firing(DO, at=NOW + 0.2, accepted_at=NOW)
-    delays.decided([alarm, usual])
-    delays.applied([alarm], NOW + 0.05)
+    delays.record_decided([alarm, usual])
+    delays.record_applied([alarm], NOW + 0.05)
     told = by_name(delays)
     assert set(told) == set(STEPS)
     assert told["alarm_decided"].last == pytest.approx(0.01)
@@ -30,7 +30,7 @@ def test_alarms_and_profiles_are_told_apart_and_each_step_counts_from_the_accept
 
 def test_mean_largest_and_last():
     delays = Delays()
-    delays.decided([firing(DO, at=NOW + s, accepted_at=NOW) for s in (0.1, 0.4, 0.1)])
+    delays.record_decided([firing(DO, at=NOW + s, accepted_at=NOW) for s in (0.1, 0.4, 0.1)])
     step = by_name(delays)["profile_decided"]
     assert (step.count, step.largest, step.last) == (3, pytest.approx(0.4), pytest.approx(0.1))
     assert step.mean == pytest.approx(0.2)
@@ -38,5 +38,5 @@ def test_mean_largest_and_last():
 
 def test_a_clock_that_was_set_back_makes_no_negative_delay():
     delays = Delays()
-    delays.applied([firing(DO, at=NOW, accepted_at=NOW)], NOW - 3600)
+    delays.record_applied([firing(DO, at=NOW, accepted_at=NOW)], NOW - 3600)
     assert by_name(delays)["profile_applied"].largest == 0.0

@@ -97,7 +97,7 @@ def test_directions_do_not_share_a_slot():
 def test_any_other_file_is_set_aside(tmp_path_factory, content):
     path = tmp_path_factory.mktemp("epochs") / "epochs"
     path.write_bytes(content)
-    assert not epochs.valid(path)
+    assert not epochs.is_valid(path)
     assert epochs.prepare(path, [ONE]).epoch(ONE) == 0
     assert path.with_suffix(".bad").read_bytes() == content
 

@@ -147,7 +147,7 @@ def test_a_socket_can_be_given_to_a_group(tmp_path):
 @pytest.mark.netns
 @pytest.mark.parametrize(
     ("lost", "probe"),
-    [("CAP_NET_ADMIN", "import scentd.doctor.probe as p; print(p.guarded('', p.nfqueue)[1])"), ("CAP_KILL", None)],
+    [("CAP_NET_ADMIN", "import scentd.doctor.probe as p; print(p.run_probe('', p.nfqueue)[1])"), ("CAP_KILL", None)],
 )
 def test_no_capability_is_there_for_nothing(namespace, lost, probe):
     """The two above pass because of these, not in spite of them."""

@@ -1,6 +1,6 @@
-"""iptables as its programs print and take rules: what is there, what is ours of it, how it becomes what is wanted.
+"""iptables rules as its programs print and take them: reading, picking out our own, the input for a change.
 
-Ours are the chains whose names begin with SCENTD- and the rules that name one; all else is left as it is.
+Our own are the chains whose names begin with SCENTD- and the rules that name one; all others stay untouched.
 """
 
 from __future__ import annotations
@@ -24,40 +24,44 @@ OWN_CHAIN = re.compile(r"^SCENTD-[A-Z]+$")
 JUMPS_FIRST = ("INPUT", "FORWARD")  # in filter: before a rule accepts established connections
 
 
-def installed(family: int) -> dict[str, list[str]]:
-    """All rules of the tables we use, ours and others', by table. Raises HostError."""
+def read_tables(family: int) -> dict[str, list[str]]:
+    """All rules of the tables that we use, our own and others', by table. Raises HostError."""
     return {table: run([PROGRAM[family], *WAIT, "-t", table, "-S"]).splitlines() for table in TABLES}
 
 
-def text(want: Tables, have: Tables | None = None) -> str:
-    """Input for `iptables-restore --noflush` that turns what is there (`have`) into what is wanted."""
-    there = {table: (have or {}).get(table, []) for table in TABLES}
-    return "".join(transaction(t, want[t], there[t]) for t in TABLES if want[t] or own(there[t]))
+def restore_input(want: Tables, current: Tables | None = None) -> str:
+    """Input for `iptables-restore --noflush` that turns the current rules into those of `want`."""
+    before = {table: (current or {}).get(table, []) for table in TABLES}
+    return "".join(transaction(t, want[t], before[t]) for t in TABLES if want[t] or own_lines(before[t]))
 
 
-def removal(have: Tables) -> str:
-    """Input for `iptables-restore --noflush` that takes all that is ours away; "" if nothing is there."""
-    return "".join(transaction(table, [], have[table]) for table in TABLES if own(have.get(table, [])))
+def removal_input(current: Tables) -> str:
+    """Input for `iptables-restore --noflush` that removes everything of ours; "" if there is nothing of ours."""
+    return "".join(transaction(table, [], current[table]) for table in TABLES if own_lines(current.get(table, [])))
 
 
-def transaction(table: str, want: list[str], have: list[str]) -> str:
-    """One table: our jumps out, our chains emptied or removed, then the wanted rules."""
+def transaction(table: str, want: list[str], current: list[str]) -> str:
+    """Input for one table: delete our jumps, empty or delete our chains, then add the rules of `want`."""
     chains = [line.split()[1] for line in want if line.startswith("-N ")]
-    old = [line.split()[1] for line in have if line.startswith("-N ") and OWN_CHAIN.match(line.split()[1])]
-    gone = [chain for chain in old if chain not in chains]
+    old = [line.split()[1] for line in current if line.startswith("-N ") and OWN_CHAIN.match(line.split()[1])]
+    unused = [chain for chain in old if chain not in chains]
     lines = [
         f"*{table}",
         *(f":{chain} - [0:0]" for chain in chains),  # makes the chain, or empties it
-        *("-D" + line[2:] for line in own(have) if line.startswith("-A ") and not OWN_CHAIN.match(chain_of(line))),
-        *(f"-F {chain}" for chain in gone),
-        *(f"-X {chain}" for chain in gone),
-        *(at_its_place(table, line) for line in want if not line.startswith("-N ")),
+        *(
+            "-D" + line[2:]
+            for line in own_lines(current)
+            if line.startswith("-A ") and not OWN_CHAIN.match(chain_of(line))
+        ),
+        *(f"-F {chain}" for chain in unused),
+        *(f"-X {chain}" for chain in unused),
+        *(with_position(table, line) for line in want if not line.startswith("-N ")),
         "COMMIT",
     ]
     return "\n".join(lines) + "\n"
 
 
-def at_its_place(table: str, line: str) -> str:
+def with_position(table: str, line: str) -> str:
     chain = chain_of(line)
     return line.replace(f"-A {chain}", f"-I {chain} 1", 1) if table == "filter" and chain in JUMPS_FIRST else line
 
@@ -66,22 +70,22 @@ def chain_of(line: str) -> str:
     return line.split()[1]
 
 
-def own(lines: list[str]) -> list[str]:
-    """Those that make, fill or jump to our chains."""
+def own_lines(lines: list[str]) -> list[str]:
+    """The lines that make, fill or jump to our chains."""
     return [line for line in lines if any(OWN_CHAIN.match(word) for word in line.split())]
 
 
-def same(want: Tables, have: Tables) -> bool:
-    """Is all that is wanted there, in its order, and nothing else of ours?"""
+def is_applied(want: Tables, current: Tables) -> bool:
+    """Whether the host has the rules of `want` in their order, and no other rule of ours."""
     for table in TABLES:
-        lines = have.get(table, [])
-        if sorted(own(lines)) != sorted(want[table]):
+        lines = current.get(table, [])
+        if sorted(own_lines(lines)) != sorted(want[table]):
             return False
         for chain in {chain_of(line) for line in want[table] if line.startswith("-A ")}:
             order = [line for line in want[table] if line.startswith(f"-A {chain} ")]
-            there = [line for line in lines if line.startswith(f"-A {chain} ")]
+            in_chain = [line for line in lines if line.startswith(f"-A {chain} ")]
             first = table == "filter" and chain in JUMPS_FIRST
-            if (there[:1] if first else own(there)) != order:
+            if (in_chain[:1] if first else own_lines(in_chain)) != order:
                 return False
     return True
 
@@ -92,20 +96,20 @@ def restore(family: int, lines: str) -> None:
 
 
 def run(argv: list[str], stdin: str = "") -> str:
-    """What the program prints. Raises HostError with the way out."""
+    """Run a program and return its output. Raises HostError with the way out."""
     try:
-        done = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+        result = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=TIMEOUT, check=False)
     except FileNotFoundError:
         raise HostError(f"{argv[0]}: not found; install the package iptables") from None
     except subprocess.TimeoutExpired:
-        raise HostError(f"{argv[0]}: no end after {TIMEOUT:.0f} s; does another program hold its lock?") from None
-    if done.returncode:
-        raise HostError(f"{argv[0]}: {explain(done.stderr, stdin)}")
-    return done.stdout
+        raise HostError(f"{argv[0]}: did not end within {TIMEOUT:.0f} s; does another program hold its lock?") from None
+    if result.returncode:
+        raise HostError(f"{argv[0]}: {explain(result.stderr, stdin)}")
+    return result.stdout
 
 
 def explain(stderr: str, stdin: str) -> str:
-    """One line about a refusal: what, in which rule, and the way out."""
+    """Describe a refusal in one line: the reason, the rule, the way out."""
     message = " ".join(line.strip() for line in stderr.splitlines() if line.strip() and not line.startswith("Try `"))
     number = re.search(r"line:? (\d+)", message)
     if number and 0 < int(number[1]) <= len(stdin.splitlines()):

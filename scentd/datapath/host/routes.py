@@ -1,20 +1,20 @@
-"""Routes to peers with room for the scent, so that sockets make packets that have grown to no more than fits.
+"""Routes to peers with a lowered MTU, so that packets of this host's sockets still fit the path with a scent.
 
-Where the programs alone stamp (`rule_free`) they stand in the table `local`, which the kernel asks first. tc is behind
-the MTU check, so the lowered routes are all it takes, and not one rule is needed: with the first rule that is not the
-kernel's own, every look-up of this host becomes slower, and stays so until the host restarts.
+If the programs alone stamp (`rule_free`), the lowered routes are in the table `local`, which the kernel asks first. tc
+comes after the MTU check, so the routes need no rule. That matters: the first rule that is not the kernel's own makes
+every look-up of this host slower, until the host restarts.
 
-Otherwise they stand in a table of our own, with rules at datapath.rule_priority p, both families:
+Otherwise the lowered routes are in a table of our own, with rules at datapath.rule_priority p, both families:
 
-    p    fwmark S/S goto p+2      stamped already: the full MTU, in the tables as they are
+    p    fwmark S/S goto p+2      stamped packets: the full MTU, from the host's own tables
     p    to fe80::/10 goto p+2    IPv6 only: link-local, even if a peer is ::/0
-    p+1  iif lo lookup TABLE      what this host sends itself: the lowered MTU
-    p+1  lookup TABLE             what it forwards, too: only with the offload, which stamps behind the MTU check
-    p+2  nop                      where p jumps to
+    p+1  iif lo lookup TABLE      packets that this host itself sends: the lowered MTU
+    p+1  lookup TABLE             forwarded packets, too: only with the offload, which stamps after the MTU check
+    p+2  nop                      the target of the goto
 
-The stamp queue's verdict sets the mark S in mangle OUTPUT, a changed mark makes the kernel route
-again, and rule p passes our table by. Ours are the routes of our table, those of `local` and the rules with our
-priorities that have our PROTOCOL; nothing else is deleted, and the main table is never written.
+The stamp queue's verdict sets the mark S in mangle OUTPUT, the changed mark makes the kernel route the packet
+again, and rule p skips our table. The routes of our table are ours, and those routes of `local` and those rules
+at our priorities that have our PROTOCOL. Nothing else is deleted, and the main table is never written.
 
 pyroute2's sync sockets do not work inside a running asyncio loop: call from a thread.
 """
@@ -49,32 +49,32 @@ FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 MAIN, LOCAL = 254, 255
 FORWARDING = ("forwarding", "force_forwarding")  # the second: IPv6, since Linux 6.17
 KERNELS_RULES = {(0, LOCAL), (32766, MAIN), (32767, 253)}  # (priority, table)
-PROTOCOL = 83  # RTA_PROTOCOL and FRA_PROTOCOL of all that is ours; unassigned in /etc/iproute2/rt_protos
+PROTOCOL = 83  # RTA_PROTOCOL and FRA_PROTOCOL of our routes and rules; unassigned in /etc/iproute2/rt_protos
 ONLINK = 4  # RTNH_F_ONLINK
 KINDS = {rt_type["unicast"]: "unicast", rt_type["throw"]: "throw"}
-# The route or its interface went between our reading and our writing; the watch will call again.
+# The route or its interface disappeared between reading and writing; the watch calls again.
 TOO_LATE = (errno.ENODEV, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL, errno.ESRCH)
 
 
 def peer_prefixes(config: Config) -> list[tuple[Prefix, int]]:
-    """Where stamped packets go, and by how many bytes they grow."""
+    """The prefixes that stamped packets go to, each with the overhead in bytes."""
     return [(p, overhead(peer, p.version)) for peer in stamped_peers(config) for p in prefixes(peer.addresses)]
 
 
 def apply(config: Config, forwarded: bool = False, rule_free: bool = False) -> RoutePlan:
-    """Make our routes and rules equal to what the main table and the configuration ask for. Raises HostError.
+    """Make the routes and rules that the main table and the configuration require. Raises HostError.
 
     `forwarded`: the lowered MTU is for forwarded packets, too, and the kernel tells their sources.
-    `rule_free`: without rules; may_be_rule_free() has said so.
-    A route that the kernel refuses because the host changed meanwhile is logged and left out:
-    packets there leave unstamped when they are too big, until the next call.
+    `rule_free`: make no rules; may_be_rule_free() must be true.
+    If the kernel refuses a route because the host has changed meanwhile, the refusal is logged and the route left
+    out. Until the next call, packets on that route that are too big leave unstamped.
     """
-    with opened() as ip:
-        plan, own = current(ip, config), config.datapath.route_table
+    with routing_socket() as ip:
+        plan, own = make_plan(ip, config), config.datapath.route_table
         for version in families():
             want = [route for route in plan.routes if route.prefix.version == version]
-            rules = wanted_rules(config.datapath, version, forwarded) if want else []
-            # There is a lowered route at any moment: what is new first.
+            rules = own_rules(config.datapath, version, forwarded) if want else []
+            # A lowered route exists at every moment: new routes come first.
             if rule_free:
                 write_routes(ip, version, LOCAL, want)
                 write_rules(ip, version, config.datapath, [])
@@ -87,13 +87,13 @@ def apply(config: Config, forwarded: bool = False, rule_free: bool = False) -> R
 
 
 def may_be_rule_free(config: Config, plan: RoutePlan) -> bool:
-    """Whether the table `local` will do: it has the host's own rules behind it, and is for forwarded packets, too.
+    """Whether the lowered routes may be in `local`: the kernel asks it before all rules, for forwarded packets, too.
 
     Raises HostError.
     """
     if forwards() and not config.stamp.forwarded:
         return False
-    with opened() as ip:
+    with routing_socket() as ip:
         if any(foreign_rules(ip, version, config.datapath) for version in families()):
             return False
         return lowered_mtu.may_precede_rules(
@@ -110,33 +110,33 @@ def forwards() -> bool:
 def is_on(switch: Path) -> bool:
     try:
         return switch.read_text().strip() != "0"
-    except FileNotFoundError:  # the interface went
+    except FileNotFoundError:  # the interface disappeared
         return False
 
 
-def planned(config: Config) -> RoutePlan:
-    """What apply() would aim for now; touches nothing. Raises HostError."""
-    with opened() as ip:
-        return current(ip, config)
+def read_plan(config: Config) -> RoutePlan:
+    """The plan that apply() would carry out now; changes nothing. Raises HostError."""
+    with routing_socket() as ip:
+        return make_plan(ip, config)
 
 
-def have(datapath: Datapath) -> list[Route]:
+def read_own(datapath: Datapath) -> list[Route]:
     """Our routes, both families. Raises HostError."""
-    with opened() as ip:
+    with routing_socket() as ip:
         tables = ((version, table) for version in families() for table in (datapath.route_table, LOCAL))
         return [route for version, table in tables for route in read_routes(ip, version, table)]
 
 
 def remove(datapath: Datapath) -> None:
-    """Take our rules and routes away; none there is fine. Raises HostError."""
-    with opened() as ip:
+    """Remove our rules and routes; having none is no error. Raises HostError."""
+    with routing_socket() as ip:
         for version in families():
             write_rules(ip, version, datapath, [])
             for table in (datapath.route_table, LOCAL):
                 write_routes(ip, version, table, [])
 
 
-def current(ip: IPRoute, config: Config) -> RoutePlan:
+def make_plan(ip: IPRoute, config: Config) -> RoutePlan:
     peers = peer_prefixes(config)
     if not peers:
         return RoutePlan()
@@ -144,8 +144,8 @@ def current(ip: IPRoute, config: Config) -> RoutePlan:
     return lowered_mtu.plan(main, read_links(ip), peers)
 
 
-def wanted_rules(datapath: Datapath, version: int, forwarded: bool = False) -> list[dict[str, int | str]]:
-    """Our rules as pyroute2 takes them, in an order in which no packet is misled."""
+def own_rules(datapath: Datapath, version: int, forwarded: bool = False) -> list[dict[str, int | str]]:
+    """Our rules as pyroute2 takes them, in an order that misroutes no packet while they are added."""
     p, mark = datapath.rule_priority, datapath.mark_stamped
     passing: dict[str, int | str] = {"priority": p, "action": FR_ACT_GOTO, "goto": p + 2}
     ours: dict[str, int | str] = {"priority": p + 1, "action": FR_ACT_TO_TBL, "table": datapath.route_table}
@@ -162,31 +162,31 @@ RULE_FIELDS = ("priority", "goto", "fwmark", "fwmask", "dst", "dst_len", "iifnam
 
 
 def read_rules(ip: IPRoute, version: int, datapath: Datapath) -> list[dict[str, int | str]]:
-    """The rules with our priorities and protocol, in the form of wanted_rules()."""
-    found = []
+    """The rules with our priorities and protocol, in the form of own_rules()."""
+    rules: list[dict[str, int | str]] = []
     for rule in ip.get_rules(family=FAMILY[version]):
-        given = {name: rule.get(name) for name in RULE_FIELDS}
-        ours = range(datapath.rule_priority, datapath.rule_priority + 3)
-        if given["priority"] in ours and rule.get("protocol") == PROTOCOL:
-            found.append({"action": rule["action"], **{name: value for name, value in given.items() if value}})
-    return found
+        fields = {name: rule.get(name) for name in RULE_FIELDS}
+        priorities = range(datapath.rule_priority, datapath.rule_priority + 3)
+        if fields["priority"] in priorities and rule.get("protocol") == PROTOCOL:
+            rules.append({"action": rule["action"], **{name: value for name, value in fields.items() if value}})
+    return rules
 
 
 def foreign_rules(ip: IPRoute, version: int, datapath: Datapath) -> list[tuple[int, int]]:
-    """(priority, table) of the rules that are neither ours nor what the kernel begins with."""
+    """(priority, table) of the rules that are neither ours nor the kernel's initial ones."""
     all_rules = ip.get_rules(family=FAMILY[version])
-    there = [(r.get("priority") or 0, r.get("table") or 0) for r in all_rules if r.get("protocol") != PROTOCOL]
-    return [rule for rule in there if rule not in KERNELS_RULES]
+    others = [(r.get("priority") or 0, r.get("table") or 0) for r in all_rules if r.get("protocol") != PROTOCOL]
+    return [rule for rule in others if rule not in KERNELS_RULES]
 
 
 def write_rules(ip: IPRoute, version: int, datapath: Datapath, want: list[dict[str, int | str]]) -> None:
-    there = read_rules(ip, version, datapath)
-    unwanted = [rule for rule in there if rule not in want]
-    # The one that leads into our table goes first, the target of the goto last.
+    current = read_rules(ip, version, datapath)
+    unwanted = [rule for rule in current if rule not in want]
+    # The rule that leads into our table is deleted first, the target of the goto last.
     for rule in sorted(unwanted, key=lambda rule: rule["action"] != FR_ACT_TO_TBL):
         ip.rule("del", family=FAMILY[version], protocol=PROTOCOL, **rule)
     for rule in want:
-        if rule not in there:
+        if rule not in current:
             ip.rule("add", family=FAMILY[version], protocol=PROTOCOL, **rule)
 
 
@@ -208,21 +208,21 @@ def write_routes(ip: IPRoute, version: int, table: int, want: Iterable[Route]) -
 
 
 def read_routes(ip: IPRoute, version: int, table: int, ours: bool = True) -> list[Route]:
-    """Those of a table; of `local` our own, or all but these."""
+    """The routes of a table; of `local` only our own, or with `ours=False` only the others."""
     messages = (m for m in ip.get_routes(family=FAMILY[version], table=table) if m.get("table") == table)
     return [parse(m, version) for m in messages if table != LOCAL or (m["proto"] == PROTOCOL) is ours]
 
 
 def own_addresses() -> tuple[str, ...]:
     """All addresses of this host but those of `lo`, sorted. Raises HostError."""
-    with opened() as ip:
+    with routing_socket() as ip:
         loopback = {link["index"] for link in ip.get_links() if link.get_attr("IFLA_IFNAME") == "lo"}
-        found = (m for m in ip.get_addr() if m["index"] not in loopback)
-        return tuple(sorted({m.get_attr("IFA_LOCAL") or m.get_attr("IFA_ADDRESS") for m in found}))
+        messages = (m for m in ip.get_addr() if m["index"] not in loopback)
+        return tuple(sorted({m.get_attr("IFA_LOCAL") or m.get_attr("IFA_ADDRESS") for m in messages}))
 
 
 def read_links(ip: IPRoute) -> dict[int, Link]:
-    """The MTUs of all interfaces that are up or not, by index."""
+    """The MTUs of all interfaces, up or down, by index."""
     links = {}
     for message in ip.get_links():
         mtu = message.get_attr("IFLA_MTU")
@@ -255,7 +255,7 @@ def parse(message: Any, version: int) -> Route:
 
 
 def nexthop(part: Any) -> Nexthop:
-    """From a route of one next hop, or from one of RTA_MULTIPATH."""
+    """A Nexthop from a route with one next hop, or from an entry of RTA_MULTIPATH."""
     via = part.get_attr("RTA_VIA")
     gateway = via["addr"] if via else part.get_attr("RTA_GATEWAY")
     multipath = "hops" in part
@@ -269,7 +269,7 @@ def nexthop(part: Any) -> Nexthop:
 
 def request(route: Route, table: int) -> dict[str, Any]:
     """The route as pyroute2's route() takes it."""
-    wish: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "family": FAMILY[route.prefix.version],
         "table": table,
         "proto": PROTOCOL,
@@ -282,16 +282,23 @@ def request(route: Route, table: int) -> dict[str, Any]:
         "prefsrc": str(route.source) if route.source else None,
     }
     if len(route.nexthops) > 1:
-        wish["multipath"] = [
-            {"oif": hop.interface, "hops": hop.weight - 1, "flags": ONLINK * hop.onlink, **toward(route, hop)}
+        arguments["multipath"] = [
+            {
+                "oif": hop.interface,
+                "hops": hop.weight - 1,
+                "flags": ONLINK * hop.onlink,
+                **gateway_attributes(route, hop),
+            }
             for hop in route.nexthops
         ]
     for hop in route.nexthops if len(route.nexthops) == 1 else ():
-        wish |= {"oif": hop.interface, "flags": ONLINK * hop.onlink, **toward(route, hop)}
-    return {name: value for name, value in wish.items() if value not in (None, {}) and (value or name != "priority")}
+        arguments |= {"oif": hop.interface, "flags": ONLINK * hop.onlink, **gateway_attributes(route, hop)}
+    return {
+        name: value for name, value in arguments.items() if value not in (None, {}) and (value or name != "priority")
+    }
 
 
-def toward(route: Route, hop: Nexthop) -> dict[str, Any]:
+def gateway_attributes(route: Route, hop: Nexthop) -> dict[str, Any]:
     if hop.gateway is None:
         return {}
     if hop.gateway.version != route.prefix.version:
@@ -300,7 +307,7 @@ def toward(route: Route, hop: Nexthop) -> dict[str, Any]:
 
 
 @contextmanager
-def opened() -> Iterator[IPRoute]:
+def routing_socket() -> Iterator[IPRoute]:
     """A routing socket; the kernel's refusals become HostError."""
     try:
         with IPRoute(strict_check=True) as ip:  # strict: the kernel picks the table out of a dump

@@ -6,17 +6,17 @@ Own chains in two tables, IPv4 and IPv6 alike, one transaction a table and famil
              FORWARD     -> SCENTD-FORWARD  the same for our networks' nodes, if asked for
              PREROUTING  -> SCENTD-IN       from peers, with a scent, or anything: to the verify queues
                                             (IPv6 packets of several segments: to queues of their own)
-    filter   INPUT, FORWARD (first) -> SCENTD-REJECT   RST or "administratively prohibited", if anybody is to be told
+    filter   INPUT, FORWARD (first) -> SCENTD-REJECT   RST or "administratively prohibited", if a setting is "reject"
 
-With the offload (datapath/offload) only what its programs leave is sent into our chains: on the way out by interfaces
-without a stamper (SCENTD-OTHERS, if there are several with one), on the way in what does not bear the mark
-`mark_verified`, which SCENTD-DECIDED takes off again. Where there are only interfaces with a stamper (`rule_free`)
-nothing is done in OUTPUT.
+With the offload (datapath/offload) our chains get only the packets that its programs leave. Outbound these are the
+packets through interfaces without a stamper (by SCENTD-OTHERS, if several interfaces have one). Inbound these are the
+packets without the mark `mark_verified`, which SCENTD-DECIDED clears. If every interface has a stamper
+(`rule_free`), OUTPUT has no rule of ours.
 
-A queue's verdict "accept" leaves the rest of the mangle chain out, so our jumps stand
-behind the host's own mangle rules. Lines are written as `iptables -S` prints them: what is
-there can be compared with what is wanted, and an apply that changes nothing touches nothing.
-Address sets (sets.py) must exist before the rules and can go only after them.
+A queue's verdict "accept" skips the rest of the mangle chain, so our jumps come after
+the host's own mangle rules. Lines are written as `iptables -S` prints them, so that the
+host's rules can be compared with them, and an apply() that changes nothing writes nothing.
+Address sets (sets.py) must exist before the rules and can be removed only after them.
 """
 
 from __future__ import annotations
@@ -28,35 +28,36 @@ from scentd.core.offload.coverage import Coverage
 from scentd.datapath.family import families
 from scentd.datapath.host import iptables, sets
 
-# Without these an IPv6 neighbour is not found, so no queue may stand in their way: ICMPv6 type -> hop limit. Only a
-# neighbour's are let past the verifier: RFC 4861 section 7.1 wants 255, which no router lets through; RFC 2710
+# ICMPv6 type -> hop limit. Neighbour discovery needs these messages, so no queue may hold them up. Only a neighbour's
+# messages pass the verifier: RFC 4861 section 7.1 requires 255, which no packet has after a router; RFC 2710
 # section 3 and RFC 3810 section 5 send multicast listener messages with 1.
 IPV6_ALWAYS = {**dict.fromkeys((133, 134, 135, 136, 137), 255), **dict.fromkeys((130, 131, 132, 143), 1)}
 ICMP_TOO_BIG = {4: "-p icmp -m icmp --icmp-type 3/4", 6: "-p ipv6-icmp -m icmp6 --icmpv6-type 2"}
-# What may hold a scent: an IPv4 header of more than five words; a Destination Options header.
+# Packets that may hold a scent: an IPv4 header of more than five words; a Destination Options header.
 HAS_OPTIONS = {4: '-m u32 --u32 "0x0>>0x18&0xf=0x6:0xf"', 6: "-m ipv6header --header ipv6-opts --soft"}
-# What may be several segments in one: TCP, and what is longer than most links carry. The kernel cuts them for an
-# ordinary queue, and leaves each segment's transport offset behind our header: stripped, it is lost. UDP that was
-# merged to no more than this still is. IPv4's header stays as long as it is (wire/ip.py, strip).
+# IPv6 packets that may hold several segments: TCP, and packets longer than most links carry. For an ordinary queue the
+# kernel segments them and leaves each segment's transport offset behind our header; after stripping, the segment is
+# lost. Merged UDP packets of up to 1500 bytes are still lost. IPv4 is safe: strip() of wire/ip.py keeps its header's
+# length.
 WHOLE = ("-p tcp", "-m length --length 1501:65535")
 GROUP_TYPES = {4: "BROADCAST,MULTICAST", 6: "MULTICAST"}
 PROHIBITED = {4: "icmp-admin-prohibited", 6: "icmp6-adm-prohibited"}
 
 
-def wanted(config: Config, family: int, served: Coverage | None = None) -> dict[str, list[str]]:
-    """The lines of each table, as `iptables -S` prints them. `family` is 4 or 6; None: there is no offload."""
-    mangle = outbound(config, family, served) + inbound(config, family, served)
-    return {"mangle": [*new_chains(mangle), *mangle], "filter": rejecting(config, family) if rejects(config) else []}
+def build(config: Config, family: int, served: Coverage | None = None) -> dict[str, list[str]]:
+    """The lines of each table, as `iptables -S` prints them. `family` is 4 or 6; without offload `served` is None."""
+    mangle = outbound_rules(config, family, served) + inbound_rules(config, family, served)
+    return {"mangle": [*new_chains(mangle), *mangle], "filter": reject_rules(config, family) if rejects(config) else []}
 
 
 def rejects(config: Config) -> bool:
-    """Whether anybody is to be told; a table without rules of anybody costs packets nothing."""
+    """Whether any treatment is "reject". If not, the filter table stays empty, which costs packets nothing."""
     peers = (t for p in config.peer for t in (p.rejected, p.absent, p.absent_ipv6_fragments))
     return "reject" in (config.verify.rejected, config.verify.absent, *peers)
 
 
-def rejecting(config: Config, family: int) -> list[str]:
-    """What the verifier marked gets an answer."""
+def reject_rules(config: Config, family: int) -> list[str]:
+    """The rules that answer packets which the verifier has marked."""
     mark = config.datapath.mark_rejected
     rejected = f"-m mark --mark {mark:#x}/{mark:#x}"
     return [
@@ -71,17 +72,17 @@ def new_chains(rules: list[str]) -> list[str]:
     return [f"-N {chain}" for chain in dict.fromkeys(map(iptables.chain_of, rules)) if iptables.OWN_CHAIN.match(chain)]
 
 
-def outbound(config: Config, family: int, served: Coverage | None = None) -> list[str]:
-    """Local packets and, if asked for, forwarded ones of our networks, to the stamp queues."""
+def outbound_rules(config: Config, family: int, served: Coverage | None = None) -> list[str]:
+    """The rules that send local packets, and forwarded ones of our networks if configured, to the stamp queues."""
     served = served or Coverage()
     mark = config.datapath.mark_stamped
     foreign = f"-m set ! --match-set {sets.name('local', family)} src"
-    rules = leaving(served.stamping) if not served.rule_free else []
+    rules = output_rules(served.stamping) if not served.rule_free else []
     if config.stamp.forwarded and (served.stamping or not served.rule_free):
         rules.append("-A FORWARD -j SCENTD-FORWARD")
         if has_prefixes(config):
             rules.append(f"-A SCENTD-FORWARD {foreign} -j RETURN")
-        rules += passing(config.datapath.mark_verified, served.stamping)
+        rules += forward_mark_rules(config.datapath.mark_verified, served.stamping)
     if served.rule_free:
         return rules
     if config.stamp.forwarded:
@@ -94,13 +95,13 @@ def outbound(config: Config, family: int, served: Coverage | None = None) -> lis
     if has_prefixes(config) and not has_whole_host(config):
         rules.append(f"-A SCENTD-OUT {foreign} -j RETURN")
     queue = to_queue(config.datapath.queue, config.datapath.workers, config.stamp.fail == "open")
-    return [*rules, *never_queued("SCENTD-OUT", family), f"-A SCENTD-OUT {queue}"]
+    return [*rules, *unqueued_rules("SCENTD-OUT", family), f"-A SCENTD-OUT {queue}"]
 
 
-def leaving(stamping: Sequence[str]) -> list[str]:
-    """From OUTPUT to SCENTD-OUT goes what leaves by interfaces where no program stamps.
+def output_rules(stamping: Sequence[str]) -> list[str]:
+    """The rules from OUTPUT to SCENTD-OUT, for packets that leave through interfaces without a stamper.
 
-    In as few steps as can be: each of them costs every packet of this host about as much as part of the program.
+    There are as few as possible: each costs every packet of this host as much time as a part of the program.
     """
     if not stamping:
         return ["-A OUTPUT -j SCENTD-OUT"]
@@ -113,8 +114,8 @@ def leaving(stamping: Sequence[str]) -> list[str]:
     ]
 
 
-def passing(mark: int, stamping: Sequence[str]) -> list[str]:
-    """What is forwarded by a program's interface is marked for it, which sees only the source behind NAT."""
+def forward_mark_rules(mark: int, stamping: Sequence[str]) -> list[str]:
+    """The rules that mark forwarded packets for an interface's program, which sees only the source after NAT."""
     if not stamping:
         return []
     return [
@@ -123,10 +124,10 @@ def passing(mark: int, stamping: Sequence[str]) -> list[str]:
     ]
 
 
-def inbound(config: Config, family: int, served: Coverage | None = None) -> list[str]:
-    """What comes to us from peers, what may hold a scent, and if unscented strangers are unwelcome, all.
+def inbound_rules(config: Config, family: int, served: Coverage | None = None) -> list[str]:
+    """The rules that send packets to the verify queues: packets from peers and packets that may hold a scent.
 
-    With the offload only what it has not decided.
+    Unless verify.absent is "pass", all packets go there. With the offload only those that it has not decided.
     """
     first, workers = config.datapath.queue + config.datapath.workers, config.datapath.workers
     bypass = config.verify.fail == "open"
@@ -137,11 +138,11 @@ def inbound(config: Config, family: int, served: Coverage | None = None) -> list
         return [*whole, f"-A SCENTD-IN {match}{queue}"]
 
     rules = [
-        *arriving(config.datapath.mark_verified, served),
+        *prerouting_rules(config.datapath.mark_verified, served),
         "-A SCENTD-IN -i lo -j RETURN",
-        f"-A SCENTD-IN {not_ours(config, family)} -j RETURN",
-        *never_queued("SCENTD-IN", family),
-        # Without the daemon path MTU discovery still works: its packets are not scented by the routers that send them.
+        f"-A SCENTD-IN {foreign_destinations(config, family)} -j RETURN",
+        *unqueued_rules("SCENTD-IN", family),
+        # Path MTU discovery works without the daemon, too: the routers that send its packets do not stamp them.
         f"-A SCENTD-IN {ICMP_TOO_BIG[family]} {to_queue(first, workers, True)}",
         *queued(f"-m set --match-set {sets.name('verify', family)} src "),
         *queued(f"{HAS_OPTIONS[family]} "),
@@ -149,11 +150,11 @@ def inbound(config: Config, family: int, served: Coverage | None = None) -> list
     return rules + queued("") if config.verify.absent != "pass" else rules
 
 
-def arriving(mark: int, served: Coverage | None) -> list[str]:
-    """From PREROUTING to SCENTD-IN: all packets, or with the offload what its verifier has not decided.
+def prerouting_rules(mark: int, served: Coverage | None) -> list[str]:
+    """The rules from PREROUTING to SCENTD-IN: for all packets, or with the offload for those it has not decided.
 
-    What it has goes on without the mark: a packet in it, if it is a tunnel's, would inherit it. In a VRF packets come
-    by twice, the second time without it.
+    A decided packet loses the mark here: a tunnel's inner packet would inherit it. In a VRF packets traverse
+    PREROUTING twice, the second time without the mark.
     """
     if served is None:
         return ["-A PREROUTING -j SCENTD-IN"]
@@ -165,8 +166,8 @@ def arriving(mark: int, served: Coverage | None) -> list[str]:
     ]
 
 
-def not_ours(config: Config, family: int) -> str:
-    """Matches the destinations that are in none of our networks."""
+def foreign_destinations(config: Config, family: int) -> str:
+    """The match for destinations that are in none of our networks."""
     matches = []
     if has_prefixes(config):
         matches.append(f"-m set ! --match-set {sets.name('local', family)} dst")
@@ -184,7 +185,7 @@ def has_whole_host(config: Config) -> bool:
     return not config.network or any(not network.addresses for network in config.network)
 
 
-def never_queued(chain: str, family: int) -> list[str]:
+def unqueued_rules(chain: str, family: int) -> list[str]:
     rules = [f"-A {chain} -m addrtype --dst-type {GROUP_TYPES[family]} -j RETURN"]
     if family == 6:
         rules += [
@@ -201,24 +202,24 @@ def to_queue(first: int, workers: int, bypass: bool) -> str:
 
 
 def apply(config: Config, served: Coverage | None = None) -> bool:
-    """Install the rules; the sets must be there. Returns whether anything had to change. Raises HostError.
+    """Install the rules; the sets must exist. Return whether anything had to change. Raises HostError.
 
-    If the second family fails the first is left as it is: remove() takes both away.
+    If the second family fails, the rules of the first stay: remove() removes both.
     """
     changed = False
     for family in families():
-        want, have = wanted(config, family, served), iptables.installed(family)
-        if not iptables.same(want, have):
-            iptables.restore(family, iptables.text(want, have))
+        want, current = build(config, family, served), iptables.read_tables(family)
+        if not iptables.is_applied(want, current):
+            iptables.restore(family, iptables.restore_input(want, current))
             changed = True
     return changed
 
 
 def remove() -> bool:
-    """Take our chains and the jumps to them away, others' rules stay. Returns whether there were any."""
+    """Remove our chains and the jumps to them; others' rules stay. Return whether there were any."""
     changed = False
     for family in families():
-        lines = iptables.removal(iptables.installed(family))
+        lines = iptables.removal_input(iptables.read_tables(family))
         if lines:
             iptables.restore(family, lines)
             changed = True
@@ -226,12 +227,12 @@ def remove() -> bool:
 
 
 def show(config: Config, served: Coverage | None = None) -> str:
-    """For people: what apply() would install, and where the host differs."""
+    """For people: the rules that apply() would install, and where the host differs."""
     parts = []
     for family in families():
-        want, have = wanted(config, family, served), iptables.installed(family)
-        state = "as wanted" if iptables.same(want, have) else "differs from what is wanted"
+        want, current = build(config, family, served), iptables.read_tables(family)
+        state = "as wanted" if iptables.is_applied(want, current) else "differs from what is wanted"
         name = iptables.PROGRAM[family]
-        parts.append(f"# {name}: wanted\n{iptables.text(want)}# {name}: installed, {state}")
-        parts += [f"{table}: {line}" for table in iptables.TABLES for line in iptables.own(have[table])]
+        parts.append(f"# {name}: wanted\n{iptables.restore_input(want)}# {name}: installed, {state}")
+        parts += [f"{table}: {line}" for table in iptables.TABLES for line in iptables.own_lines(current[table])]
     return "\n".join(parts) + "\n"

@@ -1,6 +1,6 @@
-"""The kernel's address sets (ipset hash:net) that the redirect rules ask.
+"""The kernel's address sets (ipset hash:net) that the iptables rules match.
 
-Three sets a family, ours alone: `scentd-local4` (prefixes of our networks),
+Three sets of our own for each family: `scentd-local4` (prefixes of our networks),
 `scentd-stamp4` (peers that we stamp to), `scentd-verify4` (peers that we verify),
 and the same with 6. A reload builds each anew beside the old one and swaps the
 two in one step: no packet meets a half-filled set, and no rule is touched.
@@ -37,7 +37,7 @@ FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 # One message holds at most 65,535 bytes of entries (the length of a netlink attribute has 16 bits).
 BATCH = 1500
-MAX_ELEMENTS = 65536  # the kernel's own default; a larger set asks for what it needs
+MAX_ELEMENTS = 65536  # the kernel's own default; a larger set is made as large as it must be
 
 # include/uapi/linux/netfilter/ipset/ip_set.h: one entry is DATA { IP { address }, CIDR }.
 ATTR_IP, ATTR_CIDR, ATTR_DATA = 1, 3, 7
@@ -68,22 +68,22 @@ def temporary(kind: str, family: int) -> str:
     return f"scentd-tmp-{kind}{family}"
 
 
-def wanted(config: Config) -> dict[str, frozenset[Prefix]]:
-    """What each set should hold, by name; all six are there, empty or not."""
-    contents: dict[str, Iterable[Prefix]] = {
+def contents(config: Config) -> dict[str, frozenset[Prefix]]:
+    """The prefixes of each set, by name; all six sets are listed, empty or not."""
+    by_kind: dict[str, Iterable[Prefix]] = {
         "local": chain.from_iterable(prefixes(n.addresses) for n in config.network),
         "stamp": chain.from_iterable(prefixes(p.addresses) for p in stamped_peers(config)),
         "verify": chain.from_iterable(prefixes(p.addresses) for p in config.peer if p.verify),
     }
     sets: dict[str, set[Prefix]] = {name(kind, family): set() for kind in KINDS for family in FAMILIES}
-    for kind, found in contents.items():
-        for prefix in found:
+    for kind, members in by_kind.items():
+        for prefix in members:
             sets[name(kind, prefix.version)].update(halves(prefix))
     return {key: frozenset(value) for key, value in sets.items()}
 
 
 def halves(prefix: Prefix) -> tuple[Prefix, ...]:
-    """The prefix as hash:net can hold it: 0.0.0.0/0 is refused by the kernel, its two /1 are not."""
+    """The prefix as hash:net takes it: the kernel refuses 0.0.0.0/0, but takes its two /1."""
     return tuple(prefix.subnets()) if prefix.prefixlen == 0 else (prefix,)
 
 
@@ -92,7 +92,10 @@ def entry(prefix: Prefix) -> bytes:
     address = prefix.network_address.packed
     ip_length = 4 + len(address)
     return ENTRY[prefix.version].pack(
-        *(4 + 4 + ip_length + 8, NESTED_DATA),  # lengths count the header, not the padding behind the last
+        *(
+            4 + 4 + ip_length + 8,
+            NESTED_DATA,
+        ),  # a length includes the header, but not the padding after the last attribute
         *(4 + ip_length, NESTED_IP),
         *(ip_length, (1 if prefix.version == 4 else 2) | NLA_F_NET_BYTEORDER, address),
         *(5, ATTR_CIDR, prefix.prefixlen),
@@ -101,11 +104,11 @@ def entry(prefix: Prefix) -> bytes:
 
 def apply(config: Config) -> None:
     """Make the kernel's sets equal to the configuration, each in one step. Raises HostError."""
-    contents = wanted(config)
-    with opened() as ipset:
+    by_name = contents(config)
+    with ipset_socket() as ipset:
         for kind in KINDS:
             for family in FAMILIES:
-                replace(ipset, kind, family, contents[name(kind, family)])
+                replace(ipset, kind, family, by_name[name(kind, family)])
 
 
 def replace(ipset: IPSet, kind: str, family: int, elements: frozenset[Prefix]) -> None:
@@ -129,7 +132,7 @@ def create(ipset: IPSet, set_name: str, family: int, count: int) -> None:
         stype="hash:net",
         family=FAMILIES[family],
         maxelem=max(MAX_ELEMENTS, count),
-        hashsize=max(64, count // 2),  # saves the kernel the doubling on the way
+        hashsize=max(64, count // 2),  # spares the kernel the doublings on the way
     )
 
 
@@ -140,16 +143,16 @@ def fill(ipset: IPSet, set_name: str, elements: frozenset[Prefix]) -> None:
         message["attrs"] = [
             ["IPSET_ATTR_PROTOCOL", ipset._proto_version],
             ["IPSET_ATTR_SETNAME", set_name],
-            ["IPSET_ATTR_LINENO", 0],  # the kernel asks for it beside ADT
+            ["IPSET_ATTR_LINENO", 0],  # the kernel requires it with ADT
             ["IPSET_ATTR_ADT", b"".join(entries[start : start + BATCH])],
         ]
-        # IPSet.add() knows single entries only; `request` is what it calls with its message.
+        # IPSet.add() sends single entries only, through the same `request`.
         ipset._run_with_cleanup(ipset.asyncore.request, message, IPSET_CMD_ADD, NLM_F_REQUEST | NLM_F_ACK)
 
 
 def remove() -> None:
-    """Destroy our sets; none there is fine. The rules that use them go first, or HostError is raised."""
-    with opened() as ipset:
+    """Destroy our sets; having none is no error. Raises HostError while rules use them: remove the rules first."""
+    with ipset_socket() as ipset:
         for kind in KINDS:
             for family in FAMILIES:
                 destroy(ipset, temporary(kind, family))
@@ -171,15 +174,15 @@ def exists(ipset: IPSet, set_name: str) -> bool:
     return True
 
 
-def have() -> dict[str, frozenset[Prefix]]:
-    """What our sets hold now, by name; a missing set is missing. Takes about 0.1 ms an element."""
-    found: dict[str, frozenset[Prefix]] = {}
-    with opened() as ipset:
+def read() -> dict[str, frozenset[Prefix]]:
+    """The elements of each set that exists, by name. Takes about 0.1 ms an element."""
+    result: dict[str, frozenset[Prefix]] = {}
+    with ipset_socket() as ipset:
         for kind in KINDS:
             for family in FAMILIES:
                 if exists(ipset, name(kind, family)):
-                    found[name(kind, family)] = frozenset(elements(ipset, name(kind, family)))
-    return found
+                    result[name(kind, family)] = frozenset(elements(ipset, name(kind, family)))
+    return result
 
 
 def elements(ipset: IPSet, set_name: str) -> Iterator[Prefix]:
@@ -193,7 +196,7 @@ def elements(ipset: IPSet, set_name: str) -> Iterator[Prefix]:
 
 
 @contextmanager
-def opened() -> Iterator[IPSet]:
+def ipset_socket() -> Iterator[IPSet]:
     """An ipset socket; the kernel's refusals become HostError."""
     try:
         with IPSet() as ipset:

@@ -1,8 +1,7 @@
 """Calls back when the host's routes, addresses or interfaces change, so that our table can follow.
 
-Changes of our own table are not changes, unless somebody deletes from it (a network manager
-that restarts takes foreign routes and rules away): then the answer is to write them again, and
-a second look finds nothing to do.
+Changes of our own table do not count, except deletions: a network manager that restarts may delete
+foreign routes and rules. The callback then writes them again, and the next call finds no difference.
 """
 
 from __future__ import annotations
@@ -41,26 +40,26 @@ GROUPS = (
     | 1 << (RTNLGRP_IPV4_NETCONF - 1)  # forwarding on or off
     | 1 << (RTNLGRP_IPV6_NETCONF - 1)
 )
-LINK_MESSAGE = Struct("=IH14xi")  # struct nlmsghdr, then of ifinfomsg the index; the shortest message of rtnetlink
-BUFFER = 1 << 20  # bytes; what overflows it counts as a change
+LINK_MESSAGE = Struct("=IH14xi")  # struct nlmsghdr, then the index in ifinfomsg; the shortest message of rtnetlink
+BUFFER = 1 << 20  # bytes; an overflow counts as a change
 
 
 class Watch:
-    """A thread of its own that runs `changed` after each burst of changes, until stop().
+    """A thread of its own that runs `callback` after each burst of changes, until stop().
 
-    The socket belongs to the network namespace of the thread that makes the Watch. What
-    `changed` raises is logged, and the watch goes on: the datapath does not stop for it.
+    The socket belongs to the network namespace of the thread that makes the Watch. An exception of
+    `callback` is logged, and the watch goes on: the datapath does not stop for it.
     """
 
-    def __init__(self, datapath: Datapath, changed: Callable[[], object], debounce: float = DEBOUNCE) -> None:
+    def __init__(self, datapath: Datapath, callback: Callable[[], object], debounce: float = DEBOUNCE) -> None:
         self.datapath = datapath
-        self.changed = changed
+        self.callback = callback
         self.debounce = debounce
         self.socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
         self.socket.bind((0, GROUPS))
         self.wake = os.eventfd(0)
-        self.appeared = False  # an interface, since the last call
+        self.link_appeared = False  # a new interface, since the last call
         self.links = {index for index, _ in socket.if_nameindex()}
         self.thread = threading.Thread(target=self.run, name="route-watch", daemon=True)
 
@@ -75,7 +74,7 @@ class Watch:
         self.thread.start()
 
     def stop(self) -> None:
-        """End the thread and wait for it; not from within `changed`."""
+        """End the thread and wait for it; not to be called by `callback`."""
         os.eventfd_write(self.wake, 1)
         self.thread.join()
         self.socket.close()
@@ -92,42 +91,44 @@ class Watch:
                 return
             if ready and self.read(parse=due is None) and due is None:
                 due = time.monotonic() + self.debounce
-            if self.appeared:  # its packets want a program as soon as it has routes
-                due, self.appeared = time.monotonic(), False
+            if self.link_appeared:  # its packets need a program as soon as it has routes
+                due, self.link_appeared = time.monotonic(), False
             if due is not None and time.monotonic() >= due:
                 due = None
                 self.call()
 
     def read(self, parse: bool) -> bool:
-        """Empty the socket. Was there a change? Not parsed where it makes no difference any more."""
-        found = False
+        """Empty the socket; whether there was a change. Without `parse` any message counts as one."""
+        changed = False
         marshal = MarshalRtnl()
         while True:
             try:
                 data = self.socket.recv(1 << 16)
             except BlockingIOError:
-                return found
+                return changed
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
-                found = True
+                changed = True
                 continue
-            self.look_for_links(data)
-            found = found or not parse or any(matters(message, self.datapath) for message in marshal.parse(data))
+            self.track_links(data)
+            changed = (
+                changed or not parse or any(is_relevant(message, self.datapath) for message in marshal.parse(data))
+            )
 
-    def look_for_links(self, data: bytes) -> None:
-        """Of all messages, without the price of parsing them: a router's table may change by thousands."""
+    def track_links(self, data: bytes) -> None:
+        """Look for new and deleted links without parsing all messages: thousands of routes may change at once."""
         for kind, index in links_of(data):
             if kind == rtnl.RTM_DELLINK:
                 self.links.discard(index)
             elif index not in self.links:
                 self.links.add(index)
-                self.appeared = True
+                self.link_appeared = True
 
     def call(self) -> None:
         try:
-            self.changed()
-        except Exception:  # whatever it is, the next change of the routes must still be heard
+            self.callback()
+        except Exception:  # the watch must still report the next change
             log.exception("cannot follow a change of the routes; the next change is the next try")
 
 
@@ -141,8 +142,8 @@ def links_of(data: bytes) -> Iterator[tuple[int, int]]:
         at += max(length + 3 & ~3, LINK_MESSAGE.size)
 
 
-def matters(message: Any, datapath: Datapath) -> bool:
-    """Is this rtnetlink message a reason to plan anew?"""
+def is_relevant(message: Any, datapath: Datapath) -> bool:
+    """Whether this rtnetlink message is a reason to plan anew."""
     kind = message["header"]["type"]
     if kind in (rtnl.RTM_NEWROUTE, rtnl.RTM_DELROUTE):
         table = message.get_attr("RTA_TABLE") or message["table"]

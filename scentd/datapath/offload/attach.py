@@ -1,11 +1,11 @@
-"""Brings programs to interfaces and takes them away again: tcx links where the kernel has them, else clsact.
+"""Attaches programs to interfaces and detaches them: by tcx links where the kernel has them, else by clsact.
 
-Both outlive the process, and a program of ours that is there is replaced so that every packet meets the one or the
-other. Programs of others are left alone. A tcx link of ours is first among those that are there, because a program
-that ends the chain with TC_ACT_OK would hide packets from it; clsact filters run after all links, in the order of
-their priorities. Ours return TC_ACT_UNSPEC, so that the others run, too.
+Both outlive the process. A program of ours is replaced so that every packet meets either the old or the new one.
+Programs of others are left alone. A new tcx link of ours goes before all others, because a program that ends the chain
+with TC_ACT_OK would hide packets from it. clsact filters run after all links, in the order of their priorities. Our
+programs return TC_ACT_UNSPEC, so that the others run, too.
 
-Everything is about the calling thread's network namespace, and cannot run on a thread with a running event loop.
+Everything acts on the calling thread's network namespace, and cannot run on a thread with a running event loop.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ HEADERS = {1: 14, 65534: 0, 768: 0, 769: 0, 776: 0, 512: 0, 519: 0}
 class Attacher:
     """Programs on the interfaces of this namespace. Links are pinned in `directory`, which is on a BPF file system.
 
-    `force` is for a host on which one of the two shall not be used. Everything raises HostError.
+    `force` allows one mechanism alone. Every method may raise HostError.
     """
 
     def __init__(self, directory: str, force: Mechanism | None = None) -> None:
@@ -52,16 +52,16 @@ class Attacher:
         self._tcx = force != "clsact"
 
     def attach(self, ifindex: int, direction: Direction, program_fd: int) -> Mechanism:
-        """Attach, or put the program into the place of ours; which way that was. Raises NoInterface."""
-        if self._tcx and self._linked(ifindex, direction, program_fd):
+        """Attach a program, or replace ours by it. Return the mechanism. Raises NoInterface."""
+        if self._tcx and self._attach_link(ifindex, direction, program_fd):
             clsact.detach(ifindex, direction)
             return "tcx"
         clsact.attach(ifindex, direction, program_fd)
         self._links.detach(ifindex, direction)
         return "clsact"
 
-    def _linked(self, ifindex: int, direction: Direction, program_fd: int) -> bool:
-        """Whether it is attached as a link; False if this kernel has none, which is remembered."""
+    def _attach_link(self, ifindex: int, direction: Direction, program_fd: int) -> bool:
+        """Attach as a link. False if this kernel has no tcx links; later calls then use clsact at once."""
         try:
             self._links.attach(ifindex, direction, program_fd)
         except BpfError as error:
@@ -74,26 +74,26 @@ class Attacher:
         return self._tcx
 
     def detach(self, ifindex: int, direction: Direction) -> None:
-        """Ours only, by either mechanism; nothing there, or no such interface, is fine."""
+        """Detach our program, by either mechanism; no program, or no such interface, is no error."""
         self._links.detach(ifindex, direction)
         clsact.detach(ifindex, direction)
 
-    def attached(self) -> set[Side]:
-        """Where programs of ours are, by either mechanism, whoever attached them."""
-        return self._links.attached() | clsact.attached()
+    def attached_sides(self) -> set[Side]:
+        """The sides that have a program of scentd, by either mechanism, whichever process attached it."""
+        return self._links.attached_sides() | clsact.attached_sides()
 
-    def foreign(self) -> bool:
-        """Whether the directory is that of a daemon in another network namespace."""
-        return self._links.foreign()
+    def is_foreign(self) -> bool:
+        """Whether the directory belongs to a daemon in another network namespace."""
+        return self._links.is_foreign()
 
     def remove(self) -> None:
-        """All that is ours: every link pinned in the directory, every filter in this namespace."""
+        """Remove every link pinned in the directory and every filter of ours in this namespace."""
         self._links.remove()
         clsact.remove()
 
 
 def interfaces() -> list[Interface]:
-    """Those that packets of this host come and go by: not loopback, nor what a bridge, bond or team has taken in.
+    """The interfaces that this host's packets use: not loopback, nor the ports of a bridge, bond or team.
 
     Raises HostError.
     """
@@ -119,7 +119,7 @@ def kind_of(link: Any) -> str | None:
 
 
 def shares_packets(link: Any) -> bool:
-    """Whether the interface gets packets that its lower one had, with the same addresses: both would judge them."""
+    """Whether the interface gets the packets of its lower interface unchanged: programs on both would verify them."""
     if link.get_attr("IFLA_LINK_NETNSID") is not None:
         return False
     if kind_of(link) == "macvlan":
@@ -129,7 +129,10 @@ def shares_packets(link: Any) -> bool:
 
 
 def header_of(link: Any) -> int | None:
-    """Where iptables sees packets at a bridge's ports (br_netfilter), a program on the bridge would come too late."""
+    """Bytes before the IP header, None if unknown.
+
+    Also None for a filtered bridge (br_netfilter): iptables sees its packets at the ports, before a program would.
+    """
     if kind_of(link) == "bridge" and is_filtered(link.get_attr("IFLA_LINKINFO")):
         return None
     return HEADERS.get(link["ifi_type"])
@@ -147,8 +150,8 @@ def is_filtered(bridge: Any) -> bool:
 def finishes_checksums(name: str) -> bool:
     """Whether the device takes packets with unfinished checksums.
 
-    Where it does not, the kernel segments a large UDP send (UDP_SEGMENT) in software, and refuses one that a program
-    has made longer: the application gets ENOMEM (measured on 6.18).
+    For other devices the kernel segments a large UDP send (UDP_SEGMENT) in software, and refuses the send if a program
+    has lengthened it: the application gets ENOMEM (measured on 6.18).
     """
     command = array.array("I", [ETHTOOL_GTXCSUM, 0])
     try:
@@ -161,7 +164,7 @@ def finishes_checksums(name: str) -> bool:
 
 
 def is_free(link: Any) -> bool:
-    """Whether no master takes the interface's packets. A VRF only chooses their routes."""
+    """Whether no master takes the interface's packets. A VRF does not: it only chooses their routes."""
     if not link.get_attr("IFLA_MASTER"):
         return True
     info = link.get_attr("IFLA_LINKINFO")

@@ -36,8 +36,8 @@ def batch_options(flags: int = 0) -> Any:
 class Map:
     """A map behind a file descriptor, which stays the caller's. Keys and values are bytes of exactly the map's sizes.
 
-    In maps that have a value for each CPU a value is all of them, each filled up to a multiple of 8 bytes;
-    lookup_percpu takes them apart. `flags` are the kernel's: F_LOCK, BPF_NOEXIST ... Every call may raise BpfError.
+    In a map with values for each CPU, `value` is all of them in a row, each padded to a multiple of 8 bytes;
+    lookup_percpu separates them. `flags` are the kernel's: F_LOCK, BPF_NOEXIST ... Every call may raise BpfError.
     """
 
     def __init__(self, fd: int) -> None:
@@ -70,7 +70,7 @@ class Map:
         self._check(result, "update")
 
     def delete(self, key: bytes) -> bool:
-        """Whether it was there."""
+        """Delete an element; whether it existed."""
         result = self._lib.bpf_map_delete_elem(self.fd, self._key(key))
         if result == -errno.ENOENT:
             return False
@@ -81,7 +81,7 @@ class Map:
         return (key for key, _ in self.items())
 
     def items(self, flags: int = 0) -> Iterator[tuple[bytes, bytes]]:
-        """All elements. Those that are set or deleted meanwhile may be there or not; some may come twice."""
+        """All elements. Elements that are set or deleted meanwhile may be missing; some may come twice."""
         try:
             yield from self._batches(flags)
         except BpfError as error:
@@ -90,7 +90,7 @@ class Map:
             yield from self._steps(flags)
 
     def update_many(self, items: Iterable[tuple[bytes, bytes]], flags: int = 0) -> None:
-        """Where the kernel refuses one, those before it are set."""
+        """Set many elements. If the kernel refuses one, those before it are set."""
         options = batch_options(flags)
         for chunk in chunks(items):
             keys = b"".join(self._key(key) for key, _ in chunk)
@@ -104,7 +104,7 @@ class Map:
                 self._check(result, "update")
 
     def delete_many(self, keys: Iterable[bytes]) -> int:
-        """How many of them were there."""
+        """Delete many elements; how many of them existed."""
         return sum(map(self._delete_chunk, chunks(keys)))
 
     def _delete_chunk(self, chunk: list[bytes]) -> int:
@@ -119,20 +119,20 @@ class Map:
             if result != -errno.ENOENT:
                 self._check(result, "delete")
             deleted += count.value
-            done += count.value + (result == -errno.ENOENT)  # it stops at a key that is gone
+            done += count.value + (result == -errno.ENOENT)  # the kernel stops at a key that does not exist
         return deleted
 
     def _batches(self, flags: int) -> Iterator[tuple[bytes, bytes]]:
         room = min(CHUNK, self.info.max_entries)
         options = batch_options(flags)
-        following = create_string_buffer(max(4, self.key_size))  # hash maps count their buckets in it
+        following = create_string_buffer(max(4, self.key_size))  # a hash map keeps a bucket number in it
         position: bytes | None = None
         result = 0
         while result != -errno.ENOENT:
             keys, values = create_string_buffer(room * self.key_size), create_string_buffer(room * self.value_size)
             count = c_uint32(room)
             result = self._lib.bpf_map_lookup_batch(self.fd, position, following, keys, values, byref(count), options)
-            if result == -errno.ENOSPC:  # one bucket of the hash map has more than that
+            if result == -errno.ENOSPC:  # one bucket of the hash map has more elements
                 room *= 2
                 continue
             if result not in (-errno.ENOENT, -errno.EINTR):
@@ -144,7 +144,7 @@ class Map:
             )
 
     def _steps(self, flags: int) -> Iterator[tuple[bytes, bytes]]:
-        """One by one. The kernel starts again behind a key that was deleted meanwhile: no key is given twice."""
+        """Elements one by one. After a key deleted meanwhile the kernel starts again: no key is given twice."""
         seen: set[bytes] = set()
         following = create_string_buffer(self.key_size)
         position: bytes | None = None
@@ -159,10 +159,10 @@ class Map:
                 yield position, value
 
     def _key(self, key: bytes) -> bytes:
-        return sized(key, self.key_size, "key")
+        return check_size(key, self.key_size, "key")
 
     def _value(self, value: bytes) -> bytes:
-        return sized(value, self.value_size, "value")
+        return check_size(value, self.value_size, "value")
 
     def _check(self, result: int, what: str) -> None:
         full = f" ({self.info.max_entries} entries at most)" if result == -errno.E2BIG else ""
@@ -172,14 +172,14 @@ class Map:
 class RingBuffer:
     """Hands each record of a ring buffer map to `callback`, on the thread that calls consume().
 
-    `fileno()` is readable when there are records. What the callback raises is logged and counted in `failures`, because
-    nothing can be raised through C. Raises BpfError.
+    `fileno()` is readable when there are records. An exception of the callback is logged and counted in `failures`,
+    because it cannot pass through C. Raises BpfError.
     """
 
     def __init__(self, map_fd: int, callback: Callable[[bytes], object]) -> None:
         self.failures = 0
         self._callback = callback
-        self._sample = SampleCallback(self._take)  # C calls it for as long as the buffer is there
+        self._sample = SampleCallback(self._take)  # C calls it for as long as the buffer exists
         self._lib = library()
         self._ring = self._lib.ring_buffer__new(map_fd, self._sample, None, None)
         if not self._ring:
@@ -189,11 +189,11 @@ class RingBuffer:
         return self._lib.ring_buffer__epoll_fd(self._ring)
 
     def consume(self) -> int:
-        """Handle all records that are there; how many they were. Does not wait."""
+        """Handle all waiting records and return their number. Does not wait."""
         return check(self._lib.ring_buffer__consume(self._ring), "reading a BPF ring buffer")
 
     def close(self) -> None:
-        """Not from within the callback."""
+        """Free the buffer. Not to be called by the callback."""
         if self._ring:
             self._lib.ring_buffer__free(self._ring)
             self._ring = None
@@ -208,12 +208,12 @@ class RingBuffer:
 
 
 def possible_cpus() -> int:
-    """For how many CPUs a map has values. Raises BpfError."""
+    """The number of CPUs for which a map has values. Raises BpfError."""
     return check(library().libbpf_num_possible_cpus(), "number of CPUs")
 
 
-def sized(data: bytes, size: int, what: str) -> bytes:
-    """The kernel would read on behind shorter data."""
+def check_size(data: bytes, size: int, what: str) -> bytes:
+    """Return `data` if it has the map's size: the kernel would read beyond shorter data. Raises ValueError."""
     if len(data) != size:
         raise ValueError(f"a {what} of {len(data)} bytes where the map has {size}")
     return data

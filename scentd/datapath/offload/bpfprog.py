@@ -1,4 +1,4 @@
-"""Programs by file descriptor: what the kernel tells of them, test runs, tcx links.
+"""Programs by file descriptor: the kernel's information about them, test runs, tcx links.
 
 Interface indices are those of the calling thread's network namespace.
 """
@@ -44,7 +44,7 @@ class LinkInfo(NamedTuple):
 
 
 class LinkOptions(ctypes.Structure):
-    """struct bpf_link_create_opts up to its first member that older versions of libbpf do not know."""
+    """The members of struct bpf_link_create_opts that older versions of libbpf know, too."""
 
     _fields_ = [("sz", c_size_t), ("flags", c_uint32)]
 
@@ -78,10 +78,10 @@ def program_info(fd: int) -> ProgramInfo:
 
 
 def prog_test_run(program_fd: int, data: bytes, ctx: bytes = b"", repeat: int = 1) -> tuple[int, bytes, bytes, int]:
-    """Run a program on a packet: its return value, the packet and context behind it, ns of a run on average.
+    """Run a program on a packet. Return its return value, the packet and context after it, ns of a run on average.
 
-    `data` has at least the 14 bytes of an Ethernet header; `ctx` is a struct __sk_buff or empty. A change that one run
-    makes to the packet is there in the next of `repeat`. Raises BpfError.
+    `data` has at least the 14 bytes of an Ethernet header; `ctx` is a struct __sk_buff or empty. If a run changes
+    the packet, the next run of `repeat` gets the changed one. Raises BpfError.
     """
     packet = ctypes.create_string_buffer(len(data) + GROWTH)
     context = ctypes.create_string_buffer(max(len(ctx), 1))
@@ -103,14 +103,14 @@ def prog_test_run(program_fd: int, data: bytes, ctx: bytes = b"", repeat: int = 
 
 
 def link_create(program_fd: int, ifindex: int, attach_type: int, flags: int = 0) -> int:
-    """Attach a program for as long as there is a file descriptor or a pin of the link. Raises BpfError."""
+    """Attach a program for as long as the link has a file descriptor or a pin. Raises BpfError."""
     options = LinkOptions(sz=ctypes.sizeof(LinkOptions), flags=flags)
     link = library().bpf_link_create(program_fd, ifindex, attach_type, ctypes.byref(options))
     return check(link, f"attaching to interface {ifindex}")
 
 
 def link_update(link_fd: int, program_fd: int) -> None:
-    """Put the program into the place of the one there; each packet sees one of them. Raises BpfError."""
+    """Replace the program of a link; each packet meets the old one or the new one. Raises BpfError."""
     check(library().bpf_link_update(link_fd, program_fd, None), "replacing the program of a link")
 
 
@@ -125,7 +125,7 @@ def link_info(fd: int) -> LinkInfo:
 
 
 def programs_on(ifindex: int, attach_type: int) -> list[int]:
-    """The ids of the programs attached with tcx, in the order in which they run; none where there is no such interface.
+    """The ids of the programs attached with tcx, in the order in which they run; empty without such an interface.
 
     Raises BpfError.
     """

@@ -1,6 +1,6 @@
 """Programs on interfaces as filters of the clsact qdisc, which every kernel has.
 
-A filter of ours is known by priority, handle and name. The functions are about the calling thread's network namespace,
+Priority, handle and name identify a filter of ours. The functions act on the calling thread's network namespace,
 raise HostError, and cannot run on a thread with a running event loop.
 """
 
@@ -17,13 +17,14 @@ from scentd.core.offload.coverage import Direction, Side
 from scentd.errors import HostError
 
 PARENTS: dict[Direction, int] = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}  # TC_H_CLSACT, TC_H_MIN_*
-QDISC = 0xFFFFFFF1  # TC_H_CLSACT, TC_H_INGRESS: the parent of clsact and of its elder sister
-# The elder one takes requests about egress, too, and applies them to ingress.
+QDISC = 0xFFFFFFF1  # TC_H_CLSACT, TC_H_INGRESS: the parent of both qdiscs, clsact and the older ingress
+# The ingress qdisc accepts requests about egress, too, but applies them to ingress.
 SIDES: dict[str, tuple[Direction, ...]] = {"clsact": ("ingress", "egress"), "ingress": ("ingress",)}
 PRIORITY = 22600
 HANDLE = 1
 NAME = "scentd"
-ABSENT = {errno.ENOENT, errno.EINVAL, errno.ENODEV}  # filter, its priority or qdisc, interface: gone meanwhile
+# The filter, its priority or qdisc, or the interface has disappeared.
+ABSENT = {errno.ENOENT, errno.EINVAL, errno.ENODEV}
 
 
 class NoInterface(HostError):
@@ -31,18 +32,18 @@ class NoInterface(HostError):
 
 
 def attach(ifindex: int, direction: Direction, program_fd: int) -> None:
-    """Attach, or put the program into the place of ours. Raises NoInterface."""
+    """Attach a program, or replace ours by it. Raises NoInterface."""
     with netlink(f"interface {ifindex}, {direction}") as ip:
-        there = qdiscs(ip).get(ifindex)
-        if there is None:
+        qdisc = qdiscs(ip).get(ifindex)
+        if qdisc is None:
             add_qdisc(ip, ifindex)
-        elif direction not in SIDES[there]:
+        elif direction not in SIDES[qdisc]:
             raise HostError(
                 f"interface {ifindex} has an ingress qdisc, which has no egress side: whoever made it must make a "
                 'clsact qdisc instead, or set datapath.offload = "off"'
             )
-        single = [found for found in filters(ip, ifindex, direction) if found["handle"]]  # 0: a priority as a whole
-        if any(priority(found) == PRIORITY and not ours(found) for found in single):
+        single = [f for f in filters(ip, ifindex, direction) if f["handle"]]  # 0: a priority as a whole
+        if any(priority(f) == PRIORITY and not is_ours(f) for f in single):
             raise HostError(f"interface {ifindex}, {direction}: a tc filter of somebody else has priority {PRIORITY}")
         ip.tc(
             *("replace-filter", "bpf", ifindex),
@@ -56,34 +57,34 @@ def attach(ifindex: int, direction: Direction, program_fd: int) -> None:
 
 
 def detach(ifindex: int, direction: Direction) -> None:
-    """Our filter, and the qdisc if no filter at all is left. Nothing there is fine."""
+    """Remove our filter, and the qdisc if no filter at all is left. Having none is no error."""
     with netlink(f"interface {ifindex}, {direction}") as ip:
-        there = qdiscs(ip).get(ifindex)
-        if there is None or direction not in SIDES[there] or not any(map(ours, filters(ip, ifindex, direction))):
+        qdisc = qdiscs(ip).get(ifindex)
+        if qdisc is None or direction not in SIDES[qdisc] or not any(map(is_ours, filters(ip, ifindex, direction))):
             return
         try:
             ip.tc("del-filter", "bpf", ifindex, handle=HANDLE, parent=PARENTS[direction], prio=PRIORITY)
-            if there == "clsact" and not any(filters(ip, ifindex, side) for side in PARENTS):
+            if qdisc == "clsact" and not any(filters(ip, ifindex, side) for side in PARENTS):
                 ip.tc("del", "clsact", ifindex)
         except NetlinkError as error:
             if error.code not in ABSENT:
                 raise
 
 
-def attached() -> set[Side]:
-    """Where filters of ours are."""
+def attached_sides() -> set[Side]:
+    """The sides that have a filter of ours."""
     with netlink() as ip:
         return {
             (ifindex, direction)
             for ifindex, kind in qdiscs(ip).items()
             for direction in SIDES[kind]
-            if any(map(ours, filters(ip, ifindex, direction)))
+            if any(map(is_ours, filters(ip, ifindex, direction)))
         }
 
 
 def remove() -> None:
-    """All filters of ours."""
-    for side in attached():
+    """Remove all filters of ours."""
+    for side in attached_sides():
         detach(*side)
 
 
@@ -96,8 +97,8 @@ def add_qdisc(ip: IPRoute, ifindex: int) -> None:
 
 
 def qdiscs(ip: IPRoute) -> dict[int, str]:
-    """clsact or ingress, by interface."""
-    return {found["index"]: found.get_attr("TCA_KIND") for found in ip.get_qdiscs() if found["parent"] == QDISC}
+    """The kind of qdisc by interface: clsact or ingress."""
+    return {q["index"]: q.get_attr("TCA_KIND") for q in ip.get_qdiscs() if q["parent"] == QDISC}
 
 
 def filters(ip: IPRoute, ifindex: int, direction: Direction) -> list[Any]:
@@ -108,7 +109,7 @@ def priority(message: Any) -> int:
     return message["info"] >> 16
 
 
-def ours(message: Any) -> bool:
+def is_ours(message: Any) -> bool:
     return (
         priority(message) == PRIORITY
         and message["handle"] == HANDLE

@@ -1,6 +1,6 @@
 """libbpf.so.1 through ctypes: the library, its errors, objects.
 
-What is done with what an object holds is in bpfmap (elements, ring buffer), bpfprog (test runs, links) and pins.
+Maps of an object are used through bpfmap (elements, ring buffer), its programs through bpfprog (test runs, links).
 Everything blocks for as long as the kernel takes and may be called from any thread. A file descriptor that a
 function returns is the caller's to close; those of an Object are the Object's.
 """
@@ -23,7 +23,7 @@ from scentd.errors import HostError
 log = logging.getLogger(__name__)
 
 LIBRARY = "libbpf.so.1"
-VERIFIER_STATISTICS = ("processed ", "verification time ", "stack depth ")  # lines behind its verdict
+VERIFIER_STATISTICS = ("processed ", "verification time ", "stack depth ")  # lines after its verdict
 PRINT_DEBUG = 2  # enum libbpf_print_level
 WAYS_OUT = {
     errno.EPERM: "needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (root, or the unit's CapabilityBoundingSet and "
@@ -31,14 +31,14 @@ WAYS_OUT = {
     errno.ENOSYS: "this kernel has no bpf(): use one with CONFIG_BPF_SYSCALL",
     errno.ENOMEM: "the kernel gave no memory: raise LimitMEMLOCK on kernels before 5.11, lower the number of entries",
 }
-REFUSED = "the kernel is too old for it or its verifier refused it"
+REFUSAL = "the kernel is too old for it or its verifier refused it"
 
 Print = ctypes.CFUNCTYPE(c_int, c_int, c_void_p, c_void_p)
 SampleCallback = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
 
 MAP_INFO = Struct("=IIIIII16s")
 
-messages = threading.local()  # .lines: what libbpf says to a thread that collects it
+messages = threading.local()  # .lines: libbpf's messages to a thread that collects them
 
 
 class BpfError(HostError):
@@ -51,7 +51,7 @@ class BpfError(HostError):
 
 
 class LoadError(BpfError):
-    """An object that was not opened or loaded. `log` is all that libbpf said, the verifier's log included."""
+    """An object was not opened or loaded. `log` is all that libbpf printed, with the verifier's log."""
 
     def __init__(self, code: int, what: str, way_out: str, log: str) -> None:
         super().__init__(code, what, way_out)
@@ -111,7 +111,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 
 
 def available() -> str | None:
-    """None if the library can be loaded, else why not and the way out."""
+    """None if the library can be loaded, else the reason and the way out."""
     try:
         library()
     except HostError as error:
@@ -129,7 +129,7 @@ def library() -> ctypes.CDLL:
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
         raise HostError(f"{error}; datapath.offload needs libbpf: install libbpf1 (Debian) or libbpf") from None
-    lib.libbpf_set_print(collect)
+    lib.libbpf_set_print(on_message)
     return lib
 
 
@@ -142,10 +142,10 @@ def libc() -> ctypes.CDLL:
 
 
 @Print
-def collect(level: int, pattern: int, arguments: int) -> int:
-    """Takes what libbpf has to say, on the thread that called it.
+def on_message(level: int, pattern: int, arguments: int) -> int:
+    """Receive a message of libbpf, on the thread that called it.
 
-    A va_list goes on as a pointer: it is one, or larger and handed over by reference, in the ABIs of Linux.
+    The va_list is passed on as a pointer: in the ABIs of Linux it is a pointer, or is passed by reference.
     """
     if level == PRINT_DEBUG:
         return 0
@@ -164,7 +164,7 @@ def collect(level: int, pattern: int, arguments: int) -> int:
 
 
 def check(result: int, what: str) -> int:
-    """The result of a call; a negative one is an errno. Raises BpfError, which begins with `what`."""
+    """Return the result of a call. A negative one is an errno: raises BpfError, whose text begins with `what`."""
     if result < 0:
         raise BpfError(-result, what)
     return result
@@ -176,11 +176,11 @@ class Object:
     def __init__(self, path: str) -> None:
         self.path = path
         self._lib = library()
-        with Collected() as said:
+        with MessageCollector() as collector:
             self._object = self._lib.bpf_object__open_file(os.fsencode(path), None)
             code = ctypes.get_errno()
         if not self._object:
-            raise LoadError(code, path, "build it with make -C bpf", said.text())
+            raise LoadError(code, path, "build it with make -C bpf", collector.text())
         self._maps = dict(self._each(self._lib.bpf_object__next_map, self._lib.bpf_map__name))
         self._programs = dict(self._each(self._lib.bpf_object__next_program, self._lib.bpf_program__name))
 
@@ -197,12 +197,14 @@ class Object:
 
     def _map(self, name: str) -> int:
         if name not in self._maps:
-            raise HostError(f"{self.path}: no map {name}: not of this version; build it with make -C bpf")
+            raise HostError(f"{self.path}: no map {name}: the file is of another version; build it with make -C bpf")
         return self._maps[name]
 
     def _program(self, name: str) -> int:
         if name not in self._programs:
-            raise HostError(f"{self.path}: no program {name}: not of this version; build it with make -C bpf")
+            raise HostError(
+                f"{self.path}: no program {name}: the file is of another version; build it with make -C bpf"
+            )
         return self._programs[name]
 
     def maps(self) -> list[str]:
@@ -212,18 +214,18 @@ class Object:
         return list(self._programs)
 
     def reuse(self, name: str, fd: int) -> None:
-        """Use the map behind `fd` instead of making one, with its own number of entries; before load.
+        """Use the map of `fd`, with its own number of entries, instead of a new one. Call it before load.
 
-        Raises HostError if it is of another type or of other sizes.
+        Raises HostError if the map has another type or other sizes.
         """
         item, lib = self._map(name), self._lib
         want = lib.bpf_map__type(item), lib.bpf_map__key_size(item), lib.bpf_map__value_size(item)
-        there = map_info(fd)
-        have = there.type, there.key_size, there.value_size
-        if want != have:
+        info = map_info(fd)
+        actual = info.type, info.key_size, info.value_size
+        if want != actual:
             raise HostError(
                 f"{self.path}: map {name}: type, key and value size are {want}, those of the map to take over "
-                f"{have}; remove it with scentd cleanup"
+                f"{actual}; remove it with scentd cleanup"
             )
         check(lib.bpf_map__reuse_fd(item, fd), f"{self.path}: map {name}: taking over")
 
@@ -232,11 +234,11 @@ class Object:
         check(self._lib.bpf_map__set_max_entries(self._map(name), max_entries), f"{self.path}: map {name}: resizing")
 
     def load(self) -> None:
-        """Make the maps, have the programs verified. Raises LoadError."""
-        with Collected() as said:
+        """Make the maps and load the programs through the kernel's verifier. Raises LoadError."""
+        with MessageCollector() as collector:
             result = self._lib.bpf_object__load(self._object)
         if result < 0:
-            text = said.text()
+            text = collector.text()
             raise LoadError(-result, f"{self.path}: not loaded", reason(-result, text), text)
 
     def map_fd(self, name: str) -> int:
@@ -248,16 +250,16 @@ class Object:
         return check(self._lib.bpf_program__fd(self._program(name)), f"{self.path}: program {name}")
 
     def close(self) -> None:
-        """Close all its file descriptors. What is pinned or attached stays in the kernel."""
+        """Close all its file descriptors. Pinned maps and attached programs stay in the kernel."""
         if self._object:
             self._lib.bpf_object__close(self._object)
             self._object = None
 
 
-class Collected:
-    """Context manager that keeps what libbpf says to this thread."""
+class MessageCollector:
+    """Context manager that collects libbpf's messages to this thread."""
 
-    def __enter__(self) -> Collected:
+    def __enter__(self) -> MessageCollector:
         self.lines: list[str] = []
         messages.lines = self.lines
         return self
@@ -270,13 +272,13 @@ class Collected:
 
 
 def reason(code: int, text: str) -> str:
-    """The way out of a failed load: the verifier's last word if there is one."""
+    """The way out of a failed load, or else the last line of the verifier's log."""
     if code in WAYS_OUT:
         return WAYS_OUT[code]
     _, _, verifier = text.rpartition("-- BEGIN PROG LOAD LOG --")
     lines = verifier.partition("-- END PROG LOAD LOG --")[0].splitlines()
     said = [line for line in lines if line.strip() and not line.startswith(VERIFIER_STATISTICS)]
-    return REFUSED + (f": {said[-1].strip()}" if said else "")
+    return REFUSAL + (f": {said[-1].strip()}" if said else "")
 
 
 def map_info(fd: int) -> MapInfo:
@@ -286,12 +288,12 @@ def map_info(fd: int) -> MapInfo:
 
 
 def name_text(name: bytes) -> str:
-    """An object's name as the kernel has it: up to 15 characters, filled up with zeros."""
+    """An object's name from the kernel's form: up to 15 characters, padded with zeros."""
     return name.rstrip(b"\0").decode()
 
 
 def info(fd: int, size: int) -> bytes:
-    """The first `size` bytes of what the kernel tells of a map, program or link. Raises BpfError."""
+    """The first `size` bytes of the kernel's information about a map, program or link. Raises BpfError."""
     buffer = ctypes.create_string_buffer(size)
     length = c_uint32(size)
     check(library().bpf_obj_get_info_by_fd(fd, buffer, ctypes.byref(length)), f"BPF file descriptor {fd}")

@@ -15,11 +15,11 @@ from scentd.datapath.offload.libbpf import BpfError, check, libc, library
 BPFFS_MAGIC = 0xCAFE4A11  # linux/magic.h
 STATFS_ROOM = 256  # bytes; struct statfs is smaller everywhere, its first member is the type, a long
 NO_BPFFS = "datapath.pin_dir must be a directory of a BPF file system: mount -t bpf bpf /sys/fs/bpf"
-NEW = "~"  # behind a name: the pin that is about to replace it
+NEW = "~"  # suffix of the pin that is about to replace the one of this name
 
 
 def is_bpffs(directory: str) -> bool:
-    """Whether the directory is on a BPF file system. Raises OSError if it is not there."""
+    """Whether the directory is on a BPF file system. Raises OSError if it does not exist."""
     buffer = ctypes.create_string_buffer(STATFS_ROOM)
     if libc().statfs(os.fsencode(directory), buffer) < 0:
         code = ctypes.get_errno()
@@ -28,26 +28,26 @@ def is_bpffs(directory: str) -> bool:
 
 
 def pin(fd: int, path: str) -> None:
-    """Raises BpfError if there is something of this name, or no directory on a BPF file system."""
+    """Pin a descriptor. Raises BpfError if the name exists, or the directory is not on a BPF file system."""
     result = library().bpf_obj_pin(fd, os.fsencode(path))
     if result < 0:
         raise BpfError(-result, f"pinning {path}", NO_BPFFS if -result in (errno.EPERM, errno.ENOENT) else "")
 
 
 def get(path: str) -> int | None:
-    """A new file descriptor of what is pinned, None if there is nothing of this name. Raises BpfError."""
+    """Open what is pinned and return its file descriptor, None without such a name. Raises BpfError."""
     fd = library().bpf_obj_get(os.fsencode(path))
     return None if fd == -errno.ENOENT else check(fd, f"pin {path}")
 
 
 def unpin(path: str) -> None:
-    """Remove the name; none there is fine. Raises OSError."""
+    """Remove the name; a missing one is no error. Raises OSError."""
     with suppress(FileNotFoundError):
         os.unlink(path)
 
 
 def replace_pin(fd: int, path: str) -> None:
-    """Pin in the place of what is pinned there: who opens the path gets the one or the other. Raises BpfError."""
+    """Replace a pin: a process that opens the path gets the old object or the new one. Raises BpfError."""
     new = path + NEW
     unpin(new)
     pin(fd, new)

@@ -1,7 +1,7 @@
 """The two BPF objects, loaded: their maps by name ("stamp.outgoing"), their programs, and the pins of the maps.
 
-Maps are pinned below PIN_DIR/maps-VERSION, so that a daemon that comes after this one goes on with the
-same state while the programs run. Programs need no pins: what they are attached to holds them.
+Maps are pinned below PIN_DIR/maps-VERSION, so that the next daemon goes on with the same state while the
+programs run. Programs need no pins: their attachments hold them.
 """
 
 from __future__ import annotations
@@ -20,39 +20,39 @@ from scentd.wire import maps
 
 OBJECTS = {name: Path(__file__).with_name(f"{name}.bpf.o") for name in ("stamp", "verify")}
 LAYERS = {14: "l2", 0: "l3"}  # by bytes of link layer in front of the IP header
-SPARE = 2  # maps are made so many times as large as needed, so that most reloads need no new ones
+SPARE = 2  # maps get so many times the entries needed, so that most reloads need no new ones
 LEAST_ENTRIES = 1024
-CARRIED = ("stamp.outgoing", "verify.receiving")  # what is not made of the configuration
+STATE_MAPS = ("stamp.outgoing", "verify.receiving")  # maps whose entries do not come from the configuration
 OF_DIRECTION: dict[Direction, str] = {"egress": "stamp", "ingress": "verify"}
 
 
 class Programs:
-    """Both objects in the kernel; their maps are new, or those of `taken` (file descriptors, which it closes).
+    """Both objects in the kernel; their maps are new, or those of `pinned` (file descriptors, which it closes).
 
     `sizes`: entries of the maps that grow with the configuration. Raises HostError.
     """
 
-    def __init__(self, sizes: Mapping[str, int], taken: Mapping[str, int] | None = None) -> None:
-        self.taken_over = bool(taken)
+    def __init__(self, sizes: Mapping[str, int], pinned: Mapping[str, int] | None = None) -> None:
+        self.reuses_maps = bool(pinned)
         self._objects: dict[str, Object] = {}
         self.maps: dict[str, Map] = {}
         self._fds: dict[str, int] = {}
         try:
             for name, path in OBJECTS.items():
-                self._load(name, path, sizes, taken or {})
+                self._load(name, path, sizes, pinned or {})
         except HostError:
             self.close()
             raise
         finally:
-            for fd in (taken or {}).values():
+            for fd in (pinned or {}).values():
                 os.close(fd)
 
-    def _load(self, name: str, path: Path, sizes: Mapping[str, int], taken: Mapping[str, int]) -> None:
+    def _load(self, name: str, path: Path, sizes: Mapping[str, int], pinned: Mapping[str, int]) -> None:
         loaded = self._objects[name] = Object(str(path))
         own = {inner: f"{name}.{inner}" for inner in loaded.maps()}
         for inner, full in own.items():
-            if full in taken:
-                loaded.reuse(inner, taken[full])
+            if full in pinned:
+                loaded.reuse(inner, pinned[full])
             elif full in sizes:
                 loaded.resize(inner, sizes[full])
         loaded.load()
@@ -70,33 +70,33 @@ class Programs:
         """The file descriptor of the ring buffer."""
         return self._fds["verify.events"]
 
-    def room(self, name: str) -> int:
-        """How many entries a map has room for."""
+    def capacity(self, name: str) -> int:
+        """The number of entries that a map can hold."""
         return map_info(self._fds[name]).max_entries
 
     def pin(self, pin_dir: str) -> None:
-        """Pin all maps, each in the place of one that is there. Raises HostError."""
+        """Pin all maps, each in the place of an older one. Raises HostError."""
         directory = maps_directory(pin_dir)
         make_directory(directory)
         for name, fd in self._fds.items():
             pins.replace_pin(fd, str(directory / pin_name(name)))
 
     def close(self) -> None:
-        """Pinned maps and attached programs stay in the kernel."""
+        """Close the descriptors. Pinned maps and attached programs stay in the kernel."""
         for loaded in self._objects.values():
             loaded.close()
 
 
-def grown(needed: Mapping[str, int]) -> dict[str, int]:
+def with_spare(needed: Mapping[str, int]) -> dict[str, int]:
     return {name: max(LEAST_ENTRIES, SPARE * n) for name, n in needed.items()}
 
 
-def larger(loaded: Programs, needed: Mapping[str, int]) -> Programs:
-    """The programs with larger maps that hold what these hold."""
-    made = Programs(grown(needed))
-    for name in CARRIED:
-        made.maps[name].update_many(loaded.maps[name].items())
-    return made
+def enlarge(loaded: Programs, needed: Mapping[str, int]) -> Programs:
+    """Load the programs with larger maps, with the entries of STATE_MAPS copied."""
+    result = Programs(with_spare(needed))
+    for name in STATE_MAPS:
+        result.maps[name].update_many(loaded.maps[name].items())
+    return result
 
 
 def maps_directory(pin_dir: str) -> Path:
@@ -108,7 +108,7 @@ def pin_name(name: str) -> str:
 
 
 def make_directory(path: Path) -> None:
-    """On the BPF file system. Raises HostError."""
+    """Make the directory, which must be on a BPF file system. Raises HostError."""
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         if pins.is_bpffs(str(path)):
@@ -121,14 +121,14 @@ def make_directory(path: Path) -> None:
     )
 
 
-def pinned(pin_dir: str) -> dict[str, int] | None:
-    """File descriptors of the maps that a daemon of this version has left, by name; None if not all are there."""
+def open_pinned(pin_dir: str) -> dict[str, int] | None:
+    """Open the maps that a daemon of this version has pinned, by name; None if any is missing."""
     names = [f"{name}.{inner}" for name, path in OBJECTS.items() for inner in map_names(path)]
     fds = {name: pins.get(str(maps_directory(pin_dir) / pin_name(name))) for name in names}
-    there = {name: fd for name, fd in fds.items() if fd is not None}
-    if len(there) == len(names):
-        return there
-    for fd in there.values():
+    existing = {name: fd for name, fd in fds.items() if fd is not None}
+    if len(existing) == len(names):
+        return existing
+    for fd in existing.values():
         os.close(fd)
     return None
 
@@ -139,7 +139,7 @@ def map_names(path: Path) -> list[str]:
 
 
 def unpin(pin_dir: str) -> None:
-    """Remove the maps' pins of all versions, and the directory if it is empty then. None there is fine."""
+    """Remove the maps' pins of all versions, and the directory if it is empty then. Having none is no error."""
     top = Path(pin_dir)
     for directory in top.glob("maps-*"):
         shutil.rmtree(directory)

@@ -20,15 +20,15 @@ PIN = re.compile(r"link-([0-9]+)-(ingress|egress)")
 
 
 class Links:
-    """The links pinned in one directory, one for each side of an interface. Everything raises HostError."""
+    """The links pinned in one directory, one for each side of an interface. Every method may raise HostError."""
 
     def __init__(self, directory: str) -> None:
         self.directory = directory
 
     def attach(self, ifindex: int, direction: Direction, program_fd: int) -> None:
-        """Attach, or put the program into the place of ours. Raises BpfError with the kernel's reason."""
+        """Attach a program, or replace ours by it. Raises BpfError with the kernel's reason."""
         path = self.path(ifindex, direction)
-        with opened(path) as link:
+        with open_link(path) as link:
             if link is not None and is_on(link, ifindex, direction):
                 bpfprog.link_update(link, program_fd)
                 return
@@ -44,34 +44,34 @@ class Links:
             os.close(link)
 
     def detach(self, ifindex: int, direction: Direction) -> None:
-        """Ours on this interface, or what is left of one whose interface is gone."""
+        """Remove our link on this interface, or the pin of a link whose interface is gone."""
         path = self.path(ifindex, direction)
         for name in (path, path + pins.NEW):  # the second after a crash
-            with opened(name) as link:
+            with open_link(name) as link:
                 if link is None or not (is_on(link, ifindex, direction) or is_gone(link)):
                     continue
             drop(name)
 
-    def attached(self) -> set[Side]:
-        """Those that are attached in this namespace."""
-        found: set[Side] = set()
+    def attached_sides(self) -> set[Side]:
+        """The sides whose link is attached in this namespace."""
+        sides: set[Side] = set()
         for name in self.names():
             match = PIN.fullmatch(name)
             if match is None:
                 continue
             side: Side = int(match[1]), "ingress" if match[2] == "ingress" else "egress"
-            with opened(self.path(*side)) as link:
+            with open_link(self.path(*side)) as link:
                 if link is not None and is_on(link, *side):
-                    found.add(side)
-        return found
+                    sides.add(side)
+        return sides
 
-    def foreign(self) -> bool:
-        """Whether a link in the directory is attached in another namespace: then the directory is another daemon's."""
+    def is_foreign(self) -> bool:
+        """Whether a link in the directory is attached in another namespace: another daemon uses the directory then."""
         for name in self.names():
             match = PIN.fullmatch(name)
             if match is None:
                 continue
-            with opened(os.path.join(self.directory, name)) as link:
+            with open_link(os.path.join(self.directory, name)) as link:
                 if link is None or is_gone(link):
                     continue
                 if not is_on(link, int(match[1]), "ingress" if match[2] == "ingress" else "egress"):
@@ -79,7 +79,7 @@ class Links:
         return False
 
     def remove(self) -> None:
-        """Every link in the directory."""
+        """Remove every link in the directory."""
         for name in self.names():
             if PIN.match(name):
                 drop(os.path.join(self.directory, name))
@@ -95,7 +95,7 @@ class Links:
 
 
 @contextmanager
-def opened(path: str) -> Iterator[int | None]:
+def open_link(path: str) -> Iterator[int | None]:
     fd = pins.get(path)
     try:
         yield fd
@@ -105,7 +105,7 @@ def opened(path: str) -> Iterator[int | None]:
 
 
 def is_on(link: int, ifindex: int, direction: Direction) -> bool:
-    """Whether the link is attached here. Its index alone may be one of another namespace."""
+    """Whether the link is attached in this namespace: its index alone may be of another one."""
     info = bpfprog.link_info(link)
     return info.ifindex == ifindex and info.program in bpfprog.programs_on(ifindex, TYPES[direction])
 
@@ -116,8 +116,8 @@ def is_gone(link: int) -> bool:
 
 
 def drop(path: str) -> None:
-    """Detach before the name goes: without that the kernel would do it some time later."""
-    with opened(path) as link:
+    """Detach a link and remove its pin. Without the first step the kernel would detach it some time later."""
+    with open_link(path) as link:
         if link is not None:
             bpfprog.link_detach(link)
     pins.unpin(path)

@@ -1,7 +1,7 @@
-"""ICMP errors about packets that no longer fit once they are scented. Pure but for `IcmpSender`.
+"""ICMP errors about packets that no longer fit once they carry a scent. Pure except `IcmpSender`.
 
-A gateway that scents forwarded packets makes the path's MTU smaller than its links
-say, so it must answer like a router with such a link: RFC 792 / RFC 1191 (IPv4
+A gateway that stamps forwarded packets makes the path's MTU smaller than its links
+state, so it must answer like a router with such a link: RFC 792 / RFC 1191 (IPv4
 "fragmentation needed") and RFC 4443 section 3.2 (ICMPv6 "packet too big").
 """
 
@@ -12,16 +12,16 @@ import struct
 
 from scentd.wire import ip
 
-_QUOTE_IPV4 = 548  # RFC 1812 section 4.3.2.3: as much as fits into 576 bytes
-_QUOTE_IPV6 = 1232  # RFC 4443 section 2.4: as much as fits into 1280 bytes
-# What asks or answers; every other type of ICMP is an error message or unknown, and may be one (linux icmp_pointers).
+_QUOTE_IPV4 = 548  # bytes of the packet that fit into an error of 576 bytes, RFC 1812 section 4.3.2.3
+_QUOTE_IPV6 = 1232  # bytes of the packet that fit into an error of 1280 bytes, RFC 4443 section 2.4
+# Queries and replies. Any other type of ICMP is an error message, or unknown and may be one (linux icmp_pointers).
 _QUERIES_IPV4 = frozenset((0, 8, 9, 10, 13, 14, 15, 16, 17, 18))
 _ICMPV6_FIRST_QUERY, _ICMPV6_REDIRECT = 128, 137  # RFC 4443 section 2.1, 2.4 (e.2)
 _PER_SECOND = 100  # errors sent at most, RFC 1812 section 4.3.2.8
 
 
 def too_big(packet: bytes, mtu: int) -> bytes:
-    """The ICMP message (without IP header; ICMPv6 without checksum) that says packets of `mtu` bytes fit."""
+    """Return the ICMP message that says packets of `mtu` bytes fit, without IP header; ICMPv6 without checksum."""
     if packet[0] >> 4 == 4:
         message = struct.pack(">BBHHH", 3, 4, 0, 0, mtu) + packet[:_QUOTE_IPV4]
         message += b"\0" * (len(message) % 2)
@@ -32,8 +32,8 @@ def too_big(packet: bytes, mtu: int) -> bytes:
 def may_answer(packet: bytes, parsed: ip.Parsed) -> bool:
     """Whether a router may send `too_big` about this packet, and its source can do anything about it.
 
-    RFC 1122 section 3.2.2, RFC 1812 section 4.3.2.7, RFC 4443 section 2.4 (e). Of fragments we are stricter than
-    they are: not even the first is answered.
+    RFC 1122 section 3.2.2, RFC 1812 section 4.3.2.7, RFC 4443 section 2.4 (e). This function is stricter than the
+    RFCs about fragments: it refuses the first one, too.
     """
     if parsed.malformed or parsed.fragment or not parsed.dont_fragment or len(packet) <= ip.LEAST_MTU[parsed.version]:
         return False
@@ -41,7 +41,7 @@ def may_answer(packet: bytes, parsed: ip.Parsed) -> bool:
 
 
 def _names_no_host(source: bytes) -> bool:
-    """Unspecified, loopback, multicast, reserved or limited broadcast. A subnet's broadcast the kernel refuses."""
+    """Unspecified, loopback, multicast, reserved or limited broadcast. The kernel refuses a subnet's broadcast."""
     if len(source) == 4:
         return source[0] in (0, 127) or source[0] >= 224
     return source[0] == 0xFF or (source[:15] == bytes(15) and source[15] <= 1)
@@ -66,18 +66,18 @@ class IcmpSender:
             end.setblocking(False)
             end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)  # it only sends
         self._second = 0
-        self._left = 0
+        self._budget = 0
 
     def send(self, packet: bytes, mtu: int, now: float) -> bool:
-        """Whether an error went to the packet's source; never raises for want of a route or of budget.
+        """Send an error to the packet's source; whether it went. A missing route or a spent budget does not raise.
 
-        The caller has asked `may_answer`.
+        The caller asks `may_answer` first.
         """
         if int(now) != self._second:
-            self._second, self._left = int(now), _PER_SECOND
-        if self._left <= 0:
+            self._second, self._budget = int(now), _PER_SECOND
+        if self._budget <= 0:
             return False
-        self._left -= 1
+        self._budget -= 1
         try:
             if packet[0] >> 4 == 4:
                 self._ipv4.sendto(

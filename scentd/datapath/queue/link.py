@@ -24,14 +24,14 @@ class WorkerSetup(Struct, frozen=True, tag=True):
     mark_stamped: int
     mark_rejected: int
     mark_glance: int = 0
-    long_queue: int | None = None  # verifies IPv6 packets that may be several segments in one; None: no IPv6
+    long_queue: int | None = None  # verifies IPv6 packets that may hold several segments; None: no IPv6
 
 
 class PathTables(Struct, frozen=True, tag=True):
     stamp: StampTable
     verify: VerifyTable
     epochs_path: str
-    forward_lowered: bool = False  # the kernel holds forwarded packets to the lowered MTU, before they are stamped
+    forward_lowered: bool = False  # the kernel applies the lowered MTU to forwarded packets, before they are stamped
 
 
 class NewEpochs(Struct, frozen=True, tag=True):
@@ -42,7 +42,7 @@ class Ready(Struct, frozen=True, tag=True):
     """The worker has bound its queues."""
 
 
-class Failed(Struct, frozen=True, tag=True):
+class StartFailure(Struct, frozen=True, tag=True):
     """The worker cannot start; it ends after this."""
 
     error: str
@@ -53,7 +53,7 @@ class Fragments(Struct, frozen=True, tag=True):
 
 
 class WorkerReport(Struct, frozen=True, tag=True):
-    """Once a second: totals since the worker's start, and what the daemon has to know of pairs."""
+    """Once a second: totals since the worker's start, and the state of pairs that the daemon needs."""
 
     counters: dict[str, int]
     sent: tuple[tuple[int, int, int], ...]  # pair, epoch, bits of fragments that left
@@ -61,7 +61,7 @@ class WorkerReport(Struct, frozen=True, tag=True):
 
 
 ToWorker = WorkerSetup | PathTables | NewEpochs
-FromWorker = Ready | Failed | Fragments | WorkerReport
+FromWorker = Ready | StartFailure | Fragments | WorkerReport
 
 _encoder = msgspec.msgpack.Encoder()
 
@@ -79,7 +79,7 @@ class MessageReader:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list:
-        """The messages completed by `data`. Raises msgspec errors on a peer that does not speak this."""
+        """Return the messages that `data` completes. Raises msgspec errors if the other end sends anything else."""
         self._buffer += data
         messages = []
         while len(self._buffer) >= 4:
@@ -94,8 +94,8 @@ class MessageReader:
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
-    """(the daemon's end, the worker's end)."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    for end in (ours, theirs):
+    """Return (the daemon's end, the worker's end)."""
+    daemon_end, worker_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    for end in (daemon_end, worker_end):
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * 1024 * 1024)
-    return ours, theirs
+    return daemon_end, worker_end

@@ -7,11 +7,11 @@ netlink port, so the missing settings go there as plain nfnetlink_queue messages
 
 Two ways to read. Narrow is the library's own loop in C: a tenth less CPU a packet, but
 its buffer holds 4096 bytes. Wide reads everything, through a Python call. A queue begins
-narrow; the first packet that comes cut off makes it wide, and that packet is sent through
-its hook once more (NF_REPEAT) to come back whole. Without long packets it turns narrow again.
+narrow. The first truncated packet makes it wide; that packet goes through its hook once more
+(NF_REPEAT) and comes back whole. After _WIDE_RUNS runs without a long packet the queue turns narrow again.
 
-An unsegmented queue is always wide: it gets the packets that the kernel has not cut into segments yet (GSO) or has
-merged (GRO) as they are, their checksums unfinished. To any other queue the kernel hands their segments.
+An unsegmented queue is always wide. The kernel hands it packets that it has merged (GRO) or not yet cut into segments
+(GSO) as they are, with unfinished checksums. Any other queue gets the segments of such packets.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from scentd.errors import HostError
 log = logging.getLogger(__name__)
 
 PACKET_MAX = 65531  # a netlink attribute's length is 16 bits with its own header
-NARROW = 4016  # bytes: what netfilterqueue asks the kernel for, and all that its buffer has room for
+NARROW = 4016  # bytes of a packet that netfilterqueue asks the kernel for; its buffer holds no more
 _BUFFER = PACKET_MAX + 4096
 _NLMSG_ERROR, _NLM_F_REQUEST, _NLM_F_ACK = 2, 1, 4
 _MSG_CONFIG = 3 << 8 | 2  # NFNL_SUBSYS_QUEUE, NFQNL_MSG_CONFIG
@@ -41,20 +41,20 @@ _COPY_PACKET = 2
 _FLAG_FAIL_OPEN, _FLAG_GSO = 1, 4
 _SOL_NETLINK, _NETLINK_NO_ENOBUFS = 270, 5
 _SO_RCVBUFFORCE = 33
-_BATCH = 128  # packets handled in one run: a busy queue must not keep its owner from everything else
+_BATCH = 128  # packets in one run: a busy queue must not keep its owner from everything else
 _WIDE_RUNS = 1000  # runs without a long packet, then the queue turns narrow
 
 
 class _BatchDone(Exception):
-    """The only way out of netfilterqueue's loop while packets wait: raised behind a packet's verdict."""
+    """Ends netfilterqueue's loop while packets wait; nothing else does. Raised after a packet's verdict."""
 
 
 class Queue:
     """A bound queue. `run()` hands the waiting packets to `callback`, a bounded number of them, and returns.
 
     The callbacks must give each packet a verdict and must not raise. `uncopyable` gets the packets of more than
-    PACKET_MAX bytes, which nobody can read whole; without it they go to `callback`, cut off. Of an `unsegmented`
-    queue whoever changes a packet must finish its checksum. Raises HostError if the queue cannot be bound.
+    PACKET_MAX bytes, which nobody can read whole; without it they go to `callback`, truncated. A callback that
+    changes a packet of an `unsegmented` queue must finish its checksum. Raises HostError if the queue cannot be bound.
     """
 
     def __init__(
@@ -67,20 +67,20 @@ class Queue:
         unsegmented: bool = False,
     ) -> None:
         self.number = number
-        self.refused_settings = 0  # what the kernel did not take while packets were handled
+        self.refused_settings = 0  # settings that the kernel did not take while packets were handled
         self._length = length
         self._unsegmented = unsegmented
         self._range = NARROW  # bytes that the kernel copies
         self._wide = False  # how packets are read
         self._plain_runs = 0  # wide: runs since the last long packet
-        self._repeats = 0  # wide: how many more packets may have come cut off
-        self._early: list[bytes] = []
+        self._repeats = 0  # wide: how many more truncated packets may come
+        self._early_messages: list[bytes] = []
         self._buffer = bytearray(_BUFFER)
         self._queue = NetfilterQueue()
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of the receive buffer, which is set below
-                self._queue.bind(number, self._taker(callback, uncopyable or callback), max_len=length, range=NARROW)
+                warnings.simplefilter("ignore")  # about the receive buffer, which is set below
+                self._queue.bind(number, self._handler(callback, uncopyable or callback), max_len=length, range=NARROW)
         except OSError as error:
             raise HostError(
                 f"cannot bind NFQUEUE {number}: {error}. Is another program (or another scentd) bound to it? "
@@ -102,23 +102,23 @@ class Queue:
         return self._socket.fileno()
 
     def run(self) -> None:
-        """Handle what is waiting, about a batch at most; packets that still wait make the descriptor readable."""
+        """Handle the waiting packets, about a batch at most; packets that still wait keep the descriptor readable."""
         while True:
             try:
-                if self._wide or self._early:
+                if self._wide or self._early_messages:
                     self._run_wide()
                 else:
                     self._queue.run(block=False)
             except _BatchDone:
                 pass
-            if not self._early:
+            if not self._early_messages:
                 return
 
     def _run_wide(self) -> None:
-        self._plain_runs += not self._unsegmented  # which never turns narrow
+        self._plain_runs += not self._unsegmented  # an unsegmented queue never turns narrow
         if self._plain_runs == _WIDE_RUNS and not self._set_range(NARROW):
-            self._plain_runs = 0  # stays wide, and asks again when as much time has passed
-        # What was put into the socket before may be too long for the small buffer: at most a queue full of packets.
+            self._plain_runs = 0  # stays wide, and asks again after as many runs
+        # Packets that are in the socket already may be too long for the small buffer: at most a queue full of them.
         if self._plain_runs > _WIDE_RUNS + self._length // _BATCH + 1:
             self._wide = False
         self._queue.run_socket(self)  # type: ignore[arg-type]  # it asks for recv() alone
@@ -126,24 +126,24 @@ class Queue:
             self._wide = False
 
     def recv(self, _size: int) -> bytes | bytearray:
-        """What run_socket reads: one message. A zero header behind it ends the parser's walk."""
-        if self._early:
-            return self._early.pop(0)
+        """Return one message to run_socket. A zero header behind it ends the parser's walk."""
+        if self._early_messages:
+            return self._early_messages.pop(0)
         size = self._socket.recv_into(self._buffer)
         self._buffer[size : size + 4] = b"\0\0\0\0"
         return self._buffer
 
-    def _taker(self, callback: Callable[[Any], None], uncopyable: Callable[[Any], None]) -> Callable[[Any], None]:
-        """What netfilterqueue calls with each packet. A closure, because it is the packet path."""
+    def _handler(self, callback: Callable[[Any], None], uncopyable: Callable[[Any], None]) -> Callable[[Any], None]:
+        """Return the function that netfilterqueue calls with each packet. It is a closure for speed."""
         left = _BATCH
 
-        def take(packet: Any) -> None:
+        def handle(packet: Any) -> None:
             nonlocal left
             if packet.get_payload_len() < NARROW:
                 callback(packet)
-            elif self._comes_again(packet):
+            elif self._requeue(packet):
                 raise _BatchDone  # the small buffer is of no use any more
-            elif packet.get_payload_len() == PACKET_MAX and is_cut(packet.get_payload()):
+            elif packet.get_payload_len() == PACKET_MAX and is_truncated(packet.get_payload()):
                 uncopyable(packet)
             else:
                 callback(packet)
@@ -152,16 +152,16 @@ class Queue:
                 left = _BATCH
                 raise _BatchDone
 
-        return take
+        return handle
 
-    def _comes_again(self, packet: Any) -> bool:
-        """Send a packet that was cut off through its hook again, to be queued whole. False: take it as it is.
+    def _requeue(self, packet: Any) -> bool:
+        """Send a truncated packet through its hook again, so that it is queued whole. False: handle it as it is.
 
-        No packet does so for ever: at most a queue full of them was cut off before the kernel knew of the
-        wide range, and the rest have an IP header that promises more bytes than there are.
+        No packet repeats for ever: the kernel truncated at most a queue full of packets before it knew the wide
+        range. The IP header of any other truncated packet states more bytes than the packet has.
         """
         self._plain_runs = 0
-        if packet.get_payload_len() > NARROW or not is_cut(packet.get_payload()):
+        if packet.get_payload_len() > NARROW or not is_truncated(packet.get_payload()):
             return False
         if self._range == NARROW:
             if not self._set_range(PACKET_MAX):
@@ -174,7 +174,7 @@ class Queue:
         return True
 
     def _set_range(self, size: int) -> bool:
-        """Tell the kernel how much of a packet to copy. True: it is in force. Never raises: packets go on."""
+        """Tell the kernel how much of a packet to copy; whether it accepted. Never raises: packets go on."""
         try:
             self._socket.send(self._message(0, _CFG_PARAMS, struct.pack(">IB", size, _COPY_PACKET)))
         except OSError as error:  # ENOBUFS, ENOMEM: the next long packet asks again
@@ -190,7 +190,7 @@ class Queue:
         self._queue.unbind()
 
     def _configure(self, *attributes: Any) -> None:
-        """Send one configuration message and wait for its acknowledgement; packets that come first are kept."""
+        """Send one configuration message and wait for its acknowledgement; keep packets that arrive before it."""
         self._socket.setblocking(True)
         self._socket.settimeout(5)
         self._socket.send(self._message(_NLM_F_ACK, *attributes))
@@ -199,7 +199,7 @@ class Queue:
             _, kind, _, sequence, _ = struct.unpack_from("=IHHII", message)
             if kind == _NLMSG_ERROR and sequence == 0x5CE7:
                 break
-            self._early.append(message)
+            self._early_messages.append(message)
         self._socket.setblocking(False)
         (code,) = struct.unpack_from("=i", message, 16)
         if code:
@@ -213,8 +213,8 @@ class Queue:
         return struct.pack("=IHHII", 16 + len(body), _MSG_CONFIG, _NLM_F_REQUEST | flags, 0x5CE7, 0) + body
 
 
-def is_cut(payload: bytes) -> bool:
-    """Whether an IP packet's header says that it is longer than what is there."""
+def is_truncated(payload: bytes) -> bool:
+    """Whether an IP packet's header states more bytes than the packet has."""
     if payload[0] >> 4 == 4:
         return int.from_bytes(payload[2:4], "big") > len(payload)
     return 40 + int.from_bytes(payload[4:6], "big") > len(payload)

@@ -1,7 +1,7 @@
 """A worker: one process with one stamping queue and two verifying ones, the second for long IPv6 packets.
 
-Started by the daemon as `python -m scentd.datapath.queue.worker FD`; FD is its end of the
-link. It holds no private key. When the link closes, it ends.
+The daemon starts it as `python -m scentd.datapath.queue.worker FD`; FD is the worker's end of the
+link. The worker holds no private key. It ends when the link closes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from scentd.core import lowered_mtu
-from scentd.core.packet.partial_checksum import finish
+from scentd.core.packet import partial_checksum
 from scentd.core.packet.stamp import Stamper
 from scentd.core.packet.verify import Outcome, Verifier
 from scentd.datapath.queue import icmp, link
@@ -34,35 +34,37 @@ log = logging.getLogger("scentd.worker")
 STAMPED, ACCEPTED = 0, 1
 HOOK_FORWARD = 2  # NF_INET_FORWARD
 REPORT_SECONDS = 1.0
-# Only a packet that may be longer than the lowered route allows must be routed again past it: the mark costs the
-# kernel 1 us. No route is lowered below lowered_mtu.LOWEST_MTU, and stamp.LEARNED_MTU_MIN is the least that is learned.
+# The mark makes the kernel route a packet again, past the lowered route. That costs the kernel 1 us, so only a packet
+# that may exceed a lowered MTU gets the mark. No route is lowered below lowered_mtu.LOWEST_MTU, and no learned MTU is
+# less than stamp.LEARNED_MIN.
 MARK_ABOVE = lowered_mtu.LOWEST_MTU[4] - CARRIERS[NATIVE[4]].overhead
 
 
 class Worker:
     def __init__(self, setup: link.WorkerSetup, end: socket.socket, reader: link.MessageReader) -> None:
-        """`reader` is the one that `setup` came through: it may hold the start of what follows."""
+        """`reader` is the reader that returned `setup`; it may hold the start of the next message."""
         self._setup = setup
         self._end = end
         self._reader = reader
-        self._unsent = bytearray()
+        self._send_buffer = bytearray()
         self._epochs: Epochs | None = None
         self._stamper = Stamper()
         self._verifier = Verifier([0, 0], self._stamper.unquote)
         self._icmp = icmp.IcmpSender()
         self._now = time.time()
-        self._passed = [0, 0]  # packets STAMPED and ACCEPTED
+        self._packets = [0, 0]  # by STAMPED and ACCEPTED
         self._forward_lowered = False
         self._unstamped = [0] * len(layout.UNSTAMPED)
         self._outcomes: Counter[tuple[int, str]] = Counter()
-        self._other: Counter[str] = Counter()
+        self._counters: Counter[str] = Counter()
         length, fail_open = setup.queue_length, setup.verify_fail_open
         self._queues = [
-            Queue(setup.stamp_queue, self._outbound(), length, setup.stamp_fail_open, self._pass_uncopyable),
-            Queue(setup.verify_queue, self._inbound(), length, fail_open, self._settle_uncopyable),
+            Queue(setup.stamp_queue, self._stamp_handler(), length, setup.stamp_fail_open, self._pass_uncopyable),
+            Queue(setup.verify_queue, self._verify_handler(), length, fail_open, self._drop_uncopyable),
         ]
         if setup.long_queue is not None:
-            long = Queue(setup.long_queue, self._inbound(finish), length, fail_open, self._settle_uncopyable, True)
+            handler = self._verify_handler(partial_checksum.finish)
+            long = Queue(setup.long_queue, handler, length, fail_open, self._drop_uncopyable, True)
             self._queues.append(long)
 
     def run(self) -> None:
@@ -97,35 +99,35 @@ class Worker:
 
     # -- packets ---------------------------------------------------------
 
-    def _outbound(self) -> Callable[[Any], None]:
-        """What stamps one packet of the queue. A closure, because attribute lookups are a tenth of its cost."""
-        stamp, passed, mark, mark_above = self._stamper.stamp, self._passed, self._setup.mark_stamped, MARK_ABOVE
+    def _stamp_handler(self) -> Callable[[Any], None]:
+        """Return the function that stamps one packet. It is a closure: attribute lookups are a tenth of its cost."""
+        stamp, packets, mark, mark_above = self._stamper.stamp, self._packets, self._setup.mark_stamped, MARK_ABOVE
 
         def handle(packet: Any) -> None:
             try:
-                made = stamp(packet.get_payload())
-                if isinstance(made, bytes):
-                    if len(made) > mark_above:
-                        if packet.hook == HOOK_FORWARD and self._outgrows_route(made):
-                            self._leave(packet, layout.UNSTAMPED_TOO_BIG)
+                result = stamp(packet.get_payload())
+                if isinstance(result, bytes):
+                    if len(result) > mark_above:
+                        if packet.hook == HOOK_FORWARD and self._outgrows_route(result):
+                            self._pass_unstamped(packet, layout.UNSTAMPED_TOO_BIG)
                             return
                         packet.set_mark(packet.mark | mark)
-                    packet.set_payload(made)
+                    packet.set_payload(result)
                     packet.accept()
-                    passed[STAMPED] += 1
+                    packets[STAMPED] += 1
                 else:
-                    self._leave(packet, made)
+                    self._pass_unstamped(packet, result)
             except Exception:
-                self._defect(packet, self._setup.stamp_fail_open)
+                self._fail(packet, self._setup.stamp_fail_open)
 
         return handle
 
-    def _inbound(self, finish: Callable[[bytes], bytes | None] | None = None) -> Callable[[Any], None]:
-        """What verifies one packet of the queue. `finish` gets what is accepted, where checksums may be unfinished.
+    def _verify_handler(self, finish: Callable[[bytes], bytes | None] | None = None) -> Callable[[Any], None]:
+        """Return the function that verifies one packet. `finish` completes the checksums of accepted ones.
 
         If finish() returns None, the packet keeps its scent: the receiver's stack skips the option.
         """
-        verify, passed, glance = self._verifier.verify, self._passed, self._setup.mark_glance
+        verify, packets, glance = self._verifier.verify, self._packets, self._setup.mark_glance
 
         def handle(packet: Any) -> None:
             try:
@@ -138,27 +140,27 @@ class Worker:
                     if bare is not None:
                         packet.set_payload(bare)
                     packet.accept()
-                    passed[ACCEPTED] += 1
+                    packets[ACCEPTED] += 1
                 else:
-                    self._settle(packet, result)
+                    self._treat(packet, result)
             except Exception:
-                self._defect(packet, self._setup.verify_fail_open)
+                self._fail(packet, self._setup.verify_fail_open)
 
         return handle
 
-    def _outgrows_route(self, made: bytes) -> bool:
-        """Forwarded packets are not routed again past the lowered MTU: the kernel would drop what exceeds it."""
-        parsed = ip.parse(made)
-        return self._forward_lowered and len(made) > self._stamper.unscented_limit(parsed)
+    def _outgrows_route(self, stamped: bytes) -> bool:
+        """Whether the kernel would drop a forwarded packet: it does not route those again, past the lowered MTU."""
+        parsed = ip.parse(stamped)
+        return self._forward_lowered and len(stamped) > self._stamper.unscented_limit(parsed)
 
-    def _leave(self, packet: Any, reason: int) -> None:
-        """A packet that goes out unstamped."""
+    def _pass_unstamped(self, packet: Any, reason: int) -> None:
+        """Let a packet go out unstamped."""
         self._unstamped[reason] += 1
         if packet.hook == HOOK_FORWARD:
-            self._forwarded_unstamped(packet.get_payload(), reason)
+            self._answer_too_big(packet.get_payload(), reason)
         packet.accept()
 
-    def _settle(self, packet, outcome: Outcome) -> None:
+    def _treat(self, packet, outcome: Outcome) -> None:
         treatment = outcome.treatment
         self._outcomes[outcome.verdict, treatment] += 1
         if treatment == "drop":
@@ -168,29 +170,29 @@ class Worker:
             packet.set_mark(packet.mark | self._setup.mark_rejected)
         packet.accept()
 
-    def _forwarded_unstamped(self, payload: bytes, reason: int) -> None:
-        """Tell the source of a forwarded packet that does not fit how much would. It still goes out as it is."""
+    def _answer_too_big(self, payload: bytes, reason: int) -> None:
+        """Tell the source of a forwarded packet that does not fit which MTU does. The packet goes out unchanged."""
         if reason not in (layout.UNSTAMPED_TOO_BIG, layout.UNSTAMPED_IPV6_FRAGMENT):
             return
         parsed = ip.parse(payload)
         mtu = self._stamper.unscented_limit(parsed)
         if len(payload) > mtu and icmp.may_answer(payload, parsed) and self._icmp.send(payload, mtu, self._now):
-            self._other["icmp_too_big_sent"] += 1
+            self._counters["icmp_too_big_sent"] += 1
 
     def _pass_uncopyable(self, packet) -> None:
-        """Too long for the kernel to copy is too long to grow: it leaves as it is, like all that does not fit."""
-        self._other["uncopyable"] += 1
+        """Let a packet go out unstamped: what the kernel cannot copy is also too long to grow by a scent."""
+        self._counters["uncopyable"] += 1
         packet.accept()
 
-    def _settle_uncopyable(self, packet) -> None:
-        """Not seen whole is not verified, and must not be a way past the verifier."""
-        self._other["uncopyable"] += 1
+    def _drop_uncopyable(self, packet) -> None:
+        """Drop a packet that cannot be copied whole and so not be verified: it must not get past the verifier."""
+        self._counters["uncopyable"] += 1
         packet.drop()
 
-    def _defect(self, packet, fail_open: bool) -> None:
-        """A defect of ours must not leave a packet without a verdict. What the packet gets is the queue's `fail`."""
-        self._other["internal_errors"] += 1
-        if self._other["internal_errors"] <= 10:
+    def _fail(self, packet, fail_open: bool) -> None:
+        """Give a packet the verdict of the queue's `fail` after an exception: no packet may stay without a verdict."""
+        self._counters["internal_errors"] += 1
+        if self._counters["internal_errors"] <= 10:
             log.exception("internal error on the packet path; the packet is %s", "passed" if fail_open else "dropped")
         try:
             packet.accept() if fail_open else packet.drop()
@@ -204,7 +206,7 @@ class Worker:
             data = self._end.recv(1 << 20)
         except BlockingIOError:
             return True
-        except ConnectionResetError:  # the daemon was killed with messages of ours unread
+        except ConnectionResetError:  # the daemon was killed before it had read all messages
             return False
         if not data:
             return False
@@ -224,25 +226,25 @@ class Worker:
                 before.close()
 
     def _send(self, message: link.FromWorker) -> None:
-        """Queue a message; what the daemon does not take in time is dropped whole and counted."""
-        if len(self._unsent) > 1 << 22:
-            self._other["link_overflow"] += 1
+        """Queue a message. If the daemon reads too slowly, the message is dropped whole and counted."""
+        if len(self._send_buffer) > 1 << 22:
+            self._counters["link_overflow"] += 1
             return
-        self._unsent += link.frame(message)
+        self._send_buffer += link.frame(message)
         try:
-            while self._unsent:
-                del self._unsent[: self._end.send(self._unsent)]
+            while self._send_buffer:
+                del self._send_buffer[: self._end.send(self._send_buffer)]
         except BlockingIOError:
-            pass  # the rest goes with the next message, in a second at most
+            pass  # the rest goes with the next message, after at most a second
         except (BrokenPipeError, ConnectionResetError):
             log.info("the daemon is gone")
 
     def _report(self) -> link.WorkerReport:
         counters = {
-            "stamped": self._passed[STAMPED],
-            "accepted": self._passed[ACCEPTED] - self._verifier.errors_rewritten,
+            "stamped": self._packets[STAMPED],
+            "accepted": self._packets[ACCEPTED] - self._verifier.errors_rewritten,
             "icmp_unquoted": self._verifier.errors_rewritten,
-            **self._other,
+            **self._counters,
         }
         for reason, count in enumerate(self._unstamped):
             counters[f"unstamped:{layout.UNSTAMPED[reason]}"] = count
@@ -269,7 +271,7 @@ def main(argv: list[str]) -> int:
         for message in messages[1:]:
             worker.handle(message)
     except (HostError, OSError) as error:
-        end.send(link.frame(link.Failed(str(error))))
+        end.send(link.frame(link.StartFailure(str(error))))
         return 1
     try:
         worker.run()

@@ -20,7 +20,7 @@ from scentd.model import Outgoing
 log = logging.getLogger(__name__)
 
 START_SECONDS = 20.0
-SILENT_SECONDS = 10.0  # a worker that does not report for so long is hung: it is ended and started anew
+SILENT_SECONDS = 10.0  # a worker that sends nothing for so long hangs: it is ended and started anew
 BACKOFF_MAX = 30.0
 _ENVIRONMENT = ("PATH", "PYTHONPATH", "LANG", "VIRTUAL_ENV")
 
@@ -32,9 +32,9 @@ class WorkerHandle:
         self.number = number
         self.process: asyncio.subprocess.Process | None = None
         self.writer: asyncio.StreamWriter | None = None
-        self.heard = 0.0
+        self.last_message_at = 0.0
         self.counters: Counter[str] = Counter()
-        self.sent: dict[int, tuple[int, int]] = {}  # pair -> epoch, bits of fragments that left
+        self.sent_fragments: dict[int, tuple[int, int]] = {}  # pair -> epoch, bits of the fragments sent
 
     def send(self, message: link.ToWorker) -> None:
         if self.writer is not None and not self.writer.is_closing():
@@ -42,7 +42,7 @@ class WorkerHandle:
 
 
 class Workers:
-    """All workers. `on_message(message)` gets Fragments and WorkerReports as they come."""
+    """All workers. `on_message(message)` gets each Fragments and WorkerReport when it arrives."""
 
     def __init__(self, config: Config, log_level: str, on_message: Callable[[link.FromWorker], None]) -> None:
         self._config = config
@@ -50,7 +50,7 @@ class Workers:
         self._on_message = on_message
         self._tables: link.PathTables | None = None
         self._outgoing: dict[int, Outgoing] = {}
-        self._past: Counter[str] = Counter()  # of workers that have ended
+        self._ended_totals: Counter[str] = Counter()  # totals of workers that have ended
         self._workers = [WorkerHandle(i) for i in range(config.datapath.workers)]
         self._tasks: list[asyncio.Task] = []
         self._listeners: set[asyncio.Task] = set()
@@ -64,19 +64,19 @@ class Workers:
         except HostError:
             await self.stop()
             raise
-        self._tasks = [asyncio.create_task(self._tend(w)) for w in self._workers]
+        self._tasks = [asyncio.create_task(self._supervise(w)) for w in self._workers]
 
     async def stop(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for worker in self._workers:
-            await self._end(worker)
+            await self._stop_worker(worker)
 
     def publish_tables(self, tables: link.PathTables) -> None:
         self._tables = tables
-        known = {p.pair for p in tables.stamp.pairs}
-        self._outgoing = {n: o for n, o in self._outgoing.items() if n in known}
+        numbers = {p.pair for p in tables.stamp.pairs}
+        self._outgoing = {n: o for n, o in self._outgoing.items() if n in numbers}
         for worker in self._workers:
             worker.send(tables)
 
@@ -88,54 +88,54 @@ class Workers:
 
     def counters(self) -> Counter[str]:
         """Totals over all workers since the daemon's start."""
-        return sum((w.counters for w in self._workers), Counter(self._past))
+        return sum((w.counters for w in self._workers), Counter(self._ended_totals))
 
-    def sent(self, pair: int, epoch: int) -> int:
-        """Bits of the fragments of an epoch that have left through any worker."""
+    def sent_bits(self, pair: int, epoch: int) -> int:
+        """Bits of an epoch's fragments that any worker has sent."""
         bits = 0
         for worker in self._workers:
-            at, seen = worker.sent.get(pair, (0, 0))
-            bits |= seen if at == epoch else 0
+            at, fragments = worker.sent_fragments.get(pair, (0, 0))
+            bits |= fragments if at == epoch else 0
         return bits
 
     def outgoing(self, pair: int) -> Outgoing | None:
-        """What is being sent of a pair."""
+        """The profile that workers send for a pair."""
         return self._outgoing.get(pair)
 
     def pids(self) -> list[int]:
         return [w.process.pid for w in self._workers if w.process is not None]
 
     def alive(self) -> bool:
-        """Whether every worker was heard of lately."""
-        return all(time.monotonic() - w.heard < SILENT_SECONDS for w in self._workers)
+        """Whether every worker has sent a message within SILENT_SECONDS."""
+        return all(time.monotonic() - w.last_message_at < SILENT_SECONDS for w in self._workers)
 
     async def _spawn(self, worker: WorkerHandle) -> None:
         if worker.writer is not None:
             worker.writer.close()
-        ours, theirs = link.pair()
+        daemon_end, worker_end = link.pair()
         environment = {k: os.environ[k] for k in _ENVIRONMENT if k in os.environ}
         environment["SCENTD_LOG_LEVEL"] = self._log_level.upper()
-        with theirs:
+        with worker_end:
             worker.process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
                 "scentd.datapath.queue.worker",
-                str(theirs.fileno()),
-                pass_fds=(theirs.fileno(),),
+                str(worker_end.fileno()),
+                pass_fds=(worker_end.fileno(),),
                 env=environment,
             )
-        reader, worker.writer = await asyncio.open_connection(sock=ours)
+        reader, worker.writer = await asyncio.open_connection(sock=daemon_end)
         worker.send(self._setup(worker.number))
         messages = link.MessageReader(link.FromWorker)
         try:
-            first = await asyncio.wait_for(self._first(reader, messages), START_SECONDS)
+            first = await asyncio.wait_for(self._first_message(reader, messages), START_SECONDS)
         except TimeoutError:
             raise HostError(f"worker {worker.number} did not start within {START_SECONDS:.0f} s") from None
-        if isinstance(first, link.Failed):
+        if isinstance(first, link.StartFailure):
             raise HostError(first.error)
         if not isinstance(first, link.Ready):
             raise HostError(f"worker {worker.number} ended while starting; its messages are above")
-        worker.heard = time.monotonic()
+        worker.last_message_at = time.monotonic()
         if self._tables is not None:
             worker.send(self._tables)
             worker.send(link.NewEpochs(self._outgoing))
@@ -156,54 +156,54 @@ class Workers:
         )
 
     @staticmethod
-    async def _first(reader: asyncio.StreamReader, messages: link.MessageReader) -> link.FromWorker | None:
-        while data := await received(reader):
+    async def _first_message(reader: asyncio.StreamReader, messages: link.MessageReader) -> link.FromWorker | None:
+        while data := await read_chunk(reader):
             for message in messages.feed(data):
                 return message
         return None
 
     def _listen(self, worker: WorkerHandle, reader: asyncio.StreamReader, messages: link.MessageReader) -> None:
         async def listen() -> None:
-            while data := await received(reader):
+            while data := await read_chunk(reader):
                 for message in messages.feed(data):
-                    worker.heard = time.monotonic()
+                    worker.last_message_at = time.monotonic()
                     if isinstance(message, link.WorkerReport):
                         worker.counters = Counter(message.counters)
-                        worker.sent = {pair: (epoch, bits) for pair, epoch, bits in message.sent}
+                        worker.sent_fragments = {pair: (epoch, bits) for pair, epoch, bits in message.sent}
                     try:
                         self._on_message(message)
-                    except Exception:  # what is made of a message must not end the line that it came on
+                    except Exception:  # a message that cannot be used must not end the link
                         log.exception("worker %d: a message could not be used", worker.number)
 
         self._listeners = {t for t in self._listeners if not t.done()}
         self._listeners.add(asyncio.create_task(listen()))
 
-    async def _tend(self, worker: WorkerHandle) -> None:
-        """Keep one worker running: start it anew when it ended or hangs, ever more slowly."""
+    async def _supervise(self, worker: WorkerHandle) -> None:
+        """Keep one worker running: start it anew when it ends or hangs, after a pause that doubles each time."""
         backoff = 0.1
         while worker.process is not None:
             try:
                 await asyncio.wait_for(worker.process.wait(), 1.0)
             except TimeoutError:
-                if time.monotonic() - worker.heard < SILENT_SECONDS:
+                if time.monotonic() - worker.last_message_at < SILENT_SECONDS:
                     backoff = 0.1
                     continue
                 log.error("worker %d (pid %d) hangs: ending it", worker.number, worker.process.pid)
                 worker.process.kill()
                 await worker.process.wait()
             log.error("worker %d ended (%s); starting it anew", worker.number, worker.process.returncode)
-            self._past += worker.counters
+            self._ended_totals += worker.counters
             worker.counters = Counter()
-            worker.sent = {}
+            worker.sent_fragments = {}
             self.restarts += 1
             await asyncio.sleep(backoff)
             backoff = min(backoff * 2, BACKOFF_MAX)
             try:
                 await self._spawn(worker)
-            except (HostError, OSError) as error:  # OSError: no process or descriptor to be had just now
+            except (HostError, OSError) as error:  # OSError: no process or descriptor is free now
                 log.error("worker %d: %s", worker.number, error)
 
-    async def _end(self, worker: WorkerHandle) -> None:
+    async def _stop_worker(self, worker: WorkerHandle) -> None:
         if worker.writer is not None:
             worker.writer.close()
         if worker.process is None or worker.process.returncode is not None:
@@ -216,8 +216,8 @@ class Workers:
             await worker.process.wait()
 
 
-async def received(reader: asyncio.StreamReader) -> bytes:
-    """What a worker sent; empty when it has ended, also by kill -9 with messages to it unread."""
+async def read_chunk(reader: asyncio.StreamReader) -> bytes:
+    """Return bytes from a worker; none when it has ended, also after kill -9 with messages to it unread."""
     try:
         return await reader.read(1 << 20)
     except ConnectionError:

@@ -10,23 +10,23 @@ from scentd.datapath.host import iptables, rules
 
 def test_jumps_of_others_are_not_ours():
     have = {"mangle": ["-P OUTPUT ACCEPT", "-N SCENTD-OUT", "-A OUTPUT -j OTHER", "-A OUTPUT -j SCENTD-OUT"]}
-    assert iptables.removal(have) == "*mangle\n-D OUTPUT -j SCENTD-OUT\n-F SCENTD-OUT\n-X SCENTD-OUT\nCOMMIT\n"
-    assert iptables.removal({"mangle": ["-A OUTPUT -j OTHER"], "filter": []}) == ""
+    assert iptables.removal_input(have) == "*mangle\n-D OUTPUT -j SCENTD-OUT\n-F SCENTD-OUT\n-X SCENTD-OUT\nCOMMIT\n"
+    assert iptables.removal_input({"mangle": ["-A OUTPUT -j OTHER"], "filter": []}) == ""
 
 
 def test_a_foreign_rule_above_the_refusal_is_a_difference():
-    want = rules.wanted(config(verify=Verify(rejected="reject")), 4)
+    want = rules.build(config(verify=Verify(rejected="reject")), 4)
     filled = {"mangle": want["mangle"], "filter": ["-A INPUT -j ACCEPT", *want["filter"]]}
-    assert iptables.same(want, want)
-    assert not iptables.same(want, filled)
+    assert iptables.is_applied(want, want)
+    assert not iptables.is_applied(want, filled)
 
 
 def test_nobody_told_no_rules_in_filter():
     for told in (Verify(rejected="reject"), Verify(absent="reject")):
-        assert rules.wanted(config(verify=told), 4)["filter"]
-    assert rules.wanted(config(), 4)["filter"] == []
-    assert "*filter" not in iptables.text(rules.wanted(config(), 4))
-    assert "-X SCENTD-REJECT" in iptables.text(rules.wanted(config(), 4), {"filter": ["-N SCENTD-REJECT"]})
+        assert rules.build(config(verify=told), 4)["filter"]
+    assert rules.build(config(), 4)["filter"] == []
+    assert "*filter" not in iptables.restore_input(rules.build(config(), 4))
+    assert "-X SCENTD-REJECT" in iptables.restore_input(rules.build(config(), 4), {"filter": ["-N SCENTD-REJECT"]})
 
 
 def test_explanations_name_the_way_out():

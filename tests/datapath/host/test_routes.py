@@ -85,13 +85,13 @@ def test_without_rules_the_lowered_routes_are_in_the_table_local(host):
     host.ip("route add 10.77.0.0/16 via 10.1.0.2 table local proto 99")
     before, wish = tables(host), config("10.1.0.2", "10.8.0.0/24", "fd00:1::2")
     host.ip("route add 10.8.0.0/16 via 10.2.0.2")
-    plan = host.call(routes.planned, wish)
+    plan = host.call(routes.read_plan, wish)
     assert host.call(routes.may_be_rule_free, wish, plan)
     for _ in range(2):
         assert host.call(routes.apply, wish, rule_free=True) == plan
         assert "proto 83" not in host.out("ip", "rule")
         assert [mtu_of(host, to) for to in ("10.1.0.2", "10.8.0.9", "fd00:1::2")] == [1464, 1364, 1460]
-        assert {str(r.prefix) for r in host.call(routes.have, wish.datapath)} == {
+        assert {str(r.prefix) for r in host.call(routes.read_own, wish.datapath)} == {
             *("10.1.0.2/32", "10.8.0.0/24", "fd00:1::2/128")
         }
     assert mtu_of(host, "10.1.0.3") is None
@@ -109,7 +109,7 @@ def test_without_rules_the_lowered_routes_are_in_the_table_local(host):
 @pytest.mark.parametrize("family", ["-4", "-6"])
 def test_rules_of_the_host_come_before_the_table_local(host, family):
     wish = config("10.1.0.2", "fd00:1::2")
-    plan = host.call(routes.planned, wish)
+    plan = host.call(routes.read_plan, wish)
     host.run("ip", family, "rule", "add", "pref", "100", "fwmark", "7", "lookup", "main")
     assert not host.call(routes.may_be_rule_free, wish, plan)
     host.run("ip", family, "rule", "del", "pref", "100")
@@ -122,15 +122,15 @@ def test_no_address_of_our_own_is_given_away(host, peer):
     """Not even if the configuration names it as a peer's."""
     host.ip("route add local 10.88.0.0/16 dev lo", "route add default via 10.1.0.2")
     wish = config("10.1.0.2", peer)
-    assert not host.call(routes.may_be_rule_free, wish, host.call(routes.planned, wish))
+    assert not host.call(routes.may_be_rule_free, wish, host.call(routes.read_plan, wish))
     wish = config("10.1.0.2")
-    assert host.call(routes.may_be_rule_free, wish, host.call(routes.planned, wish))
+    assert host.call(routes.may_be_rule_free, wish, host.call(routes.read_plan, wish))
 
 
 @pytest.mark.netns
 def test_what_is_forwarded_unscented_is_not_held_to_the_lowered_mtu(host):
     wish = config("10.1.0.2", "fd00:1::2")
-    plan, forwarding = host.call(routes.planned, wish), replace(wish, stamp=Stamp(forwarded=True))
+    plan, forwarding = host.call(routes.read_plan, wish), replace(wish, stamp=Stamp(forwarded=True))
     for switch in ("net.ipv4.ip_forward", "net.ipv6.conf.near0.forwarding"):
         host.run("sysctl", "-qw", f"{switch}=1")
         assert not host.call(routes.may_be_rule_free, wish, plan)
@@ -155,8 +155,8 @@ def test_apply_is_exact_idempotent_and_leaves_nothing_behind(host, peers):
     wish = config(*peers)
     for _ in range(2):
         plan = host.call(routes.apply, wish)
-        assert host.call(routes.planned, wish) == plan
-        assert lowered_mtu.diff(host.call(routes.have, wish.datapath), plan.routes) == ([], [])
+        assert host.call(routes.read_plan, wish) == plan
+        assert lowered_mtu.diff(host.call(routes.read_own, wish.datapath), plan.routes) == ([], [])
     assert [line for line in tables(host).splitlines() if f"table {TABLE}" not in line and "22600" not in line] != []
     rest = [line for line in tables(host).splitlines() if "proto 83" not in line]
     assert set(before.splitlines()) <= set(rest)
@@ -173,12 +173,12 @@ def test_one_set_of_peers_after_another(host):
     wishes = (config("0.0.0.0/0", "::/0"), config("10.9.0.0/16", "10.12.0.1", "fd00:9::/32"), config("10.1.0.2"))
     for wish in (*wishes, *reversed(wishes)):
         plan = host.call(routes.apply, wish)
-        assert lowered_mtu.diff(host.call(routes.have, wish.datapath), plan.routes) == ([], [])
+        assert lowered_mtu.diff(host.call(routes.read_own, wish.datapath), plan.routes) == ([], [])
     host.ip("route replace 10.9.0.0/16 via 10.2.0.2", "route replace unreachable fd00:9::/32")
     for change in ("unreachable 10.9.0.0/16", "10.9.0.0/16 via 10.1.0.2"):
         host.ip(f"route replace {change}")
         plan = host.call(routes.apply, wishes[0])
-        assert lowered_mtu.diff(host.call(routes.have, wishes[0].datapath), plan.routes) == ([], [])
+        assert lowered_mtu.diff(host.call(routes.read_own, wishes[0].datapath), plan.routes) == ([], [])
     host.call(routes.apply, Config())  # no peers: neither routes nor rules
     assert tables(host).count("proto 83") == 0
     assert before.count("rule") == tables(host).count("rule")

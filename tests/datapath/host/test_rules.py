@@ -41,33 +41,33 @@ MARK_STAMPED, MARK_REJECTED = Datapath().mark_stamped, Datapath().mark_rejected
 
 def test_queues_bypass_and_balance_follow_the_configuration():
     closed = config(stamp=Stamp(fail="closed"), verify=Verify(fail="closed"), datapath=Datapath(workers=4, queue=100))
-    assert rules.outbound(closed, 4)[-1].endswith("-j NFQUEUE --queue-balance 100:103")
-    assert rules.inbound(closed, 4)[-1].endswith("-j NFQUEUE --queue-balance 104:107")
-    assert "-j NFQUEUE --queue-balance 108:111" in " ".join(rules.inbound(closed, 6))
+    assert rules.outbound_rules(closed, 4)[-1].endswith("-j NFQUEUE --queue-balance 100:103")
+    assert rules.inbound_rules(closed, 4)[-1].endswith("-j NFQUEUE --queue-balance 104:107")
+    assert "-j NFQUEUE --queue-balance 108:111" in " ".join(rules.inbound_rules(closed, 6))
     opened = config(stamp=Stamp(fail="open"), verify=Verify(fail="open"))
-    assert rules.outbound(opened, 6)[-1].endswith("-j NFQUEUE --queue-num 22600 --queue-bypass")
-    assert rules.inbound(opened, 6)[-1].endswith("-j NFQUEUE --queue-num 22601 --queue-bypass")
+    assert rules.outbound_rules(opened, 6)[-1].endswith("-j NFQUEUE --queue-num 22600 --queue-bypass")
+    assert rules.inbound_rules(opened, 6)[-1].endswith("-j NFQUEUE --queue-num 22601 --queue-bypass")
 
 
 @pytest.mark.parametrize("absent", ["pass", "drop"])
 def test_before_each_rule_for_the_verify_queue_what_may_be_segments_has_its_own(absent):
     """None may be left to the rule behind it: the kernel would cut it for that queue."""
     wish = config(verify=Verify(absent=absent))
-    lines = [line for line in rules.inbound(wish, 6) if "--queue-num" in line and "icmp" not in line]
+    lines = [line for line in rules.inbound_rules(wish, 6) if "--queue-num" in line and "icmp" not in line]
     assert len(lines) == (6 if absent == "pass" else 9)
     for tcp, long, short in zip(lines[::3], lines[1::3], lines[2::3], strict=True):
         for what, line in (("-p tcp ", tcp), ("-m length --length 1501:65535 ", long)):
             assert what in line
             assert line.replace(what, "").replace("22602", "22601") == short
-    plain = rules.inbound(wish, 4) + rules.outbound(wish, 6)
+    plain = rules.inbound_rules(wish, 4) + rules.outbound_rules(wish, 6)
     assert not any("length" in line or "-p tcp" in line for line in plain)
 
 
 def test_every_rule_names_a_chain_of_ours():
     """By that they are told from the host's; a comment would cost each packet as much as another match."""
     for family in (4, 6):
-        for lines in rules.wanted(config(stamp=Stamp(forwarded=True)), family).values():
-            assert lines == iptables.own(lines)
+        for lines in rules.build(config(stamp=Stamp(forwarded=True)), family).values():
+            assert lines == iptables.own_lines(lines)
             assert not any("comment" in line for line in lines)
 
 
@@ -85,24 +85,24 @@ def test_apply_is_idempotent_and_remove_leaves_others_alone(sender, backend, for
         sender.run(program, "-t", "mangle", "-A", "OUTPUT", "-p", "tcp", "-j", "MARK", "--set-mark", "1")
         sender.run(program, "-A", "INPUT", "-p", "udp", "-j", "ACCEPT")
         sender.run(program, "-N", "OTHER")
-    foreign = [sender.call(iptables.installed, family) for family in (4, 6)]
+    foreign = [sender.call(iptables.read_tables, family) for family in (4, 6)]
     wish = config(local=local, stamp=Stamp(forwarded=forwarded), verify=Verify(rejected="reject", absent="drop"))
     sender.call(sets.apply, wish)
     assert sender.call(rules.apply, wish)
-    first = [sender.call(iptables.installed, family) for family in (4, 6)]
+    first = [sender.call(iptables.read_tables, family) for family in (4, 6)]
     for family, have in zip((4, 6), first, strict=True):
-        assert iptables.same(rules.wanted(wish, family), have)
+        assert iptables.is_applied(rules.build(wish, family), have)
         assert have["filter"].index("-A INPUT -p udp -j ACCEPT") > 0
         assert next(line for line in have["filter"] if line.startswith("-A INPUT")).endswith("SCENTD-REJECT")
     assert not sender.call(rules.apply, wish)
-    assert [sender.call(iptables.installed, family) for family in (4, 6)] == first
+    assert [sender.call(iptables.read_tables, family) for family in (4, 6)] == first
     other = config(datapath=Datapath(workers=2))  # fewer chains, other targets
     assert sender.call(rules.apply, other)
     assert sender.call(rules.show, other).count("as wanted") == 2
     assert "SCENTD-FORWARD" not in sender.out("iptables", "-t", "mangle", "-S")
     assert sender.call(rules.remove)
     assert not sender.call(rules.remove)
-    assert [sender.call(iptables.installed, family) for family in (4, 6)] == foreign
+    assert [sender.call(iptables.read_tables, family) for family in (4, 6)] == foreign
     sender.call(sets.remove)
 
 
@@ -113,7 +113,7 @@ def test_apply_restores_its_place_before_other_rules(sender):
     sender.run("iptables", "-I", "INPUT", "-j", "ACCEPT")
     assert "differs" in sender.call(rules.show, wish)
     assert sender.call(rules.apply, wish)
-    inputs = [line for line in sender.call(iptables.installed, 4)["filter"] if line.startswith("-A INPUT")]
+    inputs = [line for line in sender.call(iptables.read_tables, 4)["filter"] if line.startswith("-A INPUT")]
     assert [line.split()[-1] for line in inputs] == ["SCENTD-REJECT", "ACCEPT"]
 
 
@@ -149,8 +149,8 @@ def test_a_host_that_signs_nothing_queues_nothing_that_it_sends(sender):
     verifies_only = config()
     verifies_only.network[0].source.clear()
     install(sender, verifies_only)
-    assert sender.call(sets.have)["scentd-stamp4"] == sender.call(sets.have)["scentd-stamp6"] == frozenset()
-    assert sender.call(sets.have)["scentd-verify4"] == {ip_network("10.1.0.0/24")}
+    assert sender.call(sets.read)["scentd-stamp4"] == sender.call(sets.read)["scentd-stamp6"] == frozenset()
+    assert sender.call(sets.read)["scentd-verify4"] == {ip_network("10.1.0.0/24")}
     with Queues(sender) as queues:
         for address in ("10.1.0.2", "fd00:1::2"):
             sender.call(udp, address, b"to a peer")

@@ -41,14 +41,14 @@ def test_sets_become_what_the_configuration_says(sender):
     wish = config(["10.0.0.0/8", "192.0.2.1", "::/0", "fd00::/16"], local=["0.0.0.0/0", "2001:db8::/32"])
     for _ in range(2):
         sender.call(sets.apply, wish)
-        assert sender.call(sets.have) == sets.wanted(wish)
-    assert sets.wanted(wish)["scentd-stamp6"] == {ip_network("::/1"), ip_network("8000::/1"), ip_network("fd00::/16")}
+        assert sender.call(sets.read) == sets.contents(wish)
+    assert sets.contents(wish)["scentd-stamp6"] == {ip_network("::/1"), ip_network("8000::/1"), ip_network("fd00::/16")}
     other = config(["198.51.100.0/24"])
     sender.call(sets.apply, other)
-    assert sender.call(sets.have) == sets.wanted(other)
+    assert sender.call(sets.read) == sets.contents(other)
     for _ in range(2):
         sender.call(sets.remove)
-        assert sender.call(sets.have) == {}
+        assert sender.call(sets.read) == {}
 
 
 @pytest.mark.netns
@@ -65,19 +65,19 @@ def test_sets_hold_more_than_the_default_and_more_than_one_message(sender):
 @pytest.mark.netns
 def test_what_a_crash_left_is_no_hindrance(sender):
     def crash() -> None:
-        with sets.opened() as ipset:
+        with sets.ipset_socket() as ipset:
             sets.create(ipset, sets.temporary("stamp", 4), 4, 0)
             sets.fill(ipset, sets.temporary("stamp", 4), frozenset([ip_network("10.66.0.0/16")]))
 
     sender.call(crash)
     sender.call(sets.apply, config())
-    assert sender.call(sets.have) == sets.wanted(config())
+    assert sender.call(sets.read) == sets.contents(config())
 
 
 @pytest.mark.netns
 def test_a_refused_entry_is_an_error(sender):
     def fill_wrong_family() -> None:
-        with sets.opened() as ipset:
+        with sets.ipset_socket() as ipset:
             sets.create(ipset, "scentd-tmp-stamp4", 4, 1)
             sets.fill(ipset, "scentd-tmp-stamp4", frozenset([ip_network("fd00::/16")]))
 
@@ -94,5 +94,5 @@ def test_a_reload_changes_sets_under_living_rules(sender):
     new = config(["10.1.0.2", "10.9.0.0/16"])
     sender.call(sets.apply, new)
     assert not sender.call(rules.apply, new)
-    assert sender.call(sets.have) == sets.wanted(new)
+    assert sender.call(sets.read) == sets.contents(new)
     assert sender.out("iptables", "-t", "mangle", "-vS") == before

@@ -33,7 +33,7 @@ class Follower:
         self.called.set()
 
     def wait(self) -> bool:
-        came = self.called.wait(3)
+        came = self.called.wait(10)
         self.called.clear()
         return came
 

@@ -116,8 +116,8 @@ def test_attach_replace_detach(lab, mechanism):
     assert lab.counted() == [6, 0, 0, 0]
     lab.attach(attacher, "two")
     assert lab.counted() == [3, 3, 0, 0]
-    assert lab.b.call(attacher.attached) == {(lab.index, "ingress")}
-    assert lab.a.call(attacher.attached) == {(lab.index_of(lab.a), "egress")}
+    assert lab.b.call(attacher.attached_sides) == {(lab.index, "ingress")}
+    assert lab.a.call(attacher.attached_sides) == {(lab.index_of(lab.a), "egress")}
     for host in (lab.a, lab.b):
         assert has_clsact(host) is (mechanism == "clsact")
     lab.b.call(attacher.detach, lab.index, "egress")  # nothing is there
@@ -125,7 +125,7 @@ def test_attach_replace_detach(lab, mechanism):
     for host, direction in ((lab.a, "egress"), (lab.b, "ingress")):
         for _ in range(2):
             host.call(attacher.detach, lab.index_of(host), direction)
-        assert host.call(attacher.attached) == set()
+        assert host.call(attacher.attached_sides) == set()
         assert not has_clsact(host)
     assert lab.counted() == [0, 0, 0, 0]
     assert os.listdir(lab.directory) == []
@@ -215,7 +215,7 @@ def test_filters_of_others_run_before_and_after_ours(lab, mechanism):
     assert lab.counted() == [0, 3, 3, 3]
     lab.b.call(attacher.detach, lab.index, "ingress")
     assert lab.counted() == [0, 0, 3, 3]
-    assert lab.b.call(attacher.attached) == set()
+    assert lab.b.call(attacher.attached_sides) == set()
     lab.attach(attacher, "one")
     lab.b.call(attacher.remove)
     assert lab.counted() == [0, 0, 3, 3]
@@ -239,7 +239,7 @@ def test_our_priority_in_other_hands_is_refused_and_left_alone(lab, handle, name
         lab.attach(attacher, "one")
     lab.b.call(attacher.detach, lab.index, "ingress")
     lab.b.call(attacher.remove)
-    assert lab.b.call(attacher.attached) == set()
+    assert lab.b.call(attacher.attached_sides) == set()
     assert lab.counted() == [0, 0, 3, 0]
 
 
@@ -250,7 +250,7 @@ def test_an_ingress_qdisc_has_room_for_one_side(lab):
     with pytest.raises(HostError, match="ingress qdisc"):
         lab.attach(attacher, "two", direction="egress")
     lab.b.call(attacher.detach, lab.index, "egress")
-    assert lab.b.call(attacher.attached) == {(lab.index, "ingress")}
+    assert lab.b.call(attacher.attached_sides) == {(lab.index, "ingress")}
     assert lab.counted() == [3, 0, 0, 0]
     lab.b.call(attacher.detach, lab.index, "ingress")
     assert lab.counted() == [0, 0, 0, 0]
@@ -265,7 +265,7 @@ def test_an_interface_that_is_gone_and_one_that_gets_its_index(lab, mechanism):
     attacher = Attacher(lab.directory, mechanism)
     lab.attach(attacher, "one")
     lab.b.ip(f"link del {lab.b.interfaces[0]}")
-    assert lab.b.call(attacher.attached) == set()
+    assert lab.b.call(attacher.attached_sides) == set()
     with pytest.raises(attach.NoInterface):
         lab.b.call(attacher.attach, lab.index, "egress", lab.programs["one"])
     lab.b.ip(f"link add again index {lab.index} type veth peer name over netns {lab.a.namespace}", "link set again up")
@@ -284,7 +284,7 @@ def test_a_link_in_another_namespace_is_left_alone(lab):
     assert lab.index_of(lab.a) == lab.index  # both are the first of their namespace
     attacher = Attacher(lab.directory, "tcx")
     lab.attach(attacher, "one")
-    assert lab.a.call(attacher.attached) == set()
+    assert lab.a.call(attacher.attached_sides) == set()
     with pytest.raises(HostError, match=r"datapath\.pin_dir"):
         lab.attach(attacher, "two", lab.a)
     lab.a.call(attacher.detach, lab.index, "ingress")
@@ -313,13 +313,13 @@ def test_what_a_killed_process_leaves_is_found_taken_over_and_removed(lab, objec
     done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=ROOT, env=environment())
     assert done.returncode == -signal.SIGKILL, done.stderr
     attacher = Attacher(lab.directory, mechanism)
-    assert lab.b.call(attacher.attached) == {(lab.index, "ingress")}
+    assert lab.b.call(attacher.attached_sides) == {(lab.index, "ingress")}
     lab.attach(attacher, "one")
     assert lab.counted() == [3, 0, 0, 0]
     for _ in range(2):
         lab.b.call(Attacher(lab.directory).remove)
     assert lab.counted() == [0, 0, 0, 0]
-    assert lab.b.call(attacher.attached) == set()
+    assert lab.b.call(attacher.attached_sides) == set()
     assert os.listdir(lab.directory) == []
     assert not has_clsact(lab.b)
 
@@ -369,7 +369,7 @@ def test_a_kernel_without_links_is_asked_once(lab, monkeypatch):
 def test_no_bpf_file_system(lab, tmp_path):
     with pytest.raises(HostError, match=r"datapath\.pin_dir"):
         lab.attach(Attacher(str(tmp_path)), "one")
-    assert lab.b.call(Attacher(str(tmp_path / "absent")).attached) == set()
+    assert lab.b.call(Attacher(str(tmp_path / "absent")).attached_sides) == set()
     assert lab.counted() == [0, 0, 0, 0]
 
 

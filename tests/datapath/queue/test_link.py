@@ -16,7 +16,7 @@ TO_WORKER = [
 ]
 FROM_WORKER = [
     link.Ready(),
-    link.Failed("no queue"),
+    link.StartFailure("no queue"),
     link.Fragments((Fragment(1, 2, 3, b"x" * 13, 0.5, 1.0, b"\n\0\0\1"),)),
     link.WorkerReport({"stamped": 7}, ((0, 5, 1023),), {0: [b"\n\0\0\1"]}),
 ]

@@ -83,7 +83,7 @@ class Bench:
             return sizes
 
     def whole(self, number, family, size):
-        return [p for p in self.seen[number] if len(p) == size + HEADERS[family] and not nfqueue.is_cut(p)]
+        return [p for p in self.seen[number] if len(p) == size + HEADERS[family] and not nfqueue.is_truncated(p)]
 
     def close(self):
         for queue in self.queues.values():
@@ -112,7 +112,7 @@ def test_every_packet_comes_whole_and_once(bench, family):
     for size in sizes:
         assert len(bench.whole(OUT, family, size)) == sizes.count(size)
     assert bench.received(family) == sizes
-    assert not any(map(nfqueue.is_cut, bench.seen[OUT] + bench.seen[IN]))
+    assert not any(map(nfqueue.is_truncated, bench.seen[OUT] + bench.seen[IN]))
 
 
 def test_a_burst_that_waited_cut_off_comes_whole(bench):
@@ -247,7 +247,12 @@ def test_what_no_netlink_message_holds_is_handed_over_apart(bench, family):
         bench.send(family, size)
         bench.serve()
     assert apart == [PACKET_MAX] * 2
-    assert [len(p) - HEADERS[family] for p in bench.seen[OUT] if not nfqueue.is_cut(p)] == [100, edge, edge - 1, 100]
+    assert [len(p) - HEADERS[family] for p in bench.seen[OUT] if not nfqueue.is_truncated(p)] == [
+        100,
+        edge,
+        edge - 1,
+        100,
+    ]
     assert bench.received(family) == sizes
 
 
