@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What an authentic scent changes: the pair's highest epoch, its fragments, the addresses that its packets come from.
- * The events that tell the daemon, and the verifier's counters, are here too.
+ * An authentic scent changes the pair's highest epoch, its fragments, and the source addresses of its packets. The
+ * events for the daemon and the verifier's counters are here, too.
  */
 #ifndef SCENT_ACCEPT_H
 #define SCENT_ACCEPT_H
@@ -88,8 +88,8 @@ static __always_inline void store_fragment(__u8 *to, const struct scent_words *w
 }
 
 /*
- * The verdict on an authentic scent, by its freshness (section 7). Keeps its fragment and its glance if they are new;
- * most packets of an epoch bring nothing new, and those take no lock.
+ * The verdict on an authentic scent, by its freshness (section 7). Keeps its fragment and its glance if they are new.
+ * Most packets of an epoch have nothing new, and take no lock.
  */
 static __always_inline int accept(const struct scent_verify_settings *s, struct scent_receiving *state,
 				  const struct scent_incoming *in, const __u64 *glance_key, const struct packet *p,
@@ -97,7 +97,7 @@ static __always_inline int accept(const struct scent_verify_settings *s, struct 
 {
 	__u32 epoch = EPOCH(w), index = INDEX(w), began = 0, whole = 0, old = 0, before = 0, since = 0, glance;
 
-	/* check() has done this, but the kernel's verifier wants to see it on the register that is used. */
+	/* check() has done this, but the kernel's verifier wants the bound on the register that is used. */
 	asm volatile("" : "+r"(index));
 	if (index >= SCENT_FRAGMENTS)
 		return SCENT_VERDICT_MALFORMED;

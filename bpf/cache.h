@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * A processor's two caches. `cache` keeps what the tables say about two addresses, until the selector turns. `recent`
- * keeps a flow's last scent, until the clock moves; each program has a map `recent` of its own, because they keep
- * different things there.
+ * A processor's two caches. `cache` keeps the results of the tables for two addresses, until the selector turns.
+ * `recent` keeps a flow's last scent, until the clock moves. Each program has a map `recent` of its own, because their
+ * entries differ.
  */
 #ifndef SCENT_CACHE_H
 #define SCENT_CACHE_H
@@ -41,7 +41,7 @@ static __always_inline void set_addresses(__u64 *addresses, const struct packet 
 	addresses[3] = p->destination.words[1];
 }
 
-/* The entry of these addresses; others may share it, and it may be theirs. */
+/* The slot of these addresses. Other addresses may share the slot, and the entry in it may be of others. */
 static __always_inline struct scent_cached *cache_entry(const struct packet *p)
 {
 	__u32 index = slot(hash_addresses(p), SCENT_CACHE_BITS);
@@ -49,7 +49,7 @@ static __always_inline struct scent_cached *cache_entry(const struct packet *p)
 	return bpf_map_lookup_elem(&cache, &index);
 }
 
-/* Whether the entry is these addresses' and the tables are still the same. */
+/* Whether the entry is of these addresses, and the tables have not changed since. */
 static __always_inline int cache_hit(const struct scent_cached *c, const struct packet *p, __u32 selector)
 {
 	return c->selector == selector && c->family == p->family && same_addresses(c->addresses, p);
@@ -65,7 +65,7 @@ static __always_inline void fill_cache(struct scent_cached *c, const struct pack
 	c->detail = detail;
 }
 
-/* The slot of a flow in `recent`; others may share it. */
+/* The slot of a flow in `recent`. Other flows may share it. */
 static __always_inline __u32 recent_index(const struct packet *p)
 {
 	return slot(hash_addresses(p) ^ ((__u64)p->ports << 32 | p->ports), SCENT_RECENT_BITS);

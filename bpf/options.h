@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The stamper reads here what is not plain (parse.h): IPv4 with options, IPv6 with extension headers beside Fragment.
- * It takes the same steps, in the same order and with the same limits, as scentd/wire/ip.py. Such packets are rare, so
- * nothing here is fast. The functions are global: the kernel's verifier looks at each of them by itself.
+ * The stamper reads packets here that are not plain (parse.h): IPv4 with options, IPv6 with extension headers beside
+ * Fragment. It takes the same steps, in the same order and with the same limits, as scentd/wire/ip.py. Such packets are
+ * rare, so nothing here is fast. The functions are global: the kernel's verifier looks at each of them by itself.
  */
 #ifndef SCENT_OPTIONS_H
 #define SCENT_OPTIONS_H
@@ -30,7 +30,7 @@ enum content {
 	CONTENT_MALFORMED = 3,
 };
 
-/* A scan of a header's options, and what it has met. */
+/* A scan of a header's options, and its findings. */
 struct scan {
 	__u32 offset;			/* of the next option, from the beginning of the header */
 	__u32 length;			/* of the header */
@@ -47,8 +47,8 @@ enum step {
 };
 
 /*
- * One step of a scan. It is a function of its own: else the kernel's verifier would follow each scan with all that it
- * may have met.
+ * One step of a scan. It is a function of its own: else the kernel's verifier would follow each scan with each state of
+ * its findings.
  */
 __noinline int ipv4_option_step(struct __sk_buff *skb, __u32 at, struct scan *s)
 {
@@ -219,7 +219,7 @@ static __always_inline enum content read_ipv6_extensions(struct __sk_buff *skb, 
 	return content;
 }
 
-/* Fills in what parse() left out of a packet that it declined. */
+/* Fills in the fields of a packet that parse() left out when it declined the packet. */
 static __always_inline enum content read_options(struct __sk_buff *skb, __u32 at, struct packet *p)
 {
 	enum content content = p->family == 4 ? read_ipv4_options(skb, at, p) : read_ipv6_extensions(skb, at, p);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What becomes of a packet at the verifier, and the verdict on those of which no scent can be checked: packets without
- * one, and those that parse.h declined.
+ * The outcome of a packet at the verifier, and the verdict on packets whose scent cannot be checked: packets without a
+ * scent, and packets that parse.h declined.
  */
 #ifndef SCENT_OUTCOME_H
 #define SCENT_OUTCOME_H
@@ -11,7 +11,7 @@
 
 struct outcome {
 	int verdict;			/* scent_verdict, or one of these: */
-#define LEAVE (-1)			/* not ours to judge */
+#define LEAVE (-1)			/* the packet is not judged */
 #define UNDECIDED (-2)			/* for the queue */
 	__u32 treatment;		/* scent_treatment */
 	__u32 glance;			/* unmasked, of an accepted packet */
@@ -47,8 +47,8 @@ static __always_inline void judge_absent(struct __sk_buff *skb, __u32 at, const 
 		return;
 	}
 	/*
-	 * A stamper may have left a fragment, or what it could only fragment. TCP is segmented and a small packet
-	 * stays whole: neither has that excuse.
+	 * A stamper may have left a fragment unstamped, or a datagram that it could only fragment. It has no such
+	 * reason for TCP, which is segmented, or for a small packet, which stays whole.
 	 */
 	if (p->family == 6 && p->protocol != IPPROTO_TCP &&
 	    (p->fragment || wire_length(skb, at, p) > SCENT_PORTLESS_MIN))
@@ -57,7 +57,7 @@ static __always_inline void judge_absent(struct __sk_buff *skb, __u32 at, const 
 	o->treatment = treatments >> shift & 3;
 }
 
-/* Whether a declined packet is a fragment. It looks at four extension headers: with more a packet counts as one. */
+/* Whether a declined packet is a fragment. It reads four extension headers; a packet with more counts as a fragment. */
 static __always_inline int is_fragment(struct __sk_buff *skb, __u32 at, const struct packet *p)
 {
 	__u32 next = p->first[1] >> 16 & 0xff, offset = IPV6_LEN;
@@ -79,8 +79,8 @@ static __always_inline int is_fragment(struct __sk_buff *skb, __u32 at, const st
 }
 
 /*
- * The queue judges what parse.h declined. But a fragment must not get to defragmentation unjudged: the whole would have
- * the mark of its first fragment. Where unscented packets are not passed, such a fragment counts as one of them.
+ * The queue judges packets that parse.h declined. But no fragment may reach defragmentation unjudged: the whole packet
+ * would have the mark of its first fragment. If unscented packets are not passed, such a fragment counts as unscented.
  */
 static __always_inline void judge_declined(struct __sk_buff *skb, __u32 at, const struct scent_verify_settings *s,
 					   const struct packet *p, struct outcome *o)

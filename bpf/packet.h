@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What both programs know of a packet, how they read its bytes, and what its protocol says about it. parse.h and
- * options.h fill struct packet in.
+ * A packet in both programs: its fields, access to its bytes, questions about its protocol. parse.h and options.h fill
+ * struct packet in.
  */
 #ifndef SCENT_PACKET_H
 #define SCENT_PACKET_H
@@ -134,7 +134,7 @@ static __always_inline int is_neighbourly(const struct packet *p)
 	       (hops == 1 && ((type >= 130 && type <= 132) || type == 143));
 }
 
-/* Whether the destination is nobody's: multicast, or what IPv4 keeps for broadcast. */
+/* Whether the destination is a group's: multicast, or the addresses that IPv4 reserves for broadcast. */
 static __always_inline int is_for_a_group(const struct packet *p)
 {
 	return p->family == 4 ? (p->destination.words[0] & 0xe0) == 0xe0 : (p->destination.words[0] & 0xff) == 0xff;

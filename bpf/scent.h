@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The 34 bytes of a scent, whichever carrier has them: the verifier reads them as words, the stamper writes words.
+ * The 34 bytes of a scent, the same in every carrier: the verifier reads them as words, the stamper writes words.
  */
 #ifndef SCENT_SCENT_H
 #define SCENT_SCENT_H

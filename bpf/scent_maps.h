@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What the daemon and its BPF programs say to each other: keys and values of the
- * maps, events, counters. scentd/wire/maps.py is generated from this file by
- * scripts/gen-layout.
+ * The interface of the daemon and its BPF programs: keys and values of the maps,
+ * events, counters. scripts/gen-layout generates scentd/wire/maps.py from this file.
  *
  * Enums, structs and static assertions alone, as in scent_wire.h. Numbers are in the
  * host's byte order; every member is aligned to its size and padding is written out, so
@@ -21,10 +20,10 @@
 
 enum scent_maps_constants {
 	SCENT_MAPS_VERSION = 3,
-	SCENT_LENGTHS_MAX = 15,		/* different prefix lengths of one kind and family */
+	SCENT_LENGTHS_MAX = 15,		/* different prefix lengths of one scope and family */
 	SCENT_CANDIDATES = 4,		/* peers with the same key id that are told apart by address */
 	SCENT_PERIODS = 3,		/* keys of the period before, this one and the next */
-	SCENT_NODES = 4096,		/* source addresses of a pair that are noted in a second */
+	SCENT_NODES = 4096,		/* source addresses of a pair that are recorded in a second */
 	SCENT_NO_PAIR = 0xffffffff,	/* a route to a peer whose network signs nothing */
 	SCENT_CACHE_BITS = 8,
 	SCENT_CACHE_SIZE = 1 << SCENT_CACHE_BITS,	/* address pairs that a processor remembers */
@@ -63,20 +62,20 @@ struct scent_lengths {
 };
 
 /*
- * What a processor found for a source and a destination, so that the next packet need not look for prefixes. It holds
+ * A processor's result for a source and a destination, so that the next packet need not look prefixes up. It is valid
  * while the selector has the same value: each change of the tables ends with a turn of the selector.
  */
 struct scent_cached {
 	__u64 addresses[4];		/* source, destination */
 	__u32 selector;
 	__u32 number;			/* stamping: pair; verifying: network */
-	__u32 detail;			/* stamping: path MTU, 0 if it is not for us; verifying: candidate */
+	__u32 detail;			/* stamping: path MTU, 0 if the packet is not stamped; verifying: candidate */
 	__u32 key_id;			/* verifying: as in memory */
-	__u32 noted;			/* verifying: the Unix second in which the source was noted as a node */
+	__u32 noted;			/* verifying: the Unix second in which the source was recorded as a node */
 	__u32 family;
 };
 
-/* What packets of a flow have in common, as far as a tag can cover it. */
+/* The fields that packets of a flow have in common and a tag can cover. */
 struct scent_flow {
 	__u64 addresses[4];		/* source, destination */
 	__u32 ports;			/* as on the wire; 0 where the packet has none */
@@ -97,12 +96,12 @@ enum scent_pair_flags {
 };
 
 /*
- * Two of them: the one that is not in use is written, then the selector turned (it goes up by one, and its lowest bit
- * is the index), so that no packet sees a half-written one.
+ * There are two settings. The daemon writes the one that is not in use, then turns the selector (it goes up by one, and
+ * its lowest bit is the index of the settings in use), so no packet sees half-written settings.
  */
 struct scent_stamp_settings {
 	__u64 run;			/* ns for which packets of a pair share a fragment */
-	__u32 forwarded;		/* the mark of forwarded packets that are stamped, 0: none are */
+	__u32 forwarded;		/* the mark of forwarded packets that are stamped, 0: none is stamped */
 	__u32 padding;
 	struct scent_lengths local4;
 	struct scent_lengths local6;
@@ -131,12 +130,12 @@ struct scent_outgoing {
 };
 
 /*
- * The scent of a flow's last packet. It serves for as long as the clock (bpf_ktime_get_coarse_ns) stands still, a few
- * milliseconds, and the selector does: whatever else has changed since would as well have changed behind the packet.
+ * The scent of a flow's last packet. It is valid while the clock (bpf_ktime_get_coarse_ns) stands still, a few
+ * milliseconds, and the selector does. Any other change since could as well have come just after the packet.
  */
 struct scent_stamped {
 	struct scent_flow flow;
-	__u64 now;			/* the clock then, or 0: not for another packet */
+	__u64 now;			/* the clock then; 0: the entry may not serve another packet */
 	__u64 scent[SCENT_TAGGED_LEN / 8];	/* 24 bytes as in memory */
 	__u64 tag;
 	__u32 tail;			/* bytes 24 and 25 */
@@ -161,14 +160,14 @@ enum scent_treatments {
 	SCENT_TREATMENTS_REJECTED = 0,		/* bits to shift by */
 	SCENT_TREATMENTS_ABSENT = 2,
 	SCENT_TREATMENTS_ABSENT_IPV6_FRAGMENT = 4,
-	SCENT_TREATMENTS_EXPECTED = 6,		/* unscented packets are judged; else only what has a scent */
+	SCENT_TREATMENTS_EXPECTED = 6,		/* unscented packets are judged; else only scented ones */
 };
 
 struct scent_verify_settings {
 	__u64 max_age;			/* ns */
 	__u64 max_future;
 	__u64 grace;
-	__u32 mark_verified;		/* packet mark of what is decided: the queue's rules let it by */
+	__u32 mark_verified;		/* mark of packets that are judged: the queue's rules let them by */
 	__u32 mark_rejected;
 	__u32 mark_glance;		/* eight neighbouring bits of the mark for load and threat, or 0 */
 	__u32 fallback;			/* scent_treatments of strangers */
@@ -188,7 +187,7 @@ struct scent_clock {
 	__u64 until;			/* CLOCK_MONOTONIC, ns: from then on the queue, or its `fail`, decides */
 };
 
-/* Which pair a scent may be of. */
+/* A pair of which a scent may be. */
 struct scent_identity {
 	__u8 key_id[4];
 	__u32 network;			/* ours, by the destination */
@@ -210,9 +209,9 @@ struct scent_receiving {
 	__u32 highest;			/* epoch */
 	__u32 before;			/* the epoch before it, the oldest that grace is for */
 	__u32 since;			/* the Unix second at which the highest was first seen */
-	__u32 seen;			/* bit i: fragment i of the highest epoch is there */
+	__u32 seen;			/* bit i: fragment i of the highest epoch has come */
 	__u32 glance;			/* of the highest epoch, unmasked */
-	__u32 nodes;			/* noted in the second below */
+	__u32 nodes;			/* recorded in the second below */
 	__u32 nodes_at;			/* Unix */
 	__u8 sealed[SCENT_PROFILE_LEN];
 	__u8 family;			/* 4 or 6, of `source` */
@@ -221,8 +220,8 @@ struct scent_receiving {
 };
 
 /*
- * What was accepted last of a flow. The same bytes are accepted again for as long as the clock stands still, as with
- * struct scent_stamped (scentd/wire/README.md, section 7, allows a second).
+ * The last accepted scent of a flow. The same bytes are accepted again while the clock stands still, as with struct
+ * scent_stamped (scentd/wire/README.md, section 7, allows a second).
  */
 struct scent_verified {
 	struct scent_flow flow;

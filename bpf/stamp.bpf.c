@@ -3,9 +3,9 @@
  * The stamper at tc egress, behind the IP layer and before segmentation: it computes one
  * scent for a large send, and the kernel copies it to every segment.
  *
- * It checks the packet, grows it, writes the scent: nothing in the packet changes before
- * growing it has succeeded. Whatever happens the packet goes on, and TC_ACT_UNSPEC lets the
- * programs of others run. bpf/README.md has the order of the hooks.
+ * It checks the packet, grows it and writes the scent. Nothing in the packet changes before
+ * it has grown. The packet goes on in any case, and TC_ACT_UNSPEC lets the programs of
+ * others run. bpf/README.md has the order of the hooks.
  */
 #include "carrier_ipv4_option.h"
 #include "carrier_ipv6_header.h"
@@ -83,8 +83,8 @@ static __always_inline __u32 next_fragment(struct scent_outgoing *out, __u64 now
 }
 
 /*
- * Whether a packet may be longer than its length field tells: TCP over IPv4 in a large send, which then says 0, and the
- * kernel goes by the buffer (include/net/ip.h, iph_totlen).
+ * Whether a packet may be longer than its length field can say: TCP over IPv4 in a large send. The field then says 0,
+ * and the kernel goes by the buffer (include/net/ip.h, iph_totlen).
  */
 static __always_inline int may_be_longer(struct __sk_buff *skb, const struct packet *p)
 {
@@ -119,7 +119,7 @@ static __always_inline void compose(struct scent_stamped *c, struct scent_outgoi
 	const struct scent_piece *piece;
 
 	if (index >= SCENT_FRAGMENTS)
-		index = 0;		/* cannot be, but the kernel's verifier wants to see it */
+		index = 0;		/* cannot happen, but the kernel's verifier wants the bound */
 	piece = &out->pieces[index];
 	c->scent[0] = out->head | (__u64)flags << 16;
 	c->scent[1] = piece->words[0];
@@ -136,7 +136,7 @@ static __always_inline int grow(struct __sk_buff *skb, __u32 by)
 	return bpf_skb_adjust_room(skb, by, BPF_ADJ_ROOM_NET, BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET);
 }
 
-/* Finds the packet's pair and its path MTU by prefixes; a path MTU of 0 says that the packet is none of ours. */
+/* Finds the packet's pair and its path MTU by prefixes. A path MTU of 0: the packet is not to be stamped. */
 static __always_inline void route(const struct scent_stamp_settings *s, const struct packet *p, struct query *q)
 {
 	q->key.family = p->family;
@@ -263,7 +263,7 @@ static __always_inline int leave(__u32 packets, int outcome)
 	return TC_ACT_UNSPEC;
 }
 
-/* On an interface with Ethernet headers. Group addresses are nobody's peer. */
+/* On an interface with Ethernet headers. A group address is no peer's. */
 SEC("tc")
 int scent_stamp_l2(struct __sk_buff *skb)
 {

@@ -3,9 +3,9 @@
  * The verifier at tc ingress, before the IP stack and before defragmentation. Verdicts
  * and their order are those of scentd/wire/README.md, section 8.
  *
- * A packet that is decided here carries the mark `mark_verified`, and the rules of the queue
- * let it by. A packet without the mark is undecided, and the queue judges it: so it does with
- * whatever this program declines or fails at. bpf/README.md says more.
+ * A packet that this program has judged carries the mark `mark_verified`, and the rules of
+ * the queue let it by. The queue judges every packet without the mark: the packets that this
+ * program declines or fails at. bpf/README.md says more.
  *
  * Only packets with a right tag change a map, and every map is bounded.
  */
@@ -49,7 +49,7 @@ struct {
 	__type(value, struct scent_verified);
 } recent SEC(".maps");
 
-/* Where a packet goes, and what is known of its sender. */
+/* The network to which a packet goes, and the cached results of the tables for its addresses. */
 struct route {
 	const struct scent_verify_settings *settings;
 	struct scent_cached *known;
@@ -59,7 +59,7 @@ struct route {
 	__u32 hit;			/* `known` is about these addresses */
 };
 
-/* The sender that a scent names, if the packet's source is one of his addresses; NULL with the verdict otherwise. */
+/* The sender that a scent names, if the packet's source is one of its addresses; otherwise NULL and the verdict. */
 static __always_inline struct scent_incoming *find_sender(struct route *route, const struct packet *p,
 							  const struct scent_words *w, int *verdict)
 {
@@ -94,7 +94,7 @@ static __always_inline struct scent_incoming *find_sender(struct route *route, c
 	return NULL;
 }
 
-/* Whether the tag covers as much as it must on packets of this peer. */
+/* Whether the tag covers all that it must cover in packets of this peer. */
 static __always_inline int binding_holds(struct __sk_buff *skb, __u32 at, const struct packet *p, __u32 flags,
 					 __u32 sender_bound)
 {

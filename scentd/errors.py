@@ -1,7 +1,7 @@
-"""The errors a user may see. Each says what is wrong, where, and the way out.
+"""The errors that a user may see. Each says what is wrong, where, and the way out.
 
-Nothing on the packet path raises: there an outcome is a named verdict
-(scentd.wire.layout.VERDICTS). These are for start-up, reload and commands.
+They belong to start-up, reload and commands. The packet path raises no errors: it has named verdicts
+(scentd.wire.layout.VERDICTS).
 """
 
 

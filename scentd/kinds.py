@@ -1,4 +1,4 @@
-"""The tables of kinds that a configuration may name, put together for whoever reads one."""
+"""The tables of kinds that a configuration may name, together, for readers of a configuration."""
 
 from __future__ import annotations
 

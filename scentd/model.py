@@ -1,12 +1,12 @@
-"""The nouns on the arrows of the flow, from a source's sample to what an actuator applies.
+"""The types on the arrows of the flow, from a source's sample to the desired state that an actuator applies.
 
     sources -> Samples -> score -> Statement -> issue -> Outgoing -> stamp ==packets==> verify -> Fragment
         -> assemble -> Profile -> view -> View -> decide -> Firing -> plan -> Desired, Decision, Oneshot -> act
 
-All are immutable values without behaviour beyond what they derive from themselves. Times are Unix seconds
-(float), scores and levels are 0.0 .. 1.0. What passes from one role to another (Samples, Outgoing, View, Desired)
-names networks and peers as the configurations do, never by a number of this host or by a key. Values that pass in
-batches do so in one of their own: IssuedEpoch, Views.
+All are immutable values; their only behaviour is properties of their own fields. Times are Unix seconds (float), scores
+and levels are 0.0 .. 1.0. Values that pass from one role to another (Samples, Outgoing, View, Desired) name networks
+and peers as the configurations do, never by a number of this host or by a key. Outgoing and View pass in batches:
+IssuedEpoch, Views.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from scentd.prefix import Address, Prefix
 if TYPE_CHECKING:  # workers use values of this file, and have no configuration
     from scentd.config.policy import Policy
 
-SCHEMA = 2  # of every JSON document that leaves scentd; raised when a field changes its name or its meaning
+SCHEMA = 2  # the version of every JSON document that leaves scentd; raised when a field changes its name or meaning
 
 
 # -- telemetry -----------------------------------------------------------
@@ -36,7 +36,7 @@ class Sample:
     value: float  # 0.0 .. 1.0
     at: float
     node: str = ""  # the node's address or name; "" is this host
-    role: str = ""  # what the node or application is: db, web, cache ...
+    role: str = ""  # the role of the node or application: db, web, cache ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,23 +53,23 @@ class SecurityEvent:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """What one collector read for a network at one moment. A later one of the same collector replaces it."""
+    """One collector's readings for a network at one moment. Later ones of the same collector replace them."""
 
     network: str
     collector: str  # unique among the network's collectors; "" on a host that collects and signs
     at: float
     samples: tuple[Sample, ...] = ()
     events: tuple[SecurityEvent, ...] = ()  # that have not ended
-    watched: bool = False  # a source of it looks for security events, so that none of them means no threat
-    alarm: bool = False  # an event has just begun that must be told at once
+    watched: bool = False  # a source looks for security events, so without an event the threat is 0.0, not unknown
+    alarm: bool = False  # a security event has just begun, so a profile must be issued at once
 
 
-# -- what is said and sent -----------------------------------------------
+# -- sending -------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """What a network says of itself in one epoch, before it is encoded and signed."""
+    """A network's statement of itself in one epoch, before it is encoded and signed."""
 
     interval: int  # seconds until the next one is due
     overall: float | None
@@ -101,15 +101,15 @@ class IssuedEpoch(Struct, frozen=True):
     network: str
     epoch: int
     interval: float  # seconds until the next one is due
-    alarm: bool  # made at once because of a security event
+    alarm: bool  # issued at once because of a security event
     outgoing: tuple[Outgoing, ...]
 
 
-# -- what is received ----------------------------------------------------
+# -- receiving -----------------------------------------------------------
 
 
 class Fragment(Struct, frozen=True, tag=True):
-    """The packet path accepted a fragment that it had not seen in this epoch."""
+    """A fragment that the packet path has accepted, for the first time in this epoch."""
 
     pair: int  # this host's number of network and peer; it never leaves the host
     epoch: int
@@ -138,11 +138,10 @@ class Profile:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """All that is known of one peer at one moment.
+    """The knowledge of one peer at one moment.
 
-    `profiles` is newest first and never empty; `nodes` are source addresses seen
-    lately in accepted packets; `affected` are those of them that the newest
-    profile marks with a security event.
+    `profiles` is newest first and never empty. `nodes` are the source addresses of packets that were accepted lately.
+    `affected` are the nodes that the newest profile marks with a security event.
     """
 
     peer: str
@@ -150,7 +149,7 @@ class View:
     received_at: float  # when the newest profile was complete
     glance_load: float = 0.0
     glance_threat: float = 0.0
-    alarm_at: float = 0.0  # when the glance's threat rose to where it is; 0.0 while it is no alarm
+    alarm_at: float = 0.0  # when the glance's threat last rose; 0.0 while the glance is no alarm
     nodes: frozenset[Address] = frozenset()
     affected: frozenset[Address] = frozenset()
     prefixes: tuple[Prefix, ...] = field(default=())
@@ -162,12 +161,12 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """What is known of some peers now, for one round of the policies."""
+    """The views of some peers, for one round of the policies."""
 
     views: tuple[View, ...]
 
 
-# -- what is done about it -----------------------------------------------
+# -- acting --------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,18 +177,18 @@ class Firing:
     policy: Policy
     peer: str
     epoch: int  # of the newest profile
-    targets: tuple[Prefix, ...]  # what the action aims at, addresses as /32 and /128; empty: the peer as such
-    values: dict[str, float | str | bool]  # what the expression saw
+    targets: tuple[Prefix, ...]  # the action aims at these, addresses as /32 and /128; empty: at the peer as such
+    values: dict[str, float | str | bool]  # the variables of the expression
     reason: str
-    accepted_at: float = 0.0  # when what made the policy true was accepted: the newest profile, or an alarm's glance
-    alarm: bool = False  # the first firing since the peer's threat rose
+    accepted_at: float = 0.0  # when the cause was accepted: the newest profile, or the glance of an alarm
+    alarm: bool = False  # this is the first firing since the peer's threat rose
 
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """What the host should have because of policies: by kind of action, what each resource should be.
+    """The state that policies want of the host: by kind of action, the desired value of each resource.
 
-    What identifies a resource and what it should be are the kind's own (core/allocate/actions).
+    Each kind has its own types of resources and values (core/allocate/actions).
     """
 
     kinds: Mapping[str, Mapping[Hashable, Any]] = field(default_factory=dict)
@@ -216,7 +215,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Oneshot:
-    """Something to be carried out once: an edge action of a policy."""
+    """An edge action of a policy, to be carried out once."""
 
     action: Any  # its section in the configuration
     decision: Decision
@@ -225,14 +224,14 @@ class Oneshot:
 
 @dataclass(frozen=True, slots=True)
 class Barred:
-    """Senders whose packets are to be dropped as early as can be, all of them, until a Unix time each."""
+    """Senders whose packets should all be dropped as early as possible, each until a Unix time."""
 
     until: Mapping[Prefix, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something that happened, for whoever watches (`scentd monitor`)."""
+    """An event for people who watch with `scentd monitor`."""
 
     event: str  # epoch, alarm, profile, decision, rejected
     fields: Mapping[str, Any]

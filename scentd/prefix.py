@@ -1,4 +1,4 @@
-"""Addresses and prefixes: the types, longest-prefix match, and which prefix lies in which. Pure."""
+"""Addresses and prefixes: types, longest-prefix match, nesting. Pure."""
 
 from __future__ import annotations
 
@@ -25,15 +25,14 @@ def within(inner: Prefix, outer: Prefix) -> bool:
 
 
 def prefix_text(prefix: Prefix) -> str:
-    """10.0.0.7, not 10.0.0.7/32."""
+    """The prefix as text; a single address without its length: 10.0.0.7, not 10.0.0.7/32."""
     return str(prefix.network_address) if prefix.prefixlen == prefix.max_prefixlen else str(prefix)
 
 
 class PrefixMap(Generic[T]):
-    """Values by prefix; the longest that covers an address wins, the last of two equal prefixes.
+    """Values by prefix. The longest prefix that covers an address decides; of two equal prefixes the last one counts.
 
-    A dict for each length in use: a lookup costs as many probes as there are
-    different lengths, however many prefixes there are.
+    There is a dict for each prefix length: a lookup costs one probe for each length, however many prefixes there are.
     """
 
     def __init__(self, entries: Iterable[tuple[str, T]] = ()) -> None:
@@ -56,9 +55,10 @@ class PrefixMap(Generic[T]):
 
 
 def overlaps(entries: Iterable[tuple[int, str]]) -> list[tuple[int, str, int, str]]:
-    """(owner, prefix, other owner, prefix around it) where two owners overlap; what is no prefix is skipped.
+    """(owner, prefix, other owner, the prefix around it) for each prefix inside another owner's prefix.
 
-    One sweep over the sorted prefixes; a prefix is told once, with the farthest-reaching one that covers it.
+    One sweep over the sorted prefixes reports a prefix once, with the farthest-reaching prefix that covers it. It skips
+    texts that are no prefix.
     """
     ranges = []
     for owner, text in entries:
@@ -71,9 +71,9 @@ def overlaps(entries: Iterable[tuple[int, str]]) -> list[tuple[int, str, int, st
     overlapping = []
     reach: dict[int, tuple[int, int, str]] = {}  # by version: the farthest end so far, its owner, its prefix
     for version, first, negative_end, owner, text in sorted(ranges):
-        end, other, around = reach.get(version, (-1, owner, ""))
+        end, other, outer = reach.get(version, (-1, owner, ""))
         if first <= end and owner != other:
-            overlapping.append((owner, text, other, around))
+            overlapping.append((owner, text, other, outer))
         if -negative_end > end:
             reach[version] = -negative_end, owner, text
     return overlapping
@@ -87,7 +87,7 @@ def numeric(text: str) -> NumericPrefix:
     return network.version, int(network.network_address), network.prefixlen
 
 
-def as_prefix(numbers: NumericPrefix) -> Prefix:
+def to_prefix(numbers: NumericPrefix) -> Prefix:
     version, address, length = numbers
     return IPv4Network((address, length)) if version == 4 else IPv6Network((address, length))
 
@@ -96,27 +96,27 @@ def by_numeric(entries: Iterable[tuple[str, T]]) -> dict[NumericPrefix, T]:
     return {numeric(text): value for text, value in entries}
 
 
-def nested(prefixes: Iterable[NumericPrefix]) -> Iterator[tuple[NumericPrefix, NumericPrefix | None]]:
-    """Each with the longest other one that covers it; what covers comes before what is covered."""
-    around: list[NumericPrefix] = []
+def nesting(prefixes: Iterable[NumericPrefix]) -> Iterator[tuple[NumericPrefix, NumericPrefix | None]]:
+    """Each prefix with the longest other prefix that covers it. A prefix comes before the prefixes that it covers."""
+    stack: list[NumericPrefix] = []  # the prefixes that cover the current one, shortest first
     for prefix in sorted(prefixes):
-        while around and not covers(around[-1], prefix):
-            around.pop()
-        yield prefix, around[-1] if around else None
-        around.append(prefix)
+        while stack and not covers(stack[-1], prefix):
+            stack.pop()
+        yield prefix, stack[-1] if stack else None
+        stack.append(prefix)
 
 
 def covers(outer: NumericPrefix, inner: NumericPrefix) -> bool:
-    """Whether a prefix holds another that is not shorter."""
+    """Whether a prefix covers another one, which must not be shorter."""
     shift = BITS[outer[0]] - outer[2]
     return outer[0] == inner[0] and outer[1] >> shift == inner[1] >> shift
 
 
-def outside(prefixes: Iterable[NumericPrefix], others: Collection[NumericPrefix]) -> list[NumericPrefix]:
-    """Those that none of the others covers."""
+def remove_covered(prefixes: Iterable[NumericPrefix], others: Collection[NumericPrefix]) -> list[NumericPrefix]:
+    """The prefixes that none of the others covers."""
     chosen = set(prefixes)
     covered: set[NumericPrefix | None] = set()
-    for prefix, around in nested(chosen.union(others)):
-        if prefix in others or around in covered:
+    for prefix, outer in nesting(chosen.union(others)):
+        if prefix in others or outer in covered:
             covered.add(prefix)
     return sorted(chosen - covered)

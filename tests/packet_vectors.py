@@ -199,5 +199,5 @@ def beacon(name, header):
     before = bytes(header / UDP(sport=50000, dport=layout.BEACON_PORT))
     found = ip.parse(before)
     out = wire_setup.outgoing()[0]
-    made = carriers.insert(before, found, stamp.scent(out, found, BEACON_INDEX, False, layout.FLAG_BEACON))
+    made = carriers.insert(before, found, stamp.build_scent(out, found, BEACON_INDEX, False, layout.FLAG_BEACON))
     return {"name": name, "sentence": "accepted and consumed", "before": before.hex(), "stamped": made.hex()}

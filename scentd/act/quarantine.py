@@ -21,7 +21,7 @@ from scentd.act.actuator import Actuator, ActuatorKind
 from scentd.act.nft import Nftables
 from scentd.config.schema import kind_of
 from scentd.config.sections import Config
-from scentd.core.allocate.actions.quarantine import QUARANTINED_MAX, Confined, seconds_left
+from scentd.core.allocate.actions.quarantine import QUARANTINED_MAX, QuarantineEntry, seconds_left
 from scentd.prefix import Prefix
 
 TABLE = {"family": "inet", "name": "scentd"}
@@ -41,7 +41,7 @@ class QuarantineTable:
     def __init__(self) -> None:
         self._nft: Nftables | None = None
 
-    def apply(self, resources: Mapping[Prefix, Confined], now: float) -> int:
+    def apply(self, resources: Mapping[Prefix, QuarantineEntry], now: float) -> int:
         return self.quarantine(seconds_left(resources, now))
 
     def quarantine(self, want: Mapping[Prefix, float]) -> int:

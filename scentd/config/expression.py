@@ -1,7 +1,7 @@
 """The language of policies: CEL (Common Expression Language, cel.dev) and `has("item")`.
 
-`compile` makes a program of an expression; `check` finds the mistakes of policies when a configuration
-is loaded. core/allocate/decide.py says what the variables mean, and sets them.
+`compile` makes a program of an expression; `check` finds the mistakes of policies when a configuration is loaded.
+core/allocate/decide.py sets the variables, and explains them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from scentd.wire import layout
 
 LENGTH_MAX = 1000  # characters; the CEL parser overflows its stack on chains of some 20,000 operators
 NUMBERS = ("overall", "load", "age", "interval", "epoch")  # besides the metrics
-HAS_FUNCTION = "Has"  # what has("...") is called in the compiled program
-RENAMED = {"network": "; it is called peer now"}
+HAS_FUNCTION = "Has"  # the name of has("...") in the compiled program
+RENAMINGS = {"network": "; it is called peer now"}
 FUNCTIONS = ("has", "size", "int", "double", "string", "contains", "startsWith", "endsWith", "matches", "type")
 
-# In CEL has() is a macro that takes a field and nothing else; ours takes text. The new name is as long, so that
-# columns in error messages stay right. Literals and comments are matched first, to be left alone.
+# In CEL has() is a macro that takes only a field; ours takes text. HAS_FUNCTION is as long as "has", so the columns in
+# error messages stay right. The pattern matches literals and comments first, so that they stay as they are.
 HAS = re.compile(
     r"""(?P<keep>//[^\n]*
       | [bB]?[rR][bB]?(?:\"\"\".*?\"\"\"|'''.*?'''|"[^"\n]*"|'[^'\n]*')
@@ -33,7 +33,7 @@ HAS = re.compile(
 
 def compile(when: str) -> Any:
     """The compiled expression. Raises ValueError, "column 5: what is wrong"."""
-    import cel  # it loads a command line of its own, 0.2 s and 14 MB that only policies should cost
+    import cel  # it loads a command line of its own, so it costs 0.2 s and 14 MB; only policies should pay for it
 
     if len(when) > LENGTH_MAX:
         raise ValueError(f"{len(when)} characters; at most {LENGTH_MAX}, so make two policies of it")
@@ -44,11 +44,11 @@ def compile(when: str) -> Any:
 
 
 def syntax_error(message: str) -> str:
-    """The parser's first complaint, in one line. has() of anything but text is a macro of CEL."""
-    found = re.search(r"ERROR: <input>:(\d+):(\d+): (?:Syntax error: )?([^\n]*)", message)
-    if found is None:
+    """The parser's first error, in one line. CEL takes has() of anything but text for its macro."""
+    match = re.search(r"ERROR: <input>:(\d+):(\d+): (?:Syntax error: )?([^\n]*)", message)
+    if match is None:
         return "not a CEL expression: too many nested brackets or operators; make two policies of it"
-    line, column, what = found.groups()
+    line, column, what = match.groups()
     if "Recursion limit" in what:
         what = "brackets nested too deep; make two policies of it"
     what = re.sub(r"\s*expecting .*", "", what).replace("mismatched input '<EOF>'", "ends too early")
@@ -66,11 +66,11 @@ def check(expressions: Sequence[str], private_metrics: Collection[str]) -> list[
     return [f"policy[{i}].when: {mistake}" for i, when in enumerate(expressions) for mistake in check_when(when, known)]
 
 
-def check_peers(named: Sequence[str], peers: Sequence[str]) -> list[str]:
-    """Of the names that policies give, in their order, those that are no peer's; * is everybody."""
+def check_peers(names: Sequence[str], peers: Sequence[str]) -> list[str]:
+    """Mistakes in the policies' peers, in the order of the policies. `names`: each policy's peer; * is every peer."""
     return [
         f"policy[{i}].peer: no peer is named {name!r}{suggestion(name, peers)}"
-        for i, name in enumerate(named)
+        for i, name in enumerate(names)
         if name != "*" and name not in peers
     ]
 
@@ -86,18 +86,18 @@ def check_when(when: str, known: Sequence[str]) -> list[str]:
     calls = sorted(f for f in used["functions"] if not f.startswith(operators) and f not in allowed)
     names = sorted(v for v in used["variables"] if v not in known and v not in FUNCTIONS)
     problems = [f"no such function: {f}{suggestion(f, FUNCTIONS)}" for f in calls]
-    problems += [f"unknown variable: {v}{RENAMED.get(v) or suggestion(v, known)}" for v in names]
+    problems += [f"unknown variable: {v}{RENAMINGS.get(v) or suggestion(v, known)}" for v in names]
     return problems or trial(program, known)
 
 
 def trial(program: Any, known: Sequence[str]) -> list[str]:
-    """Mistakes of type, found by evaluating on made-up values."""
+    """Mistakes of type, which show when the expression is evaluated on sample values."""
     for number in (0.0, 0.4, 1.0):
-        for found in (True, False):
+        for contained in (True, False):
             values: dict[str, Any] = {
                 **dict.fromkeys(known, number),
                 "peer": "n",
-                HAS_FUNCTION: lambda _, f=found: f,
+                HAS_FUNCTION: lambda _, c=contained: c,
             }
             try:
                 result = program.execute(values)

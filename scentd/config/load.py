@@ -1,7 +1,7 @@
 """The only reader of the configuration file.
 
-`load(path, kinds)` returns a Config or raises ConfigError with every mistake of the file at once, each under its
-path. The sections of a kind come from the tables of kinds; nothing is started.
+`load(path, kinds)` returns a Config, or raises ConfigError with every mistake of the file at once, each under its path.
+The types of sections of a kind come from the tables of kinds. Loading starts nothing.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Turn parsed TOML into msgspec Structs, reporting every mistake at once with its path.
 
-msgspec stops at the first mistake; a user who repairs a file wants them all. So
-structs, lists of structs and sections of a kind are walked here, and msgspec converts
-the leaves.
+msgspec stops at the first mistake; a user who repairs a file wants them all. So this module walks structs, lists of
+structs and sections of a kind, and msgspec converts the leaves.
 """
 
 from __future__ import annotations
@@ -27,20 +26,20 @@ Kinds = Mapping[str, Mapping[str, type["Table"]]]  # by table ("source", "action
 class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of every section: immutable, and an unknown key is an error."""
 
-    renamed: typing.ClassVar[Mapping[str, str]] = {}  # old keys of the file -> what they are called now
+    renamings: typing.ClassVar[Mapping[str, str]] = {}  # old keys of the file -> new keys
 
     def mistakes(self, path: str) -> list[str]:
-        """What a type cannot say, as "path.field: what, and the way out"."""
+        """The mistakes that types cannot express, as "path.field: what, and the way out"."""
         return []
 
 
 def of_kind(table: str) -> Any:
-    """The annotation of a field that holds a section of a kind: which table of kinds tells its type."""
+    """The annotation of a field whose type depends on a kind. `table` names the table of kinds."""
     return Meta(extra={"kinds": table})
 
 
 def kind_of(section: Table) -> str:
-    """What `kind` says in the file."""
+    """The section's `kind` in the file."""
     return str(section.__struct_config__.tag)
 
 
@@ -66,7 +65,7 @@ def convert(data: Any, kind: Any, path: str, problems: list[str], kinds: Kinds) 
 
 
 def unwrap(kind: Any) -> tuple[Any, dict[str, Any]]:
-    """The type to convert to and what its annotation says; a quantity may be optional (Seconds | None)."""
+    """(the type to convert to, the metadata of its annotation). A quantity may be optional (Seconds | None)."""
     inner = () if typing.get_origin(kind) is list else typing.get_args(kind)
     for candidate in (kind, *inner):
         for meta in getattr(candidate, "__metadata__", ()):
@@ -81,7 +80,9 @@ def is_section(kind: Any) -> bool:
 
 
 def convert_struct(data: Any, struct: type[Table], path: str, problems: list[str], kinds: Kinds) -> Any:
-    """The struct made of what is right (defaults stand in for the rest, so that its own rules are checked, too)."""
+    """The struct of the fields that are right. The others get their defaults, so that the struct's own rules are
+    checked, too. None if a required field is missing or wrong.
+    """
     if not isinstance(data, dict):
         problems.append(f"{path}: expected a table, got {type(data).__name__}")
         return None
@@ -94,22 +95,22 @@ def convert_struct(data: Any, struct: type[Table], path: str, problems: list[str
             converted = convert(value, hints[name], join(path, key), problems, kinds)
             if converted is not None or len(problems) == before:
                 values[name] = converted
-        elif key in struct.renamed:
-            problems.append(f"{join(path, key)}: is called {join(path, struct.renamed[key])} now; write that name")
+        elif key in struct.renamings:
+            problems.append(f"{join(path, key)}: is called {join(path, struct.renamings[key])} now; write that name")
         elif key != tag_field:
             problems.append(f"{join(path, key)}: unknown key{suggestion(key, fields)}")
     missing = [key for key, field in fields.items() if field.required and key not in data]
     problems += [f"{join(path, key)}: missing" for key in missing]
     if any(field.required and field.name not in values for field in fields.values()):
         return None
-    made = struct(**values)
-    problems += made.mistakes(path)
-    return made
+    section = struct(**values)
+    problems += section.mistakes(path)
+    return section
 
 
 @functools.cache
 def members(struct: type[Table]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Types by attribute name, and fields by their names in the file. Looking them up takes longer than converting."""
+    """(types by attribute name, fields by names in the file). Cached: the look-up takes longer than converting."""
     fields = {f.encode_name: f for f in msgspec.structs.fields(struct)}
     return typing.get_type_hints(struct, include_extras=True), fields
 
@@ -143,7 +144,7 @@ def duplicates(section: str, names: list[str]) -> list[str]:
     problems = []
     for i, name in enumerate(names):
         if name in seen:
-            problems.append(f"{section}[{i}].name: {name!r} is there already; names are unique")
+            problems.append(f"{section}[{i}].name: {name!r} is the name of another {section}; choose a unique name")
         seen.add(name)
     return problems
 

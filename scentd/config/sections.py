@@ -1,8 +1,8 @@
 """The configuration file: a typed schema that is its own documentation.
 
-Quantities carry their unit as text ("5s", "100mbit"); the fields hold plain numbers of the unit in
-their type's name. What a kind of source or action has of its own stands in the kind's file
-(collect/, core/allocate/actions/); load.py reads the file.
+The file writes quantities as text with a unit ("5s", "100mbit"); the fields are plain numbers in the unit of their
+type's name. Each kind of source or action has its section in the kind's file (collect/, core/allocate/actions/).
+load.py reads the file.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PrivateSlots = dict[str, Annotated[int, Meta(ge=16, le=21)]]
 class DaemonSettings(Table):
     state_dir: str = "/var/lib/scentd"  # highest epochs seen and issued; survives restarts
     control_socket: str = "/run/scentd/control.sock"
-    control_group: str = ""  # a group whose members may read status and metrics; default: root alone
+    control_group: str = ""  # the group whose members may read status and metrics; default: root alone
     decision_log: str = "/var/lib/scentd/decisions.jsonl"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -36,14 +36,14 @@ class DaemonSettings(Table):
 class Datapath(Table):
     workers: Annotated[int, Meta(ge=1, le=64)] = 1  # processes that handle packets, each with three queues
     queue: Annotated[int, Meta(ge=0, le=65535 - 192)] = 22600  # first NFQUEUE number; 3 x workers are used
-    queue_length: Annotated[int, Meta(ge=64, le=1_000_000)] = 4096  # packets the kernel keeps per queue
+    queue_length: Annotated[int, Meta(ge=64, le=1_000_000)] = 4096  # packets that the kernel keeps for each queue
     mark_stamped: Annotated[int, Meta(gt=0, lt=2**32)] = 0x10000000  # packet mark bits of ours
     mark_rejected: Annotated[int, Meta(gt=0, lt=2**32)] = 0x20000000
-    route_table: Annotated[int, Meta(gt=255, lt=2**31)] = 22600  # routes to peers with room for the scent
+    route_table: Annotated[int, Meta(gt=255, lt=2**31)] = 22600  # the table of routes to peers with lowered MTUs
     rule_priority: Annotated[int, Meta(gt=0, lt=32764)] = 22600  # of our three `ip rule`s
-    offload: Literal["auto", "off"] = "auto"  # BPF programs do what they can where the kernel has them
+    offload: Literal["auto", "off"] = "auto"  # auto: BPF programs do the work where the kernel supports it
     pin_dir: str = "/sys/fs/bpf/scentd"  # on a bpf file system: programs and maps outlive the daemon there
-    mark_verified: Annotated[int, Meta(gt=0, lt=2**32)] = 0x40000000  # what the program has decided; offload only
+    mark_verified: Annotated[int, Meta(gt=0, lt=2**32)] = 0x40000000  # packets that a BPF program has judged
 
     def mistakes(self, path: str) -> list[str]:
         return check_marks(self, path)
@@ -51,44 +51,46 @@ class Datapath(Table):
 
 class Stamp(Table):
     fail: Fail = "open"  # no daemon: packets leave unstamped (open) or not at all (closed)
-    forwarded: bool = False  # stamp what this host forwards for [[network]] addresses, too
+    forwarded: bool = False  # stamp packets that this host forwards for [[network]] addresses, too
 
 
 class Verify(Table):
     fail: Fail = "closed"  # no daemon: packets come in unverified (open) or not at all (closed)
     max_age: Seconds = 60.0  # an epoch older than this is stale
     max_future: Seconds = 10.0  # an epoch further ahead of our clock than this is refused
-    grace: Seconds = 2.0  # how long the epoch before the highest is still accepted
-    rejected: Treatment = "drop"  # for senders that are nobody's peer
+    grace: Seconds = 2.0  # after a new epoch the one before it is accepted for so long
+    rejected: Treatment = "drop"  # this and `absent` are for senders that are no peer
     absent: Treatment = "pass"
     mark_glance: Annotated[int, Meta(ge=0, lt=2**32)] = 0  # eight bits of the packet mark for load and threat; 0: none
 
     def mistakes(self, path: str) -> list[str]:
         lowest = self.mark_glance & -self.mark_glance
         if self.mark_glance not in (0, 0xFF * lowest):
-            return [f"{path}.mark_glance: {self.mark_glance:#x} is not eight neighbouring bits, like 0x00ff0000"]
+            return [f"{path}.mark_glance: {self.mark_glance:#x} is not eight neighbouring bits; write e.g. 0x00ff0000"]
         return []
 
 
 class Source(Table):
-    """Base of the sections of sources: what the rules between sections ask of any kind."""
+    """Base of the sections of sources. The rules between sections ask these questions of any kind."""
 
-    reports_events: ClassVar[bool] = False  # it reports security events: without any the threat is 0.0, not unknown
+    reports_events: ClassVar[bool] = (
+        False  # it reports security events: without an event the threat is 0.0, not unknown
+    )
 
     def private_metric(self) -> str:
         """A metric that [network.metrics] may have to name; "" if the kind's metrics are all standard."""
         return ""
 
     def claim(self) -> str:
-        """What no other source of this host may use, such as a socket's path; "" for nothing."""
+        """A name that no other source of this host may use, such as a socket's path; "" for none."""
         return ""
 
 
 class Network(Table):
-    """One network of ours: its identity, and what this host does for it.
+    """One network of ours: its identity, and the duties of this host for it.
 
-    Three things are told apart: `source` collects here; `sign` issues its profiles here; `stamp` scents
-    its packets here. Where nothing is said, a network with sources does all three and one without only verifies.
+    Besides verifying there are three: `source` collects here; `sign` issues profiles here; `stamp` scents packets here.
+    By default a network with sources and a key file has all three, and one without sources none.
     """
 
     name: Name
@@ -96,18 +98,18 @@ class Network(Table):
     addresses: list[str] = []  # its nodes' prefixes; empty: every address of this host
     sign: bool | None = None  # sign its profiles here; needs key_file. Default: if it has sources and key_file
     stamp: bool | None = None  # stamp its packets here. Default: as `sign`
-    interval: Seconds = 5.0  # a new epoch every so often
+    interval: Seconds = 5.0  # from one epoch to the next
     steps: Literal[2, 5, 10, 25, 50, 125, 250] = 50  # levels are rounded to one of so many steps
-    high: Share = 0.8  # a level from here on is "high" in a characteristic
-    low: Share = 0.3  # below it is "low"
-    min_nodes: Annotated[int, Meta(ge=1)] = 1  # a role that fewer nodes share is not told in characteristics
+    high: Share = 0.8  # a level of this or more is "high" in a characteristic
+    low: Share = 0.3  # a level below this is "low"
+    min_nodes: Annotated[int, Meta(ge=1)] = 1  # a role of fewer nodes has no characteristics
     labels: list[str] = []  # characteristics of the whole network, e.g. "region=eu-west"
     weights: dict[str, Annotated[float, Meta(ge=0)]] = {}  # of metrics in the overall score; default 1
     metrics: PrivateSlots = {}  # names for private metric slots
     beacon_source: list[str] = []  # our addresses that beacons come from; default: as the kernel routes
     source: list[Annotated[Source, of_kind("source")]] = []
 
-    renamed = {"collect": "source"}
+    renamings = {"collect": "source"}
 
     @property
     def signs(self) -> bool:
@@ -126,12 +128,12 @@ class Peer(Table):
     public_key: str
     addresses: list[str]
     endpoint: list[str] = []  # addresses for beacons; default: the host addresses among `addresses`
-    stamp: bool = True  # scent what we send there
-    verify: bool = True  # verify what comes from there
-    bind: Literal["flow", "sender"] = "flow"  # "sender" where NAT lies between
+    stamp: bool = True  # scent packets to the peer
+    verify: bool = True  # verify packets from the peer
+    bind: Literal["flow", "sender"] = "flow"  # "sender" if NAT lies between the two ends
     rejected: Treatment = "drop"
     absent: Treatment = "pass"
-    absent_ipv6_fragments: Treatment | None = None  # IPv6 datagrams that came in fragments; default: as absent
+    absent_ipv6_fragments: Treatment | None = None  # for IPv6 datagrams that came in fragments; default: as absent
     stamp_ipv6_fragments: bool = False  # only if the peer verifies before defragmentation
     metrics: PrivateSlots = {}  # its names for private metric slots
 
@@ -153,7 +155,7 @@ class Config(Table):
 
 
 def stamped_peers(config: Config) -> list[Peer]:
-    """Whom this host sends scents: nobody, if it stamps for no network."""
+    """The peers to which this host sends scents; none if it stamps for no network."""
     return [p for p in config.peer if p.stamp] if any(n.stamps for n in config.network) else []
 
 
@@ -175,10 +177,10 @@ def check_network(network: Network, path: str) -> list[str]:
     problems = check_prefixes(network.addresses, f"{path}.addresses")
     if not layout.INTERVAL_MIN <= network.interval <= layout.INTERVAL_MAX or network.interval % 1:
         problems.append(
-            f"{path}.interval: whole seconds from {layout.INTERVAL_MIN} to {layout.INTERVAL_MAX}; 5s to 10s is usual"
+            f"{path}.interval: write whole seconds, {layout.INTERVAL_MIN} to {layout.INTERVAL_MAX}; 5s to 10s is usual"
         )
     if network.low > network.high:
-        problems.append(f"{path}.low: is above {path}.high")
+        problems.append(f"{path}.low: is above {path}.high; lower the one or raise the other")
     problems += check_duties(network, path)
     problems += check_metric_slots(network.metrics, f"{path}.metrics")
     known = {*layout.METRICS.values(), *network.metrics}
@@ -190,7 +192,7 @@ def check_network(network: Network, path: str) -> list[str]:
         if metric and metric not in known:
             problems.append(f"{path}.source[{i}].metric: no such metric: {metric!r}; name it in {path}.metrics")
     if len(network.labels) > MAX_LABELS:
-        problems.append(f"{path}.labels: more than {MAX_LABELS}; the Bloom filter has to hold the rest as well")
+        problems.append(f"{path}.labels: more than {MAX_LABELS}; take some away: other characteristics need room, too")
     for i, label in enumerate(network.labels):
         if "=" not in label or len(label) > 200:
             problems.append(f'{path}.labels[{i}]: write name=value, e.g. "region=eu-west", at most 200 characters')
@@ -198,7 +200,7 @@ def check_network(network: Network, path: str) -> list[str]:
 
 
 def check_duties(network: Network, path: str) -> list[str]:
-    """A host without the network's key may collect for it and stamp what is signed elsewhere, and nothing else."""
+    """Without the network's key a host may only collect, and stamp profiles that are signed elsewhere."""
     if network.key_file:
         return []
     if network.signs:
@@ -212,12 +214,16 @@ def check_duties(network: Network, path: str) -> list[str]:
 
 
 def check_metric_slots(metrics: dict[str, int], path: str) -> list[str]:
-    problems = [f"{path}.{m}: is a standard metric already" for m in metrics if m in layout.METRICS.values()]
+    problems = [
+        f"{path}.{m}: is the name of a standard metric; choose another" for m in metrics if m in layout.METRICS.values()
+    ]
     if len(set(metrics.values())) < len(metrics):
         problems.append(f"{path}: two names share a slot; use each of 16..21 once")
     problems += [f"{path}.{m}: policies have a variable of that name; choose another" for m in metrics if m in RESERVED]
     return problems + [
-        f"{path}.{m}: a name is letters, digits and _, because policies use it" for m in metrics if not m.isidentifier()
+        f"{path}.{m}: write letters, digits and _ alone, because policies use the name"
+        for m in metrics
+        if not m.isidentifier()
     ]
 
 
@@ -229,7 +235,7 @@ def check_peer(peer: Peer, path: str) -> list[str]:
     for i, text in enumerate(peer.endpoint):
         problems += [p for p in check_prefixes([text], f"{path}.endpoint") if "/" not in text]
         if "/" in text:
-            problems.append(f"{path}.endpoint[{i}]: one address, not a prefix")
+            problems.append(f"{path}.endpoint[{i}]: {text!r} is a prefix; write one address")
     try:
         keys.parse_public(peer.public_key)
     except ValueError as error:
@@ -245,7 +251,7 @@ def check_config(config: Config) -> list[str]:
         *duplicates("network", [n.name for n in config.network]),
         *duplicates("peer", [p.name for p in config.peer]),
         *duplicates("policy", [p.name for p in config.policy]),
-        *shared_claims(config.network),
+        *check_claims(config.network),
     ]
     private = {name for peer in config.peer for name in peer.metrics}
     problems += check_policies(config.policy, sorted(p.name for p in config.peer), private)
@@ -258,8 +264,8 @@ def check_config(config: Config) -> list[str]:
             for i, p in enumerate(config.peer)
             if p.stamp_ipv6_fragments
         ]
-    problems += same_peer(config.peer)
-    problems += shared_addresses(config.peer)
+    problems += check_public_keys(config.peer)
+    problems += check_overlaps(config.peer)
     own = config.datapath.mark_stamped | config.datapath.mark_rejected | config.datapath.mark_verified
     if config.verify.mark_glance & own:
         problems.append("verify.mark_glance: shares bits with a mark of [datapath]; choose other bits")
@@ -268,7 +274,7 @@ def check_config(config: Config) -> list[str]:
     return problems
 
 
-def shared_claims(networks: list[Network]) -> list[str]:
+def check_claims(networks: list[Network]) -> list[str]:
     claims = [claim for n in networks for s in n.source if (claim := s.claim())]
     return [
         f"network.source: two sources listen on {claim!r}; give each a socket of its own"
@@ -276,20 +282,20 @@ def shared_claims(networks: list[Network]) -> list[str]:
     ]
 
 
-def same_peer(peers: list[Peer]) -> list[str]:
+def check_public_keys(peers: list[Peer]) -> list[str]:
     """Two peers cannot share a public key."""
     problems = []
     first: dict[str, int] = {}
     for i, peer in enumerate(peers):
         if peer.public_key in first:
             other = f"peer[{first[peer.public_key]}]"
-            problems.append(f"peer[{i}].public_key: is that of {other} as well; list all addresses there")
+            problems.append(f"peer[{i}].public_key: {other} has the same key; list all addresses there")
         first.setdefault(peer.public_key, i)
     return problems
 
 
-def shared_addresses(peers: list[Peer]) -> list[str]:
-    """Where two peers overlap, one could speak, and be quarantined, for the other. Behind one NAT they may."""
+def check_overlaps(peers: list[Peer]) -> list[str]:
+    """Peers may not overlap: one could speak, and be quarantined, for the other. Peers behind one NAT may."""
     entries = [(i, a) for i, peer in enumerate(peers) for a in peer.addresses]
     return [
         f'peer[{i}].addresses: {inner} lies in {outer} of peer[{other}]; only peers with bind = "sender" may share'

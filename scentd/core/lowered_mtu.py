@@ -1,14 +1,14 @@
-"""Lowered MTUs: which routes to peers need one, so that a scent finds room, and how much fits the path.
+"""Lowered MTUs: which routes to peers need one, so that packets have room for a scent, and the full MTU of each path.
 
-A packet grows by the scent after the kernel chose its size, so sockets must see a route whose
-MTU is lower by the overhead of the peer's carrier. Pure: plan() takes the main table's routes and answers what
-our own table should hold; datapath/host/routes.py reads the one and writes the other.
+A packet grows by the scent after the kernel has chosen its size, so sockets must see a route whose MTU is lower by the
+overhead of the peer's carrier. Pure: plan() takes the routes of the main table and returns the routes of our own table;
+datapath/host/routes.py reads the main table and writes ours.
 
-No packet may take another way because of us. Without MTU to spare a route is copied as it is. What
-cannot be copied (unreachable, encapsulated, chosen by source) is a `throw`: the lookup goes on in the main
-table. IPv6 has its throws on interface lo, where a socket bound to an interface passes them by, so there a
-peer prefix with such a route in it gets no routes of ours at all (unreachable ones are on lo in the main table,
-too). Full-size packets leave unstamped then.
+No packet may take another way because of our table. A route whose MTU is too low to be lowered is copied as it is. In
+the place of a route that cannot be copied (unreachable; or unsupported: encapsulated, chosen by source) our table has a
+`throw`: the lookup goes on in the main table. IPv6 keeps throws on interface lo, and a socket bound to another
+interface does not see them. So an IPv6 peer prefix with an unsupported route in it gets no routes of ours at all, and
+full-size packets to it leave unstamped. Unreachable IPv6 routes are on lo in the main table, too: a throw serves them.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from typing import Literal
 
-from scentd.prefix import BITS, Address, NumericPrefix, Prefix, as_prefix, nested, within
+from scentd.prefix import BITS, Address, NumericPrefix, Prefix, nesting, to_prefix, within
 
-# Every link carries this much: RFC 8200 section 5; 576 is what every IPv4 host accepts (RFC 791).
+# By IP version: every IPv4 host accepts 576 bytes (RFC 791); every IPv6 link carries 1280 (RFC 8200 section 5).
 LOWEST_MTU = {4: 576, 6: 1280}
-IPV6_METRIC = 1024  # the kernel's, where none is given
+IPV6_METRIC = 1024  # the kernel's default
 
-# Never lowered, though a peer prefix like ::/0 may hold them: link-local IPv6 is routed by interface,
-# multicast and broadcast serve more than peers. IPv6 multicast is in the table `local`, which is asked first;
+# Never lowered, though a peer prefix like ::/0 may hold them: link-local IPv6 is routed by interface, multicast and
+# broadcast serve more than peers. IPv6 multicast is in the table `local`, which the kernel asks first.
 # datapath/host/routes.py has a rule for link-local, because a throw does not stop lookups for one interface.
 EXCLUDED: dict[int, tuple[Prefix, ...]] = {
     4: (ip_network("224.0.0.0/3"),),
@@ -36,7 +36,7 @@ EXCLUDED: dict[int, tuple[Prefix, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """An interface's MTU in bytes; IPv6 has its own (router advertisements lower it)."""
+    """An interface's MTU in bytes. Router advertisements may lower that of IPv6."""
 
     mtu: int
     mtu6: int
@@ -48,14 +48,14 @@ class Link:
 @dataclass(frozen=True, slots=True)
 class Nexthop:
     interface: int  # its index
-    gateway: Address | None = None  # None: on-link. May be IPv6 for an IPv4 route (RFC 5549)
+    gateway: Address | None = None  # None: on-link. An IPv4 route may have an IPv6 gateway (RFC 5549)
     weight: int = 1
     onlink: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A route of one table. Everything but `unicast` has no next hops."""
+    """A route of one table. Only a `unicast` route has next hops."""
 
     prefix: Prefix
     kind: Literal["unicast", "throw", "other"] = "unicast"
@@ -65,11 +65,11 @@ class Route:
     scope: int = 0
     source: Address | None = None  # preferred source address
     metrics: tuple[tuple[str, int | str], ...] = ()  # ("mtu", 1400) ..., sorted by name
-    odd: bool = False  # chosen by source prefix or encapsulating: not to be copied
+    unsupported: bool = False  # encapsulated, or chosen by source prefix: our table cannot have a copy
 
     @property
     def key(self) -> tuple[Prefix, int, int]:
-        """What the kernel tells routes of one table apart by."""
+        """The key of a route in the kernel: a table has at most one route of each key."""
         return self.prefix, self.tos, self.metric
 
 
@@ -83,7 +83,7 @@ class PathMtu:
 
 @dataclass(frozen=True, slots=True)
 class RoutePlan:
-    """What our table should hold, shortest prefix last, and the full MTUs of the routes copied."""
+    """The routes of our table, longest prefix first, and the full MTU of each prefix toward a peer."""
 
     routes: tuple[Route, ...] = ()
     mtus: tuple[PathMtu, ...] = ()
@@ -93,12 +93,12 @@ class RoutePlan:
         return tuple((str(path.prefix), path.full_mtu) for path in self.mtus)
 
     def interfaces(self) -> frozenset[int]:
-        """The indexes of those that packets to peers leave through."""
+        """The indexes of the interfaces through which packets to peers leave."""
         return frozenset(hop.interface for route in self.routes for hop in route.nexthops)
 
 
 class RouteIndex:
-    """The main table of one family, for two questions: what covers a prefix, what lies inside it."""
+    """The main table of one IP version. It finds the routes that cover a prefix, and the routes inside a prefix."""
 
     def __init__(self, routes: Iterable[Route], version: int) -> None:
         self.version = version
@@ -110,8 +110,8 @@ class RouteIndex:
                 self.by_prefix.setdefault(key, []).append(route)
         self.keys = sorted(self.by_prefix)
 
-    def covering(self, prefix: Prefix) -> Iterator[list[Route]]:
-        """The routes of each prefix that holds the whole of this one, longest first."""
+    def covering_routes(self, prefix: Prefix) -> Iterator[list[Route]]:
+        """The routes of each prefix that covers this one, longest first."""
         address = int(prefix.network_address)
         for length in range(prefix.prefixlen, -1, -1):
             shift = self.bits - length
@@ -119,8 +119,8 @@ class RouteIndex:
             if routes:
                 yield routes
 
-    def inside(self, prefix: Prefix) -> Iterator[Route]:
-        """The routes to parts of this prefix."""
+    def inner_routes(self, prefix: Prefix) -> Iterator[Route]:
+        """The routes to longer prefixes inside this one."""
         first, last = int(prefix.network_address), int(prefix.broadcast_address)
         for i in range(bisect_left(self.keys, (first, 0)), len(self.keys)):
             address, length = self.keys[i]
@@ -131,22 +131,22 @@ class RouteIndex:
 
 
 def plan(main: Iterable[Route], links: Mapping[int, Link], peers: Iterable[tuple[Prefix, int]]) -> RoutePlan:
-    """What our table should hold, given the main table, the interfaces by index, and the stamped peers' prefixes,
-    each with the overhead of its pairs in bytes.
+    """The routes of our table. `main`: the main table; `links`: the interfaces by index; `peers`: the prefixes of the
+    stamped peers, each with the overhead of its pairs in bytes.
 
-    Where peers of different overheads overlap, the longer prefix decides for what lies in it.
+    Where the prefixes of peers with different overheads overlap, the longer prefix decides for its addresses.
     """
     main, peers = list(main), list(peers)
     routes: dict[tuple[Prefix, int, int], Route] = {}
     mtus: dict[Prefix, PathMtu] = {}
     for version in (4, 6):
         index = RouteIndex(main, version)
-        for peer, overhead in collapsed(peers, version):
+        for peer, overhead in merge_prefixes(peers, version):
             if not any(within(peer, excluded) for excluded in EXCLUDED[version]):
-                made = plan_peer(index, links, peer, overhead)
-                routes |= {route.key: route for route in made.routes}
-                mtus |= {path.prefix: path for path in made.mtus}
-    # On-link routes first: the kernel checks a gateway against what the table already holds.
+                peer_plan = plan_peer(index, links, peer, overhead)
+                routes |= {route.key: route for route in peer_plan.routes}
+                mtus |= {path.prefix: path for path in peer_plan.mtus}
+    # On-link routes first: the kernel checks a gateway against the routes that the table already has.
     order = sorted(
         routes.values(),
         key=lambda r: (r.prefix.version, -r.prefix.prefixlen, int(r.prefix.network_address), r.tos, r.metric),
@@ -155,85 +155,85 @@ def plan(main: Iterable[Route], links: Mapping[int, Link], peers: Iterable[tuple
 
 
 def plan_peer(index: RouteIndex, links: Mapping[int, Link], peer: Prefix, overhead: int) -> RoutePlan:
-    serving_peer: dict[tuple[Prefix, int, int], Route] = {}
-    for route in serving(index, peer):
-        known = route.kind != "unicast" or all(hop.interface in links for hop in route.nexthops)
-        serving_peer.setdefault(route.key, route if known else replace(route, odd=True))
-    groups = by_prefix(serving_peer.values())
+    peer_routes: dict[tuple[Prefix, int, int], Route] = {}
+    for route in routes_to_peer(index, peer):
+        supported = route.kind != "unicast" or all(hop.interface in links for hop in route.nexthops)
+        peer_routes.setdefault(route.key, route if supported else replace(route, unsupported=True))
+    groups = by_prefix(peer_routes.values())
     mtus = tuple(PathMtu(prefix, mtu) for prefix, group in groups.items() if (mtu := group_mtu(group, links)))
-    if index.version == 6 and any(route.odd for route in serving_peer.values()):
+    if index.version == 6 and any(route.unsupported for route in peer_routes.values()):
         return RoutePlan((), mtus)
     copies = {prefix: lower(group, links, overhead) for prefix, group in groups.items()}
     if index.version == 4:
-        copies |= {excluded: [thrown(excluded)] for excluded in EXCLUDED[4] if groups and within(excluded, peer)}
+        copies |= {excluded: [throw_route(excluded)] for excluded in EXCLUDED[4] if groups and within(excluded, peer)}
     return RoutePlan(tuple(route for group in copies.values() for route in group), mtus)
 
 
-def serving(index: RouteIndex, peer: Prefix) -> Iterator[Route]:
-    """The main routes that packets to this peer take, the covering ones narrowed down to the peer's prefix."""
-    for routes in index.covering(peer):
-        for route in unambiguous(routes):
+def routes_to_peer(index: RouteIndex, peer: Prefix) -> Iterator[Route]:
+    """The main routes of packets to this peer. Routes that cover the peer's prefix are narrowed down to it."""
+    for routes in index.covering_routes(peer):
+        for route in mark_ambiguous(routes):
             yield replace(route, prefix=peer)
         if any(route.tos == 0 for route in routes):
-            break  # shorter ones are never asked
-    for prefix, routes in by_prefix(index.inside(peer)).items():
+            break  # the kernel never asks a shorter prefix
+    for prefix, routes in by_prefix(index.inner_routes(peer)).items():
         if not any(within(prefix, excluded) for excluded in EXCLUDED[index.version]):
-            yield from unambiguous(routes)
+            yield from mark_ambiguous(routes)
 
 
-def unambiguous(routes: list[Route]) -> list[Route]:
-    """Routes of one prefix; two equal routers of IPv6, told apart by the kernel's own knowledge of them, are odd."""
+def mark_ambiguous(routes: list[Route]) -> list[Route]:
+    """One route for each key. If two IPv6 routers share a key, the kernel chooses between them: unsupported."""
     first = {route.key: route for route in reversed(routes)}
     if len(first) == len(routes) or routes[0].prefix.version == 4:
         return list(first.values())
-    return [replace(route, odd=True) for route in first.values()]
+    return [replace(route, unsupported=True) for route in first.values()]
 
 
 def group_mtu(routes: list[Route], links: Mapping[int, Link]) -> int | None:
-    """The lowest full MTU of one prefix's routes; None if none of them leads anywhere."""
+    """The lowest full MTU of one prefix's routes; None if no route has one."""
     return min((mtu for route in routes if (mtu := full_mtu(route, links))), default=None)
 
 
 def lower(routes: list[Route], links: Mapping[int, Link], overhead: int) -> list[Route]:
-    """The copies of one prefix's routes. All are lowered or none."""
+    """The copies of one prefix's routes. Either all copies are lowered, or none is."""
     prefix = routes[0].prefix
-    if any(route.odd for route in routes):
-        return [thrown(prefix)]
+    if any(route.unsupported for route in routes):
+        return [throw_route(prefix)]
     mtu = group_mtu(routes, links)
     enough = mtu is not None and mtu - overhead >= LOWEST_MTU[prefix.version]
     copies = []
     for route in routes:
         full = full_mtu(route, links)
         if full is None:
-            copies.append(replace(thrown(prefix), tos=route.tos, metric=route.metric))
+            copies.append(replace(throw_route(prefix), tos=route.tos, metric=route.metric))
         else:
             copies.append(with_mtu(route, full - overhead) if enough else route)
     return copies
 
 
 def full_mtu(route: Route, links: Mapping[int, Link]) -> int | None:
-    """What the route carries: its own mtu or its narrowest interface's. None if it leads to no known interface."""
+    """The route's own MTU or that of its narrowest interface, the lower. None if an interface is unknown, or none."""
     if route.kind != "unicast" or not route.nexthops or any(hop.interface not in links for hop in route.nexthops):
         return None
     narrowest = min(links[hop.interface].mtu_of(route.prefix.version) for hop in route.nexthops)
-    given = dict(route.metrics).get("mtu", 0)
-    return min(narrowest, given) if isinstance(given, int) and given else narrowest
+    metric = dict(route.metrics).get("mtu", 0)
+    return min(narrowest, metric) if isinstance(metric, int) and metric else narrowest
 
 
 def with_mtu(route: Route, mtu: int) -> Route:
     return replace(route, metrics=tuple(sorted({**dict(route.metrics), "mtu": mtu}.items())))
 
 
-def thrown(prefix: Prefix) -> Route:
+def throw_route(prefix: Prefix) -> Route:
     """A route that sends the lookup on to the next rule."""
     return Route(prefix, "throw", metric=IPV6_METRIC if prefix.version == 6 else 0)
 
 
-def collapsed(peers: Iterable[tuple[Prefix, int]], version: int) -> list[tuple[Prefix, int]]:
-    """Those of one family, shortest first, with as few prefixes as give every address the same overhead.
+def merge_prefixes(peers: Iterable[tuple[Prefix, int]], version: int) -> list[tuple[Prefix, int]]:
+    """The prefixes of one IP version, shortest first: as few as possible that give every address the same overhead.
 
-    Neighbours are merged only where their overheads agree. Of one prefix with two overheads the larger counts, which
-    serves both.
+    Two halves of a prefix are merged only if their overheads are equal. If a prefix has two overheads, the larger
+    counts, because it serves both.
     """
     overheads: dict[NumericPrefix, int] = {}
     for prefix, overhead in peers:
@@ -242,16 +242,16 @@ def collapsed(peers: Iterable[tuple[Prefix, int]], version: int) -> list[tuple[P
             overheads[key] = max(overhead, overheads.get(key, 0))
     kept = {
         prefix: overheads[prefix]
-        for prefix, around in nested(overheads)
-        if around is None or overheads[around] != overheads[prefix]
+        for prefix, outer in nesting(overheads)
+        if outer is None or overheads[outer] != overheads[prefix]
     }
-    merge_neighbours(kept)
+    merge_halves(kept)
     ordered = sorted(kept.items(), key=lambda entry: (entry[0][2], entry[0][1]))
-    return [(as_prefix(numbers), overhead) for numbers, overhead in ordered]
+    return [(to_prefix(numbers), overhead) for numbers, overhead in ordered]
 
 
-def merge_neighbours(overheads: dict[NumericPrefix, int]) -> None:
-    """Put one prefix in the place of the two halves of it, where both have its overhead and it has none of its own."""
+def merge_halves(overheads: dict[NumericPrefix, int]) -> None:
+    """Replace the two halves of a prefix by the prefix, if both have the same overhead and the prefix has none yet."""
     for prefix in sorted(overheads, key=lambda p: -p[2]):
         while prefix[2] and prefix in overheads:
             version, address, length = prefix
@@ -271,14 +271,15 @@ def by_prefix(routes: Iterable[Route]) -> dict[Prefix, list[Route]]:
     return groups
 
 
-def may_be_first(routes: Iterable[Route], first: Iterable[Prefix]) -> bool:
-    """Whether these may be in a table that is asked before all rules, with all that is there still found.
+def may_precede_rules(routes: Iterable[Route], others: Iterable[Prefix]) -> bool:
+    """Whether our routes may be in a table that the kernel asks before all rules, and hide no other route of it.
 
-    `first` are the prefixes of others' routes in that table. None of ours may be one of them, or a part of one: it
-    would take what is meant for this host itself. Not a throw: IPv4 has the tables `local` and `main` as one where
-    there are no rules, and would look no further (net/ipv4/fib_trie.c). Not what holds link-local addresses.
+    `others` are the prefixes of the other routes in that table. No route of ours may have one of these prefixes or a
+    part of one: it would take packets that are meant for this host itself. A throw may not be there: where there are
+    no rules, IPv4 keeps the tables `local` and `main` as one, and looks no further (net/ipv4/fib_trie.c). Nor may a
+    prefix that holds link-local addresses.
     """
-    excluded, taken = EXCLUDED[6][0], set(first)
+    excluded, taken = EXCLUDED[6][0], set(others)
     lengths = {(prefix.version, prefix.prefixlen) for prefix in taken}
 
     def is_free(prefix: Prefix) -> bool:
@@ -288,10 +289,10 @@ def may_be_first(routes: Iterable[Route], first: Iterable[Prefix]) -> bool:
     return all(r.kind == "unicast" and not within(excluded, r.prefix) and is_free(r.prefix) for r in routes)
 
 
-def diff(have: Iterable[Route], want: Iterable[Route]) -> tuple[list[Route], list[Route]]:
-    """What to delete and what to add or replace, in order, so that a table holds what is wanted."""
-    before = {route.key: route for route in have}
-    after = {route.key: route for route in want}
+def diff(current: Iterable[Route], desired: Iterable[Route]) -> tuple[list[Route], list[Route]]:
+    """(routes to delete, routes to add or replace), in order, so that a table gets the desired routes."""
+    before = {route.key: route for route in current}
+    after = {route.key: route for route in desired}
     return (
         [route for key, route in before.items() if key not in after],
         [route for key, route in after.items() if before.get(key) != route],

@@ -1,8 +1,8 @@
 """From a configuration and its identities to the tables of the packet path. Pure.
 
-A pair is one local network and one peer. Between roles and hosts it is known by the two names; its number is this
-host's own. The number stays the same over reloads, so that workers keep what they know of it, and over restarts,
-because the offload's maps outlive the daemon.
+A pair is one local network and one peer. Roles and hosts name a pair by the two names; its number belongs to this host
+alone. The number stays the same over reloads, so that workers keep the pair's state, and over restarts, because the
+offload's maps outlive the daemon.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ PairName = tuple[str, str]  # the network's name, the peer's name
 
 @dataclass(frozen=True, repr=False)
 class PairSecret:
-    """What only the two ends of a pair can derive; there is none on a host without the network's private key."""
+    """The secret that only the two ends of a pair can derive. A host without the network's private key has none."""
 
     identity: keys.Identity
     public: keys.Public
-    issued: IssuedPair  # this end sends
+    issued: IssuedPair  # for the direction from this end to the peer
 
     def receive_keys(self, period: int) -> keys.PairKeys:
         return keys.direction_keys(self.issued.secret, self.public, self.identity.public, period)
 
     def tag_key(self, epoch: int) -> bytes:
-        """What this end's packets of an epoch are tagged with."""
+        """The tag key of this end's packets of an epoch."""
         ends = self.identity.public, self.public
         return keys.direction_keys(self.issued.secret, *ends, keys.period_of(epoch)).tag
 
     def pseudonym_key(self) -> bytes:
-        """Of the peer's nodes, as it names them to us."""
+        """The key of the pseudonyms by which the peer names its nodes to us."""
         return keys.pseudonym_key(self.issued.secret, self.public, self.identity.public)
 
 
@@ -57,12 +57,12 @@ class Pair:
 
     @property
     def stamps(self) -> bool:
-        """Whether this host scents its packets."""
+        """Whether this host stamps the network's packets to the peer."""
         return self.network.stamps and self.peer.stamp
 
     @property
     def verifies(self) -> bool:
-        """Whether this host verifies what comes from the peer for this network."""
+        """Whether this host verifies the peer's packets to the network."""
         return self.peer.verify and self.secret is not None
 
     def slots(self) -> dict[str, int]:
@@ -70,17 +70,19 @@ class Pair:
 
 
 def carrier_name(peer: Peer, version: int) -> str:
-    """What carries the scent in packets of this IP version to the peer, by name."""
+    """The name of the carrier in packets of this IP version to the peer."""
     return NATIVE[version]
 
 
 def overhead(peer: Peer, version: int) -> int:
-    """By how many bytes packets of this IP version to the peer grow."""
+    """The overhead of packets of this IP version to the peer, bytes."""
     return CARRIERS[carrier_name(peer, version)].overhead
 
 
 class Pairs:
-    """All pairs of a configuration. `identities` by network name, where there is one; `numbers` by pair name."""
+    """All pairs of a configuration. `identities`: by the network's name, of networks whose private key is on this host;
+    `numbers`: by the pair's name.
+    """
 
     def __init__(
         self, config: Config, identities: Mapping[str, keys.Identity], numbers: Mapping[PairName, int]
@@ -100,26 +102,26 @@ class Pairs:
         self.by_number = {p.number: p for p in self.all}
         self.by_name = {p.name: p for p in self.all}
 
-    def issued(self, network: str) -> list[IssuedPair]:
-        """What a network's profiles are sealed for."""
+    def issued_pairs(self, network: str) -> list[IssuedPair]:
+        """The pairs for which a network's profiles are sealed."""
         return [p.secret.issued for p in self.all if p.network.name == network and p.peer.stamp and p.secret]
 
     def tag_key(self, number: int, epoch: int) -> bytes | None:
-        """What a pair's packets of an epoch are tagged with by this end.
+        """The tag key of this end's packets of a pair and epoch.
 
-        None: this host stamps none of that number, or has no key to tell.
+        None: this host stamps no pair of that number, or does not have the network's private key.
         """
         pair = self.by_number.get(number)
         return pair.secret.tag_key(epoch) if pair is not None and pair.stamps and pair.secret is not None else None
 
     def unstamped_prefixes(self) -> list[str]:
-        """Of networks for which this host stamps nothing."""
+        """The prefixes of networks for which this host stamps nothing."""
         return [prefix for n in self.config.network if not n.stamps for prefix in n.addresses]
 
     def stamp_table(self, limits: Sequence[tuple[str, int]]) -> StampTable:
         """`limits` are full path MTUs by destination prefix."""
         stamped = [n for n in self.config.network if n.stamps]
-        # By the first of its pairs: the number of a network lasts over reloads as those of pairs do.
+        # A network has the lowest number of its pairs, so that its number lasts over reloads as those of pairs do.
         first = {p.network.name: p.number for p in sorted(self.all, key=lambda p: -p.number)}
         networks = {n.name: first[n.name] for n in stamped if n.name in first}
         peers = {p.name: i for i, p in enumerate(self.config.peer)}
@@ -143,7 +145,7 @@ class Pairs:
         )
 
     def verify_table(self, period: int) -> VerifyTable:
-        """Keys of the period, the one before and the next. A pair's number is its row in the epoch file."""
+        """The table has keys of the period and of its two neighbours. A pair's number is its row in the epoch file."""
         verify = self.config.verify
         return VerifyTable(
             incoming=tuple(incoming(p, p.secret, period) for p in self.all if p.verifies and p.secret is not None),

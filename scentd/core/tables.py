@@ -1,7 +1,7 @@
-"""What the packet path is told: plain values that cross from the daemon to its workers.
+"""The tables of the packet path: plain values that cross from the daemon to its workers.
 
-The daemon holds the private keys; a worker holds the tag keys of its pairs and no
-more. A pair is one local network and one peer, known by a small number that means nothing on another host.
+The daemon has the private keys; a worker has the tag keys of its pairs, and no other key. A pair is one local network
+and one peer. Its number is small and belongs to this host alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class StampPair(Struct, frozen=True):
     peer: int
     sender_bound: bool = False  # bind = "sender"
     ipv6_fragments: bool = False
-    carrier4: str = NATIVE[4]  # what carries the scent in its IPv4 packets, a name of wire.carrier.CARRIERS
+    carrier4: str = NATIVE[4]  # the carrier of its IPv4 packets, a name of wire.carrier.CARRIERS
     carrier6: str = NATIVE[6]
 
     def carrier(self, version: int) -> str:
@@ -26,7 +26,7 @@ class StampPair(Struct, frozen=True):
 
 
 class StampTable(Struct, frozen=True):
-    """Which source and destination make which pair; `limits` are full path MTUs by prefix."""
+    """The pair of each source and destination; `limits` are full path MTUs by prefix."""
 
     networks: tuple[tuple[str, int], ...] = ()  # prefix -> network
     peers: tuple[tuple[str, int], ...] = ()  # prefix -> peer
@@ -35,7 +35,7 @@ class StampTable(Struct, frozen=True):
 
 
 class Incoming(Struct, frozen=True):
-    """One pair as its receiver knows it."""
+    """One pair at its receiver."""
 
     pair: int
     key_id: bytes
@@ -48,7 +48,7 @@ class Incoming(Struct, frozen=True):
 
 
 class Treatments(Struct, frozen=True):
-    """What happens to packets that are not accepted, from one range of sources."""
+    """The treatment of packets that are not accepted, from one range of sources."""
 
     rejected: Treatment
     absent: Treatment

@@ -70,7 +70,7 @@ class Beacons:
                 raise OSError(f"source {source} is not in the network's addresses: set network.beacon_source")
             sender_bound = pair.peer.bind == "sender"
             for index in missing:
-                scent = stamp.scent(outgoing, parsed, index, sender_bound, layout.FLAG_BEACON)
+                scent = stamp.build_scent(outgoing, parsed, index, sender_bound, layout.FLAG_BEACON)
                 if version == 4:
                     end.setsockopt(socket.IPPROTO_IP, socket.IP_OPTIONS, ipv4_option(scent))
                 else:

@@ -121,7 +121,9 @@ class AllocatorRole:
         self._log.append(result.decisions)
         for decision in result.decisions:
             self._publish_decision(decision)
-        barred = {p: until for kind, a in ACTIONS.items() for p, until in a.barred(result.desired.of(kind)).items()}
+        barred = {
+            p: until for kind, a in ACTIONS.items() for p, until in a.barred_senders(result.desired.of(kind)).items()
+        }
         if barred != self._barred:
             self._barred = barred
             self._bus.publish(Barred(barred))
@@ -178,7 +180,7 @@ class AllocatorRole:
                 kind=kind, resource=t.resource, peer=t.peer, text=t.text, amount=t.amount, unit=t.unit, until=t.until
             )
             for kind, action in ACTIONS.items()
-            for t in action.told(self._desired.of(kind))
+            for t in action.describe(self._desired.of(kind))
         ]
         resources, rest = limit_list(all_resources, limit, lambda r: r.until or 0.0)
         standings, more = limit_list(self._decider.standings(), limit, lambda s: s.fired_at or 0.0)

@@ -50,7 +50,7 @@ class ProfilerRole:
         for network in config.network:
             if network.signs:
                 identity = pairs.identities[network.name]
-                profiler = NetworkProfiler(network, identity, pairs.issued(network.name), self._bus)
+                profiler = NetworkProfiler(network, identity, pairs.issued_pairs(network.name), self._bus)
                 if network.name in old:
                     profiler.adopt(old[network.name])
                 profiler.begin(epochs, issued_slot(identity))
@@ -144,7 +144,7 @@ class NetworkProfiler:
         now, interval = time.time(), self.network.interval
         self._parts = {name: part for name, part in self._parts.items() if score.is_fresh(part.at, interval, now)}
         self._waiting = set(self._parts)
-        samples, events, watched = score.gathered(self._parts.values(), interval, now)
+        samples, events, watched = score.gather(self._parts.values(), interval, now)
         statement = score.statement(self.network, samples, events, now, watched)
         epoch = issue.next_epoch(now, epochs.epoch(slot))
         if epoch > now + 5:
@@ -166,7 +166,7 @@ class NetworkProfiler:
 
     def _verified(self, outgoing: Sequence[Outgoing]) -> list[Outgoing]:
         """The profiles that a receiver can open and verify: each is checked before it is sent."""
-        verified = [o for o in outgoing if self._issuer.verified(o)]
+        verified = [o for o in outgoing if self._issuer.verify(o)]
         if len(verified) < len(outgoing):
             self.refused += len(outgoing) - len(verified)
             log.error("network %s: a profile of our own does not verify; it is not sent", self.network.name)

@@ -1,8 +1,7 @@
 """The Bloom filter of characteristics (README.md section 6).
 
-256 bits, 5 hashes, MurmurHash3 x64-128 seeded with the epoch, so that a false
-positive of one epoch is not one of the next. Double hashing after Kirsch and
-Mitzenmacher, "Less Hashing, Same Performance" (2006).
+256 bits, 5 hashes. The hash is MurmurHash3 x64-128 with the epoch as seed, so that an item that is a false positive in
+one epoch is not one in the next. Double hashing after Kirsch and Mitzenmacher, "Less Hashing, Same Performance" (2006).
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ BITS = layout.BLOOM_LEN * 8
 def positions(item: str, epoch: int) -> list[int]:
     """The item's bits; bit 0 is the highest bit of the first byte."""
     first, second = mmh3.hash64(item.encode(), seed=epoch, x64arch=True, signed=False)
-    second |= 1  # odd: the five positions differ, as 256 is a power of two
+    second |= 1  # an odd step: the five positions differ, because 256 is a power of two
     return [(first + i * second) % BITS for i in range(layout.BLOOM_HASHES)]
 
 
@@ -33,16 +32,16 @@ def make(items: Iterable[str], epoch: int) -> bytes:
 
 
 def contains(bloom: bytes, epoch: int, item: str) -> bool:
-    """Whether the item may be in the filter; never False for one that is."""
-    return holds(load(bloom), epoch, item)
+    """Whether the item may be in the filter. For an item that is in the filter, never False."""
+    return has_item(to_bits(bloom), epoch, item)
 
 
-def load(bloom: bytes) -> bitarray:
-    """A filter in the form in which `holds` asks it many times."""
+def to_bits(bloom: bytes) -> bitarray:
+    """A filter as a bitarray, for many calls of `has_item`."""
     bits = bitarray(endian="big")
     bits.frombytes(bloom)
     return bits
 
 
-def holds(bits: bitarray, epoch: int, item: str) -> bool:
+def has_item(bits: bitarray, epoch: int, item: str) -> bool:
     return all(bits[p] for p in positions(item, epoch))

@@ -1,8 +1,8 @@
-"""Carriers: where the 34 bytes of a scent stand in a packet, how much that adds, how it is put there and taken off.
+"""Carriers: each inserts the 34 bytes of a scent into packets, and removes them; its overhead is their growth.
 
-One class a carrier, one line in CARRIERS. What a packet grows by belongs to the carrier, and so to the pair that
-uses it, not to the IP version. These functions serve every form of packet; the stamper's and the verifier's fast
-paths write the common forms of one carrier each by hand (core/packet, bpf/).
+One class a carrier, one line in CARRIERS. The overhead belongs to the carrier, and so to the pair that uses it, not to
+the IP version. These functions serve every form of packet. The fast paths of the stamper and the verifier write the
+common forms by hand (core/packet, bpf/).
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ _PADDING = b"\x01\x00"  # PadN without content
 
 
 class Carrier(ABC):
-    """One way to carry a scent. `overhead` is what a packet grows by, bytes; `version` that of the carrying packet."""
+    """One way to carry a scent. `overhead`: the growth of a packet, bytes; `version`: the packet's IP version."""
 
     name: ClassVar[str]
     version: ClassVar[int]
     overhead: ClassVar[int]
 
     def place(self, parsed: Parsed) -> int | None:
-        """Where a scent would go, from the start of the packet; None: its headers leave no room."""
-        return parsed.insert_at if parsed.room else None
+        """The offset at which `insert` puts a scent; None: the packet's headers leave no room."""
+        return parsed.insert_at if parsed.has_room else None
 
     @abstractmethod
     def insert(self, packet: bytes, parsed: Parsed, scent: bytes) -> bytes:
-        """The packet with the scent in its place. The caller has checked `place` and size."""
+        """The packet with the scent in its place. The caller has checked `place` and the packet's size."""
 
     @abstractmethod
     def remove(self, packet: bytes, parsed: Parsed) -> bytes:
@@ -40,7 +40,7 @@ class Carrier(ABC):
 
     @abstractmethod
     def strip(self, packet: bytes, parsed: Parsed) -> bytes:
-        """The packet without its scent, as a queue at PREROUTING may hand it on."""
+        """The packet without its scent, in the form that a queue at PREROUTING may pass on."""
 
 
 class Ipv4Option(Carrier):
@@ -64,7 +64,7 @@ class Ipv4Option(Carrier):
         return _with_checksum(header) + packet[parsed.transport_at :]
 
     def strip(self, packet: bytes, parsed: Parsed) -> bytes:
-        """NOPs (type 1) stand in the option's place.
+        """Replace the option by NOPs (type 1).
 
         The kernel fixed the transport offset of a packet at PREROUTING before the queue sees it, so an IPv4 header
         must not change its length there.
@@ -85,7 +85,7 @@ class Ipv6Header(Carrier):
     def insert(self, packet: bytes, parsed: Parsed, scent: bytes) -> bytes:
         at = parsed.insert_at
         before = bytearray(packet[:at])
-        pointer = 6 if at == 40 else 40  # the "next header" that is to name ours
+        pointer = 6 if at == 40 else 40  # offset of the "next header" field that has to name our header
         inner, before[pointer] = before[pointer], DESTINATION
         before[4:6] = (len(packet) - 40 + self.overhead).to_bytes(2, "big")
         return bytes(before) + ipv6_header(inner, scent) + packet[at:]
@@ -105,11 +105,11 @@ CARRIERS: dict[str, Carrier] = {
     "ipv4-option": Ipv4Option(),
     "ipv6-header": Ipv6Header(),
 }
-NATIVE = {4: "ipv4-option", 6: "ipv6-header"}  # by IP version: the one that stands in such a packet's own header
+NATIVE = {4: "ipv4-option", 6: "ipv6-header"}  # by IP version: the carrier that uses the packet's own headers
 
 
 def carrier_of(parsed: Parsed) -> Carrier:
-    """What carries the scent that a packet has."""
+    """The carrier of a packet's scent."""
     return CARRIERS[NATIVE[parsed.version]]
 
 

@@ -1,9 +1,8 @@
-"""Where the scent stands in an IP packet, and what the tag binds it to. carrier.py puts it there and takes it off.
+"""Finds the scent in an IP packet, and the fields to which the tag binds it. carrier.py inserts and removes scents.
 
-`parse(packet)` looks at bytes only and believes nothing: lengths first, then a
-bounded walk of the options (RFC 791 section 3.1) or extension headers (RFC 8200
-section 4). It serves the stamper, the verifier and the tests alike; the packet
-path calls it once per flow and epoch, not once per packet.
+`parse(packet)` believes no field: it checks lengths first, and walks a bounded number of options (RFC 791 section 3.1)
+or extension headers (RFC 8200 section 4). The stamper, the verifier and the tests use it alike. The packet path calls
+it once per flow and epoch, not once per packet.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ TCP, UDP = 6, 17
 HOP_BY_HOP, ROUTING, FRAGMENT, DESTINATION = 0, 43, 44, 60
 SOURCE_ROUTES = (131, 137)  # RFC 791: loose and strict
 PORT_PROTOCOLS = frozenset((TCP, UDP, 33, 132, 136))  # also DCCP, SCTP, UDP-Lite
-# By IP version, bytes: what every source may send (RFC 791 section 3.2, RFC 8200 section 5).
+# By IP version, bytes: a packet of this length passes every link (RFC 791 section 3.2, RFC 8200 section 5).
 LEAST_MTU = {4: 68, 6: 1280}
 
 _MAGIC = layout.MAGIC.to_bytes(2, "big")
@@ -27,26 +26,26 @@ _NOT_FIRST, _IN_PARTS = 0xFFF8, 0xFFF9  # of a Fragment header: the offset; the 
 
 @dataclass(slots=True)
 class Parsed:
-    """What an IP packet is to scentd. Offsets are from the start of the packet."""
+    """The anatomy of an IP packet. Offsets are from the start of the packet."""
 
     version: int = 4
-    malformed: bool = False  # lengths do not fit, or more than one scent, or one in a wrong place
-    scent_at: int = 0  # offset of the 34 bytes; 0: there is none
-    insert_at: int = 0  # where a scent would go
-    room: bool = True  # and whether it may
-    atomic: bool = False  # IPv6 with a Fragment header and yet whole (RFC 6946)
-    routed: bool = False  # the destination that the tag would bind is not the one that it arrives with
+    malformed: bool = False  # lengths do not fit, or there are several scents, or one in a wrong place
+    scent_at: int = 0  # offset of the scent's 34 bytes; 0: the packet has no scent
+    insert_at: int = 0  # offset at which a carrier inserts a scent
+    has_room: bool = True  # the headers leave room for a scent
+    atomic: bool = False  # an IPv6 packet that is whole and yet has a Fragment header (RFC 6946)
+    routed: bool = False  # a source route changes the destination on the way, so the tag cannot bind it
     transport_at: int = 0
     protocol: int = 0
     fragment: bool = False
     dont_fragment: bool = False
     source: bytes = b""
     destination: bytes = b""
-    ports: bytes = b""  # 4 bytes, or empty where there are none to bind
+    ports: bytes = b""  # 4 bytes; empty: the packet has no ports to bind
 
 
 def parse(packet: bytes) -> Parsed:
-    """The packet's anatomy; never raises, whatever the bytes."""
+    """The packet's anatomy. It never raises, whatever the bytes."""
     version = packet[0] >> 4 if packet else 0
     if version == 4:
         return _parse_ipv4(packet)
@@ -69,7 +68,7 @@ def _parse_ipv4(packet: bytes) -> Parsed:
     parsed.transport_at = header
     parsed.insert_at = 20
     _find_ipv4_option(packet, header, parsed)
-    parsed.room = header + layout.IPV4_OPTION_LEN <= 60 and not parsed.routed
+    parsed.has_room = header + layout.IPV4_OPTION_LEN <= 60 and not parsed.routed
     parsed.malformed |= parsed.routed and parsed.scent_at > 0
     _find_ports(packet, parsed)
     return parsed
@@ -103,7 +102,7 @@ def _parse_ipv6(packet: bytes) -> Parsed:
         parsed.malformed = True
         return parsed
     parsed.source, parsed.destination = packet[8:24], packet[24:40]
-    parsed.dont_fragment = True  # on the way: only a source fragments
+    parsed.dont_fragment = True  # only the source of an IPv6 packet may fragment it
     parsed.insert_at = 40
     protocol, at, headers = packet[6], 40, 0
     while protocol in (HOP_BY_HOP, ROUTING, FRAGMENT, DESTINATION):
@@ -127,14 +126,14 @@ def _parse_ipv6(packet: bytes) -> Parsed:
                 parsed.fragment = True
             else:
                 parsed.atomic = True
-            if offset & _NOT_FIRST:  # what follows is payload
+            if offset & _NOT_FIRST:  # payload follows
                 protocol, at = packet[at], at + 8
                 break
         else:
-            parsed.routed = True  # Routing changes the destination; a late Hop-by-Hop is an error
+            parsed.routed = True  # a Routing header changes the destination; a Hop-by-Hop header here is an error
         protocol, at = packet[at], at + length
-    # Conntrack reassembles an atomic fragment, too, and drops it behind our header like any other (measured).
-    parsed.room = not parsed.routed and not parsed.atomic and headers < layout.HEADERS_MAX
+    # Conntrack reassembles atomic fragments, too, and drops them behind our header like other fragments (measured).
+    parsed.has_room = not parsed.routed and not parsed.atomic and headers < layout.HEADERS_MAX
     parsed.malformed |= parsed.routed and parsed.scent_at > 0
     parsed.protocol, parsed.transport_at = protocol, at
     _find_ports(packet, parsed)
@@ -142,7 +141,9 @@ def _parse_ipv6(packet: bytes) -> Parsed:
 
 
 def _find_ipv6_option(packet: bytes, at: int, length: int, parsed: Parsed) -> None:
-    """A scent counts only in a header of its own in the one form that we write, and in its place."""
+    """Find a scent in a Destination Options header. A scent is malformed unless the header has no other option, has the
+    one form that carriers write, and is in its place.
+    """
     end, option, padding, options = at + length, at + 2, 0, 0
     while option < end:
         kind = packet[option]
@@ -171,7 +172,7 @@ def _find_ports(packet: bytes, parsed: Parsed) -> None:
 
 
 def checksum(header: bytes | bytearray) -> int:
-    """The Internet checksum (RFC 1071) over an even number of bytes, its own field zero."""
+    """The Internet checksum (RFC 1071) over an even number of bytes; the checksum's own field must be zero."""
     total = sum(int.from_bytes(header[i : i + 2], "big") for i in range(0, len(header), 2))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
@@ -179,6 +180,6 @@ def checksum(header: bytes | bytearray) -> int:
 
 
 def word_sum(data: bytes) -> int:
-    """The ones' complement sum of an even number of bytes, 1 .. 0xffff, as RFC 1624 needs it."""
+    """The ones' complement sum of an even number of bytes, 1 .. 0xffff, for updates after RFC 1624."""
     total = int.from_bytes(data, "big") % 0xFFFF
     return total or 0xFFFF

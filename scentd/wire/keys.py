@@ -1,7 +1,7 @@
 """Identities and the keys of a pair: derivation only, no files (README.md section 3).
 
 secret (32 bytes) -> Ed25519 and X25519 private keys -> public key (base64 of both)
-X25519(mine, theirs) -> pair secret -> tag, glance and seal keys per direction and period
+X25519(own, peer's) -> pair secret -> tag, glance and seal keys per direction and period
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LABEL_PSEUDONYM = b"scentd/1 pseudonym"
 
 @dataclass(frozen=True, slots=True)
 class Public:
-    """The other end: 32 bytes of Ed25519 and 32 of X25519 public key."""
+    """A public key: 32 bytes of Ed25519 and 32 of X25519."""
 
     raw: bytes
     key_id: bytes = field(init=False)
@@ -48,7 +48,7 @@ class Public:
 
 @dataclass(frozen=True, slots=True, repr=False)  # no repr: secrets stay out of logs and tracebacks
 class Identity:
-    """One 32-byte secret and all that follows from it."""
+    """The private and public keys of one 32-byte secret."""
 
     signer: Ed25519PrivateKey
     exchange: X25519PrivateKey
@@ -85,24 +85,27 @@ def parse_public(text: str) -> Public:
     return Public(raw)
 
 
-def pair_secret(mine: Identity, theirs: Public) -> bytes:
-    """32 bytes that only the two identities can compute. Raises ValueError for a point of low order."""
+def pair_secret(own: Identity, peer: Public) -> bytes:
+    """The secret of a pair: 32 bytes that only the two identities can compute.
+
+    Raises ValueError if the public key is a point of low order.
+    """
     try:
-        shared = mine.exchange.exchange(X25519PublicKey.from_public_bytes(theirs.raw[32:]))
+        shared = own.exchange.exchange(X25519PublicKey.from_public_bytes(peer.raw[32:]))
     except ValueError:
-        raise ValueError("the public key is a point of low order: nobody's key") from None
+        raise ValueError("a point of low order, which is no key") from None
     return hkdf_extract(shared, LABEL_PAIR)
 
 
 def direction_keys(pair: bytes, sender: Public, receiver: Public, period: int) -> PairKeys:
-    """Keys for what `sender` sends to `receiver` in `period` (epoch // layout.PERIOD)."""
+    """The keys of packets from `sender` to `receiver` in `period` (epoch // layout.PERIOD)."""
     info = LABEL_KEYS + sender.raw + receiver.raw + period.to_bytes(4, "big")
     okm = HKDFExpand(hashes.SHA256(), 64, info).derive(pair)
     return PairKeys(okm[:16], okm[16:32], okm[32:])
 
 
 def pseudonym_key(pair: bytes, sender: Public, receiver: Public) -> bytes:
-    """16 bytes for pseudonyms of `sender`'s nodes towards `receiver`; the same in every period."""
+    """The key, 16 bytes, of pseudonyms of `sender`'s nodes towards `receiver`; the same in every period."""
     return HKDFExpand(hashes.SHA256(), 16, LABEL_PSEUDONYM + sender.raw + receiver.raw).derive(pair)
 
 

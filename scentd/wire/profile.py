@@ -1,6 +1,7 @@
 """The profile: body, signature, sealing, fragments (README.md section 6).
 
-`issue` and `open_sealed` mirror each other; everything between them is bytes.
+A sender encodes, signs, seals and cuts: `encode_body`, `sign`, `seal`, `fragments`. A receiver joins the fragments and
+calls `open_sealed`, which opens, verifies and decodes.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ LABEL_SIGNATURE = b"scentd/1 profile"
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """The decoded statement. Levels by slot; None stands for unknown."""
+    """A decoded statement. Levels by slot, unknown ones left out; `overall` is None if it is unknown."""
 
     key_id: bytes
     epoch: int
@@ -35,7 +36,7 @@ class Body:
 def encode_body(
     key_id: bytes, epoch: int, interval: int, overall: float | None, levels: Mapping[int, float], bloom: bytes
 ) -> bytes:
-    """66 bytes. Levels are 0.0 .. 1.0 by slot (layout.METRIC_*)."""
+    """The 66 bytes of a body. Levels are 0.0 .. 1.0 by slot (layout.METRIC_*)."""
     slots = bytearray(b"\xff" * layout.LEVELS)
     for slot, value in levels.items():
         slots[slot] = encode_level(value)
@@ -55,21 +56,20 @@ def sign(signer: Ed25519PrivateKey, body: bytes) -> bytes:
 def seal(key: bytes, epoch: int, profile: bytes) -> bytes:
     """ChaCha20 (RFC 8439) with the epoch as nonce; sealing and opening are the same operation.
 
-    A key stream must never serve two profiles: an epoch is used once per pair, and
-    the pair's keys change each period.
+    A key stream must never serve two profiles: a pair uses an epoch only once, and its keys change each period.
     """
     nonce = b"\0\0\0\0" + b"\0" * 8 + epoch.to_bytes(4, "big")  # counter 0 (little-endian), 12-byte nonce
     return Cipher(ChaCha20(key, nonce), mode=None).encryptor().update(profile)
 
 
 def fragments(sealed: bytes) -> tuple[bytes, ...]:
-    """Ten pieces of 13 bytes."""
+    """The ten fragments, of 13 bytes each."""
     size = layout.FRAGMENT_LEN
     return tuple(sealed[i : i + size] for i in range(0, layout.PROFILE_LEN, size))
 
 
 def open_sealed(sealed: bytes, seal_key: bytes, verifier: Ed25519PublicKey, key_id: bytes, epoch: int) -> Body | int:
-    """The Body, or one of layout.PROFILE_ERROR_*: nothing of it is decoded before the signature holds."""
+    """The Body, or one of layout.PROFILE_ERROR_*. Nothing is decoded before the signature is verified."""
     if len(sealed) != layout.PROFILE_LEN:
         return layout.PROFILE_ERROR_LENGTH
     profile = seal(seal_key, epoch, sealed)
@@ -98,11 +98,11 @@ def decode_body(body: bytes, key_id: bytes, epoch: int) -> Body | int:
 
 
 def pseudonym(key: bytes, address: IPv4Address | IPv6Address) -> str:
-    """How a node is named to one peer: 16 hex digits that only the pair can compute."""
+    """A node's name for one peer: 16 hex digits that only the pair can compute."""
     return f"{siphash(key, address.packed):016x}"
 
 
 def event_items(key: bytes, affected: Iterable[IPv4Address | IPv6Address]) -> list[str]:
-    """Two items a node, both of which a receiver asks for: an innocent node must not be marked by chance."""
+    """Two items for each affected node. A receiver asks for both, so that chance rarely marks an innocent node."""
     names = [pseudonym(key, a) for a in affected]
     return [item for name in names for item in (f"node={name};event=intrusion", f"event=intrusion;node={name}")]

@@ -1,9 +1,8 @@
 """Scapy layers for the scent: `IPOption_Scent` (IPv4) and `IPv6Option_Scent`.
 
-For tests, captures and `scentd decode`; importing scapy takes over a second, so
-nothing on the packet path may import this file. Both code points are experimental
-and everybody's (RFC 4727): an option of our type without our magic and length
-stays what scapy makes of it.
+Tests, captures and `scentd decode` use it. Importing scapy takes over a second, so the packet path must not import this
+file. Both code points are experimental and open to everybody (RFC 4727): scapy's own layers keep an option of our type
+that does not have our magic and length.
 
     IP(options=[IPOption_Scent(key_id=..., epoch=..., data=..., tag=...)])
     IPv6() / IPv6ExtHdrDestOpt(options=[IPv6Option_Scent(...)])
@@ -63,7 +62,7 @@ class IPOption_Scent(IPOption):
 
     @classmethod
     def register_variant(cls) -> None:
-        """Not by type alone, as IPOption does it: see `_guard`."""
+        """Do nothing: IPOption would register the type alone, and `_guard` looks at the magic, too."""
 
 
 class IPv6Option_Scent(Packet):
@@ -75,7 +74,7 @@ class IPv6Option_Scent(Packet):
     ]
 
     def alignment_delta(self, _curpos: int) -> int:
-        """Bytes of padding that scapy has to put before it: none, it comes first."""
+        """Bytes of padding that scapy has to put before the option: none, because the option comes first."""
         return 0
 
     def extract_padding(self, data: bytes) -> tuple[bytes, bytes]:

@@ -11,9 +11,9 @@ _NO_PORTS = b"\0\0\0\0"
 
 
 def compute(key: bytes, head: bytes, parsed: Parsed) -> bytes:
-    """SipHash-2-4 of what the tag covers; 8 bytes, little-endian as its authors print it.
+    """The tag of a scent on a packet: SipHash-2-4, 8 bytes, little-endian as its authors print it.
 
-    `head` is the scent's first 26 bytes; its flags say what is bound.
+    `head` is the scent's first 26 bytes. Its flags say which fields of the packet the tag covers.
     """
     flags = head[2] & 15
     if flags & layout.FLAG_SENDER:
@@ -33,7 +33,7 @@ def head(flags: int, glance: int, key_id: bytes, epoch: int, index: int, fragmen
 
 
 def glance_mask(key: bytes, epoch: int) -> int:
-    """The key stream byte of an epoch: the lowest byte of SipHash-2-4 over its big-endian form."""
+    """The key stream byte of an epoch: the lowest byte of SipHash-2-4 over the big-endian epoch."""
     return siphash(key, epoch.to_bytes(4, "big")) & 0xFF
 
 

@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from benchmarks import packets
 from benchmarks.lab import ADDRESS, MTU, PORT
 from scentd.core.offload import encode
+from scentd.core.offload.coverage import Direction
 from scentd.core.offload.encode import PAIR
-from scentd.core.offload.served import Direction
 from scentd.core.tables import StampPair
 from scentd.datapath.offload import offload
 from scentd.datapath.offload.bpfmap import RingBuffer

@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.dataplane_kinds import Kind, inside
 from benchmarks.lab import ADDRESS, FAR, INTERFACE, MTU, NEAR, call
 from benchmarks.packets import GROWTH
-from scentd.core.offload.served import Direction
+from scentd.core.offload.coverage import Direction
 from scentd.datapath.offload import bpfprog, libbpf, tcx
 from scentd.wire import ip, layout
 

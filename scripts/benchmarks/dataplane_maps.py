@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks import dataplane_crowd
 from benchmarks.dataplane_crowd import Crowd
 from benchmarks.report import spread
-from scentd.core.offload.served import Direction
+from scentd.core.offload.coverage import Direction
 from scentd.wire import layout
 
 SIZES = (1, 1_000, 100_000, 1_000_000)

@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.dataplane_kinds import Kind, inside
 from benchmarks.dataplane_load import Length, tcp, udp
 from benchmarks.lab import INTERFACE
-from scentd.core.offload.served import Direction
+from scentd.core.offload.coverage import Direction
 from scentd.datapath.offload import bpfprog, libbpf, tcx
 from scentd.datapath.offload.bpfprog import ProgramInfo
 

@@ -63,7 +63,7 @@ def samples(now: float) -> list[Sample]:
 
 def issuing(party: Party) -> dict[str, Callable[[int], Any]]:
     """By name, what is done for one epoch."""
-    issued = party.sends.issued("near")
+    issued = party.sends.issued_pairs("near")
     issuer = issue.Issuer(party.near, issued, issue.metric_slots({}))
     network = Network(name="near", key_file="-", labels=["region=eu-west"], interval=10.0)
     readings = samples(EPOCH + PER_PERIOD)  # fresh in every epoch
@@ -81,7 +81,7 @@ def issuing(party: Party) -> dict[str, Callable[[int], Any]]:
         "sign": lambda _: profile.sign(party.near.signer, body),
         "seal": lambda epoch: profile.fragments(profile.seal(seal_key, epoch, signed)),
         # What the daemon does besides: it opens its own profile once before it is sent.
-        "whole, and checked": lambda epoch: issuer.verified(
+        "whole, and checked": lambda epoch: issuer.verify(
             issuer.issue(score.statement(network, readings, [], epoch), epoch)[0]
         ),
     }
@@ -92,7 +92,7 @@ def verifying(party: Party) -> dict[str, Callable[[int], Any]]:
     pair: Pair = party.takes.all[0]
     network = Network(name="near", key_file="-", interval=10.0)
     statement = score.statement(network, samples(EPOCH), [], EPOCH)
-    issuer = issue.Issuer(party.near, party.sends.issued("near"), issue.metric_slots({}))
+    issuer = issue.Issuer(party.near, party.sends.issued_pairs("near"), issue.metric_slots({}))
     sealed = b"".join(issuer.issue(statement, EPOCH)[0].fragments)
     assert pair.secret is not None  # both have their keys here
     seal_key = pair.secret.receive_keys(EPOCH // PER_PERIOD).seal

@@ -34,7 +34,7 @@ class Party:
         self.near, self.far = keys.identity(b"\1" * 32), keys.identity(b"\2" * 32)
         self.sends = Pairs(self._config("near", NEAR, FAR, self.far), {"near": self.near}, {("near", "peer"): 0})
         self.takes = Pairs(self._config("far", FAR, NEAR, self.near), {"far": self.far}, {("far", "peer"): 0})
-        self._issuer = issue.Issuer(self.near, self.sends.issued("near"), issue.metric_slots({}))
+        self._issuer = issue.Issuer(self.near, self.sends.issued_pairs("near"), issue.metric_slots({}))
         self._epoch = 0
         self.folder = tempfile.TemporaryDirectory(prefix="scentd-bench-")
         self.epochs_path = Path(self.folder.name, "epochs")

@@ -17,7 +17,7 @@ from scentd.act.reconcile import Reconciler
 from scentd.config.policy import Policy
 from scentd.config.sections import Config, Peer
 from scentd.core.allocate.actions.bandwidth import BandwidthAction
-from scentd.core.allocate.actions.quarantine import Confined, QuarantineAction
+from scentd.core.allocate.actions.quarantine import QuarantineAction, QuarantineEntry
 from scentd.model import Desired
 
 pytestmark = pytest.mark.netns
@@ -69,7 +69,7 @@ def start(host):
 
 def desired(rate=None, interface="", seconds=60.0):
     rates = {("a", interface): rate} if rate else {}
-    held = {NODE: Confined(time.time() + seconds, seconds, "a", "q", 1)}
+    held = {NODE: QuarantineEntry(time.time() + seconds, seconds, "a", "q", 1)}
     return Desired({"quarantine": held, "bandwidth": rates})
 
 

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from packet_vectors import ip4, ip6, raw, tcp, udp
 from scapy.layers.inet import ICMP
 
-from scentd.core.packet.stamp import scent
+from scentd.core.packet.stamp import build_scent
 from scentd.core.tables import StampTable
 from scentd.wire import ip, layout
 
@@ -130,7 +130,7 @@ def test_time_goes_on(kernel, bare):
 def test_a_beacon_is_consumed_each_time(kernel):
     plain = bytes(ip4() / udp(dport=layout.BEACON_PORT))
     found = ip.parse(plain)
-    beacon = carriers.insert(plain, found, scent(wire_setup.outgoing()[0], found, 0, flags=layout.FLAG_BEACON))
+    beacon = carriers.insert(plain, found, build_scent(wire_setup.outgoing()[0], found, 0, flags=layout.FLAG_BEACON))
     kernel.fresh_verifier()
     assert [kernel.verify(beacon, NOW).counts for _ in range(3)] == [{"accepted:drop": 1}] * 3
 

@@ -86,7 +86,7 @@ def test_the_ipv6_mtu_of_an_interface_counts_for_ipv6_only():
     "inner",
     [
         route("10.1.0.0/16", kind="other", nexthops=()),  # unreachable, blackhole
-        route("10.1.0.0/16", odd=True),
+        route("10.1.0.0/16", unsupported=True),
         route("10.1.0.0/16", dev=99),
     ],
 )
@@ -120,7 +120,7 @@ def test_two_equal_ipv6_routers_are_left_to_the_kernel():
 
 
 def test_one_odd_ipv6_route_leaves_its_peer_prefix_alone_but_no_other():
-    main = [route("::/0", "fe80::1"), route("fd00:1::/32", odd=True)]
+    main = [route("::/0", "fe80::1"), route("fd00:1::/32", unsupported=True)]
     made = plan(main, "fd00::/16", "2001:db8::1")
     assert table(made) == {"2001:db8::1/128": 1460}
     assert not any(route.prefix.network_address in ip_network("fd00::/16") for route in made.routes)
@@ -152,7 +152,7 @@ def test_only_what_hides_nothing_may_be_asked_before_all_rules(peer, may):
     main = [route("0.0.0.0/0", "10.0.0.1"), route("::/0", "fe80::1"), route("10.9.1.0/24", nexthops=(), kind="other")]
     made = plan(main, peer)
     assert made.routes
-    assert lowered_mtu.may_be_first(made.routes, []) is may
+    assert lowered_mtu.may_precede_rules(made.routes, []) is may
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_only_what_hides_nothing_may_be_asked_before_all_rules(peer, may):
 def test_what_is_there_for_the_host_itself_stays_first(there, may):
     """A peer that is, by mistake, one of our own addresses must not take it away."""
     made = plan([route("0.0.0.0/0", "10.0.0.1")], "192.0.2.7")
-    assert lowered_mtu.may_be_first(made.routes, [ip_network(there)]) is may
+    assert lowered_mtu.may_precede_rules(made.routes, [ip_network(there)]) is may
 
 
 def test_without_a_route_there_is_nothing():

@@ -90,7 +90,7 @@ def test_a_peer_that_is_not_stamped_or_not_verified():
     no_stamp, no_verify = pairs(made(stamp=False)), pairs(made(verify=False))
     assert no_stamp.stamp_table(()).pairs == ()
     assert no_stamp.stamp_table(()).peers == ()
-    assert no_stamp.issued("acme") == []
+    assert no_stamp.issued_pairs("acme") == []
     assert len(no_stamp.verify_table(PERIOD).incoming) == 1
     assert no_verify.verify_table(PERIOD).incoming == ()
     assert len(no_verify.stamp_table(()).pairs) == 1

@@ -183,8 +183,8 @@ class Kernel:
 
     def _counts(self, name: str) -> dict[str, int]:
         size, read = {
-            "stamp": (maps.STAMP_COUNTERS, decode.counters_stamp),
-            "verify": (maps.VERIFY_COUNTERS, decode.counters_verify),
+            "stamp": (maps.STAMP_COUNTERS, decode.stamp_counters),
+            "verify": (maps.VERIFY_COUNTERS, decode.verify_counters),
         }[name]
         totals = [0] * size
         for key, value in self._maps[f"{name}.counters"].items():
@@ -201,6 +201,6 @@ class Kernel:
     def nodes(self) -> dict[int, set[bytes]]:
         """Source addresses of accepted packets, by pair."""
         made: dict[int, set[bytes]] = {}
-        for pair, address in map(decode.node, self._maps["verify.nodes"].keys()):
+        for pair, address in map(decode.parse_node, self._maps["verify.nodes"].keys()):
             made.setdefault(pair, set()).add(address)
         return made

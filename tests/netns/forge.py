@@ -48,7 +48,7 @@ def scent(end: socket.socket, to: tuple[str, int], outgoing: Outgoing, index: in
         destination=ip_address(to[0]).packed,
         ports=port.to_bytes(2, "big") + to[1].to_bytes(2, "big"),
     )
-    return stamp.scent(outgoing, found, index, **more)
+    return stamp.build_scent(outgoing, found, index, **more)
 
 
 def attach(end: socket.socket, made: bytes) -> None:

@@ -7,12 +7,12 @@ from queues import config
 from topology import Topology
 
 from scentd.config.sections import Stamp, Verify
-from scentd.core.offload.served import Served
+from scentd.core.offload.coverage import Coverage
 from scentd.datapath.host import iptables, rules, sets
 
 pytestmark = pytest.mark.netns
 
-SERVED = Served(("eth0", "eth1"), ("vrf0",))
+SERVED = Coverage(("eth0", "eth1"), ("vrf0",))
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def host():
 def test_the_kernel_prints_them_as_they_are_wanted(host, forwarded):
     wish = config(stamp=Stamp(forwarded=forwarded), verify=Verify(absent="drop"))
     host.call(sets.apply, wish)
-    for served in (SERVED, None, Served(("eth0",)), SERVED._replace(rule_free=True), Served()):
+    for served in (SERVED, None, Coverage(("eth0",)), SERVED._replace(rule_free=True), Coverage()):
         assert host.call(rules.apply, wish, served)
         for family in (4, 6):
             assert iptables.is_applied(rules.build(wish, family, served), host.call(iptables.read_tables, family))
@@ -41,7 +41,7 @@ def test_without_the_offload_nothing_passes_by_the_queue():
 
 @pytest.mark.parametrize("names", [(), ("eth0",), ("eth0", "eth1")])
 def test_what_leaves_by_other_interfaces_leads_to_the_queue(names):
-    lines = rules.outbound_rules(config(), 4, Served(names))
+    lines = rules.outbound_rules(config(), 4, Coverage(names))
     jumps = [line.removeprefix("-A OUTPUT ") for line in lines if line.startswith("-A OUTPUT")]
     assert jumps == [["-j SCENTD-OUT"], ["! -o eth0 -j SCENTD-OUT"], ["-j SCENTD-OTHERS"]][len(names)]
     others = [line.removeprefix("-A SCENTD-OTHERS ") for line in lines if line.startswith("-A SCENTD-OTHERS")]
@@ -58,7 +58,7 @@ def test_where_programs_stamp_alone_nothing_is_done_with_what_this_host_sends(fa
     assert all(line.startswith("-A SCENTD-FORWARD") for line in forwarding[1:])
     assert not any("NFQUEUE" in line for line in forwarding)
     assert rules.inbound_rules(config(), family, rule_free) == rules.inbound_rules(config(), family, SERVED)
-    nowhere = Served(rule_free=True)  # no route leads to a peer
+    nowhere = Coverage(rule_free=True)  # no route leads to a peer
     assert rules.outbound_rules(config(stamp=Stamp(forwarded=True)), family, nowhere) == []
 
 

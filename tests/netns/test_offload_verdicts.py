@@ -199,7 +199,7 @@ def forgery(a, b, right, n: int, dice: random.Random) -> bytes:
         out = msgspec.structs.replace(out, key_id=dice.randbytes(4))
     ports = dice.randbytes(4)
     found = ip.Parsed(4, protocol=ip.UDP, source=source, destination=socket.inet_aton(b.host.ipv4), ports=ports)
-    option = bytes((layout.IPV4_OPTION_TYPE, layout.IPV4_OPTION_LEN)) + forge.stamp.scent(out, found, n % 10)
+    option = bytes((layout.IPV4_OPTION_TYPE, layout.IPV4_OPTION_LEN)) + forge.stamp.build_scent(out, found, n % 10)
     udp = ports + struct.pack(">HH", 22, 0) + dice.randbytes(14)
     head = struct.pack(">BBHHHBBH4s4s", 0x4E, 0, 56 + len(udp), n & 0xFFFF, 0, 64, ip.UDP, 0, source, found.destination)
     head += option

@@ -20,7 +20,7 @@ from scentd.config.schema import Table, kind_of
 from scentd.config.sections import Config, Source
 from scentd.control.status import Status
 from scentd.core.allocate.actions import ACTIONS
-from scentd.core.allocate.actions.action import ActionKind, Resources, Told, decided
+from scentd.core.allocate.actions.action import ActionKind, Resources, ResourceText, make_decision
 from scentd.model import Decision, Firing, Oneshot, Sample
 from scentd.show import VIEWS
 
@@ -58,7 +58,7 @@ class FlagKind(ActionKind[FlagAction]):
         if firing.peer in before:
             return [], []
         resources[do.path] = before | {firing.peer}
-        return [decided(firing, self.kind, do.path, " ".join(before), " ".join(sorted(resources[do.path])))], []
+        return [make_decision(firing, self.kind, do.path, " ".join(before), " ".join(sorted(resources[do.path])))], []
 
     def reload(
         self, resources: Mapping[Any, Any], policies: Sequence[Policy], peers: Collection[str], now: float
@@ -66,8 +66,8 @@ class FlagKind(ActionKind[FlagAction]):
         paths = {p.do.path for p in policies if isinstance(p.do, FlagAction)}
         return {path: flagged & set(peers) for path, flagged in resources.items() if path in paths}, []
 
-    def told(self, resources: Mapping[Any, Any]) -> list[Told]:
-        return [Told(path, " ".join(sorted(flagged)), "flagged") for path, flagged in resources.items()]
+    def describe(self, resources: Mapping[Any, Any]) -> list[ResourceText]:
+        return [ResourceText(path, " ".join(sorted(flagged)), "flagged") for path, flagged in resources.items()]
 
 
 class FlagActuator:

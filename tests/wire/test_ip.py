@@ -151,10 +151,10 @@ def test_an_atomic_fragment_is_a_whole_packet_with_ports(field):
     """RFC 6946; the two reserved bits say nothing."""
     found = ip.parse(fragmented(field))
     assert (found.fragment, found.ports, found.transport_at) == (False, b"\x9c\x40\x01\xbb", 48)
-    assert (found.atomic, found.room) == (True, False)  # and a stamper leaves it alone
+    assert (found.atomic, found.has_room) == (True, False)  # and a stamper leaves it alone
 
 
 @pytest.mark.parametrize("field", [1, 8, 9, 0xFFF8])
 def test_a_piece_of_a_packet_is_a_fragment(field):
     found = ip.parse(fragmented(field))
-    assert (found.fragment, found.ports, found.atomic, found.room) == (True, b"", False, True)
+    assert (found.fragment, found.ports, found.atomic, found.has_room) == (True, b"", False, True)

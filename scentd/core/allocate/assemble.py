@@ -1,7 +1,7 @@
 """Fragments to whole profiles. Pure.
 
-Only fragments from accepted packets come here, so state is bounded by the number
-of pairs: one set of fragments each, of the newest epoch.
+Only fragments of accepted packets come here, so the number of pairs bounds the state: each pair has one set of
+fragments, of its newest epoch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ ALL = (1 << layout.FRAGMENTS) - 1
 def cut(
     pair: int, epoch: int, sealed: bytes, glance: tuple[float, float], source: bytes, seen: int = ALL
 ) -> list[Fragment]:
-    """The fragments of a sealed profile of which those with a bit in `seen` are there. `glance`: (load, threat)."""
+    """Cut the fragments with a bit in `seen` out of a sealed profile. `glance`: (load, threat)."""
     size = layout.FRAGMENT_LEN
     return [
         Fragment(pair, epoch, i, sealed[size * i : size * (i + 1)], *glance, source)
@@ -25,16 +25,15 @@ def cut(
 
 
 class Assembler:
-    """Collects each pair's fragments; any order, any repetition."""
+    """Collects each pair's fragments, in any order and with any repetition."""
 
     def __init__(self) -> None:
         self._parts: dict[int, tuple[int, dict[int, bytes]]] = {}
 
     def add(self, fragment: Fragment) -> bytes | None:
-        """The 130 sealed bytes when this fragment completes its epoch, once; otherwise None.
+        """Add a fragment. Returns the 130 sealed bytes if it completes its epoch, once; otherwise None.
 
-        Fragments of an older epoch than the newest are left out: they cannot
-        complete a profile that would still be used.
+        Fragments of epochs older than the newest are ignored: their profile would no longer be used.
         """
         epoch, parts = self._parts.get(fragment.pair, (0, {}))
         if fragment.epoch < epoch:

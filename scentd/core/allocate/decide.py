@@ -13,18 +13,18 @@ and `has("role=db;metric=cpu;level=high")` asks the profile's Bloom filter.
 
 Rules that are not in the expression:
 
-* A value that the profile does not state makes the policy not hold ("unknown"), whatever the
-  expression makes of it, unless the rest decides it alone: `cpu > 0.8 || has("x")`.
-* The glance is tagged, not signed, and coarse (1/15). It raises `threat` of the newest profile when it is
-  more than one step above it: an alarm whose profile is still on its way. It never lowers
-  `threat`: the all-clear is the next signed profile. `age` and the k of n go by profiles.
-* Three intervals (at least STALE_MIN seconds) after its last profile nothing is known of a peer and no
-  policy holds, unless it asks for `age`. Without this a quarantine would renew itself for ever:
-  it cuts off the very packets that would end it.
-* The same statement is acted on once: a policy fires when it becomes true (and was so for `for`), and while
-  it stays true again for a newer epoch: level-triggered actions (quarantine, bandwidth) for
-  each, edge actions (command, webhook) only if they have a `cooldown`, after it. A quarantine also
-  fires when a node joins the affected ones.
+* A policy does not hold ("unknown") if the profile does not state a value of its expression, unless the
+  rest of the expression decides alone: `cpu > 0.8 || has("x")`.
+* The glance is tagged, not signed, and coarse (1/15). If its threat is more than one step above that of
+  the newest profile, it raises `threat`: this is an alarm whose profile is still on its way. It never lowers
+  `threat`: only the next signed profile is the all-clear. `age`, `matches` and `profiles` go by profiles alone.
+* Three intervals (at least STALE_MIN seconds) after a peer's last profile its view is stale: no policy holds,
+  unless the expression uses `age`. Without this rule a quarantine would renew itself for ever, because it cuts
+  off the very packets that would end it.
+* A policy fires at most once for each statement. It fires when it becomes true and has been true for `for`. While it
+  stays true, level-triggered actions (quarantine, bandwidth) fire again for each newer epoch; edge actions
+  (command, webhook) do so only if they have a `cooldown`, and after it. A quarantine also fires when a node
+  joins the affected ones.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ STALE_MIN = 10.0
 GLANCE_STEP = 1 / layout.GLANCE_MAX + 1e-9
 OUTCOMES = (
     "fired",
-    "waiting",  # true, but not yet for so long as `for` says
+    "waiting",  # true, but for less time than `for`
     "cooling",  # true, in the pause after it fired
-    "already",  # true, and acted on
+    "already",  # true, and it has fired for this statement
     "nothing-affected",  # true, and no node to quarantine
     "false",
     "unknown",  # a value that the profile does not state
@@ -71,21 +71,21 @@ class Assessment:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How one policy has stood, over all its peers, since it was first looked at."""
+    """How one policy has stood, over all its peers, since its first evaluation."""
 
     policy: str
-    outcomes: dict[str, int]  # how often decide() came to each
+    outcomes: dict[str, int]  # how often decide() had each outcome
     true_now: int  # peers for which it holds, or is in its pause after it fired
     fired_at: float | None  # the last time
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyState:
-    """What is remembered of a policy and a peer while the policy is true or cooling down."""
+    """The state of a policy and a peer while the policy is true or cooling down."""
 
-    since: float | None = None  # true without a break since then
+    since: float | None = None  # when the policy became true; it has been true without a break
     fired_at: float | None = None
-    fired_epoch: int | None = None  # since it became true
+    fired_epoch: int | None = None  # the epoch of the last firing since the policy became true
     fired_targets: frozenset[Prefix] = frozenset()
 
     def cooling(self, now: float, cooldown: float) -> bool:
@@ -93,8 +93,8 @@ class PolicyState:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """One evaluation of an expression on one or more profiles."""
+class Evaluation:
+    """The result of an expression on one or more profiles."""
 
     outcome: str  # true, or one of OUTCOMES
     detail: str = ""
@@ -110,87 +110,89 @@ class Rule:
         self.program = expression.compile(policy.when)
         self.variables = tuple(self.program.references()["variables"])
 
-    def look(self, view: View, now: float) -> Look:
-        """Whether the policy holds: true on `matches` of the last `profiles` profiles."""
+    def evaluate_view(self, view: View, now: float) -> Evaluation:
+        """Whether the policy holds: its expression is true on `matches` of the last `profiles` profiles."""
         policy, newest = self.policy, view.profile
         if "age" not in self.variables and age(view, now) > max(STALE_INTERVALS * newest.interval, STALE_MIN):
-            return Look("stale", f"last profile {age(view, now):.0f} s ago", {}, policy.when)
+            return Evaluation("stale", f"last profile {age(view, now):.0f} s ago", {}, policy.when)
         window = view.profiles[: policy.profiles]
-        held, best, first = 0, None, None
+        true_count, best, first = 0, None, None
         for i, profile in enumerate(window):
-            look = self.evaluate(variables(view, profile, now), profile)
-            first = first or look
-            held += look.outcome == "true"
-            best = best or (look if look.outcome == "true" else None)
-            if held == policy.matches or held + len(window) - i - 1 < policy.matches:
+            evaluation = self.evaluate_profile(variables(view, profile, now), profile)
+            first = first or evaluation
+            true_count += evaluation.outcome == "true"
+            best = best or (evaluation if evaluation.outcome == "true" else None)
+            if true_count == policy.matches or true_count + len(window) - i - 1 < policy.matches:
                 break
         assert first is not None  # a View has at least one profile
         chosen = best or first
-        reason = f"{policy.when} [{shown(chosen.values or {})}]"
+        reason = f"{policy.when} [{format_values(chosen.values or {})}]"
         if policy.profiles > 1:
-            reason += f", in {held} of the last {len(window)} profiles"
-        if held == policy.matches:
-            return Look("true", "", chosen.values, reason)
+            reason += f", in {true_count} of the last {len(window)} profiles"
+        if true_count == policy.matches:
+            return Evaluation("true", "", chosen.values, reason)
         if len(window) < policy.matches:
-            return Look("too-few-profiles", f"{len(window)} of {policy.matches}", chosen.values, reason)
+            return Evaluation("too-few-profiles", f"{len(window)} of {policy.matches}", chosen.values, reason)
         outcome = "false" if first.outcome == "true" else first.outcome
-        return Look(outcome, first.detail, chosen.values, reason)
+        return Evaluation(outcome, first.detail, chosen.values, reason)
 
-    def evaluate(self, known: dict[str, float | str], profile: Profile) -> Look:
-        seen: dict[str, float | str | bool] = {name: known[name] for name in self.variables if name in known}
+    def evaluate_profile(self, values: dict[str, float | str], profile: Profile) -> Evaluation:
+        seen: dict[str, float | str | bool] = {name: values[name] for name in self.variables if name in values}
 
         def has(item: str) -> bool:
-            found = bloom.contains(profile.bloom, profile.epoch, item)
-            seen[f'has("{item}")'] = found
-            return found
+            contained = bloom.contains(profile.bloom, profile.epoch, item)
+            seen[f'has("{item}")'] = contained
+            return contained
 
         try:
-            result = self.program.execute({**known, expression.HAS_FUNCTION: has})
+            result = self.program.execute({**values, expression.HAS_FUNCTION: has})
         except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
-            missing = [name for name in self.variables if name not in known]
+            missing = [name for name in self.variables if name not in values]
             if missing:
-                return Look("unknown", f"unknown: {', '.join(missing)}", seen)
-            return Look("error", str(error).split("\n")[0][:200], seen)
-        return Look("true" if result is True else "false", "", seen)
+                return Evaluation("unknown", f"unknown: {', '.join(missing)}", seen)
+            return Evaluation("error", str(error).split("\n")[0][:200], seen)
+        return Evaluation("true" if result is True else "false", "", seen)
 
 
 class Decider:
-    """Applies the policies to one view after the other. Remembers only what is true or cooling down."""
+    """Applies the policies to one view after the other. Keeps state only of policies that are true or cooling down."""
 
     def __init__(self, policies: Sequence[Policy]) -> None:
         self._rules = [Rule(p) for p in policies]
         self._states: dict[tuple[str, str], PolicyState] = {}
         self._counts: Counter[tuple[str, str]] = Counter()
-        self._fired_at: dict[tuple[str, str], float] = {}  # the last time, by policy and peer
+        self._fired_at: dict[tuple[str, str], float] = {}  # the last firing, by policy and peer
 
     def decide(self, view: View, now: float) -> list[Firing]:
-        """The policies that fire for this peer now. `now` is Unix seconds, the clock of received_at."""
+        """The firings for this peer now. `now` is Unix seconds, the clock of received_at."""
         firings = []
         for rule in self._rules_for(view.peer):
             key = rule.policy.name, view.peer
-            look = rule.look(view, now)
+            evaluation = rule.evaluate_view(view, now)
             targets = action_of(rule.policy.do).targets(rule.policy.do, view)
-            state, outcome, _ = step(self._states.get(key), rule.policy, look, targets, view.profile.epoch, now)
+            state, outcome, _ = step(self._states.get(key), rule.policy, evaluation, targets, view.profile.epoch, now)
             self._counts[rule.policy.name, outcome] += 1
             if state is None:
                 self._states.pop(key, None)
             else:
                 self._states[key] = state
             if outcome == "fired":
-                before = self._fired_at.get(key, 0.0)
+                last_firing = self._fired_at.get(key, 0.0)
                 self._fired_at[key] = now
-                firings.append(fired(rule.policy, view, look, targets, before, now))
+                firings.append(make_firing(rule.policy, view, evaluation, targets, last_firing, now))
         return firings
 
     def explain(self, view: View, now: float) -> list[Assessment]:
-        """How each policy stands for this peer; changes nothing."""
-        stands = []
+        """How each policy stands for this peer. It changes no state."""
+        assessments = []
         for rule in self._rules_for(view.peer):
-            look, targets = rule.look(view, now), action_of(rule.policy.do).targets(rule.policy.do, view)
+            evaluation, targets = rule.evaluate_view(view, now), action_of(rule.policy.do).targets(rule.policy.do, view)
             state = self._states.get((rule.policy.name, view.peer))
-            _, outcome, detail = step(state, rule.policy, look, targets, view.profile.epoch, now)
-            stands.append(Assessment(rule.policy.name, view.peer, view.profile.epoch, outcome, detail, look.reason))
-        return stands
+            _, outcome, detail = step(state, rule.policy, evaluation, targets, view.profile.epoch, now)
+            assessments.append(
+                Assessment(rule.policy.name, view.peer, view.profile.epoch, outcome, detail, evaluation.reason)
+            )
+        return assessments
 
     def standings(self) -> list[Standing]:
         """How each policy stands, over all peers."""
@@ -209,12 +211,12 @@ class Decider:
         ]
 
     def retain(self, peers: Collection[str]) -> None:
-        """Forget all other peers."""
+        """Keep the state of these peers alone."""
         self._states = {key: state for key, state in self._states.items() if key[1] in peers}
         self._fired_at = {key: at for key, at in self._fired_at.items() if key[1] in peers}
 
     def reload(self, policies: Sequence[Policy]) -> None:
-        """Take over new policies; unchanged ones keep their state. Raises ValueError, and changes nothing."""
+        """Take new policies; unchanged ones keep their state. Raises ValueError before it changes anything."""
         same = {r.policy.name for r in self._rules if r.policy in policies}
         self._rules = [Rule(p) for p in policies]
         names = {p.name for p in policies}
@@ -227,21 +229,26 @@ class Decider:
 
 
 def step(
-    state: PolicyState | None, policy: Policy, look: Look, targets: tuple[Prefix, ...], epoch: int, now: float
+    state: PolicyState | None,
+    policy: Policy,
+    evaluation: Evaluation,
+    targets: tuple[Prefix, ...],
+    epoch: int,
+    now: float,
 ) -> tuple[PolicyState | None, str, str]:
-    """The next state, the outcome and its detail. Fires if the outcome is "fired"."""
+    """(the next state, the outcome, its detail). The policy fires if the outcome is "fired"."""
     action, state = action_of(policy.do), state or PolicyState()
     if state.fired_at is not None and state.fired_at > now:
-        state = replace(state, fired_at=now)  # the clock was set back: pause once more, not for the difference
+        state = replace(state, fired_at=now)  # the clock was set back: the pause begins anew
     cooling = state.cooling(now, policy.cooldown)
-    if look.outcome != "true":
+    if evaluation.outcome != "true":
         kept = PolicyState(fired_at=state.fired_at) if cooling else None
-        return kept, look.outcome, look.detail
+        return kept, evaluation.outcome, evaluation.detail
     if state.since is None or state.since > now:
         state = replace(state, since=now)
-    held = now - (state.since or 0.0)
-    if held < policy.hold:
-        return state, "waiting", f"true for {held:.1f} of {policy.hold:g} s"
+    duration = now - (state.since or 0.0)
+    if duration < policy.hold:
+        return state, "waiting", f"true for {duration:.1f} of {policy.hold:g} s"
     if cooling:
         return state, "cooling", f"fired {now - (state.fired_at or now):.1f} s ago, cooldown {policy.cooldown:g} s"
     if action.needs_targets and not targets:
@@ -253,17 +260,19 @@ def step(
     return replace(state, fired_at=now, fired_epoch=epoch, fired_targets=frozenset(targets)), "fired", ""
 
 
-def fired(policy: Policy, view: View, look: Look, targets: tuple[Prefix, ...], before: float, now: float) -> Firing:
-    """`before`: when the policy fired for this peer the last time, 0.0: never."""
-    alarm = view.alarm_at > before and "threat" in (look.values or {})
+def make_firing(
+    policy: Policy, view: View, evaluation: Evaluation, targets: tuple[Prefix, ...], last_firing: float, now: float
+) -> Firing:
+    """`last_firing`: when the policy last fired for this peer; 0.0 if it never did."""
+    alarm = view.alarm_at > last_firing and "threat" in (evaluation.values or {})
     return Firing(
         at=now,
         policy=policy,
         peer=view.peer,
         epoch=view.profile.epoch,
         targets=targets,
-        values=look.values or {},
-        reason=look.reason,
+        values=evaluation.values or {},
+        reason=evaluation.reason,
         accepted_at=view.alarm_at if alarm else view.received_at,
         alarm=alarm,
     )
@@ -274,7 +283,7 @@ def age(view: View, now: float) -> float:
 
 
 def variables(view: View, profile: Profile, now: float) -> dict[str, float | str]:
-    """What an expression may use of this profile; what it does not state is not there."""
+    """The variables of an expression on this profile. A value that the profile does not state has no variable."""
     newest = view.profile
     values: dict[str, float | str] = {
         **profile.levels,
@@ -295,7 +304,7 @@ def variables(view: View, profile: Profile, now: float) -> dict[str, float | str
     return values
 
 
-def shown(values: dict[str, float | str | bool]) -> str:
+def format_values(values: dict[str, float | str | bool]) -> str:
     def text(value: float | str | bool) -> str:
         return str(value).lower() if isinstance(value, bool) else value if isinstance(value, str) else f"{value:.10g}"
 

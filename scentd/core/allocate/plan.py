@@ -1,9 +1,9 @@
-"""What the host should have, from firings. Pure.
+"""From firings to the desired state of the host. Pure.
 
     plan(desired, firings, now) -> Plan: the next Desired, Decisions for the log, Oneshots to carry out
 
-Every change of Desired is a Decision. What a kind of action does with a firing is in its file
-(core/allocate/actions).
+Every change of Desired is a Decision. The file of each kind of action (core/allocate/actions) says how a firing changes
+the kind's resources.
 """
 
 from __future__ import annotations
@@ -26,36 +26,36 @@ class Plan:
 
 
 def plan(desired: Desired, firings: Iterable[Firing], now: float) -> Plan:
-    """Fold the firings into the desired state, then release what has served its time.
+    """Fold the firings into the desired state, then release the resources whose time is over.
 
-    In this order, so that a quarantine that is renewed at its last moment has no gap.
+    In this order a quarantine that is renewed at its last moment has no gap.
     """
     kinds = {kind: dict(desired.of(kind)) for kind in ACTIONS}
     decisions: list[Decision] = []
     oneshots: list[Oneshot] = []
     for firing in firings:
         kind = kind_of(firing.policy.do)
-        decided, once = ACTIONS[kind].fold(firing.policy.do, kinds[kind], firing)
-        decisions += decided
-        oneshots += once
+        new_decisions, new_oneshots = ACTIONS[kind].fold(firing.policy.do, kinds[kind], firing)
+        decisions += new_decisions
+        oneshots += new_oneshots
     for kind, action in ACTIONS.items():
         decisions += action.release(kinds[kind], now)
-    return Plan(made_of(kinds), tuple(decisions), tuple(oneshots))
+    return Plan(desired_state(kinds), tuple(decisions), tuple(oneshots))
 
 
 def reload(desired: Desired, policies: Sequence[Policy], peers: Collection[str], now: float) -> Plan:
     """The desired state under these policies, at the start (from Desired()) and after a reload.
 
-    What no policy speaks of any more is released.
+    Resources of policies that are no longer configured are released.
     """
     kinds: dict[str, Mapping[Any, Any]] = {}
     decisions: list[Decision] = []
     for kind, action in ACTIONS.items():
         own = [p for p in policies if kind_of(p.do) == kind]
-        kinds[kind], decided = action.reload(desired.of(kind), own, peers, now)
-        decisions += decided
-    return Plan(made_of(kinds), tuple(decisions))
+        kinds[kind], new_decisions = action.reload(desired.of(kind), own, peers, now)
+        decisions += new_decisions
+    return Plan(desired_state(kinds), tuple(decisions))
 
 
-def made_of(kinds: Mapping[str, Mapping[Any, Any]]) -> Desired:
+def desired_state(kinds: Mapping[str, Mapping[Any, Any]]) -> Desired:
     return Desired({kind: resources for kind, resources in kinds.items() if resources})

@@ -1,4 +1,4 @@
-"""Views: what is known of each peer, from its verified profiles and glances. Pure."""
+"""Makes a View of each peer from its verified profiles and its glances. Pure."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from scentd.prefix import Address, Prefix
 from scentd.wire import bloom, layout, profile
 
 HISTORY = 16  # profiles kept per peer, newest first
-NODE_SECONDS = 300.0  # an address not seen for so long is no node any more
+NODE_SECONDS = 300.0  # a node is forgotten this long after its last accepted packet
 PRUNE_SECONDS = 1.0
-MAX_NODES = 4096  # nodes remembered per peer
-ALARM_THREAT = 0.5  # a glance from here on is an alarm
+MAX_NODES = 4096  # nodes kept per peer
+ALARM_THREAT = 0.5  # a glance whose threat rises to this or more is an alarm
 
 
 class PeerView:
@@ -25,19 +25,19 @@ class PeerView:
         self.prefixes = prefixes
         self._pseudonym_key = pseudonym_key
         self._names = {slot: name for name, slot in slots.items()}
-        self._bits = bloom.load(bytes(layout.BLOOM_LEN))
+        self._bits = bloom.to_bits(bytes(layout.BLOOM_LEN))
         self._profiles: tuple[Profile, ...] = ()
         self._received_at = 0.0
         self._glance = (0.0, 0.0)
         self._glance_epoch = 0
         self._alarm_at = 0.0
-        self._nodes: dict[Address, float] = {}  # last seen, oldest first
-        self._items: dict[Address, list[str]] = {}  # what marks a node; computed once
-        self._marked: dict[Address, bool] = {}  # by the newest profile
+        self._nodes: dict[Address, float] = {}  # the time of a node's last packet, oldest first
+        self._items: dict[Address, list[str]] = {}  # the Bloom filter items of an affected node; computed once
+        self._marked: dict[Address, bool] = {}  # whether the newest profile marks the node as affected
         self._pruned_at = 0.0
 
     def take_glance(self, epoch: int, load: float, threat: float, now: float) -> bool:
-        """Note an accepted packet's glance; True if it says something new."""
+        """Record an accepted packet's glance. True: load or threat has changed."""
         if epoch < self._glance_epoch:
             return False
         changed = (load, threat) != self._glance
@@ -49,19 +49,19 @@ class PeerView:
         return changed
 
     def take_profile(self, body: profile.Body, now: float) -> Profile | None:
-        """The Profile, or None if it is not newer than the newest: the packet path keeps order, a bus does not."""
+        """Add a profile. None: it is not newer than the newest one (the packet path keeps order, a bus does not)."""
         if self._profiles and body.epoch <= self._profiles[0].epoch:
             return None
         levels = {self._names[slot]: value for slot, value in body.levels.items() if slot in self._names}
-        made = Profile(self.peer, body.epoch, body.interval, body.overall, levels, body.bloom)
-        self._profiles = (made, *self._profiles[: HISTORY - 1])
+        newest = Profile(self.peer, body.epoch, body.interval, body.overall, levels, body.bloom)
+        self._profiles = (newest, *self._profiles[: HISTORY - 1])
         self._received_at = now
         self._marked.clear()
-        self._bits = bloom.load(body.bloom)
-        return made
+        self._bits = bloom.to_bits(body.bloom)
+        return newest
 
     def take_nodes(self, addresses: Iterable[bytes], now: float) -> None:
-        """Note source addresses. When there are too many the one not seen for longest goes, so none can hide."""
+        """Record source addresses. Beyond MAX_NODES the node whose last packet is oldest goes: none can hide."""
         for packed in addresses:
             node = ip_address(packed)
             self._nodes.pop(node, None)
@@ -96,7 +96,7 @@ class PeerView:
         )
 
     def _affected(self, nodes: frozenset[Address]) -> frozenset[Address]:
-        """The nodes that the newest profile marks; looked for only while it reports a threat."""
+        """The nodes that the newest profile marks as affected; none if the profile reports no threat."""
         newest = self._profiles[0]
         if not newest.threat:
             return frozenset()
@@ -107,6 +107,6 @@ class PeerView:
         if marked is None:
             if node not in self._items:
                 self._items[node] = profile.event_items(self._pseudonym_key, (node,))
-            marked = all(bloom.holds(self._bits, epoch, item) for item in self._items[node])
+            marked = all(bloom.has_item(self._bits, epoch, item) for item in self._items[node])
             self._marked[node] = marked
         return marked

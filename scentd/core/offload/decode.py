@@ -1,6 +1,6 @@
-"""What the BPF programs have written into their maps and events (bpf/scent_maps.h), as values. Pure.
+"""From the maps and events of the BPF programs (bpf/scent_maps.h) to values. Pure.
 
-The way back of encode.py. Bytes of another length than the struct raise struct.error: the kernel gives no others.
+encode.py is the other direction. Bytes of another length than the struct raise struct.error; the kernel gives none.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import NamedTuple
 from scentd.core.offload.encode import TREATMENTS
 from scentd.wire import layout, maps, tag
 
-ADDRESS_LEN = {0: 0, 4: 4, 6: 16}  # by family; 0: nothing was accepted yet
+ADDRESS_LEN = {0: 0, 4: 4, 6: 16}  # by family; 0 before the first accepted packet
 
 
 class OffloadEvent(NamedTuple):
-    """A pair has a new epoch (`kind` is maps.EVENT_EPOCH), or its profile is complete (EVENT_PROFILE)."""
+    """A pair has a new epoch (`kind` is maps.EVENT_EPOCH) or a complete profile (EVENT_PROFILE)."""
 
     kind: int
     pair: int
@@ -27,15 +27,15 @@ class OffloadEvent(NamedTuple):
 
 
 class PairState(NamedTuple):
-    """What the verifier knows of a pair."""
+    """The verifier's state of a pair. The names are those of struct scent_receiving."""
 
     highest: int  # epoch
-    before: int
-    since: int  # the Unix second at which the highest was first seen
-    seen: int  # bit i: fragment i of the highest
-    load: float  # 0.0 .. 1.0, of the highest
+    before: int  # the epoch before it
+    since: int  # the Unix second at which the verifier first saw the highest epoch
+    seen: int  # bit i: fragment i of the highest epoch has come
+    load: float  # 0.0 .. 1.0, of the highest epoch
     threat: float
-    source: bytes  # packed address of the packet that began the highest; empty before the first
+    source: bytes  # packed address of the packet that began the highest epoch; empty before the first
     sealed: bytes  # whole if all bits of `seen` are set
 
 
@@ -53,20 +53,20 @@ def parse_receiving(value: bytes) -> PairState:
     return PairState(highest, before, since, seen, load, threat, source[: ADDRESS_LEN[family]], sealed)
 
 
-def node(key: bytes) -> tuple[int, bytes]:
+def parse_node(key: bytes) -> tuple[int, bytes]:
     """(pair, packed address) of a struct scent_node."""
     pair, family, address = maps.NODE.unpack(key)
     return pair, address[: ADDRESS_LEN[family]]
 
 
-def sent_bits(value: bytes) -> tuple[int, int]:
-    """(epoch, bits of the fragments that have left) of a struct scent_outgoing. They leave in order at first."""
+def parse_outgoing(value: bytes) -> tuple[int, int]:
+    """(epoch, bits of the fragments that have left) of a struct scent_outgoing. The first ten leave in order."""
     *_, sent, _, epoch, _, _ = maps.OUTGOING.unpack(value)
     return epoch, (1 << min(sent, layout.FRAGMENTS)) - 1
 
 
-def counters_stamp(counts: Sequence[int]) -> dict[str, int]:
-    """The stamper's counters (sums over processors) under the names of a worker's report."""
+def stamp_counters(counts: Sequence[int]) -> dict[str, int]:
+    """The stamper's counters, summed over the processors, under the names of a worker's report."""
     unstamped = {
         f"unstamped:{reason}": counts[maps.STAMP_COUNT_UNSTAMPED + number]
         for number, reason in layout.UNSTAMPED.items()
@@ -78,8 +78,8 @@ def counters_stamp(counts: Sequence[int]) -> dict[str, int]:
     }
 
 
-def counters_verify(counts: Sequence[int]) -> dict[str, int]:
-    """The verifier's counters likewise; of outcomes those that there were. Two names are the stamper's as well: add."""
+def verify_counters(counts: Sequence[int]) -> dict[str, int]:
+    """The verifier's counters likewise, without outcomes that have not occurred. Add the stamper's of the same name."""
     names = {number: name for name, number in TREATMENTS.items()}
     outcomes = {
         f"{verdict}:{names[treatment]}": counts[len(names) * number + treatment]

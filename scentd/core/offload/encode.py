@@ -1,7 +1,7 @@
 """From the tables of the packet path to keys and values of the BPF maps (bpf/scent_maps.h). Pure.
 
-decode.py is the way back. The program stops at the longest prefix that covers an address, as PrefixMap
-does; so an entry also says what a shorter prefix around it would have said.
+decode.py is the other direction. A program stops at the longest prefix that covers an address, as PrefixMap does. So
+the value of a prefix also has to contain what the value of a shorter prefix around it says.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from scentd.core.packet.stamp import IP_MAX
 from scentd.core.tables import Incoming, StampPair, StampTable, Treatments, VerifyTable
 from scentd.errors import HostError
 from scentd.model import Outgoing
-from scentd.prefix import BITS, NumericPrefix, by_numeric, nested, numeric, outside
+from scentd.prefix import BITS, NumericPrefix, by_numeric, nesting, numeric, remove_covered
 from scentd.wire import layout, maps, tag
 from scentd.wire.carrier import CARRIERS
 
-SHARED = 1 << 28  # numbers from here on are of what networks share; pairs are fewer
+SHARED_MIN = 1 << 28  # the first number of prefixes that several networks share; there are fewer pairs than that
 PAIR = Struct("=I")  # the key of the maps by pair
 QUEUE_INSTEAD = 'until then the queue does the work, as with datapath.offload = "off"'
-# Whose prefix lengths the settings hold, in the order of the structs; what the user calls them.
+# The scopes whose prefix lengths are in the settings, in the order of the structs, and the user's names of them.
 STAMP_SCOPES = (maps.SCOPE_LOCAL, maps.SCOPE_ROUTE)
 VERIFY_SCOPES = (maps.SCOPE_LOCAL, maps.SCOPE_SOURCE, maps.SCOPE_MEMBER, maps.SCOPE_QUARANTINE)
 SETTINGS = {
@@ -46,7 +46,7 @@ class Marks(NamedTuple):
 
 
 class StampEntries(NamedTuple):
-    """What the stamper's maps should hold: struct scent_prefix -> scent_prefix_value; struct scent_stamp_settings."""
+    """The entries of the stamper's maps: struct scent_prefix -> scent_prefix_value; struct scent_stamp_settings."""
 
     prefixes: dict[bytes, bytes]
     settings: bytes
@@ -57,9 +57,9 @@ class StampEntries(NamedTuple):
 
 
 class VerifyEntries(NamedTuple):
-    """What the verifier's maps should hold: as above; struct scent_identity -> scent_incoming; numbers of pairs.
+    """The entries of the verifier's maps: as above; struct scent_identity -> scent_incoming; numbers of pairs.
 
-    Whoever is in quarantine is not in it: add `quarantine_entries` to the prefixes and take `settings_for` all.
+    Quarantined prefixes are not among them: the caller adds `quarantine_entries` and takes `settings_for` all prefixes.
     """
 
     prefixes: dict[bytes, bytes]
@@ -72,30 +72,32 @@ class VerifyEntries(NamedTuple):
         return self.settings[: maps.VERIFY_SETTINGS_LOCAL4_AT] + b"".join(lengths(prefixes, VERIFY_SCOPES))
 
 
-def diff(have: Mapping[bytes, bytes], want: Mapping[bytes, bytes]) -> tuple[list[bytes], list[tuple[bytes, bytes]]]:
-    """(keys to delete, entries to set) so that a map holds what is wanted."""
-    return [key for key in have if key not in want], [(k, v) for k, v in want.items() if have.get(k) != v]
+def diff(
+    current: Mapping[bytes, bytes], desired: Mapping[bytes, bytes]
+) -> tuple[list[bytes], list[tuple[bytes, bytes]]]:
+    """(keys to delete, entries to set), so that a map gets the desired entries."""
+    return [key for key in current if key not in desired], [(k, v) for k, v in desired.items() if current.get(k) != v]
 
 
 # -- stamping ------------------------------------------------------------
 
 
 def stamp_entries(table: StampTable, unstamped: Sequence[str], forwarded: int, run_ns: int) -> StampEntries:
-    """`forwarded`: the packet mark of forwarded packets that are stamped, 0 for none.
+    """The entries for a table. `forwarded`: the packet mark of forwarded packets that are stamped, 0 for none.
 
-    `unstamped` are prefixes of networks for which this host stamps nothing: what they send to peers is only counted.
+    `unstamped`: prefixes of networks for which this host stamps nothing. Their packets to peers are only counted.
 
-    Raises HostError for more prefix lengths than the program knows.
+    Raises HostError if there are more prefix lengths than the program supports.
     """
     networks, peers = by_numeric(table.networks), by_numeric(table.peers)
     pairs: dict[tuple[int, int | None], int] = {(p.network, p.peer): p.pair for p in table.pairs}
     prefixes = {prefix_key(maps.SCOPE_LOCAL, p): prefix_value(number) for p, number in networks.items()}
-    reached = destinations(peers, by_numeric(table.limits))
+    destinations = merge_destinations(peers, by_numeric(table.limits))
     for number in set(networks.values()):
-        prefixes |= routes(number, reached, pairs)
-    silent = outside(map(numeric, unstamped), networks)
+        prefixes |= route_entries(number, destinations, pairs)
+    silent = remove_covered(map(numeric, unstamped), networks)
     if silent:
-        number = SHARED
+        number = SHARED_MIN
         prefixes |= {prefix_key(maps.SCOPE_LOCAL, p): prefix_value(number) for p in silent}
         prefixes |= {prefix_key(maps.SCOPE_ROUTE + number, p): prefix_value(maps.NO_PAIR, IP_MAX) for p in peers}
     settings = maps.STAMP_SETTINGS.pack(run_ns, forwarded, 0, *lengths(prefixes, STAMP_SCOPES))
@@ -103,41 +105,43 @@ def stamp_entries(table: StampTable, unstamped: Sequence[str], forwarded: int, r
 
 
 class Destination(NamedTuple):
-    """A prefix that is a peer's or has a path MTU of its own, and the longest other one around it."""
+    """A prefix that is a peer's or has a path MTU of its own; `outer` is the longest other prefix that covers it."""
 
     prefix: NumericPrefix
-    around: NumericPrefix | None
+    outer: NumericPrefix | None
     peer: int | None
     mtu: int
 
 
-def destinations(peers: Mapping[NumericPrefix, int], limits: Mapping[NumericPrefix, int]) -> list[Destination]:
-    """Peers and path MTUs merged; what covers comes before what is covered."""
+def merge_destinations(peers: Mapping[NumericPrefix, int], limits: Mapping[NumericPrefix, int]) -> list[Destination]:
+    """Merge the prefixes of peers and of path MTUs. A prefix comes before the prefixes that it covers."""
     merged: dict[NumericPrefix, Destination] = {}
-    for prefix, around in nested(peers.keys() | limits.keys()):
-        peer, mtu = (merged[around].peer, merged[around].mtu) if around else (None, IP_MAX)
+    for prefix, outer in nesting(peers.keys() | limits.keys()):
+        peer, mtu = (merged[outer].peer, merged[outer].mtu) if outer else (None, IP_MAX)
         if prefix in limits:
             mtu = min(limits[prefix] or IP_MAX, IP_MAX)
-        merged[prefix] = Destination(prefix, around, peers.get(prefix, peer), mtu)
+        merged[prefix] = Destination(prefix, outer, peers.get(prefix, peer), mtu)
     return list(merged.values())
 
 
-def routes(
-    network: int, reached: Iterable[Destination], pairs: Mapping[tuple[int, int | None], int]
+def route_entries(
+    network: int, destinations: Iterable[Destination], pairs: Mapping[tuple[int, int | None], int]
 ) -> dict[bytes, bytes]:
-    """One network's entries. Peers without a pair get one only inside another's prefix: their packets are not its."""
+    """One network's routes. A peer without a pair has an entry only inside the prefix of a peer with one: there the
+    entry keeps its packets from the other peer's pair.
+    """
     numbers: dict[NumericPrefix | None, int] = {}
-    made = {}
-    for prefix, around, peer, mtu in reached:
+    entries = {}
+    for prefix, outer, peer, mtu in destinations:
         pair = pairs.get((network, peer))
-        if pair is not None or around in numbers:
+        if pair is not None or outer in numbers:
             numbers[prefix] = maps.NO_PAIR if pair is None else pair
-            made[prefix_key(maps.SCOPE_ROUTE + network, prefix)] = prefix_value(numbers[prefix], mtu)
-    return made
+            entries[prefix_key(maps.SCOPE_ROUTE + network, prefix)] = prefix_value(numbers[prefix], mtu)
+    return entries
 
 
 def pair_flags(pair: StampPair) -> int:
-    """The pair's flags and, beside them, by how many bytes its packets grow."""
+    """The pair's flags and, beside them, the overheads of its packets."""
     return (
         maps.PAIR_SENDER * pair.sender_bound
         | maps.PAIR_IPV6_FRAGMENTS * pair.ipv6_fragments
@@ -147,13 +151,13 @@ def pair_flags(pair: StampPair) -> int:
 
 
 def with_flags(value: bytes, pair: StampPair) -> bytes:
-    """A struct scent_outgoing with the flags that its pair has now."""
+    """A struct scent_outgoing with the current flags of its pair."""
     at = maps.OUTGOING_FLAGS_AT
     return value[:at] + PAIR.pack(pair_flags(pair)) + value[at + PAIR.size :]
 
 
 def outgoing_entry(pair: StampPair, out: Outgoing, monotonic_offset: float) -> tuple[bytes, bytes]:
-    """A pair's new epoch: its key, and a struct scent_outgoing of which nothing has been sent.
+    """The entry of a pair's new epoch: key, and struct scent_outgoing before its first packet.
 
     `monotonic_offset` is Unix time minus CLOCK_MONOTONIC, in seconds.
     """
@@ -177,11 +181,11 @@ def outgoing_entry(pair: StampPair, out: Outgoing, monotonic_offset: float) -> t
 
 
 def verify_entries(table: VerifyTable, local_addresses: Sequence[str], marks: Marks) -> VerifyEntries:
-    """`local_addresses` are the host's own: they stand for a network without addresses.
+    """The entries for a table. `local_addresses`: the host's own, which a network without addresses gets.
 
-    Raises HostError for more prefix lengths or more pairs of one key id than the program knows.
+    Raises HostError if there are more prefix lengths, or more pairs of one key id, than the program supports.
     """
-    # By the first pair: such a number is never another peer's, not even while entries change.
+    # A peer has the number of its first pair. No other peer ever has that number, not even while entries change.
     peers: dict[tuple[bytes, tuple[str, ...]], int] = {}
     for incoming in table.incoming:
         peers.setdefault((incoming.key_id, incoming.peer), incoming.pair)
@@ -189,11 +193,11 @@ def verify_entries(table: VerifyTable, local_addresses: Sequence[str], marks: Ma
     first: dict[tuple[str, ...], int] = {}
     for incoming in table.incoming:
         first[incoming.network] = min(first.get(incoming.network, incoming.pair), incoming.pair)
-    local, numbers = destinations_of(list(networks), [1 + first[n] for n in networks], local_addresses)
+    local, numbers = number_destinations(list(networks), [1 + first[n] for n in networks], local_addresses)
     prefixes = {prefix_key(maps.SCOPE_LOCAL, p): prefix_value(number) for p, number in local.items()}
     for (_, addresses), number in peers.items():
         prefixes |= {prefix_key(maps.SCOPE_MEMBER + number, numeric(a)): prefix_value(number) for a in addresses}
-    prefixes |= sources(table)
+    prefixes |= source_entries(table)
     settings = maps.VERIFY_SETTINGS.pack(
         *map(nanoseconds, (table.max_age, table.max_future, table.grace)),
         *marks,
@@ -204,48 +208,48 @@ def verify_entries(table: VerifyTable, local_addresses: Sequence[str], marks: Ma
     for order, i in enumerate(table.incoming):
         entry = order, i.key_id, incoming_value(i, peers[i.key_id, i.peer])
         values[networks[i.network]].append(entry)
-    # Number 0 is no network: there it is only asked whether a key is known at all.
+    # Number 0 is no network: the program looks there to learn whether a key is known at all.
     identities = {
         maps.IDENTITY.pack(i.key_id, 0, 0): incoming_value(i, peers[i.key_id, i.peer]) for i in table.incoming
     }
     for group, number in numbers.items():
-        identities |= candidates(number, sorted(chain.from_iterable(values[i] for i in group)))
+        identities |= candidate_entries(number, sorted(chain.from_iterable(values[i] for i in group)))
     return VerifyEntries(prefixes, identities, frozenset(i.pair for i in table.incoming), settings)
 
 
-def destinations_of(
-    networks: Sequence[tuple[str, ...]], own: Sequence[int], local_addresses: Sequence[str]
+def number_destinations(
+    networks: Sequence[tuple[str, ...]], network_numbers: Sequence[int], local_addresses: Sequence[str]
 ) -> tuple[dict[NumericPrefix, int], dict[frozenset[int], int]]:
-    """(number by local prefix, number by the networks that it lies in, as indices).
+    """(number by local prefix, number by group of networks, a group as a set of indices).
 
-    `own` are the networks' numbers, which last over reloads. Where networks overlap, a scent may be of any of them, so
-    what they share has a number of its own.
+    `network_numbers` last over reloads. Where networks overlap, a scent may belong to any of them, so each group of
+    networks that share a prefix has a number of its own.
     """
-    numbers = {frozenset((i,)): number for i, number in enumerate(own)}
+    numbers = {frozenset((i,)): number for i, number in enumerate(network_numbers)}
     owners: dict[NumericPrefix, set[int]] = {}
     for i, network in enumerate(networks):
         for text in network or local_addresses:
             owners.setdefault(numeric(text), set()).add(i)
     groups: dict[NumericPrefix, frozenset[int]] = {}
-    for prefix, around in nested(owners):
-        groups[prefix] = frozenset(owners[prefix]) | (groups[around] if around else frozenset())
-        numbers.setdefault(groups[prefix], SHARED + len(numbers))
+    for prefix, outer in nesting(owners):
+        groups[prefix] = frozenset(owners[prefix]) | (groups[outer] if outer else frozenset())
+        numbers.setdefault(groups[prefix], SHARED_MIN + len(numbers))
     return {prefix: numbers[group] for prefix, group in groups.items()}, numbers
 
 
-def candidates(number: int, incoming: Iterable[tuple[int, bytes, bytes]]) -> dict[bytes, bytes]:
-    """The identities of one network number, from (order, key id, value); the first of a key id is asked first."""
-    known: Counter[bytes] = Counter()
-    made = {}
+def candidate_entries(number: int, incoming: Iterable[tuple[int, bytes, bytes]]) -> dict[bytes, bytes]:
+    """The identities of one network number, from (order, key id, value). Pairs of one key id keep their order."""
+    pairs: Counter[bytes] = Counter()
+    identities = {}
     for _, key_id, value in incoming:
-        if known[key_id] == maps.CANDIDATES:
+        if pairs[key_id] == maps.CANDIDATES:
             raise HostError(
-                f"network.addresses: the offload tells {maps.CANDIDATES} pairs with peers of key id {key_id.hex()} "
-                f"apart; let fewer networks share addresses; {QUEUE_INSTEAD}"
+                f"network.addresses: at one address the offload supports {maps.CANDIDATES} pairs with peers of key id "
+                f"{key_id.hex()}; let fewer networks share addresses; {QUEUE_INSTEAD}"
             )
-        made[maps.IDENTITY.pack(key_id, number, known[key_id])] = value
-        known[key_id] += 1
-    return made
+        identities[maps.IDENTITY.pack(key_id, number, pairs[key_id])] = value
+        pairs[key_id] += 1
+    return identities
 
 
 def incoming_value(incoming: Incoming, peer: int) -> bytes:
@@ -261,13 +265,15 @@ def incoming_value(incoming: Incoming, peer: int) -> bytes:
     )
 
 
-def sources(table: VerifyTable) -> dict[bytes, bytes]:
-    """What becomes of senders' packets. Unscented ones are judged of verified peers, or of everybody."""
+def source_entries(table: VerifyTable) -> dict[bytes, bytes]:
+    """The treatments by sender. Unscented packets are judged if they come from a verified peer, or from anybody if the
+    default treatment is not to pass them.
+    """
     treatments = by_numeric(table.treatments)
     verified = set(map(numeric, set(chain.from_iterable(i.peer for i in table.incoming))))
     treated_as: dict[NumericPrefix, tuple[Treatments, bool]] = {}
-    for prefix, around in nested(treatments.keys() | verified):
-        treated, expected = treated_as[around] if around else (table.default, table.default.absent != "pass")
+    for prefix, outer in nesting(treatments.keys() | verified):
+        treated, expected = treated_as[outer] if outer else (table.default, table.default.absent != "pass")
         treated_as[prefix] = treatments.get(prefix, treated), expected or prefix in verified
     return {prefix_key(maps.SCOPE_SOURCE, p): prefix_value(0, treatment_bits(*f)) for p, f in treated_as.items()}
 
@@ -282,11 +288,14 @@ def treatment_bits(treatments: Treatments, expected: bool) -> int:
 
 
 def quarantine_entries(releases: Mapping[str, int]) -> dict[bytes, bytes]:
-    """`releases`: the CLOCK_MONOTONIC second of each prefix. Inside a longer quarantine nobody is released earlier."""
+    """The entries of quarantined prefixes. `releases`: the CLOCK_MONOTONIC second of each prefix's release.
+
+    A prefix inside another is released with the later of the two.
+    """
     seconds = by_numeric(releases.items())
     latest: dict[NumericPrefix, int] = {}
-    for prefix, around in nested(seconds):
-        latest[prefix] = max(seconds[prefix], latest[around] if around else 0)
+    for prefix, outer in nesting(seconds):
+        latest[prefix] = max(seconds[prefix], latest[outer] if outer else 0)
     return {prefix_key(maps.SCOPE_QUARANTINE, p): prefix_value(second) for p, second in latest.items()}
 
 
@@ -303,7 +312,7 @@ def prefix_value(number: int, detail: int = 0) -> bytes:
 
 
 def lengths(prefixes: Iterable[bytes], scopes: Sequence[int]) -> list[bytes]:
-    """The struct scent_lengths of each scope, IPv4 and IPv6, from keys. Raises HostError for too many."""
+    """The struct scent_lengths of each scope, IPv4 and IPv6, from keys. Raises HostError for too many lengths."""
     used: dict[tuple[int, int], set[int]] = {(scope, version): set() for scope in scopes for version in BITS}
     for head in {key[: maps.PREFIX_ADDRESS_AT] for key in prefixes}:
         scope, version, bits, _ = maps.PREFIX.unpack(head.ljust(maps.PREFIX_SIZE, b"\0"))
@@ -311,14 +320,14 @@ def lengths(prefixes: Iterable[bytes], scopes: Sequence[int]) -> list[bytes]:
     for (scope, version), bits in used.items():
         if len(bits) > maps.LENGTHS_MAX:
             raise HostError(
-                f"{SETTINGS[scope]}: IPv{version} prefixes of {len(bits)} different lengths, and the offload knows "
+                f"{SETTINGS[scope]}: IPv{version} prefixes of {len(bits)} different lengths, and the offload supports "
                 f"{maps.LENGTHS_MAX}; use fewer; {QUEUE_INSTEAD}"
             )
     return [maps.LENGTHS.pack(len(bits), bytes(sorted(bits, reverse=True))) for bits in used.values()]
 
 
 def key_words(key: bytes) -> tuple[int, ...]:
-    """A SipHash key of 16 bytes as it is read on any host: two little-endian words."""
+    """A SipHash key of 16 bytes as two little-endian words, on any host."""
     return Struct("<2Q").unpack(key)
 
 

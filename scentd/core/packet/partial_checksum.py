@@ -1,8 +1,8 @@
-"""Transport checksums that a sender's kernel left to its network card.
+"""Finishes transport checksums that a sender's kernel left to its network card.
 
-What never met a card, or was merged on its way in, comes with the folded sum of the pseudo-header in the
-checksum's place (CHECKSUM_PARTIAL in the kernel's linux/skbuff.h). A verdict that changes a packet clears that
-note, so the checksum has to be finished here.
+A packet that never met a card, or that was merged on its way in, has the folded sum of the pseudo-header in the
+checksum's place (CHECKSUM_PARTIAL in the kernel's linux/skbuff.h). The kernel forgets that the checksum is partial when
+a verdict changes the packet, so the checksum has to be finished here.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from scentd.wire import ip
 FIELD_AT = {ip.TCP: 16, ip.UDP: 6}  # RFC 9293 section 3.1, RFC 768: bytes from the start of the transport header
 
 
-def finished(packet: bytes) -> bytes | None:
-    """The packet with its TCP checksum finished if it was not; any other comes back as it is.
+def finish(packet: bytes) -> bytes | None:
+    """Finish a partial TCP checksum; return every other packet as it is. None: a UDP checksum is partial.
 
-    A checksum that is not the bare sum of the pseudo-header counts as finished, right or wrong: what was damaged
-    on the way stays so. None: unfinished UDP, which nobody but the kernel may finish. It may be several datagrams, and
-    Linux cuts them for their socket only where it left the checksum itself (net/ipv4/udp_offload.c,
+    A checksum that is not the bare sum of the pseudo-header counts as finished, right or wrong: a packet that was
+    damaged on the way stays damaged. Only the kernel may finish a UDP checksum: the packet may be several datagrams,
+    and Linux cuts them for their socket only where it left the checksum partial itself (net/ipv4/udp_offload.c,
     __udp_gso_segment, since 6.11 and in older stable kernels: csum_start must be the transport header).
     """
     parsed = ip.parse(packet)

@@ -1,10 +1,9 @@
-"""ICMP errors that quote a scented packet, made as if it had never been scented. Pure.
+"""Rewrites ICMP errors that quote a scented packet, as if the packet had never been scented. Pure.
 
-A router in the middle of the path quotes what it saw (RFC 792, RFC 4443) and names
-an MTU for packets with a scent. The sender's stack must see its own packet and the
-MTU that leaves room. The quoted tag is checked first: only an error about a packet
-that we sent lately is touched, which also tells a genuine error from a blind forgery.
-Who sees our packets can still forge one, so what no genuine error says is refused, too.
+A router in the middle of the path quotes the packet that it saw (RFC 792, RFC 4443), and names an MTU for packets with
+a scent. The sender's stack must see its own packet, and an MTU that leaves room for the scent. The quoted tag is
+checked first: only an error about a packet that we sent lately is rewritten, so a blind forgery fails. Somebody who
+sees our packets can still forge an error, so an error that no router would send is refused, too.
 """
 
 from __future__ import annotations
@@ -17,15 +16,16 @@ from scentd.wire import ip, layout, tag
 from scentd.wire.carrier import carrier_of
 
 ICMP, ICMPV6 = 1, 58
-MAX_AGE = 120  # seconds between the quoted epoch and ours: an error comes a round trip after its packet
+MAX_AGE = 120  # seconds from the quoted epoch to our current one: an error comes a round trip after its packet
 
-TagKey = Callable[[ip.Parsed, int], bytes | None]  # (a packet's anatomy, its epoch): the tag key if we sent such lately
+# (the quoted packet, its epoch) -> the tag key, or None if we have sent no packet of that pair and epoch lately
+TagKey = Callable[[ip.Parsed, int], bytes | None]
 
 
-class Unquoted(NamedTuple):
+class RewrittenError(NamedTuple):
     packet: bytes  # the whole error, rewritten
     destination: bytes  # of the quoted packet
-    mtu: int  # what the router allows, scent included
+    mtu: int  # the router's MTU, for packets with their scent
     flow_bound: bool  # whether the quoted tag vouches for the destination
 
 
@@ -39,8 +39,8 @@ def is_too_big(packet: bytes, outer: ip.Parsed) -> bool:
     return outer.protocol == ICMPV6 and packet[at] == 2
 
 
-def unquote(packet: bytes, outer: ip.Parsed, tag_key: TagKey) -> Unquoted | None:
-    """The error without the scent, or None if it quotes no packet of ours or is not what a router would say of it."""
+def unquote(packet: bytes, outer: ip.Parsed, tag_key: TagKey) -> RewrittenError | None:
+    """Remove the scent from an error. None: it quotes no packet of ours, or no router would send such an error."""
     if not is_too_big(packet, outer):
         return None
     at = outer.transport_at
@@ -52,7 +52,7 @@ def unquote(packet: bytes, outer: ip.Parsed, tag_key: TagKey) -> Unquoted | None
     whole, inner = quotation
     if outer.destination != inner.source or not 0 < mtu < _stated_length(quoted, outer.version):
         return None
-    if not _checksum_holds(packet, outer) or not _ours(whole, inner, tag_key):
+    if not _checksum_holds(packet, outer) or not _has_our_tag(whole, inner, tag_key):
         return None
     room = max(mtu - carrier_of(inner).overhead, ip.LEAST_MTU[outer.version])
     if outer.version == 4:
@@ -62,16 +62,16 @@ def unquote(packet: bytes, outer: ip.Parsed, tag_key: TagKey) -> Unquoted | None
     message += _remove(quoted, whole, inner)
     rewritten = _icmp(packet, outer, message) if outer.version == 4 else _icmpv6(packet, outer, message)
     flow_bound = not whole[inner.scent_at + layout.SCENT_VERSION_FLAGS_AT] & layout.FLAG_SENDER
-    return Unquoted(rewritten, inner.destination, mtu, flow_bound)
+    return RewrittenError(rewritten, inner.destination, mtu, flow_bound)
 
 
 def _stated_length(quoted: bytes, version: int) -> int:
-    """How long the quoted packet was when the router saw it, bytes, by its own header."""
+    """The length of the quoted packet when the router saw it, by its own header, bytes."""
     return int.from_bytes(quoted[2:4], "big") if version == 4 else 40 + int.from_bytes(quoted[4:6], "big")
 
 
 def _checksum_holds(packet: bytes, outer: ip.Parsed) -> bool:
-    """The error's own checksum: rewriting writes a right one, and must not make a damaged error a good one."""
+    """Whether the error's own checksum is right. Rewriting computes a new one, which would hide any damage."""
     message = packet[outer.transport_at :]
     if outer.version == 6:
         message = _pseudo_header(outer, len(message)) + message
@@ -79,7 +79,7 @@ def _checksum_holds(packet: bytes, outer: ip.Parsed) -> bool:
 
 
 def _parse_quoted(quoted: bytes, version: int) -> tuple[bytes, ip.Parsed] | None:
-    """The quotation as if it were a whole packet: its length field says how long it once was."""
+    """The quotation as a packet that parses: its length field gets the length of the quotation, which may be cut."""
     fixed = 20 if version == 4 else 40
     if len(quoted) < fixed or quoted[0] >> 4 != version:
         return None
@@ -90,17 +90,17 @@ def _parse_quoted(quoted: bytes, version: int) -> tuple[bytes, ip.Parsed] | None
     return None if inner.malformed or not inner.scent_at else (whole, inner)
 
 
-def _ours(whole: bytes, inner: ip.Parsed, tag_key: TagKey) -> bool:
+def _has_our_tag(whole: bytes, inner: ip.Parsed, tag_key: TagKey) -> bool:
     scent = whole[inner.scent_at : inner.scent_at + layout.LEN]
     key = tag_key(inner, int.from_bytes(scent[layout.SCENT_EPOCH_AT : layout.SCENT_EPOCH_AT + 4], "big"))
     if key is None:
         return False
-    made = tag.compute(key, scent[: layout.TAGGED_LEN], inner)
-    return hmac.compare_digest(made, scent[layout.SCENT_TAG_AT :])
+    our_tag = tag.compute(key, scent[: layout.TAGGED_LEN], inner)
+    return hmac.compare_digest(our_tag, scent[layout.SCENT_TAG_AT :])
 
 
 def _remove(quoted: bytes, whole: bytes, inner: ip.Parsed) -> bytes:
-    """The quotation without the scent, its length field what it was before stamping."""
+    """The quotation without the scent. Its length field says the packet's length before stamping."""
     carrier = carrier_of(inner)
     bare, overhead = bytearray(carrier.remove(whole, inner)), carrier.overhead
     if inner.version == 6:
@@ -131,5 +131,5 @@ def _icmpv6(packet: bytes, outer: ip.Parsed, message: bytes) -> bytes:
 
 
 def _pseudo_header(outer: ip.Parsed, size: int) -> bytes:
-    """What an ICMPv6 checksum covers besides the message (RFC 8200 section 8.1)."""
+    """The pseudo-header, which an ICMPv6 checksum covers besides the message (RFC 8200 section 8.1)."""
     return outer.source + outer.destination + size.to_bytes(4, "big") + bytes((0, 0, 0, ICMPV6))

@@ -1,7 +1,7 @@
 """The signing half of the profiler: a Statement to an Outgoing for each peer. Pure.
 
-The body is signed once per epoch for all peers; only when nodes are affected it
-differs from peer to peer, because their pseudonyms do.
+The body is signed once per epoch for all peers. Only if nodes are affected, each peer gets a body of its own, because a
+node has another pseudonym for each peer.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from scentd.model import Outgoing, Statement
 from scentd.wire import bloom, keys, layout, profile, tag
 
-LIFETIME = 3  # intervals for which a profile may be sent if no newer one is made
+LIFETIME = 3  # intervals for which a profile may be sent if there is no newer one
 
 
 class IssuedPair:
-    """One peer as an issuer knows it: what the pair derives, computed once or once per period."""
+    """One peer of an issuer, with the keys that the pair derives, computed once or once per period."""
 
     def __init__(self, network: str, peer: str, identity: keys.Identity, public: keys.Public) -> None:
         """`network` and `peer` are configured names, `public` is the peer's key."""
@@ -48,7 +48,7 @@ class Issuer:
         self._by_peer = {p.peer: p for p in peers}
 
     def issue(self, statement: Statement, epoch: int) -> list[Outgoing]:
-        """What each peer's stamper needs in this epoch. An epoch must never be issued twice."""
+        """An Outgoing for each peer in this epoch. An epoch must never be issued twice."""
         signed: dict[frozenset[str], bytes] = {}
         result = []
         for peer in self._peers:
@@ -77,8 +77,8 @@ class Issuer:
             expires=epoch + LIFETIME * statement.interval,
         )
 
-    def verified(self, outgoing: Outgoing) -> bool:
-        """Whether a profile opens and its signature holds: a stamper asks before it sends one."""
+    def verify(self, outgoing: Outgoing) -> bool:
+        """Whether a sealed profile opens and its signature is right. The profiler asks before it publishes one."""
         peer = self._by_peer.get(outgoing.peer)
         if peer is None:
             return False
@@ -93,7 +93,7 @@ class Issuer:
 
 
 def next_epoch(now: float, issued: int) -> int:
-    """The epoch to issue at `now`: the second, but always above every one issued before."""
+    """The epoch to issue at `now`: the current second, but always above `issued`, the highest epoch issued so far."""
     return max(int(now), issued + 1)
 
 

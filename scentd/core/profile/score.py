@@ -22,7 +22,7 @@ from scentd.wire import layout
 
 STANDARD_METRICS = frozenset(layout.METRICS.values())
 
-SAMPLE_INTERVALS = 3  # for so long what a node said counts if it says nothing newer
+SAMPLE_INTERVALS = 3  # intervals for which a sample counts if there is no newer one
 
 # 24 items set at most 120 of the filter's 256 bits: one foreign item in 140 is a false positive,
 # (1 - e^(-120/256))^5. Where nodes are named (two items, ten bits each) the others make room: 12 items and 8 nodes
@@ -33,15 +33,15 @@ MAX_AFFECTED = 8
 
 
 def is_fresh(at: float, interval: float, now: float) -> bool:
-    """Whether what was said at `at` still counts. A clock that runs ahead makes nothing count for longer."""
+    """Whether a sample of the time `at` still counts. A clock that runs ahead makes no sample count for longer."""
     span = SAMPLE_INTERVALS * interval
     return now - span < at < now + span
 
 
-def gathered(parts: Iterable[Samples], interval: float, now: float) -> tuple[list[Sample], list[SecurityEvent], bool]:
-    """(samples, events, whether anybody watches for events) of several collectors, `interval` in seconds.
+def gather(parts: Iterable[Samples], interval: float, now: float) -> tuple[list[Sample], list[SecurityEvent], bool]:
+    """(samples, events, whether a source watches for events) of several collectors, `interval` in seconds.
 
-    What a collector said more than SAMPLE_INTERVALS ago does not count: it may be dead.
+    Samples that a collector sent more than SAMPLE_INTERVALS intervals ago do not count: the collector may be dead.
     """
     fresh = [part for part in parts if is_fresh(part.at, interval, now)]
     samples = [sample for part in fresh for sample in part.samples]
@@ -55,11 +55,11 @@ def statement(
     now: float,
     watched: bool = False,
 ) -> Statement:
-    """What `network` says of itself at `now` (Unix seconds, the clock of SecurityEvent.until).
+    """The statement of `network` at `now` (Unix seconds, the clock of SecurityEvent.until).
 
-    Samples of metrics that the network does not know and values that are not
-    finite are left out, and so are samples older than SAMPLE_INTERVALS intervals; the rest is clamped to 0.0 .. 1.0.
-    `watched`: somebody looks for security events, so that none of them is a threat of 0.0. Never raises.
+    Left out are samples of metrics that the network does not have, values that are not finite, and samples older than
+    SAMPLE_INTERVALS intervals. Other values are clamped to 0.0 .. 1.0. `watched`: a source looks for security events,
+    so without an event the threat is 0.0 and not unknown. Never raises.
     """
     active: dict[tuple[str, str], float] = {}
     for event in events:
@@ -71,14 +71,14 @@ def statement(
 
     metrics, roles = means(network, [s for s in samples if is_fresh(s.at, network.interval, now)])
     if watched or active or "threat" in metrics:
-        # A threat that another source measured is one more independent sign.
+        # The threat that another source measured is one more independent sign.
         metrics["threat"] = threat(active, metrics.get("threat", 0.0))
 
     steps = network.steps
     overall = weighted_mean(metrics, network.weights)
     levels = {metric: quantise(value, steps) for metric, value in metrics.items()}
     by_role = {key: quantise(value, steps) for key, value in roles.items()}
-    nodes = affected(active)
+    nodes = affected_nodes(active)
     return Statement(
         interval=int(network.interval),
         overall=None if overall is None else quantise(overall, steps),
@@ -90,8 +90,8 @@ def statement(
     )
 
 
-def affected(active: Mapping[tuple[str, str], float]) -> frozenset[Address]:
-    """The nodes with the most severe events, at most MAX_AFFECTED: the filter must keep its meaning."""
+def affected_nodes(active: Mapping[tuple[str, str], float]) -> frozenset[Address]:
+    """The nodes with the most severe events, at most MAX_AFFECTED, so that the filter keeps its meaning."""
     worst: dict[Address, float] = {}
     for (_, name), severity in active.items():
         node = address(name) if name else None
@@ -104,7 +104,7 @@ def affected(active: Mapping[tuple[str, str], float]) -> frozenset[Address]:
 def means(network: Network, samples: Sequence[Sample]) -> tuple[dict[str, float], dict[tuple[str, str], float]]:
     """Mean per metric, and per (role, metric) where a role is given, of the newest sample of each node and role.
 
-    A role of fewer than `network.min_nodes` nodes is left out: it would tell of single nodes.
+    A role of fewer than `network.min_nodes` nodes is left out: its mean would reveal single nodes.
     """
     newest: dict[tuple[str, str, str], tuple[float, float]] = {}
     for sample in samples:
@@ -143,7 +143,7 @@ def threat(active: Mapping[tuple[str, str], float], measured: float) -> float:
 
 
 def weighted_mean(levels: Mapping[str, float], weights: Mapping[str, float]) -> float | None:
-    """None if nothing is known, or all that is known has weight 0."""
+    """The weighted mean of levels; None if there is no level, or every level has weight 0."""
     total = sum(weights.get(metric, 1.0) for metric in levels)
     if not 0.0 < total < math.inf:  # a weight may be configured as inf
         return None
@@ -170,9 +170,9 @@ def characteristics(
     levels: Mapping[str, float],
     by_role: Mapping[tuple[str, str], float],
     kinds: set[str],
-    most: int = MAX_ITEMS,
+    limit: int = MAX_ITEMS,
 ) -> frozenset[str]:
-    """At most `most` items: events, labels, what is high (network, role, region), then the rest."""
+    """At most `limit` items: events, labels, high levels (network, role, region), then the rest."""
     high, low = network.high, network.low
     regions = [label for label in network.labels if label.startswith("region=")]
     items = [*(f"event={kind}" for kind in sorted(kinds)), *network.labels]
@@ -192,12 +192,12 @@ def characteristics(
         else:
             rest.append(f"role={role};metric={metric};level={'low' if level < low else 'medium'}")
     # dict.fromkeys, not set: what is cut off must not depend on the hash seed of the process.
-    return frozenset(list(dict.fromkeys(items + regional + rest))[:most])
+    return frozenset(list(dict.fromkeys(items + regional + rest))[:limit])
 
 
 @lru_cache(maxsize=4096)
 def address(text: str) -> Address | None:
-    """The address that a node's name is, None for a name."""
+    """A node's address; None if the node has a name instead."""
     try:
         return ip_address(text)
     except ValueError:

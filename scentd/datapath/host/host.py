@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from scentd.config.sections import Config
 from scentd.core.lowered_mtu import RoutePlan
-from scentd.core.offload.served import Served
+from scentd.core.offload.coverage import Coverage
 from scentd.datapath.host import routes, rules, sets
 from scentd.datapath.host.watch import Watch
 from scentd.datapath.offload.interfaces import read_served
@@ -133,12 +133,12 @@ def update(config: Config, offload: Offload | None) -> HostFacts:
     return HostFacts(limits, routes.own_addresses(), lowered)
 
 
-def restrict_rule_free(config: Config, plan: RoutePlan, served: Served) -> Served:
+def restrict_rule_free(config: Config, plan: RoutePlan, served: Coverage) -> Coverage:
     """Clear `rule_free` unless the routes allow it, too."""
     return served._replace(rule_free=served.rule_free and routes.may_be_rule_free(config, plan))
 
 
-def write(config: Config, plan: RoutePlan, served: Served | None) -> tuple[Limits, bool]:
+def write(config: Config, plan: RoutePlan, served: Coverage | None) -> tuple[Limits, bool]:
     """Write routes and rules to fit these programs. Return the paths' MTUs, and whether lowered ones bind forwarding.
 
     The order is such that packets that the queue has stamped find the routes that they need.
@@ -153,7 +153,7 @@ def write(config: Config, plan: RoutePlan, served: Served | None) -> tuple[Limit
     return limits, lowered
 
 
-def current_served(config: Config) -> Served | None:
+def current_served(config: Config) -> Coverage | None:
     """The interfaces that a daemon's programs serve now; None without programs."""
     plan = routes.read_plan(config)
     served = read_served(config.datapath.pin_dir, plan.interfaces())

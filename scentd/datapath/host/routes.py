@@ -96,7 +96,7 @@ def may_be_rule_free(config: Config, plan: RoutePlan) -> bool:
     with routing_socket() as ip:
         if any(foreign_rules(ip, version, config.datapath) for version in families()):
             return False
-        return lowered_mtu.may_be_first(
+        return lowered_mtu.may_precede_rules(
             plan.routes, (r.prefix for v in families() for r in read_routes(ip, v, LOCAL, False))
         )
 
@@ -249,7 +249,7 @@ def parse(message: Any, version: int) -> Route:
         scope=message["scope"],
         source=ip_address(source) if source else None,
         metrics=tuple(sorted((name[5:].lower(), value) for name, value, *_ in metrics["attrs"])) if metrics else (),
-        odd=message["src_len"] > 0
+        unsupported=message["src_len"] > 0
         or any(hop.get_attr("RTA_ENCAP_TYPE") is not None for hop in [message, *(hops or [])]),
     )
 

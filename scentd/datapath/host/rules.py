@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from scentd.config.sections import Config
-from scentd.core.offload.served import Served
+from scentd.core.offload.coverage import Coverage
 from scentd.datapath.family import families
 from scentd.datapath.host import iptables, sets
 
@@ -44,7 +44,7 @@ GROUP_TYPES = {4: "BROADCAST,MULTICAST", 6: "MULTICAST"}
 PROHIBITED = {4: "icmp-admin-prohibited", 6: "icmp6-adm-prohibited"}
 
 
-def build(config: Config, family: int, served: Served | None = None) -> dict[str, list[str]]:
+def build(config: Config, family: int, served: Coverage | None = None) -> dict[str, list[str]]:
     """The lines of each table, as `iptables -S` prints them. `family` is 4 or 6; without offload `served` is None."""
     mangle = outbound_rules(config, family, served) + inbound_rules(config, family, served)
     return {"mangle": [*new_chains(mangle), *mangle], "filter": reject_rules(config, family) if rejects(config) else []}
@@ -72,9 +72,9 @@ def new_chains(rules: list[str]) -> list[str]:
     return [f"-N {chain}" for chain in dict.fromkeys(map(iptables.chain_of, rules)) if iptables.OWN_CHAIN.match(chain)]
 
 
-def outbound_rules(config: Config, family: int, served: Served | None = None) -> list[str]:
+def outbound_rules(config: Config, family: int, served: Coverage | None = None) -> list[str]:
     """The rules that send local packets, and forwarded ones of our networks if configured, to the stamp queues."""
-    served = served or Served()
+    served = served or Coverage()
     mark = config.datapath.mark_stamped
     foreign = f"-m set ! --match-set {sets.name('local', family)} src"
     rules = output_rules(served.stamping) if not served.rule_free else []
@@ -124,7 +124,7 @@ def forward_mark_rules(mark: int, stamping: Sequence[str]) -> list[str]:
     ]
 
 
-def inbound_rules(config: Config, family: int, served: Served | None = None) -> list[str]:
+def inbound_rules(config: Config, family: int, served: Coverage | None = None) -> list[str]:
     """The rules that send packets to the verify queues: packets from peers and packets that may hold a scent.
 
     Unless verify.absent is "pass", all packets go there. With the offload only those that it has not decided.
@@ -150,7 +150,7 @@ def inbound_rules(config: Config, family: int, served: Served | None = None) -> 
     return rules + queued("") if config.verify.absent != "pass" else rules
 
 
-def prerouting_rules(mark: int, served: Served | None) -> list[str]:
+def prerouting_rules(mark: int, served: Coverage | None) -> list[str]:
     """The rules from PREROUTING to SCENTD-IN: for all packets, or with the offload for those it has not decided.
 
     A decided packet loses the mark here: a tunnel's inner packet would inherit it. In a VRF packets traverse
@@ -201,7 +201,7 @@ def to_queue(first: int, workers: int, bypass: bool) -> str:
     return f"-j NFQUEUE {numbers}{' --queue-bypass' if bypass else ''}"
 
 
-def apply(config: Config, served: Served | None = None) -> bool:
+def apply(config: Config, served: Coverage | None = None) -> bool:
     """Install the rules; the sets must exist. Return whether anything had to change. Raises HostError.
 
     If the second family fails, the rules of the first stay: remove() removes both.
@@ -226,7 +226,7 @@ def remove() -> bool:
     return changed
 
 
-def show(config: Config, served: Served | None = None) -> str:
+def show(config: Config, served: Coverage | None = None) -> str:
     """For people: the rules that apply() would install, and where the host differs."""
     parts = []
     for family in families():

@@ -19,7 +19,7 @@ import struct
 from pathlib import Path
 from typing import Any, Literal
 
-from scentd.core.offload.served import Direction, Interface, Side
+from scentd.core.offload.coverage import Direction, Interface, Side
 from scentd.datapath.offload import clsact
 from scentd.datapath.offload.bpfmap import ENOTSUPP
 from scentd.datapath.offload.clsact import NoInterface

@@ -13,7 +13,7 @@ from typing import Any
 
 from pyroute2 import IPRoute, NetlinkError
 
-from scentd.core.offload.served import Direction, Side
+from scentd.core.offload.coverage import Direction, Side
 from scentd.errors import HostError
 
 PARENTS: dict[Direction, int] = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}  # TC_H_CLSACT, TC_H_MIN_*

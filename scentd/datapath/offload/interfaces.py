@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection
 
-from scentd.core.offload.served import Interface, Served, Side, served
+from scentd.core.offload.coverage import Coverage, Interface, Side, coverage
 from scentd.datapath.offload import attach, libbpf
 from scentd.datapath.offload.attach import Attacher, Mechanism
 from scentd.datapath.offload.clsact import NoInterface
@@ -29,7 +29,7 @@ class Interfaces:
         self.stamping: list[str] = []  # names of those to peers
         self.verifying: list[str] = []  # names
 
-    def attach(self, programs: Programs, leading: Collection[int]) -> Served:
+    def attach(self, programs: Programs, leading: Collection[int]) -> Coverage:
         """Attach these programs to all interfaces, in the place of ours; `leading`: indexes of those to peers."""
         interfaces = attach.interfaces()
         sides: set[Side] = set()
@@ -39,7 +39,7 @@ class Interfaces:
             except NoInterface as error:  # the watch calls again
                 log.info("offload: %s", error)
         self._sides = sides
-        result = served(interfaces, sides, leading)
+        result = coverage(interfaces, sides, leading)
         self.stamping = list(result.stamping)
         self.verifying = sorted(i.name for i in interfaces if (i.number, "ingress") in sides)
         return result
@@ -75,9 +75,9 @@ def sides_of(interface: Interface) -> set[Side]:
     return {(number, "ingress"), (number, "egress")}
 
 
-def read_served(pin_dir: str, leading: Collection[int]) -> Served | None:
+def read_served(pin_dir: str, leading: Collection[int]) -> Coverage | None:
     """What the attached programs serve, whichever process attached them; None without any. Raises HostError."""
     if libbpf.available() is not None:
         return None
     attached = Attacher(pin_dir).attached_sides()
-    return served(attach.interfaces(), attached, leading) if attached else None
+    return coverage(attach.interfaces(), attached, leading) if attached else None

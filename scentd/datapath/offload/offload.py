@@ -20,8 +20,8 @@ from contextlib import contextmanager
 from scentd.config.sections import Config
 from scentd.core.allocate.actions.quarantine import QUARANTINED_MAX
 from scentd.core.offload import decode, encode
+from scentd.core.offload.coverage import Coverage
 from scentd.core.offload.encode import StampEntries, VerifyEntries
-from scentd.core.offload.served import Served
 from scentd.core.tables import StampPair, StampTable, VerifyTable
 from scentd.datapath.offload import libbpf, programs
 from scentd.datapath.offload.attach import Attacher
@@ -248,7 +248,7 @@ class Offload:
     def sent_bits(self, pair: int, epoch: int) -> int:
         """Bits of an epoch's fragments that the program has sent."""
         value = self._map("stamp.outgoing").lookup(encode.PAIR.pack(pair))
-        at, bits = decode.sent_bits(value) if value is not None else (0, 0)
+        at, bits = decode.parse_outgoing(value) if value is not None else (0, 0)
         return bits if at == epoch else 0
 
     def drain_nodes(self) -> dict[int, list[bytes]]:
@@ -257,7 +257,7 @@ class Offload:
         keys = list(nodes.keys())
         nodes.delete_many(keys)
         drained: dict[int, list[bytes]] = {}
-        for pair, address in map(decode.node, keys):
+        for pair, address in map(decode.parse_node, keys):
             drained.setdefault(pair, []).append(address)
         return drained
 
@@ -271,7 +271,7 @@ class Offload:
     @staticmethod
     def _totals(loaded: Programs) -> Counter[str]:
         totals: Counter[str] = Counter()
-        for name, read in (("stamp", decode.counters_stamp), ("verify", decode.counters_verify)):
+        for name, read in (("stamp", decode.stamp_counters), ("verify", decode.verify_counters)):
             counted = loaded.maps[f"{name}.counters"]
             size = maps.STAMP_COUNTERS if name == "stamp" else maps.VERIFY_COUNTERS
             rows = [counted.lookup_percpu(encode.PAIR.pack(i)) or [] for i in range(size)]
@@ -283,7 +283,7 @@ class Offload:
         loaded = self._programs
         return loaded is not None and not loaded.reuses_maps and read_served(self._datapath.pin_dir, ()) is not None
 
-    def attach(self, leading: Collection[int]) -> Served:
+    def attach(self, leading: Collection[int]) -> Coverage:
         """Attach the programs to all interfaces and return what they serve. Raises OffloadError.
 
         `leading`: indexes of the interfaces to peers.

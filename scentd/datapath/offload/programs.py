@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from scentd.core.offload.served import Direction
+from scentd.core.offload.coverage import Direction
 from scentd.datapath.offload import pins
 from scentd.datapath.offload.bpfmap import Map
 from scentd.datapath.offload.libbpf import Object, map_info

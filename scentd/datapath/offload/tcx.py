@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from scentd.core.offload.served import Direction, Side
+from scentd.core.offload.coverage import Direction, Side
 from scentd.datapath.offload import bpfprog, pins
 from scentd.errors import HostError
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from scentd.core import lowered_mtu
-from scentd.core.packet.partial_checksum import finished
+from scentd.core.packet import partial_checksum
 from scentd.core.packet.stamp import Stamper
 from scentd.core.packet.verify import Outcome, Verifier
 from scentd.datapath.queue import icmp, link
@@ -63,7 +63,7 @@ class Worker:
             Queue(setup.verify_queue, self._verify_handler(), length, fail_open, self._drop_uncopyable),
         ]
         if setup.long_queue is not None:
-            handler = self._verify_handler(finished)
+            handler = self._verify_handler(partial_checksum.finish)
             long = Queue(setup.long_queue, handler, length, fail_open, self._drop_uncopyable, True)
             self._queues.append(long)
 
@@ -151,7 +151,7 @@ class Worker:
     def _outgrows_route(self, stamped: bytes) -> bool:
         """Whether the kernel would drop a forwarded packet: it does not route those again, past the lowered MTU."""
         parsed = ip.parse(stamped)
-        return self._forward_lowered and len(stamped) > self._stamper.room(parsed)
+        return self._forward_lowered and len(stamped) > self._stamper.unscented_limit(parsed)
 
     def _pass_unstamped(self, packet: Any, reason: int) -> None:
         """Let a packet go out unstamped."""
@@ -175,7 +175,7 @@ class Worker:
         if reason not in (layout.UNSTAMPED_TOO_BIG, layout.UNSTAMPED_IPV6_FRAGMENT):
             return
         parsed = ip.parse(payload)
-        mtu = self._stamper.room(parsed)
+        mtu = self._stamper.unscented_limit(parsed)
         if len(payload) > mtu and icmp.may_answer(payload, parsed) and self._icmp.send(payload, mtu, self._now):
             self._counters["icmp_too_big_sent"] += 1
 
@@ -242,15 +242,15 @@ class Worker:
     def _report(self) -> link.WorkerReport:
         counters = {
             "stamped": self._packets[STAMPED],
-            "accepted": self._packets[ACCEPTED] - self._verifier.unquoted,
-            "icmp_unquoted": self._verifier.unquoted,
+            "accepted": self._packets[ACCEPTED] - self._verifier.errors_rewritten,
+            "icmp_unquoted": self._verifier.errors_rewritten,
             **self._counters,
         }
         for reason, count in enumerate(self._unstamped):
             counters[f"unstamped:{layout.UNSTAMPED[reason]}"] = count
         for (verdict, treatment), count in self._outcomes.items():
             counters[f"{layout.VERDICTS[verdict]}:{treatment}"] = count
-        return link.WorkerReport(counters, tuple(self._stamper.sent()), self._verifier.drain_nodes())
+        return link.WorkerReport(counters, tuple(self._stamper.fragments_sent()), self._verifier.drain_nodes())
 
 
 def main(argv: list[str]) -> int:

@@ -6,7 +6,7 @@ from msgspec.structs import replace
 from scentd.core.allocate import plan
 from scentd.core.allocate.actions.bandwidth import BandwidthAction
 from scentd.core.allocate.actions.command import CommandAction
-from scentd.core.allocate.actions.quarantine import Confined, QuarantineAction
+from scentd.core.allocate.actions.quarantine import QuarantineAction, QuarantineEntry
 from scentd.core.allocate.actions.webhook import WebhookAction
 from scentd.model import Desired
 
@@ -17,7 +17,9 @@ BANDWIDTH = BandwidthAction(interface="eth0", step=10e6, floor=10e6, ceiling=25e
 
 def test_reload_keeps_what_is_still_spoken_of():
     both = policies(BANDWIDTH, QUARANTINE)
-    state = Desired({"quarantine": {NODE: Confined(60.0, 60.0, "a", "p1", 1)}, "bandwidth": {("a", "eth0"): 22e6}})
+    state = Desired(
+        {"quarantine": {NODE: QuarantineEntry(60.0, 60.0, "a", "p1", 1)}, "bandwidth": {("a", "eth0"): 22e6}}
+    )
     assert plan.reload(state, both, ["a"], 1.0).desired == state
     smaller = plan.reload(state, policies(replace(BANDWIDTH, ceiling=20e6), QUARANTINE), ["a"], 1.0)
     assert smaller.desired.of("bandwidth") == {("a", "eth0"): 20e6}

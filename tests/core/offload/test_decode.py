@@ -49,8 +49,8 @@ def test_what_is_known_of_a_pair():
 
 
 def test_a_node():
-    assert decode.node(filled("NODE", pair=7, family=4, address=b"\x0a\1\0\7")) == (7, b"\x0a\1\0\7")
-    assert decode.node(filled("NODE", pair=7, family=6, address=IPV6)) == (7, IPV6)
+    assert decode.parse_node(filled("NODE", pair=7, family=4, address=b"\x0a\1\0\7")) == (7, b"\x0a\1\0\7")
+    assert decode.parse_node(filled("NODE", pair=7, family=6, address=IPV6)) == (7, IPV6)
 
 
 @pytest.mark.parametrize(("sent", "bits"), [(0, 0), (1, 1), (9, 0x1FF), (10, 0x3FF), (13, 0x3FF)])
@@ -58,11 +58,11 @@ def test_fragments_that_have_left(sent, bits):
     out = Outgoing("acme", "service", 1_700_000_000, b"ABCD", bytes(16), 0, (bytes(13),) * 10, 1_700_000_060.0)
     _, value = outgoing_entry(StampPair(3, 0, 0), out, 1_600_000_000.0)
     at = maps.OUTGOING_SENT_AT
-    assert decode.sent_bits(value[:at] + Struct("=I").pack(sent) + value[at + 4 :]) == (1_700_000_000, bits)
+    assert decode.parse_outgoing(value[:at] + Struct("=I").pack(sent) + value[at + 4 :]) == (1_700_000_000, bits)
 
 
 def test_the_stampers_counters():
-    assert decode.counters_stamp(list(range(100, 100 + maps.STAMP_COUNTERS))) == {
+    assert decode.stamp_counters(list(range(100, 100 + maps.STAMP_COUNTERS))) == {
         "stamped": 100,
         "unstamped:no-profile": 101,
         "unstamped:not-a-peer": 102,
@@ -82,7 +82,7 @@ def test_the_verifiers_counters():
     counts[3 * layout.VERDICT_BAD_TAG + layout.TREATMENT_REJECT] = 7
     counts[3 * layout.VERDICT_REPLAYED_EPOCH + layout.TREATMENT_PASS] = 8
     counts[maps.VERIFY_COUNT_DECLINED :] = [1, 2, 3, 4, 5]
-    assert decode.counters_verify(counts) == {
+    assert decode.verify_counters(counts) == {
         "accepted": 50,
         "accepted:drop": 4,
         "bad-tag:reject": 7,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from wire_strategies import quick
 
 from scentd.core.offload.encode import (
-    SHARED,
+    SHARED_MIN,
     Marks,
     diff,
     outgoing_entry,
@@ -228,7 +228,7 @@ def test_what_networks_share_has_a_number_of_its_own():
     assert look_up(found, at, scope, b"\x0a\2\1\1") == (1, 0)
     assert look_up(found, at, scope, ip_address("fd00::5").packed) == (3, 0)
     shared = look_up(found, at, scope, b"\x0a\2\3\1")[0]
-    assert shared >= SHARED
+    assert shared >= SHARED_MIN
     numbers = [maps.IDENTITY.pack(b"ABCD", shared, c) for c in (0, 1)]
     assert [maps.INCOMING.unpack(found.identities[n])[0] for n in numbers] == [0, 1]
 

@@ -14,7 +14,7 @@ from scapy.layers.inet6 import (
 )
 from scapy.packet import Packet
 
-from scentd.core.packet.partial_checksum import finished
+from scentd.core.packet.partial_checksum import finish
 from scentd.wire import ip
 
 SIZES = [0, 1, 2, 535, 1460, 9000, 60001, 65000]
@@ -48,19 +48,19 @@ def with_field(packet: bytes, field: bytes) -> bytes:
 def test_an_unfinished_one_is_finished(size):
     packet = right(ip.TCP, size)
     assert unfinished(packet) != packet
-    assert finished(unfinished(packet)) == packet
+    assert finish(unfinished(packet)) == packet
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("protocol", [ip.TCP, ip.UDP])
 def test_a_finished_one_is_left_alone(protocol, size):
     packet = right(protocol, size)
-    assert finished(packet) is packet
+    assert finish(packet) is packet
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_unfinished_datagrams_are_the_kernels(size):
-    assert finished(unfinished(right(ip.UDP, size))) is None
+    assert finish(unfinished(right(ip.UDP, size))) is None
 
 
 @pytest.mark.parametrize("protocol", [ip.TCP, ip.UDP])
@@ -71,16 +71,16 @@ def test_what_was_damaged_stays_damaged(protocol):
     for bit in range(16):
         damaged = with_field(packet, (field ^ 1 << bit).to_bytes(2, "big"))
         if damaged != unfinished(packet):
-            assert finished(damaged) is damaged
+            assert finish(damaged) is damaged
     damaged = packet[:-1] + bytes((packet[-1] ^ 1,))
-    assert finished(damaged) is damaged
+    assert finish(damaged) is damaged
 
 
 @pytest.mark.parametrize("between", [IPv6ExtHdrHopByHop(), IPv6ExtHdrDestOpt()])
 def test_behind_extension_headers(between):
     packet = right(ip.TCP, 3001, between)
-    assert finished(unfinished(packet)) == packet
-    assert finished(packet) is packet
+    assert finish(unfinished(packet)) == packet
+    assert finish(packet) is packet
 
 
 def test_a_checksum_of_zero():
@@ -89,11 +89,11 @@ def test_a_checksum_of_zero():
     zero = int.from_bytes(packet[56:58], "big")
     carry = int.from_bytes(packet[-2:], "big") + zero
     packet = packet[:-2] + ((carry & 0xFFFF) + (carry >> 16)).to_bytes(2, "big")
-    assert finished(unfinished(packet)) == with_field(packet, b"\0\0")
+    assert finish(unfinished(packet)) == with_field(packet, b"\0\0")
 
 
 def test_what_has_no_such_checksum_is_left_alone():
     base = IPv6(src="fd00:1::1", dst="fd00:1::2")
     fragment = bytes(base / IPv6ExtHdrFragment(m=1, nh=6) / bytes(1600))
     for packet in (bytes(base / ICMPv6EchoRequest(data=bytes(3000))), fragment, right(ip.TCP, 0)[:50], b"", b"\x60"):
-        assert finished(packet) is packet
+        assert finish(packet) is packet

@@ -113,7 +113,7 @@ def test_any_ten_first_packets_of_a_pair_carry_all_fragments(packets):
     one = wire_setup.stamper()
     seen = [index_of(one.stamp(packet)) for packet in packets]
     assert sorted(seen) == list(range(10))
-    assert (0, wire_setup.EPOCH, 0x3FF) in one.sent()
+    assert (0, wire_setup.EPOCH, 0x3FF) in one.fragments_sent()
 
 
 def test_after_the_first_ten_a_flow_keeps_its_fragment_for_a_run():
@@ -142,7 +142,7 @@ def test_a_profile_expires():
     assert isinstance(one.stamp(TCP4), bytes)
     one.tick(expires)
     assert one.stamp(TCP4) == layout.UNSTAMPED_NO_PROFILE
-    assert one.sent() == []
+    assert one.fragments_sent() == []
 
 
 def test_a_new_epoch_takes_over_at_once():
@@ -150,7 +150,7 @@ def test_a_new_epoch_takes_over_at_once():
     one.update(wire_setup.outgoing(wire_setup.EPOCH + 5))
     made = one.stamp(TCP4)
     assert made[30:34] == (wire_setup.EPOCH + 5).to_bytes(4, "big")
-    assert one.sent()[0][2] == 1
+    assert one.fragments_sent()[0][2] == 1
 
 
 def test_a_limit_that_a_router_named_holds_for_ten_minutes():
@@ -217,7 +217,7 @@ def test_learned_limits_are_bounded(monkeypatch):
     one = wire_setup.stamper()
     for number in range(100):
         one.learn_limit(number.to_bytes(4, "big"), 1000)
-        assert len(one._learned) <= 8
+        assert len(one._learned_mtus) <= 8
 
 
 def test_the_longest_packets_leave_as_they_are():
@@ -261,7 +261,7 @@ def test_a_packet_has_one_scent(name):
 def test_a_reload_keeps_the_epochs_of_pairs_that_stay():
     one = warm()
     one.configure(StampTable(wire_setup.STAMP_TABLE.networks, wire_setup.STAMP_TABLE.peers, (StampPair(0, 0, 0),)))
-    assert [pair for pair, _, _ in one.sent()] == [0]
+    assert [pair for pair, _, _ in one.fragments_sent()] == [0]
     assert isinstance(one.stamp(TCP4), bytes)
     one.configure(StampTable())
     assert one.stamp(TCP4) == layout.UNSTAMPED_NOT_A_PEER
@@ -270,4 +270,4 @@ def test_a_reload_keeps_the_epochs_of_pairs_that_stay():
 def test_an_update_for_an_unknown_pair_is_ignored():
     one = Stamper()
     one.update(wire_setup.outgoing())
-    assert one.sent() == []
+    assert one.fragments_sent() == []

@@ -185,7 +185,7 @@ def test_the_first_packet_carries_the_glance():
     assert (one.events[0].load, one.events[0].threat) == (8 / 15, 3 / 15)
 
 
-def test_believed_flows_are_bounded(monkeypatch):
+def test_recent_flows_are_bounded(monkeypatch):
     """Invariant 4."""
     monkeypatch.setattr(verify, "MAX_FLOWS", 8)
     one, sender = wire_setup.verifier(), wire_setup.stamper()
@@ -193,7 +193,7 @@ def test_believed_flows_are_bounded(monkeypatch):
         at = ip.parse(base).transport_at
         for number in range(50):
             one.verify(sender.stamp(base[:at] + (1024 + number).to_bytes(2, "big") + base[at + 2 :]))
-            assert sum(map(len, one._believed4)) + len(one._believed6) <= 8
+            assert sum(map(len, one._recent4)) + len(one._recent6) <= 8
 
 
 def test_unauthentic_packets_leave_no_trace():
@@ -204,9 +204,9 @@ def test_unauthentic_packets_leave_no_trace():
         one.verify(
             packet[: found.scent_at + 33] + bytes((packet[found.scent_at + 33] ^ 1,)) + packet[found.scent_at + 34 :]
         )
-    assert (one.events, one.drain_nodes(), one._kept, list(one._epochs)) == ([], {}, 0, [0] * 8)
-    assert not any(one._believed4)
-    assert not one._believed6
+    assert (one.events, one.drain_nodes(), one._recent_count, list(one._epochs)) == ([], {}, 0, [0] * 8)
+    assert not any(one._recent4)
+    assert not one._recent6
 
 
 def test_nodes_are_bounded_and_drained(monkeypatch):

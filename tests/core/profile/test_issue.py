@@ -86,10 +86,10 @@ def test_it_expires():
 
 def test_verified_finds_what_is_wrong():
     made = issuer().issue(statement(), EPOCH)[0]
-    assert issuer().verified(made)
+    assert issuer().verify(made)
     spoilt = (bytes(13), *made.fragments[1:])
-    assert not issuer().verified(replace(made, fragments=spoilt))
-    assert not issuer().verified(replace(made, peer="nobody"))
+    assert not issuer().verify(replace(made, fragments=spoilt))
+    assert not issuer().verify(replace(made, peer="nobody"))
 
 
 @given(st.lists(st.floats(0, 2**31), min_size=1, max_size=50))

@@ -101,9 +101,9 @@ def test_a_sample_has_an_age_after_which_it_does_not_count():
 def test_what_collectors_said_is_gathered_while_it_is_fresh():
     fresh = Samples("a", "one", NOW - 1, (sample("cpu", 0.5),), (event(0.6),), watched=True)
     dead = Samples("a", "two", NOW - 15, (sample("cpu", 1.0),), (), watched=True)
-    assert score.gathered([fresh, dead], 5.0, NOW) == ([sample("cpu", 0.5)], [event(0.6)], True)
+    assert score.gather([fresh, dead], 5.0, NOW) == ([sample("cpu", 0.5)], [event(0.6)], True)
     ahead = Samples("a", "three", NOW + 3600, (sample("cpu", 1.0),), (), watched=True)  # its clock is wrong
-    assert score.gathered([dead, ahead], 5.0, NOW) == ([], [], False)
+    assert score.gather([dead, ahead], 5.0, NOW) == ([], [], False)
 
 
 def test_a_threat_from_another_source_is_one_more_sign():
@@ -177,9 +177,9 @@ def test_nodes_take_the_room_of_other_items():
     assert "event=intrusion" in made.items
     marks = profile.event_items(bytes(16), made.affected)
     innocent = [ip_address(f"10.7.{i >> 8}.{i & 255}") for i in range(3000)]
-    filters = {epoch: bloom.load(bloom.make([*made.items, *marks], epoch)) for epoch in range(5)}
+    filters = {epoch: bloom.to_bits(bloom.make([*made.items, *marks], epoch)) for epoch in range(5)}
     wrong = sum(
-        all(bloom.holds(bits, epoch, item) for item in profile.event_items(bytes(16), (node,)))
+        all(bloom.has_item(bits, epoch, item) for item in profile.event_items(bytes(16), (node,)))
         for epoch, bits in filters.items()
         for node in innocent
     )

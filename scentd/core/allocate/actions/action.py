@@ -1,8 +1,8 @@
-"""What a kind of action is to the decider and the planner: one subclass a kind, in a file of its own. Pure.
+"""The interface of a kind of action to the decider and the planner: one subclass a kind, in a file of its own. Pure.
 
-A level-triggered kind keeps what it wants in the desired state: a mapping from the resource to what it should be,
-which `fold` changes for a firing and `release` and `reload` take back. An edge kind wants something done once.
-How either is carried out on a host is the business of the kind's file in act/.
+The desired state of a level-triggered kind is a mapping from resources to values. `fold` changes the mapping for a
+firing; `release` and `reload` remove resources from it. An edge kind makes a oneshot of each firing. The kind's file in
+act/ carries either out on a host.
 """
 
 from __future__ import annotations
@@ -17,72 +17,72 @@ from scentd.model import Decision, Firing, Oneshot, View
 from scentd.prefix import Prefix
 
 S = TypeVar("S", bound=Table)
-Resources = dict[Any, Any]  # of one kind: resource -> what it should be
+Resources = dict[Any, Any]  # of one kind: resource -> desired value
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """One resource of the desired state as people are told of it."""
+class ResourceText:
+    """One resource of the desired state, for people to read."""
 
     resource: str
     peer: str
-    text: str  # what it should be
-    amount: float | None = None  # in `unit`
+    text: str  # the desired value
+    amount: float | None = None  # the value as a number, in `unit`
     unit: str = ""
-    until: float | None = None  # Unix time of its release, if that is known
+    until: float | None = None  # Unix time of its release, if it has one
 
 
 class ActionKind(Generic[S]):
-    """One kind. `section` is its part of the configuration, and its tag the kind's name."""
+    """One kind. `section` is the type of its configuration; the tag of `section` is the kind's name."""
 
     section: type[S]
-    level_triggered = False  # it is renewed for each epoch in which the policy stays true
-    needs_targets = False  # without a target there is nothing to do
+    level_triggered = False  # the action is renewed for each epoch in which the policy stays true
+    needs_targets = False  # a policy does not fire without a target
 
     @property
     def kind(self) -> str:
         return str(self.section.__struct_config__.tag)
 
     def targets(self, do: S, view: View) -> tuple[Prefix, ...]:
-        """What the action would aim at now; nothing: the peer as such."""
+        """The prefixes at which the action would aim now. An empty tuple: the action aims at the peer as such."""
         return ()
 
     def fold(self, do: S, resources: Resources, firing: Firing) -> tuple[list[Decision], list[Oneshot]]:
-        """Take a firing into the desired state (`resources` is changed), or make what is to be done once of it."""
+        """Fold a firing into the desired state, which changes `resources`, or make oneshots of it."""
         return [], []
 
     def release(self, resources: Resources, now: float) -> list[Decision]:
-        """Take back what has served its time."""
+        """Remove the resources whose time is over."""
         return []
 
     def reload(
         self, resources: Mapping[Any, Any], policies: Sequence[Policy], peers: Collection[str], now: float
     ) -> tuple[Resources, list[Decision]]:
-        """What should be under these policies, all of this kind, at the start and after a reload."""
+        """The resources under these policies, all of this kind, at the start and after a reload."""
         return {}, []
 
-    def told(self, resources: Mapping[Any, Any]) -> list[Told]:
-        """The desired state for people."""
+    def describe(self, resources: Mapping[Any, Any]) -> list[ResourceText]:
+        """The desired state, for people to read."""
         return []
 
-    def barred(self, resources: Mapping[Any, Any]) -> dict[Prefix, float]:
-        """Senders whose packets the packet path may drop at once, until a Unix time each."""
+    def barred_senders(self, resources: Mapping[Any, Any]) -> dict[Prefix, float]:
+        """The senders whose packets the packet path may drop at once, each with the Unix time of its release."""
         return {}
 
 
 class EdgeKind(ActionKind[S]):
-    """Done once for each firing, never taken back."""
+    """A kind whose actions are done once for each firing, and never undone."""
 
     def text(self, do: S) -> str:
-        """What the decision log says of it; without secrets."""
+        """The action in the decision log, without secrets."""
         return self.kind
 
     def fold(self, do: S, resources: Resources, firing: Firing) -> tuple[list[Decision], list[Oneshot]]:
-        decision = decided(firing, self.kind, firing.peer, "", self.text(do))
+        decision = make_decision(firing, self.kind, firing.peer, "", self.text(do))
         return [decision], [Oneshot(do, decision, firing)]
 
 
-def decided(firing: Firing, action: str, target: str, before: str, after: str) -> Decision:
+def make_decision(firing: Firing, action: str, target: str, before: str, after: str) -> Decision:
     return Decision(
         firing.at, firing.peer, firing.policy.name, firing.epoch, action, target, before, after, firing.reason
     )

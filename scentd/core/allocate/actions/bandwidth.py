@@ -1,6 +1,6 @@
-"""Bandwidth: the rate of what this host sends to a peer, changed in steps within bounds.
+"""Bandwidth: changes the rate at which this host sends to a peer, in steps within bounds.
 
-A resource is (peer, interface); what it should be is a rate in bits per second.
+A resource is (peer, interface); its desired value is a rate in bits per second.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from scentd.config.policy import Policy
 from scentd.config.schema import Table
 from scentd.config.units import Bits
-from scentd.core.allocate.actions.action import ActionKind, Resources, Told, decided
+from scentd.core.allocate.actions.action import ActionKind, Resources, ResourceText, make_decision
 from scentd.model import Decision, Firing, Oneshot
 
 RATE_MIN = 8000.0  # bits per second; HTB knows no rate of zero
@@ -21,13 +21,17 @@ class BandwidthAction(Table, tag_field="kind", tag="bandwidth"):
     """Set the rate of the peer's HTB class on an interface, in steps."""
 
     interface: str
-    step: Bits  # largest change at once; negative narrows
+    step: Bits  # change for each firing, at most; a negative step lowers the rate
     floor: Bits
     ceiling: Bits
-    start: Bits | None = None  # before any policy fired; default: floor
+    start: Bits | None = None  # the rate until a policy fires; default: floor
 
     def mistakes(self, path: str) -> list[str]:
-        return [f"{path}.floor: is above {path}.ceiling"] if self.floor > self.ceiling else []
+        return (
+            [f"{path}.floor: is above {path}.ceiling; lower the one or raise the other"]
+            if self.floor > self.ceiling
+            else []
+        )
 
 
 class BandwidthKind(ActionKind[BandwidthAction]):
@@ -42,13 +46,13 @@ class BandwidthKind(ActionKind[BandwidthAction]):
         resources[key] = new
         if new == old:
             return [], []
-        return [decided(firing, self.kind, do.interface, bits(old), bits(new))], []
+        return [make_decision(firing, self.kind, do.interface, rate_text(old), rate_text(new))], []
 
     def reload(
         self, resources: Mapping[RateKey, float], policies: Sequence[Policy], peers: Collection[str], now: float
     ) -> tuple[Resources, list[Decision]]:
-        """Each peer that a policy names has a rate: the one it has, else the policy's `start`, else its floor,
-        within the bounds of all its policies. What no policy sets any more is free.
+        """Each resource of a policy has a rate: the current one, else the first `start` of its policies, else the first
+        floor; within the bounds of all its policies. A resource that no policy sets any more is freed.
         """
         decisions = []
         rates: dict[RateKey, float] = {}
@@ -59,16 +63,19 @@ class BandwidthKind(ActionKind[BandwidthAction]):
             rate = old if old is not None else starts[0] if starts else dos[0].floor
             rates[key] = max(min(max(rate, min(do.floor for do in dos)), max(do.ceiling for do in dos)), RATE_MIN)
             if rates[key] != old:
-                before, reason = ("", "start") if old is None else (bits(old), "new bounds")
-                after = bits(rates[key])
+                before, reason = ("", "start") if old is None else (rate_text(old), "new bounds")
+                after = rate_text(rates[key])
                 decisions.append(Decision(now, key[0], using[0][0], 0, self.kind, key[1], before, after, reason))
         for key in resources.keys() - rates.keys():
             reason = "no policy sets it any more"
-            decisions.append(Decision(now, key[0], "", 0, "release", key[1], bits(resources[key]), "free", reason))
+            decisions.append(Decision(now, key[0], "", 0, "release", key[1], rate_text(resources[key]), "free", reason))
         return rates, decisions
 
-    def told(self, resources: Mapping[RateKey, float]) -> list[Told]:
-        return [Told(interface, peer, bits(rate), rate, "bit/s") for (peer, interface), rate in resources.items()]
+    def describe(self, resources: Mapping[RateKey, float]) -> list[ResourceText]:
+        return [
+            ResourceText(interface, peer, rate_text(rate), rate, "bit/s")
+            for (peer, interface), rate in resources.items()
+        ]
 
 
 def by_resource(policies: Sequence[Policy], peers: Collection[str]) -> dict[RateKey, list[tuple[str, BandwidthAction]]]:
@@ -82,8 +89,8 @@ def by_resource(policies: Sequence[Policy], peers: Collection[str]) -> dict[Rate
     return using
 
 
-def bits(rate: float) -> str:
-    """As tc writes it and the configuration reads it: 12.5mbit."""
+def rate_text(rate: float) -> str:
+    """The rate as tc and the configuration write it: 12.5mbit."""
     for unit, scale in (("gbit", 1e9), ("mbit", 1e6), ("kbit", 1e3)):
         if rate >= scale:
             return f"{rate / scale:.6g}{unit}"

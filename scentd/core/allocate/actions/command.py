@@ -1,4 +1,4 @@
-"""Command: a program of the operator's own is run once, with the decision as JSON on its standard input."""
+"""Command: runs a program of the operator's once, with the decision as JSON on its standard input."""
 
 from __future__ import annotations
 

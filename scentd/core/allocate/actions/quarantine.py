@@ -1,6 +1,6 @@
-"""Quarantine: what comes from the affected nodes of a peer, or from its whole network, is dropped for a time.
+"""Quarantine: drops the packets of a peer's affected nodes, or of its whole network, for a time.
 
-A resource is a prefix (an address as /32 or /128); what it should be is `Confined`.
+A resource is a prefix (an address as /32 or /128); its desired value is a `QuarantineEntry`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal
 from scentd.config.policy import Policy
 from scentd.config.schema import Table
 from scentd.config.units import Seconds
-from scentd.core.allocate.actions.action import ActionKind, Resources, Told, decided
+from scentd.core.allocate.actions.action import ActionKind, Resources, ResourceText, make_decision
 from scentd.model import Decision, Firing, Oneshot, View
 from scentd.prefix import Prefix, prefix_text
 
@@ -29,11 +29,11 @@ class QuarantineAction(Table, tag_field="kind", tag="quarantine"):
 
 
 @dataclass(frozen=True, slots=True)
-class Confined:
+class QuarantineEntry:
     """One quarantined prefix."""
 
     until: float
-    timeout: float  # as the policy had it
+    timeout: float  # the policy's when it fired
     peer: str
     policy: str
     epoch: int
@@ -50,61 +50,69 @@ class QuarantineKind(ActionKind[QuarantineAction]):
         return tuple(ip_network(a) for a in sorted(view.affected, key=lambda a: (a.version, a)))
 
     def fold(self, do: QuarantineAction, resources: Resources, firing: Firing) -> tuple[list[Decision], list[Oneshot]]:
-        """Confine the targets from now on for the policy's timeout; never shortens what is there."""
+        """Quarantine the targets from now on for the policy's timeout. A longer quarantine of a target stays."""
         decisions = []
         until = firing.at + do.timeout
         for prefix in firing.targets:
             target, old = prefix_text(prefix), resources.get(prefix)
-            before = f"quarantined until {clock(old.until)}" if old else "free"
+            before = f"quarantined until {time_text(old.until)}" if old else "free"
             if prefix.prefixlen == 0:
-                decisions.append(decided(firing, self.kind, target, before, "refused: this is every address"))
+                decisions.append(make_decision(firing, self.kind, target, before, "refused: this is every address"))
             elif old is None and len(resources) >= QUARANTINED_MAX:
                 after = f"refused: {QUARANTINED_MAX} are quarantined already"
-                decisions.append(decided(firing, self.kind, target, before, after))
+                decisions.append(make_decision(firing, self.kind, target, before, after))
                 break
             elif old is None or until > old.until:
-                resources[prefix] = Confined(until, do.timeout, firing.peer, firing.policy.name, firing.epoch)
-                decisions.append(decided(firing, self.kind, target, before, f"quarantined until {clock(until)}"))
+                resources[prefix] = QuarantineEntry(until, do.timeout, firing.peer, firing.policy.name, firing.epoch)
+                decisions.append(
+                    make_decision(firing, self.kind, target, before, f"quarantined until {time_text(until)}")
+                )
         return decisions, []
 
     def release(self, resources: Resources, now: float) -> list[Decision]:
-        """Let go what has served its time. A clock that was set back does not make the time longer."""
+        """Release the prefixes whose time is over. A clock that was set back does not make a quarantine longer."""
         decisions = []
-        for prefix, held in list(resources.items()):
-            if held.until - now > held.timeout:
-                resources[prefix] = replace(held, until=now + held.timeout)
-            elif held.until <= now:
+        for prefix, entry in list(resources.items()):
+            if entry.until - now > entry.timeout:
+                resources[prefix] = replace(entry, until=now + entry.timeout)
+            elif entry.until <= now:
                 del resources[prefix]
-                decisions.append(released(prefix, held, now, f"{held.timeout:g} s since the policy last fired"))
+                decisions.append(
+                    release_decision(prefix, entry, now, f"{entry.timeout:g} s since the policy last fired")
+                )
         return decisions
 
     def reload(
-        self, resources: Mapping[Prefix, Confined], policies: Sequence[Policy], peers: Collection[str], now: float
+        self,
+        resources: Mapping[Prefix, QuarantineEntry],
+        policies: Sequence[Policy],
+        peers: Collection[str],
+        now: float,
     ) -> tuple[Resources, list[Decision]]:
-        """What no policy or peer speaks of any more is released."""
+        """Release the prefixes whose policy or peer is no longer configured."""
         names = {p.name for p in policies}
-        kept = {p: held for p, held in resources.items() if held.policy in names and held.peer in peers}
-        gone = [(p, held) for p, held in resources.items() if p not in kept]
-        return kept, [released(p, held, now, "the policy or the peer was removed") for p, held in gone]
+        kept = {p: entry for p, entry in resources.items() if entry.policy in names and entry.peer in peers}
+        gone = [(p, entry) for p, entry in resources.items() if p not in kept]
+        return kept, [release_decision(p, entry, now, "the policy or the peer was removed") for p, entry in gone]
 
-    def told(self, resources: Mapping[Prefix, Confined]) -> list[Told]:
+    def describe(self, resources: Mapping[Prefix, QuarantineEntry]) -> list[ResourceText]:
         return [
-            Told(prefix_text(p), held.peer, f"quarantined until {clock(held.until)}", until=held.until)
-            for p, held in resources.items()
+            ResourceText(prefix_text(p), entry.peer, f"quarantined until {time_text(entry.until)}", until=entry.until)
+            for p, entry in resources.items()
         ]
 
-    def barred(self, resources: Mapping[Prefix, Confined]) -> dict[Prefix, float]:
-        return {p: held.until for p, held in resources.items()}
+    def barred_senders(self, resources: Mapping[Prefix, QuarantineEntry]) -> dict[Prefix, float]:
+        return {p: entry.until for p, entry in resources.items()}
 
 
-def released(prefix: Prefix, held: Confined, now: float, reason: str) -> Decision:
-    before = f"quarantined until {clock(held.until)}"
-    return Decision(now, held.peer, held.policy, held.epoch, "release", prefix_text(prefix), before, "free", reason)
+def release_decision(prefix: Prefix, entry: QuarantineEntry, now: float, reason: str) -> Decision:
+    before = f"quarantined until {time_text(entry.until)}"
+    return Decision(now, entry.peer, entry.policy, entry.epoch, "release", prefix_text(prefix), before, "free", reason)
 
 
-def seconds_left(resources: Mapping[Prefix, Confined], now: float) -> dict[Prefix, float]:
-    return {p: held.until - now for p, held in resources.items() if held.until > now}
+def seconds_left(resources: Mapping[Prefix, QuarantineEntry], now: float) -> dict[Prefix, float]:
+    return {p: entry.until - now for p, entry in resources.items() if entry.until > now}
 
 
-def clock(at: float) -> str:
+def time_text(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

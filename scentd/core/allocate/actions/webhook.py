@@ -1,4 +1,4 @@
-"""Webhook: the decision is sent to a server once, as JSON."""
+"""Webhook: sends the decision to a server once, as JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ class WebhookAction(Table, tag_field="kind", tag="webhook"):
     timeout: Seconds = 5.0
 
     def mistakes(self, path: str) -> list[str]:
-        return [] if is_web(self.url) else [f"{path}.url: {self.url!r} is not a http:// or https:// address"]
+        return (
+            [] if is_web(self.url) else [f"{path}.url: {self.url!r} is no web address; write http://... or https://..."]
+        )
 
 
 class WebhookKind(EdgeKind[WebhookAction]):
@@ -35,7 +37,7 @@ def is_web(url: str) -> bool:
 
 
 def site(url: str) -> str:
-    """Scheme and host only: the path of a webhook often is its secret."""
+    """Scheme and host of a URL, without the path, which often is the webhook's secret."""
     try:
         parts = urlsplit(url)
     except ValueError:  # http://[::1

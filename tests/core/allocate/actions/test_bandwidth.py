@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scentd.core.allocate import plan
-from scentd.core.allocate.actions.bandwidth import RATE_MIN, BandwidthAction, bits
+from scentd.core.allocate.actions.bandwidth import RATE_MIN, BandwidthAction, rate_text
 from scentd.model import Desired
 
 
@@ -51,4 +51,4 @@ def test_peers_start_at_start_or_floor():
 
 @pytest.mark.parametrize(("rate", "text"), [(12.5e6, "12.5mbit"), (1e9, "1gbit"), (8000.0, "8kbit"), (10.0, "10bit")])
 def test_rates_are_shown_as_the_configuration_reads_them(rate, text):
-    assert bits(rate) == text
+    assert rate_text(rate) == text

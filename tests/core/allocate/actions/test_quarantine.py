@@ -5,7 +5,7 @@ from ipaddress import ip_network
 from firings import EMPTY, firing
 
 from scentd.core.allocate import plan
-from scentd.core.allocate.actions.quarantine import QUARANTINED_MAX, Confined, QuarantineAction
+from scentd.core.allocate.actions.quarantine import QUARANTINED_MAX, QuarantineAction, QuarantineEntry
 from scentd.model import Desired
 
 NODE, OTHER = ip_network("10.0.0.7/32"), ip_network("fd00::7/128")
@@ -57,7 +57,7 @@ def test_every_address_and_too_many_are_refused():
     everything = plan.plan(EMPTY, [firing(QUARANTINE, 0.0, (ip_network("::/0"),))], 0.0)
     assert everything.desired == EMPTY
     assert "refused" in everything.decisions[0].after
-    held = Confined(60.0, 60.0, "a", "p", 1)
+    held = QuarantineEntry(60.0, 60.0, "a", "p", 1)
     full = Desired({"quarantine": {ip_network((i, 32)): held for i in range(QUARANTINED_MAX)}})
     more = plan.plan(full, [firing(QUARANTINE, 0.0, (NODE, OTHER))], 0.0)
     assert len(more.desired.of("quarantine")) == QUARANTINED_MAX
