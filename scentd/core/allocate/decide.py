@@ -170,8 +170,10 @@ class Decider:
             key = rule.policy.name, view.peer
             evaluation = rule.evaluate_view(view, now)
             targets = action_of(rule.policy.do).targets(rule.policy.do, view)
-            state, outcome, _ = step(self._states.get(key), rule.policy, evaluation, targets, view.profile.epoch, now)
+            state, outcome, _ = step(self._state(key, now), rule.policy, evaluation, targets, view.profile.epoch, now)
             self._counts[rule.policy.name, outcome] += 1
+            if key in self._fired_at:
+                self._fired_at[key] = min(self._fired_at[key], now)
             if state is None:
                 self._states.pop(key, None)
             else:
@@ -187,7 +189,7 @@ class Decider:
         assessments = []
         for rule in self._rules_for(view.peer):
             evaluation, targets = rule.evaluate_view(view, now), action_of(rule.policy.do).targets(rule.policy.do, view)
-            state = self._states.get((rule.policy.name, view.peer))
+            state = self._state((rule.policy.name, view.peer), now)
             _, outcome, detail = step(state, rule.policy, evaluation, targets, view.profile.epoch, now)
             assessments.append(
                 Assessment(rule.policy.name, view.peer, view.profile.epoch, outcome, detail, evaluation.reason)
@@ -223,6 +225,11 @@ class Decider:
         self._states = {key: state for key, state in self._states.items() if key[0] in same}
         self._counts = Counter({key: n for key, n in self._counts.items() if key[0] in names})
         self._fired_at = {key: at for key, at in self._fired_at.items() if key[0] in names}
+
+    def _state(self, key: tuple[str, str], now: float) -> PolicyState | None:
+        """Of a policy and a peer. A clock that was set back to before the last firing brings its pause back, once."""
+        last_firing = self._fired_at.get(key, now)
+        return self._states.get(key) or (PolicyState(fired_at=last_firing) if last_firing > now else None)
 
     def _rules_for(self, peer: str) -> list[Rule]:
         return [r for r in self._rules if r.policy.peer in ("*", peer)]

@@ -1,7 +1,7 @@
 from ipaddress import ip_address, ip_network
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from scentd.config.policy import Policy
@@ -259,12 +259,27 @@ def test_explain_changes_nothing():
     assert fires(decider, view())
 
 
+def test_a_clock_that_was_set_back_brings_a_pause_that_was_over_back_once():
+    decider = Decider([policy(do=COMMAND, cooldown=11.0)])
+
+    def at(now, epoch, cpu):
+        seen = view(profile(epoch, cpu=cpu), at=now)
+        return outcome(decider, seen, now), fires(decider, seen, now)
+
+    assert at(1000.0, 1, 0.9) == ("fired", 1)
+    assert at(1020.0, 2, 0.1) == ("false", 0)
+    assert at(990.0, 3, 0.9) == ("cooling", 0)
+    assert at(1002.0, 4, 0.1) == ("false", 0), "the pause is over, though the clock is no later than it was"
+    assert at(995.0, 5, 0.9) == ("fired", 1)
+
+
 @given(
     st.lists(st.tuples(st.floats(-100, 100), st.booleans(), st.integers(0, 3)), max_size=40),
     st.sampled_from([0.0, 7.0]),
     st.sampled_from([0.0, 11.0]),
     st.sampled_from([COMMAND, WIDEN]),
 )
+@example([(0.0, True, 0), (20.0, False, 1), (-30.0, True, 2)], 0.0, 11.0, COMMAND)
 def test_never_fires_when_false_nor_within_cooldown(steps, hold, cooldown, do):
     """Whatever the clock does: set back behind the firing the pause begins anew; what was over once stays over."""
     decider, now, last = Decider([policy(do=do, hold=hold, cooldown=cooldown)]), 1000.0, None
