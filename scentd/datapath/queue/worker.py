@@ -27,7 +27,7 @@ from scentd.datapath.queue.nfqueue import Queue
 from scentd.errors import HostError
 from scentd.state.epochs import Epochs
 from scentd.wire import ip, layout
-from scentd.wire.carrier import CARRIERS, NATIVE
+from scentd.wire.carrier import CARRIERS
 
 log = logging.getLogger("scentd.worker")
 
@@ -36,8 +36,8 @@ HOOK_FORWARD = 2  # NF_INET_FORWARD
 REPORT_SECONDS = 1.0
 # The mark makes the kernel route a packet again, past the lowered route. That costs the kernel 1 us, so only a packet
 # that may exceed a lowered MTU gets the mark. No route is lowered below lowered_mtu.LOWEST_MTU, and no learned MTU is
-# less than stamp.LEARNED_MIN.
-MARK_ABOVE = lowered_mtu.LOWEST_MTU[4] - CARRIERS[NATIVE[4]].overhead
+# less than stamp.LEARNED_MTU_MIN.
+MARK_ABOVE = min(lowered_mtu.LOWEST_MTU[c.version] - c.overhead for c in CARRIERS.values())
 
 
 class Worker:
