@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 from pyroute2 import netns
@@ -30,13 +30,6 @@ REASONS = {
     "replayed-epoch",
 }
 DATAPATHS = {"auto": "nfqueue+ebpf", "off": "nfqueue"}  # by --offload
-
-
-class Ended(NamedTuple):
-    status: int
-    result: dict[str, Any]
-    story: str
-    left: list[str]
 
 
 def start(temporary: Path, offload: str) -> subprocess.Popen[str]:
@@ -72,31 +65,30 @@ def processes(text: str) -> Iterator[str]:
             yield line
 
 
+class Telling(NamedTuple):
+    process: subprocess.Popen[str]
+    temporary: Path
+
+
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
-    """Both stories by --offload, told at the same time: most of it is waiting."""
-    places = {offload: tmp_path_factory.mktemp(offload) for offload in DATAPATHS}
-    running = {offload: start(place, offload) for offload, place in places.items()}
-    try:
-        said = {offload: process.communicate(timeout=120) for offload, process in running.items()}
-    finally:
-        for process in running.values():
-            process.terminate()
-            process.wait(30)
-    return {
-        offload: Ended(
-            process.returncode,
-            json.loads(said[offload][0].splitlines()[-1]),
-            said[offload][1],
-            left_behind(process, places[offload]),
-        )
-        for offload, process in running.items()
-    }
+def telling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, bool], Telling]]:
+    """By --offload and whether it is interrupted, four stories told at the same time: most of it is waiting."""
+    running = {}
+    for offload in DATAPATHS:
+        for interrupted in (True, False):
+            place = tmp_path_factory.mktemp(offload)
+            running[offload, interrupted] = Telling(start(place, offload), place)
+    yield running
+    for process, _ in running.values():
+        process.terminate()
+        process.wait(30)
 
 
 @pytest.mark.parametrize(("number", "offload"), [(signal.SIGINT, "auto"), (signal.SIGTERM, "off")])
-def test_an_interrupted_story_leaves_nothing_behind(tmp_path: Path, number: signal.Signals, offload: str) -> None:
-    process = start(tmp_path, offload)
+def test_an_interrupted_story_leaves_nothing_behind(
+    telling: dict[tuple[str, bool], Telling], number: signal.Signals, offload: str
+) -> None:
+    process, tmp_path = telling[offload, True]
     assert process.stderr is not None
     for line in process.stderr:
         if "(a) HTTP" in line:  # both daemons run
@@ -116,9 +108,11 @@ def test_an_interrupted_story_leaves_nothing_behind(tmp_path: Path, number: sign
 
 
 @pytest.mark.parametrize("offload", DATAPATHS)
-def test_the_whole_story(told: dict[str, Ended], offload: str) -> None:
-    status, result, story, left = told[offload]
-    assert status == 0, story[-6000:]
+def test_the_whole_story(telling: dict[tuple[str, bool], Telling], offload: str) -> None:
+    process, temporary = telling[offload, False]
+    out, story = process.communicate(timeout=120)
+    result, left = json.loads(out.splitlines()[-1]), left_behind(process, temporary)
+    assert process.returncode == 0, story[-6000:]
     assert result["ok"] is True
     assert result["failed"] == []
     assert result["datapath"] == DATAPATHS[offload], result["why_not"]
