@@ -118,7 +118,7 @@ def test_ping_of_every_kind(nodes, version):
 
 
 def test_jumbo_packets_are_whole(tmp_path):
-    """Packets above 4016 bytes, which netfilterqueue alone would cut, on a link of 9000."""
+    """Packets longer than what netfilterqueue alone would read, on a link of 9000."""
     with pair("jm", tmp_path, mtu=9000) as (a, b):
         a.peers, b.peers = [peer_of(b, absent="drop")], [peer_of(a, absent="drop")]
         start(a, b)

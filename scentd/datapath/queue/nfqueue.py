@@ -1,6 +1,6 @@
 """One netfilter queue: whole packets, fail-open, and a verdict for every packet.
 
-A thin wrapper around netfilterqueue, which truncates packets above 4016 bytes and
+A thin wrapper around netfilterqueue, which truncates long packets and
 has no call for the kernel's flags. A duplicate of its descriptor shares the
 netlink port, so the missing settings go there as plain nfnetlink_queue messages
 (linux/netfilter/nfnetlink_queue.h).
@@ -32,7 +32,10 @@ from scentd.errors import HostError
 log = logging.getLogger(__name__)
 
 PACKET_MAX = 65531  # a netlink attribute's length is 16 bits with its own header
-NARROW = 4016  # bytes of a packet that netfilterqueue asks the kernel for; its buffer holds no more
+# Bytes of a packet that netfilterqueue asks the kernel for. Its buffer holds 4096 with what the kernel says besides: 76
+# bytes usually, 96 while any socket of the host wants timestamps (ping, chrony), 164 at most. A message that does not
+# fit is lost, and its packet waits for a verdict for ever: the library's own 4016 leaves too little.
+NARROW = 3840
 _BUFFER = PACKET_MAX + 4096
 _NLMSG_ERROR, _NLM_F_REQUEST, _NLM_F_ACK = 2, 1, 4
 _MSG_CONFIG = 3 << 8 | 2  # NFNL_SUBSYS_QUEUE, NFQNL_MSG_CONFIG

@@ -11,11 +11,11 @@ import time
 from contextlib import suppress
 
 import pytest
+from topology import Topology
 
 from scentd.datapath.queue import link, nfqueue
 from scentd.datapath.queue.nfqueue import NARROW, PACKET_MAX, Queue
 from scentd.datapath.queue.worker import Worker
-from tests.netns.topology import Topology
 
 pytestmark = pytest.mark.netns
 
@@ -118,6 +118,27 @@ def test_every_packet_comes_whole_and_once(bench, family):
         assert len(bench.whole(OUT, family, size)) == sizes.count(size)
     assert bench.received(family) == sizes
     assert not any(map(nfqueue.is_truncated, bench.seen[OUT] + bench.seen[IN]))
+
+
+@pytest.fixture
+def timestamps():
+    """A socket anywhere on the host that wants to know when packets came: then the kernel says so of every packet."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as wants:
+        wants.setsockopt(socket.SOL_SOCKET, 29, 1)  # SO_TIMESTAMP
+        time.sleep(0.1)  # the kernel takes it up a little later
+        yield
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_packets_with_a_timestamp_come_whole_too(bench, family, timestamps):
+    """Twenty bytes more in each message. One that did not fit into the small buffer was lost without a verdict."""
+    sizes = [edge - HEADERS[family] + more for edge in (NARROW, 4016, 4096) for more in (-1, 0, 1)]
+    for size in sizes:
+        bench.send(family, size)
+        bench.serve()
+    assert bench.received(family) == sizes
+    waiting = [int(line.split()[2]) for line in bench.b.out("cat", "/proc/net/netfilter/nfnetlink_queue").splitlines()]
+    assert waiting == [0]
 
 
 def test_a_burst_that_waited_cut_off_comes_whole(bench):
