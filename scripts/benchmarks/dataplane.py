@@ -61,7 +61,7 @@ def run(rounds: int, quick: bool, names: Sequence[str] = tuple(KINDS)) -> dict[s
         others = busy_share()
         if others > QUIET:
             say(f"other programs keep the processors {others:.0%} busy: differences of a few percent mean nothing now")
-        turns = measure(kinds, rounds, length)
+        turns = measure(kinds, rounds, length, warm_up=not quick)
         for kind in kinds:
             kind.check()
         programs = [row for kind in kinds if isinstance(kind, Offload) for row in dataplane_programs.rows(kind, length)]
@@ -102,10 +102,10 @@ def say(text: str) -> None:
     print(f"bench: {text}", file=sys.stderr, flush=True)
 
 
-def measure(kinds: Sequence[Kind], rounds: int, length: Length) -> Turns:
+def measure(kinds: Sequence[Kind], rounds: int, length: Length, warm_up: bool) -> Turns:
     """Every load over every kind and family, in turns. The round before the first warms up."""
     turns: Turns = {}
-    for n in range(rounds + 1):
+    for n in range(0 if warm_up else 1, rounds + 1):
         say(f"round {n} of {rounds}" if n else "warming up")
         shift = n % len(kinds)
         turn = [*kinds[shift:], *kinds[:shift]][:: -1 if n % 2 else 1]
