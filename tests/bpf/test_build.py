@@ -17,15 +17,28 @@ OBJECTS = {"stamp.bpf.o", "verify.bpf.o"}
 NO_CLANG = {**os.environ, "CLANG": "no-such-clang"}
 
 
-@pytest.fixture
-def checkout(tmp_path):
+def copy(place: Path) -> Path:
     """What the package is built from, without what has been built."""
     ignore = shutil.ignore_patterns("__pycache__", "*.o")
     for name in ("bpf", "scentd"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignore)
+        shutil.copytree(ROOT / name, place / name, ignore=ignore)
     for name in ("LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.cfg"):
-        shutil.copy(ROOT / name, tmp_path)
-    return tmp_path
+        shutil.copy(ROOT / name, place)
+    return place
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    return copy(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """One whose objects are made. Tests leave it so."""
+    place = copy(tmp_path_factory.mktemp("built"))
+    assert make(place, "--question").returncode == 1
+    assert make(place).returncode == 0
+    return place
 
 
 def make(checkout: Path, *argv: str, **more) -> subprocess.CompletedProcess[str]:
@@ -73,14 +86,14 @@ def test_the_place_of_the_checkout_is_not_in_the_objects(checkout, tmp_path_fact
 
 
 @pytest.mark.parametrize("changed", ["scent_wire.h", "scent_maps.h", "packet.h", "tag.h", "Makefile"])
-def test_what_all_objects_depend_on_makes_them_anew(checkout, changed):
+def test_what_all_objects_depend_on_makes_them_anew(built, changed):
     """Of `make --question` the status says whether there is something to do."""
-    assert make(checkout, "--question").returncode == 1
-    assert make(checkout).returncode == 0
-    assert make(checkout, "--question").returncode == 0
-    newer = max(path.stat().st_mtime_ns for path in checkout.rglob("*.o")) + 1_000_000
-    os.utime(checkout / "bpf" / changed, ns=(newer, newer))
-    assert make(checkout, "--question").returncode == 1
+    assert make(built, "--question").returncode == 0
+    older = (built / "bpf" / changed).stat().st_mtime_ns
+    newer = max(path.stat().st_mtime_ns for path in built.rglob("*.o")) + 1_000_000
+    os.utime(built / "bpf" / changed, ns=(newer, newer))
+    assert make(built, "--question").returncode == 1
+    os.utime(built / "bpf" / changed, ns=(older, older))
 
 
 def test_without_clang_one_line_says_so(checkout):
@@ -91,9 +104,8 @@ def test_without_clang_one_line_says_so(checkout):
     assert objects(checkout) == set()
 
 
-def test_without_clang_objects_that_are_there_will_do(checkout):
-    assert make(checkout).returncode == 0
-    assert make(checkout, env=NO_CLANG).returncode == 0
+def test_without_clang_objects_that_are_there_will_do(built):
+    assert make(built, env=NO_CLANG).returncode == 0
 
 
 def test_a_warning_is_an_error_and_leaves_no_object(checkout):

@@ -72,6 +72,7 @@ def test_tcp_in_bulk(ends):
     assert not b.count("other", "internal_errors")
 
 
+@pytest.mark.alone  # a busy machine answers late, and then TCP sends again what is not lost
 @pytest.mark.parametrize("size", [100, 536, 700])
 def test_small_segments_that_come_as_one(ends, size):
     """Together no longer than one packet may be: nothing but their protocol tells that they are several."""
