@@ -66,23 +66,24 @@ def issuing(party: Party) -> dict[str, Callable[[int], Any]]:
     issued = party.sends.issued_pairs("near")
     issuer = issue.Issuer(party.near, issued, issue.metric_slots({}))
     network = Network(name="near", key_file="-", labels=["region=eu-west"], interval=10.0)
-    readings = samples(EPOCH + PER_PERIOD)  # fresh in every epoch
-    statement = score.statement(network, readings, [], EPOCH)
+    readings = {epoch: samples(epoch) for epoch in range(EPOCH, EPOCH + PER_PERIOD)}  # fresh in every epoch
+    statement = score.statement(network, readings[EPOCH], [], EPOCH)
+    assert statement.levels, "a statement of nothing costs nothing"
     slots = issue.metric_slots({})
     levels = {slots[m]: v for m, v in statement.levels.items()}
     key_id, seal_key = party.near.public.key_id, issued[0].keys_at(EPOCH).seal
     body = profile.encode_body(key_id, EPOCH, 10, statement.overall, levels, bloom.make(statement.items, EPOCH))
     signed = profile.sign(party.near.signer, body)
     return {
-        "whole": lambda epoch: issuer.issue(score.statement(network, readings, [], epoch), epoch),
-        "score": lambda epoch: score.statement(network, readings, [], epoch),
+        "whole": lambda epoch: issuer.issue(score.statement(network, readings[epoch], [], epoch), epoch),
+        "score": lambda epoch: score.statement(network, readings[epoch], [], epoch),
         "bloom": lambda epoch: bloom.make(statement.items, epoch),
         "encode": lambda epoch: profile.encode_body(key_id, epoch, 10, statement.overall, levels, b""),
         "sign": lambda _: profile.sign(party.near.signer, body),
         "seal": lambda epoch: profile.fragments(profile.seal(seal_key, epoch, signed)),
         # What the daemon does besides: it opens its own profile once before it is sent.
         "whole, and checked": lambda epoch: issuer.verify(
-            issuer.issue(score.statement(network, readings, [], epoch), epoch)[0]
+            issuer.issue(score.statement(network, readings[epoch], [], epoch), epoch)[0]
         ),
     }
 
