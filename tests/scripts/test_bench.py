@@ -98,7 +98,7 @@ def test_dataplane():
     for program in ("stamp", "verify", "assemble"):
         for family in (4, 6):
             sizes = [r["peers"] for r in result["peers"] if (r["program"], r["family"]) == (program, family)]
-            assert sizes == [1, 1000, 100_000, 1_000_000]
+            assert sizes == [1, 1000, 100_000]  # a million: scripts/soak
     assert result["goals"].keys() <= result["ratio"].keys()
     assert result["left_out"] == {}
     measured = {name for name, value in result["ratio"].items() if value is not None}
@@ -108,7 +108,6 @@ def test_dataplane():
         "ebpf_udp",
         "floor_udp",
         "ebpf_over_srv6_tcp",
-        "peers_1m_over_1",
     }
     assert result["ratio"]["ebpf_over_wireguard_tcp"] is None
     assert (namespaces(), mounts()) == before, "something is left behind"
