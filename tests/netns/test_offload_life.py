@@ -78,6 +78,7 @@ def served(node: Node) -> list[str]:
     return node.status()["offload"]["egress"]
 
 
+@pytest.mark.alone  # beside other tests its first datagram was lost now and then, which nobody has explained yet
 def test_a_new_interface_and_its_end(nodes, monkeypatch):
     """From the first packet on it is scented and verified, by the queue until the programs are there."""
     net, a, b = nodes
