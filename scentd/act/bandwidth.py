@@ -175,9 +175,15 @@ def remove_everywhere(besides: Collection[str] = ()) -> list[str]:
 
 
 def remove_from(ipr: IPRoute, index: int) -> bool:
+    """Whether this call removed our root qdisc. A daemon and `scentd cleanup` may do so at the same time."""
     if not any(is_ours(q) for q in ipr.get_qdiscs(index=index)):
         return False
-    ipr.tc("del", index=index, handle=ROOT, parent=TC_H_ROOT)
+    try:
+        ipr.tc("del", index=index, handle=ROOT, parent=TC_H_ROOT)
+    except NetlinkError:
+        if any(is_ours(q) for q in ipr.get_qdiscs(index=index)):
+            raise
+        return False
     return True
 
 
