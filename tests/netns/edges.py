@@ -39,6 +39,14 @@ def in_place(*nodes: Node) -> None:
         assert node.status()["datapath"] == ("nfqueue+ebpf" if node.pin_dir else "nfqueue")
 
 
+def queueing(node: Node) -> list[str]:
+    """What leads packets of the host's own to the queue."""
+    lines = (node.host.out(p, "-w", "-t", "mangle", "-S") for p in ("iptables", "ip6tables"))
+    return [
+        line for text in lines for line in text.splitlines() if line.startswith("-A OUTPUT") or "SCENTD-OUT" in line
+    ]
+
+
 @contextmanager
 def offloaded_pair(tag: str, directory: Path, **more: Any) -> Iterator[tuple[Node, Node]]:
     """hosts.pair() with the offload at both ends."""

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable, Iterator
 
 import pytest
-from edges import grown, offloaded_pair, strict, switch, totals
+from edges import grown, offloaded_pair, queueing, strict, switch, totals
 from flows import Flows
 from hosts import Node, start, transfer, until
 
@@ -28,14 +28,6 @@ def nodes(tmp_path_factory) -> Iterator[tuple[Node, Node]]:
         start(a, b)
         until(lambda: is_rule_free(a) and is_rule_free(b), "the programs alone stamp")
         yield a, b
-
-
-def queueing(node: Node) -> list[str]:
-    """What leads packets of the host's own to the queue."""
-    lines = (node.host.out(p, "-w", "-t", "mangle", "-S") for p in ("iptables", "ip6tables"))
-    return [
-        line for text in lines for line in text.splitlines() if line.startswith("-A OUTPUT") or "SCENTD-OUT" in line
-    ]
 
 
 def rules(node: Node) -> list[str]:

@@ -124,9 +124,12 @@ def update(config: Config, offload: Offload | None) -> HostFacts:
     """Write the routes, programs and rules that the host's own routes and interfaces require.
 
     A program is attached before the rules leave packets to it, and detached after they send these to the queue again.
+    Programs come first of all: on a rule-free host a new interface has nothing else that stamps its packets.
     """
+    if offload is not None:
+        offload.attach()
     plan = routes.read_plan(config)
-    served = None if offload is None else restrict_rule_free(config, plan, offload.attach(plan.interfaces()))
+    served = None if offload is None else restrict_rule_free(config, plan, offload.interfaces.cover(plan.interfaces()))
     limits, lowered = write(config, plan, served)
     if offload is not None:
         offload.interfaces.detach_unused()

@@ -50,14 +50,25 @@ class Attacher:
         self._links = Links(directory)
         self._force = force
         self._tcx = force != "clsact"
+        self._filtered: set[Side] | None = None  # sides with a filter of ours; None: not read yet
 
     def attach(self, ifindex: int, direction: Direction, program_fd: int) -> Mechanism:
-        """Attach a program, or replace ours by it. Return the mechanism. Raises NoInterface."""
+        """Attach a program, or replace ours by it. Return the mechanism. Raises NoInterface.
+
+        A link comes first and without any netlink request: the interface may carry packets already.
+        """
+        side: Side = ifindex, direction
         if self._tcx and self._attach_link(ifindex, direction, program_fd):
-            clsact.detach(ifindex, direction)
+            if self._filtered is None:
+                self._filtered = clsact.attached_sides()
+            if side in self._filtered:
+                clsact.detach(ifindex, direction)
+                self._filtered.discard(side)
             return "tcx"
         clsact.attach(ifindex, direction, program_fd)
         self._links.detach(ifindex, direction)
+        if self._filtered is not None:
+            self._filtered.add(side)
         return "clsact"
 
     def _attach_link(self, ifindex: int, direction: Direction, program_fd: int) -> bool:

@@ -25,23 +25,27 @@ class Interfaces:
     def __init__(self, pin_dir: str) -> None:
         self._attacher = Attacher(pin_dir)
         self.mechanism: Mechanism | None = None
+        self._interfaces: list[Interface] = []
         self._sides: set[Side] = set()
         self.stamping: list[str] = []  # names of those to peers
         self.verifying: list[str] = []  # names
 
-    def attach(self, programs: Programs, leading: Collection[int]) -> Coverage:
-        """Attach these programs to all interfaces, in the place of ours; `leading`: indexes of those to peers."""
-        interfaces = attach.interfaces()
+    def attach(self, programs: Programs) -> None:
+        """Attach these programs to all interfaces, in the place of ours; first to the newest, which has none."""
+        self._interfaces = sorted(attach.interfaces(), reverse=True)
         sides: set[Side] = set()
-        for interface in interfaces:
+        for interface in self._interfaces:
             try:
                 sides |= self._serve(interface, programs)
             except NoInterface as error:  # the watch calls again
                 log.info("offload: %s", error)
         self._sides = sides
-        result = coverage(interfaces, sides, leading)
+
+    def cover(self, leading: Collection[int]) -> Coverage:
+        """What the attached programs serve; `leading`: indexes of the interfaces to peers."""
+        result = coverage(self._interfaces, self._sides, leading)
         self.stamping = list(result.stamping)
-        self.verifying = sorted(i.name for i in interfaces if (i.number, "ingress") in sides)
+        self.verifying = sorted(i.name for i in self._interfaces if (i.number, "ingress") in self._sides)
         return result
 
     def _serve(self, interface: Interface, programs: Programs) -> set[Side]:

@@ -14,13 +14,12 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from scentd.config.sections import Config
 from scentd.core.allocate.actions.quarantine import QUARANTINED_MAX
 from scentd.core.offload import decode, encode
-from scentd.core.offload.coverage import Coverage
 from scentd.core.offload.encode import StampEntries, VerifyEntries
 from scentd.core.tables import StampPair, StampTable, VerifyTable
 from scentd.datapath.offload import libbpf, programs
@@ -283,19 +282,15 @@ class Offload:
         loaded = self._programs
         return loaded is not None and not loaded.reuses_maps and read_served(self._datapath.pin_dir, ()) is not None
 
-    def attach(self, leading: Collection[int]) -> Coverage:
-        """Attach the programs to all interfaces and return what they serve. Raises OffloadError.
-
-        `leading`: indexes of the interfaces to peers.
-        """
+    def attach(self) -> None:
+        """Attach the programs to all interfaces. Raises OffloadError."""
         assert self._programs is not None  # configure() comes first
         with self._lock, offload_errors():
-            served = self.interfaces.attach(self._programs, leading)
+            self.interfaces.attach(self._programs)
             self._programs.pin(self._datapath.pin_dir)
         if self._old_programs is not None:
             self._old_programs.close()
             self._old_programs = None
-        return served
 
     def close(self) -> None:
         """Close the descriptors; programs and maps stay in the kernel."""
