@@ -60,10 +60,11 @@ class DecisionLog:
         with self._lock:
             self._flush()
 
-    def reopen(self) -> None:
-        """Go on in a new file after a rotation (SIGHUP). A moved file is noticed without this call, too."""
+    def reopen(self, path: str) -> None:
+        """Go on in another file, or in a new one after a rotation. A moved file is noticed without this call, too."""
         with self._lock:
             self._close_file()
+            self.path = path
             self._flush()
 
     def close(self) -> None:

@@ -16,13 +16,13 @@ from contextlib import closing
 from ipaddress import ip_network
 from typing import Any
 
-from scentd.act import nft
 from scentd.act.actuator import Actuator, ActuatorKind
-from scentd.act.nft import Nftables
 from scentd.config.schema import kind_of
 from scentd.config.sections import Config
 from scentd.core.allocate.actions.quarantine import QUARANTINED_MAX, QuarantineEntry, seconds_left
 from scentd.prefix import Prefix
+from scentd.system import nft
+from scentd.system.nft import Nftables
 
 TABLE = {"family": "inet", "name": "scentd"}
 IN_TABLE = {"family": "inet", "table": "scentd"}
@@ -85,11 +85,11 @@ class QuarantineTable:
         return self._nft.run(commands)
 
     def _exists(self) -> bool:
-        tables = (item.get("table", {}) for item in self._run([{"list": {"tables": {"family": "inet"}}}]))
-        return any(t.get("name") == TABLE["name"] and t.get("family") == "inet" for t in tables)
+        return bool(self._listing())
 
     def _listing(self) -> list[dict[str, Any]]:
-        return self._run([{"list": {"table": TABLE}}]) if self._exists() else []
+        self._nft = self._nft or Nftables()
+        return self._nft.table(TABLE["name"]) or []
 
     def _setup_commands(self, listing: list[dict[str, Any]], sets: set[str]) -> list[dict[str, Any]]:
         """Commands for missing parts of the table. `add` of an existing table, chain, counter or set is harmless."""

@@ -135,7 +135,7 @@ def test_rotation_by_rename_and_by_reopen(path, tmp_path):
     assert numbers(tmp_path / "decisions.1") == [1]
     assert numbers(path) == [2]
     path.unlink()
-    log.reopen()
+    log.reopen(str(path))
     log.append([decision(3)])
     assert numbers(path) == [3]
     log.close()

@@ -45,7 +45,7 @@ class Queues:
         self.mark = mark
         self.stopped = False
         numbers = (STAMP_QUEUE, VERIFY_QUEUE, LONG_QUEUE)
-        self.queues = host.call(lambda: [Queue(n, self.taker(n), 1024, False) for n in numbers])
+        self.queues = host.call(lambda: [Queue(n, self.taker(n), 1024) for n in numbers])
         self.thread = threading.Thread(target=self.run)
 
     def taker(self, number: int):

@@ -41,8 +41,10 @@ def ends():
             yield b, sender, receiver
 
 
-def open_queue(host, callback, length=1024, fail_open=False, unsegmented=False) -> Queue:
-    return host.call(Queue, NUMBER, callback, length, fail_open, None, unsegmented)
+def open_queue(host, callback, length=1024, overload_open=False, unsegmented=False) -> Queue:
+    queue = host.call(Queue, NUMBER, callback, length, None, unsegmented)
+    queue.set_overload(overload_open)
+    return queue
 
 
 def wait(queue: Queue) -> None:
@@ -92,9 +94,9 @@ def test_a_run_ends_though_packets_keep_coming(ends, monkeypatch):
         queue.close()
 
 
-@pytest.mark.parametrize("fail_open", [True, False])
+@pytest.mark.parametrize("overload_open", [True, False])
 @pytest.mark.parametrize("unsegmented", [True, False])
-def test_packets_of_several_segments(ends, unsegmented, fail_open):
+def test_packets_of_several_segments(ends, unsegmented, overload_open):
     """Whole to the queue that asks for it, cut to any other; each socket gets the same datagrams of both."""
     host, sender, receiver = ends
     sizes = []
@@ -103,7 +105,7 @@ def test_packets_of_several_segments(ends, unsegmented, fail_open):
         sizes.append(len(packet.get_payload()))
         packet.accept()
 
-    queue = open_queue(host, take, 1024, fail_open, unsegmented)
+    queue = open_queue(host, take, 1024, overload_open, unsegmented)
     sender.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 1000)
     try:
         for number in (1, 3, 60):
@@ -134,12 +136,12 @@ def test_an_unsegmented_queue_stays_wide(ends, monkeypatch):
         queue.close()
 
 
-@pytest.mark.parametrize("fail_open", [True, False])
+@pytest.mark.parametrize("overload_open", [True, False])
 @pytest.mark.parametrize("unsegmented", [True, False])
-def test_a_full_queue(ends, fail_open, unsegmented):
+def test_a_full_queue(ends, overload_open, unsegmented):
     """What does not fit is let through, or not."""
     host, sender, receiver = ends
-    queue = open_queue(host, lambda packet: packet.accept(), 64, fail_open, unsegmented)
+    queue = open_queue(host, lambda packet: packet.accept(), 64, overload_open, unsegmented)
     try:
         for n in range(100):
             sender.send(b"%d" % n)
@@ -151,7 +153,7 @@ def test_a_full_queue(ends, fail_open, unsegmented):
                 arrived += 1
             except TimeoutError:
                 break
-        assert (arrived >= 30) == fail_open, arrived
+        assert (arrived >= 30) == overload_open, arrived
         queue.run()  # the packets that did fit still have their verdict to come
         receiver.recv(100)
     finally:
@@ -162,7 +164,7 @@ def test_a_number_that_is_taken(ends):
     host, _, _ = ends
     code = (
         "import sys, time\nfrom scentd.datapath.queue.nfqueue import Queue\n"
-        f"q = Queue({NUMBER}, lambda p: p.accept(), 64, False)\nprint('bound', flush=True)\ntime.sleep(20)"
+        f"q = Queue({NUMBER}, lambda p: p.accept(), 64)\nprint('bound', flush=True)\ntime.sleep(20)"
     )
     other = host.start(sys.executable, "-c", code, env=environment(), stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "bound\n"

@@ -28,6 +28,7 @@ from typing import Any
 from netfilterqueue import NetfilterQueue
 
 from scentd.errors import HostError
+from scentd.system import nfnetlink
 
 log = logging.getLogger(__name__)
 
@@ -37,13 +38,7 @@ PACKET_MAX = 65531  # a netlink attribute's length is 16 bits with its own heade
 # fit is lost, and its packet waits for a verdict for ever: the library's own 4016 leaves too little.
 NARROW = 3840
 _BUFFER = PACKET_MAX + 4096
-_NLMSG_ERROR, _NLM_F_REQUEST, _NLM_F_ACK = 2, 1, 4
-_MSG_CONFIG = 3 << 8 | 2  # NFNL_SUBSYS_QUEUE, NFQNL_MSG_CONFIG
-_CFG_PARAMS, _CFG_MASK, _CFG_FLAGS = 2, 4, 5
-_COPY_PACKET = 2
-_FLAG_FAIL_OPEN, _FLAG_GSO = 1, 4
-_SOL_NETLINK, _NETLINK_NO_ENOBUFS = 270, 5
-_SO_RCVBUFFORCE = 33
+_NLMSG_ERROR = 2
 _BATCH = 128  # packets in one run: a busy queue must not keep its owner from everything else
 _WIDE_RUNS = 1000  # runs without a long packet, then the queue turns narrow
 
@@ -65,7 +60,6 @@ class Queue:
         number: int,
         callback: Callable[[Any], None],
         length: int,
-        fail_open: bool,
         uncopyable: Callable[[Any], None] | None = None,
         unsegmented: bool = False,
     ) -> None:
@@ -91,15 +85,20 @@ class Queue:
             ) from None
         self._socket = socket.socket(fileno=os.dup(self._queue.get_fd()))
         self._socket.setblocking(False)
-        self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, min(length, 16384) * 2048)
-        self._socket.setsockopt(_SOL_NETLINK, _NETLINK_NO_ENOBUFS, 1)
+        self._socket.setsockopt(socket.SOL_SOCKET, nfnetlink.SO_RCVBUFFORCE, min(length, 16384) * 2048)
+        self._socket.setsockopt(nfnetlink.SOL_NETLINK, nfnetlink.NETLINK_NO_ENOBUFS, 1)
         if unsegmented:
-            self._configure(_CFG_PARAMS, struct.pack(">IB", PACKET_MAX, _COPY_PACKET))
+            self._configure(nfnetlink.copy(PACKET_MAX))
             self._range, self._wide, self._repeats = PACKET_MAX, True, length
-        flags = _FLAG_FAIL_OPEN * fail_open | _FLAG_GSO * unsegmented
-        if flags:
-            packed = struct.pack(">I", flags)
-            self._configure(_CFG_FLAGS, packed, _CFG_MASK, packed)
+            self._configure(*nfnetlink.queue_flags(nfnetlink.FLAG_GSO, nfnetlink.FLAG_GSO))
+
+    def set_overload(self, is_open: bool) -> None:
+        """What happens to packets that a full queue does not take: they go on, or are dropped as at first.
+
+        Raises HostError.
+        """
+        on = nfnetlink.FLAG_FAIL_OPEN * is_open
+        self._configure(*nfnetlink.queue_flags(on, nfnetlink.FLAG_FAIL_OPEN))
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -179,7 +178,7 @@ class Queue:
     def _set_range(self, size: int) -> bool:
         """Tell the kernel how much of a packet to copy; whether it accepted. Never raises: packets go on."""
         try:
-            self._socket.send(self._message(0, _CFG_PARAMS, struct.pack(">IB", size, _COPY_PACKET)))
+            self._socket.send(nfnetlink.config(self.number, nfnetlink.copy(size)))
         except OSError as error:  # ENOBUFS, ENOMEM: the next long packet asks again
             self.refused_settings += 1
             if self.refused_settings <= 10:
@@ -189,18 +188,19 @@ class Queue:
         return True
 
     def close(self) -> None:
+        """Unbind the queue; the kernel drops what waits in it."""
         self._socket.close()
         self._queue.unbind()
 
-    def _configure(self, *attributes: Any) -> None:
+    def _configure(self, *settings: tuple[int, bytes]) -> None:
         """Send one configuration message and wait for its acknowledgement; keep packets that arrive before it."""
         self._socket.setblocking(True)
         self._socket.settimeout(5)
-        self._socket.send(self._message(_NLM_F_ACK, *attributes))
+        self._socket.send(nfnetlink.config(self.number, *settings, flags=nfnetlink.NLM_F_ACK))
         while True:
             message = self._socket.recv(_BUFFER)
             _, kind, _, sequence, _ = struct.unpack_from("=IHHII", message)
-            if kind == _NLMSG_ERROR and sequence == 0x5CE7:
+            if kind == _NLMSG_ERROR and sequence == nfnetlink.SEQUENCE:
                 break
             self._early_messages.append(message)
         self._socket.setblocking(False)
@@ -208,12 +208,6 @@ class Queue:
         if code:
             name = errno.errorcode.get(-code, str(-code))
             raise HostError(f"NFQUEUE {self.number}: the kernel refused a setting ({name}); is it older than 3.10?")
-
-    def _message(self, flags: int, *attributes: Any) -> bytes:
-        body = struct.pack(">BBH", socket.AF_UNSPEC, 0, self.number)
-        for kind, value in zip(attributes[::2], attributes[1::2], strict=True):
-            body += struct.pack("=HH", 4 + len(value), kind) + value + b"\0" * (-len(value) % 4)
-        return struct.pack("=IHHII", 16 + len(body), _MSG_CONFIG, _NLM_F_REQUEST | flags, 0x5CE7, 0) + body
 
 
 def is_truncated(payload: bytes) -> bool:

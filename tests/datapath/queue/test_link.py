@@ -10,7 +10,7 @@ from scentd.datapath.queue import link
 from scentd.model import Fragment
 
 TO_WORKER = [
-    link.WorkerSetup(1, 2, 64, True, False, 1, 2),
+    link.WorkerSetup(1, 2, 64, 1, 2),
     link.PathTables(wire_setup.STAMP_TABLE, wire_setup.VERIFY_TABLE, "/state/epochs"),
     link.NewEpochs(wire_setup.outgoing()),
 ]

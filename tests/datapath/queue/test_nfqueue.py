@@ -266,7 +266,7 @@ def test_what_no_netlink_message_holds_is_handed_over_apart(bench, family):
         packet.accept()
 
     bench.queues[OUT].close()
-    bench.queues[OUT] = bench.a.call(Queue, OUT, bench.taker(OUT), LENGTH, False, uncopyable)
+    bench.queues[OUT] = bench.a.call(Queue, OUT, bench.taker(OUT), LENGTH, uncopyable)
     edge = PACKET_MAX - HEADERS[family]
     sizes = [100, LONGEST[family], edge + 1, edge, edge - 1, 100]
     for size in sizes:
@@ -282,14 +282,13 @@ def test_what_no_netlink_message_holds_is_handed_over_apart(bench, family):
     assert bench.received(family) == sizes
 
 
-@pytest.mark.parametrize("fail_open", [False, True])
 @pytest.mark.parametrize("direction", ["stamp", "verify", "verify long"])
-def test_a_worker_settles_what_it_cannot_see_whole(bench, direction, fail_open):
+def test_a_worker_settles_what_it_cannot_see_whole(bench, direction):
     """What leaves is too big for a scent and leaves as it is; what comes in is dropped. Both count."""
     bench.queues.pop(OUT).close()
     at = ["stamp", "verify", "verify long"].index(direction)
     stamp, verify, long = (OUT if number == at else 7 + number for number in range(3))
-    setup = link.WorkerSetup(stamp, verify, LENGTH, fail_open, fail_open, 0x100, 0x200, 0, long)
+    setup = link.WorkerSetup(stamp, verify, LENGTH, 0x100, 0x200, long)
     ours, theirs = socket.socketpair()
     with ours, theirs:
         worker = bench.a.call(Worker, setup, ours, link.MessageReader(link.ToWorker))

@@ -1,6 +1,7 @@
-"""libnftables through its JSON interface (libnftables-json(5)) and ctypes; no process is started.
+"""libnftables through ctypes, by JSON (libnftables-json(5)) or by the language of nft(8); no process is started.
 
-One Nftables belongs to one thread and to the network namespace in which that thread made it.
+One Nftables belongs to one thread and to the network namespace in which that thread made it. The library keeps tables
+that all contexts share and guards them by nothing, so one thread at a time is inside it: two corrupted the heap.
 """
 
 from __future__ import annotations
@@ -8,11 +9,14 @@ from __future__ import annotations
 import ctypes
 import functools
 import json
+import threading
 from typing import Any
 
 from scentd.errors import HostError
 
 LIBRARY = "libnftables.so.1"
+MISSING = "No such file or directory"
+_inside = threading.Lock()
 OUTPUT_JSON = 1 << 4  # NFT_CTX_OUTPUT_JSON, nftables/libnftables.h
 
 
@@ -23,7 +27,7 @@ def library() -> ctypes.CDLL:
         lib = ctypes.CDLL(LIBRARY)
     except OSError:
         raise HostError(
-            f"{LIBRARY}: not found; quarantine needs it: install libnftables1 (Debian) or nftables"
+            f"{LIBRARY}: not found; quarantine and the guard need it: install libnftables1 (Debian) or nftables"
         ) from None
     pointer, text = ctypes.c_void_p, ctypes.c_char_p
     signatures: dict[str, tuple[Any, list[Any]]] = {
@@ -56,7 +60,8 @@ class Nftables:
 
     def __init__(self) -> None:
         self._lib = library()
-        self._context = self._lib.nft_ctx_new(0)
+        with _inside:
+            self._context = self._lib.nft_ctx_new(0)
         if not self._context:
             raise HostError("nftables: no netlink socket; check CAP_NET_ADMIN and the kernel's nf_tables")
         self._lib.nft_ctx_buffer_output(self._context)
@@ -65,16 +70,35 @@ class Nftables:
 
     def run(self, commands: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Carry out the commands as one transaction: all or nothing. Return the listed objects. Raises HostError."""
-        request = json.dumps({"nftables": commands}).encode()
-        status = self._lib.nft_run_cmd_from_buffer(self._context, request)
-        output = self._lib.nft_ctx_get_output_buffer(self._context)
-        error = self._lib.nft_ctx_get_error_buffer(self._context).decode(errors="replace")
+        output = self.run_text(json.dumps({"nftables": commands}))
+        return json.loads(output)["nftables"] if output else []
+
+    def run_text(self, commands: str) -> str:
+        """Carry out commands in the language of nft(8) as one transaction; return what they print. Raises HostError."""
+        with _inside:
+            status = self._lib.nft_run_cmd_from_buffer(self._context, commands.encode())
+            output = self._lib.nft_ctx_get_output_buffer(self._context).decode()
+            error = self._lib.nft_ctx_get_error_buffer(self._context).decode(errors="replace")
         if status != 0:
             first = next((line for line in error.splitlines() if line.strip()), "no reason given")
             raise HostError(f"nftables: {first.removeprefix('internal:0:0-0: ')}; check CAP_NET_ADMIN")
-        return json.loads(output)["nftables"] if output else []
+        return output
+
+    def table(self, name: str, family: str = "inet") -> list[dict[str, Any]] | None:
+        """The objects of a table, None if there is none. Raises HostError.
+
+        It is asked for by its name: libnftables 1.0.6 reads past an array when it prints a table with the flag `owner`,
+        such as the guard's, as JSON.
+        """
+        try:
+            return self.run([{"list": {"table": {"family": family, "name": name}}}])
+        except HostError as error:
+            if MISSING in str(error):
+                return None
+            raise
 
     def close(self) -> None:
         if self._context:
-            self._lib.nft_ctx_free(self._context)
+            with _inside:
+                self._lib.nft_ctx_free(self._context)
             self._context = None
