@@ -35,7 +35,7 @@ class DaemonSettings(Table):
 
 class Datapath(Table):
     workers: Annotated[int, Meta(ge=1, le=64)] = 1  # processes that handle packets, each with three queues
-    queue: Annotated[int, Meta(ge=0, le=65535 - 192)] = 22600  # first NFQUEUE number; 3 x workers are used
+    queue: Annotated[int, Meta(ge=0, le=65535 - 384)] = 22600  # first NFQUEUE number; 6 x workers are used
     queue_length: Annotated[int, Meta(ge=64, le=1_000_000)] = 4096  # packets that the kernel keeps for each queue
     mark_stamped: Annotated[int, Meta(gt=0, lt=2**32)] = 0x10000000  # packet mark bits of ours
     mark_rejected: Annotated[int, Meta(gt=0, lt=2**32)] = 0x20000000
@@ -51,11 +51,13 @@ class Datapath(Table):
 
 class Stamp(Table):
     fail: Fail = "open"  # no daemon: packets leave unstamped (open) or not at all (closed)
+    overload: Fail = "open"  # more packets than a queue takes: the others leave unstamped, or not at all
     forwarded: bool = False  # stamp packets that this host forwards for [[network]] addresses, too
 
 
 class Verify(Table):
     fail: Fail = "closed"  # no daemon: packets come in unverified (open) or not at all (closed)
+    overload: Fail = "closed"  # more packets than a queue takes: the others come in unverified, or not at all
     max_age: Seconds = 60.0  # an epoch older than this is stale
     max_future: Seconds = 10.0  # an epoch further ahead of our clock than this is refused
     grace: Seconds = 2.0  # after a new epoch the one before it is accepted for so long
@@ -68,6 +70,25 @@ class Verify(Table):
         if self.mark_glance not in (0, 0xFF * lowest):
             return [f"{path}.mark_glance: {self.mark_glance:#x} is not eight neighbouring bits; write e.g. 0x00ff0000"]
         return []
+
+
+class GuardException(Table):
+    """Packets of strict peers that come in while nobody verifies, so that nobody is locked out for good."""
+
+    prefix: str  # the other end
+    protocol: Literal["tcp", "udp"]
+    port: Annotated[int, Meta(ge=1, le=65535)]
+    direction: Literal["in", "out"]  # in: they reach this port of ours. out: answers from their port to what we sent
+
+    def mistakes(self, path: str) -> list[str]:
+        return check_prefixes([self.prefix], f"{path}.prefix")
+
+
+class GuardSettings(Table):
+    """The process that keeps closed what is closed, and packets waiting, while there is no daemon."""
+
+    socket: str = "/run/scentd-guard/guard.sock"
+    exception: list[GuardException] = []
 
 
 class Source(Table):
@@ -146,6 +167,7 @@ class Config(Table):
     datapath: Datapath = Datapath()
     stamp: Stamp = Stamp()
     verify: Verify = Verify()
+    guard: GuardSettings = GuardSettings()
     network: list[Network] = []
     peer: list[Peer] = []
     policy: list[Policy] = []

@@ -149,7 +149,8 @@ class Flows:
             raise self.failed
         _, unseen = struct.unpack("II", self.capture.end.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
         assert unseen == 0, "the capture was too slow"
-        lost = [flow.lost() for flow in self.flows]
-        assert not any(lost), f"lost: {lost}"
+        for flow in self.flows:
+            lost = flow.lost()
+            assert not lost, f"{type(flow).__name__}: lost {len(lost)} of {flow.sent}: {lost[:3]} to {lost[-3:]}"
         assert not self.bare, f"{len(self.bare)} left without a scent; the first: {self.bare[0][:100].hex()}"
         assert self.scented > LEAST, f"{self.scented} seen"

@@ -95,6 +95,7 @@ class Node:
         self.sections: dict[str, Any] = {}
         self.program = ("-m", "scentd")  # for the interpreter; another front door is toys.py
         self.process: subprocess.Popen[Any] | None = None
+        self.leaving = False  # its end leaves everything on the host, as the unit's
         self.pin_dir: Path | None = None  # on a BPF file system: with the offload
 
     def __enter__(self) -> Node:
@@ -134,7 +135,7 @@ class Node:
         """Start the daemon and do not wait for it."""
         with open(self.log, "ab") as log:
             self.process = self.host.start(
-                *(sys.executable, *self.program, "run", "--config", str(self.config)),
+                *(sys.executable, *self.program, "run", "--config", str(self.config), *["--leave"] * self.leaving),
                 env=environment(),
                 stdout=log,
                 stderr=log,

@@ -6,16 +6,23 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from scentd.config.sections import Config
+from scentd.core.closed import closed
 from scentd.core.lowered_mtu import RoutePlan
 from scentd.core.offload.coverage import Coverage
-from scentd.datapath.host import routes, rules, sets
+from scentd.datapath.host import marks, routes, rules, sets
 from scentd.datapath.host.watch import Watch
 from scentd.datapath.offload.interfaces import read_served
 from scentd.datapath.offload.offload import Offload, remove_offload
 from scentd.errors import ScentdError
+from scentd.guard import orders
+from scentd.guard.client import GuardClient, write_document
+from scentd.system import nft
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +37,13 @@ class HostFacts(NamedTuple):
     forward_lowered: bool = False  # the kernel applies the lowered MTUs to forwarded packets, too
 
 
+class Installed(NamedTuple):
+    """What an installation has found and made."""
+
+    facts: HostFacts
+    served: Coverage | None  # by our programs; the rules fit this
+
+
 class Host:
     """Makes and removes these parts; routes and programs of ours update the host's routes and interfaces.
 
@@ -39,10 +53,12 @@ class Host:
 
     def __init__(self, config: Config, on_facts: Callable[[HostFacts], None]) -> None:
         self._on_facts = on_facts
-        self._target = config  # the newest configuration; `_config` is the one on the host
         self._loop = asyncio.get_running_loop()
-        self._config: Config | None = None
+        self._config = config  # the newest
+        self.applied = False  # some configuration is on the host
+        self._is_whole = False  # and it is the newest, all of it
         self._offload: Offload | None = None
+        self._served: Coverage | None = None
         self._watch: Watch | None = None
         self._lock = threading.Lock()  # the watch, a reload and the stop run on different threads
         self._stopped = False
@@ -52,30 +68,37 @@ class Host:
         with self._lock:
             if self._stopped:  # the stop came before this reload
                 return HostFacts()
-            self._target = config
-            facts = install(config, offload)
             self._config, self._offload = config, offload
+            facts = self._install()
+            self.applied = True
         if self._watch is None:
             self._watch = Watch(config.datapath, self._on_change)
             self._watch.start()
         return facts
 
-    @property
-    def applied(self) -> bool:
-        return self._config is not None
+    def _install(self) -> HostFacts:
+        self._is_whole = False
+        facts, self._served = install(self._config, self._offload)
+        self._is_whole = True
+        return facts
 
     def check(self) -> None:
-        """Put back the programs that somebody else has removed. Raises HostError."""
+        """Put back programs and rules that somebody has removed; finish what a reload could not. Raises HostError."""
         with self._lock:
-            if (
-                self._config is None
-                or self._offload is None
-                or self._stopped
-                or not self._offload.interfaces.is_incomplete()
-            ):
+            if not self.applied or self._stopped:
                 return
-            log.warning("offload: somebody has removed programs of ours; putting them back")
-            update(self._config, self._offload)
+            was_whole = self._is_whole
+            if was_whole:
+                if self._offload is not None and self._offload.interfaces.is_incomplete():
+                    log.warning("offload: somebody has removed programs of ours; putting them back")
+                elif not rules.is_applied(self._config, self._served):
+                    log.warning("iptables: somebody has changed rules of ours; putting them back")
+                else:
+                    return
+            facts = self._install()
+            if not was_whole:
+                log.info("the host is as the configuration wants it again")
+        self._loop.call_soon_threadsafe(self._on_facts, facts)
 
     def leave(self) -> None:
         """Change nothing on the host from now on."""
@@ -88,19 +111,23 @@ class Host:
     def remove(self) -> None:
         """Remove everything. Raises HostError."""
         self.leave()
-        cleanup(self._target)
+        cleanup(self._config)
 
     def _on_change(self) -> None:
-        assert self._config is not None  # the watch is started after it is set
         try:
             with self._lock:
                 if self._stopped:
                     return
-                facts = update(self._config, self._offload)
+                facts, self._served = update(self._config, self._offload)
         except ScentdError as error:
             log.error("routes to peers: %s", error)
+            self._is_whole = False  # the next check tries again
             return
         self._loop.call_soon_threadsafe(self._on_facts, facts)
+
+
+def with_queue(config: Config, first: int) -> Config:
+    return replace(config, datapath=replace(config.datapath, queue=first))
 
 
 def read_facts(config: Config) -> HostFacts:
@@ -108,7 +135,7 @@ def read_facts(config: Config) -> HostFacts:
     return HostFacts(routes.read_plan(config).limits(), routes.own_addresses())
 
 
-def install(config: Config, offload: Offload | None = None) -> HostFacts:
+def install(config: Config, offload: Offload | None = None) -> Installed:
     """Make the host as the configuration wants it; doing it twice is harmless. Raises HostError."""
     sets.apply(config)
     return update(config, offload)
@@ -117,10 +144,10 @@ def install(config: Config, offload: Offload | None = None) -> HostFacts:
 def reinstall(config: Config) -> None:
     """Write sets, routes and rules again; they fit a daemon's attached programs. Raises HostError."""
     sets.apply(config)
-    write(config, routes.read_plan(config), current_served(config))
+    write(as_installed(config), routes.read_plan(config), current_served(config))
 
 
-def update(config: Config, offload: Offload | None) -> HostFacts:
+def update(config: Config, offload: Offload | None) -> Installed:
     """Write the routes, programs and rules that the host's own routes and interfaces require.
 
     A program is attached before the rules leave packets to it, and detached after they send these to the queue again.
@@ -133,7 +160,7 @@ def update(config: Config, offload: Offload | None) -> HostFacts:
     limits, lowered = write(config, plan, served)
     if offload is not None:
         offload.interfaces.detach_unused()
-    return HostFacts(limits, routes.own_addresses(), lowered)
+    return Installed(HostFacts(limits, routes.own_addresses(), lowered), served)
 
 
 def restrict_rule_free(config: Config, plan: RoutePlan, served: Coverage) -> Coverage:
@@ -146,6 +173,8 @@ def write(config: Config, plan: RoutePlan, served: Coverage | None) -> tuple[Lim
 
     The order is such that packets that the queue has stamped find the routes that they need.
     """
+    if nft.available() or served is not None or closed(config) is not None:
+        marks.apply(config.datapath.mark_verified)
     if served is not None and served.rule_free:
         rules.apply(config, served)
         return routes.apply(config, rule_free=True).limits(), True
@@ -154,6 +183,11 @@ def write(config: Config, plan: RoutePlan, served: Coverage | None) -> tuple[Lim
     limits = routes.apply(config, lowered).limits()
     rules.apply(config, served)
     return limits, lowered
+
+
+def as_installed(config: Config) -> Config:
+    """The configuration with the first queue that the installed rules lead to: a daemon's successor has others."""
+    return with_queue(config, rules.installed_queue(config))
 
 
 def current_served(config: Config) -> Coverage | None:
@@ -165,9 +199,11 @@ def current_served(config: Config) -> Coverage | None:
 
 def show(config: Config) -> str:
     """The rules, the sets and the lowered routes as text, and the difference from what the configuration requires."""
-    lines = [rules.show(config, current_served(config)), "# address sets\n"]
+    lines = [rules.show(as_installed(config), current_served(config)), "# address sets\n"]
     for name, prefixes in sets.read().items():
         lines.append(f"{name}: {' '.join(sorted(map(str, prefixes))) or '-'}\n")
+    lines.append(f"# marks cleared behind the verifier, in nftables table inet {marks.NAME}\n")
+    lines += [f"{mark:#x}\n" for mark in marks.read()]
     lines.append(f"# lowered routes, in table {config.datapath.route_table} or local\n")
     for route in routes.read_own(config.datapath):
         lines.append(f"{route}\n")
@@ -177,6 +213,27 @@ def show(config: Config) -> str:
 def cleanup(config: Config) -> None:
     """Remove everything of ours; a missing part is no error. Raises HostError."""
     rules.remove()
+    release_waiting(config)
     remove_offload(config.datapath.pin_dir)
     routes.remove(config.datapath)
     sets.remove()
+    marks.remove()
+
+
+def release_waiting(config: Config) -> None:
+    """Let the packets go on that wait in a gone daemon's queues; without a guard there are none."""
+    guard = GuardClient(config.guard.socket)
+    if guard.connect():
+        guard.ask(orders.Release())
+        guard.close()
+
+
+def open_closed(config: Config) -> bool:
+    """Let the guard keep nothing closed any more, also after the next boot; return whether it did. Raises HostError."""
+    guard = GuardClient(config.guard.socket)
+    before = guard.connect() and guard.ask(orders.Tell()).closed
+    write_document(Path(config.daemon.state_dir) / orders.STATE_FILE, None)
+    if guard.is_connected():
+        guard.ask(orders.Look())
+    guard.close()
+    return before

@@ -10,8 +10,9 @@ Own chains in two tables, IPv4 and IPv6 alike, one transaction a table and famil
 
 With the offload (datapath/offload) our chains get only the packets that its programs leave. Outbound these are the
 packets through interfaces without a stamper (by SCENTD-OTHERS, if several interfaces have one). Inbound these are the
-packets without the mark `mark_verified`, which SCENTD-DECIDED clears. If every interface has a stamper
-(`rule_free`), OUTPUT has no rule of ours.
+packets without the mark `mark_verified`. If every interface has a stamper (`rule_free`), OUTPUT has no rule of ours.
+
+`mark_verified` is also the guard's proof (core/closed.py). marks.py clears it behind the two.
 
 A queue's verdict "accept" skips the rest of the mangle chain, so our jumps come after
 the host's own mangle rules. Lines are written as `iptables -S` prints them, so that the
@@ -21,6 +22,7 @@ Address sets (sets.py) must exist before the rules and can be removed only after
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from scentd.config.sections import Config
@@ -41,6 +43,7 @@ HAS_OPTIONS = {4: '-m u32 --u32 "0x0>>0x18&0xf=0x6:0xf"', 6: "-m ipv6header --he
 # length.
 WHOLE = ("-p tcp", "-m length --length 1501:65535")
 GROUP_TYPES = {4: "BROADCAST,MULTICAST", 6: "MULTICAST"}
+QUEUE_NUMBER = re.compile(r"--queue-(?:num|balance) (\d+)")
 PROHIBITED = {4: "icmp-admin-prohibited", 6: "icmp6-adm-prohibited"}
 
 
@@ -153,15 +156,12 @@ def inbound_rules(config: Config, family: int, served: Coverage | None = None) -
 def prerouting_rules(mark: int, served: Coverage | None) -> list[str]:
     """The rules from PREROUTING to SCENTD-IN: for all packets, or with the offload for those it has not decided.
 
-    A decided packet loses the mark here: a tunnel's inner packet would inherit it. In a VRF packets traverse
-    PREROUTING twice, the second time without the mark.
+    In a VRF packets traverse PREROUTING twice, the second time without the mark.
     """
     if served is None:
         return ["-A PREROUTING -j SCENTD-IN"]
     return [
         f"-A PREROUTING -m mark ! --mark {mark:#x}/{mark:#x} -j SCENTD-IN",
-        f"-A PREROUTING -m mark --mark {mark:#x}/{mark:#x} -j SCENTD-DECIDED",
-        f"-A SCENTD-DECIDED -j MARK --set-xmark 0x0/{mark:#x}",
         *(f"-A SCENTD-IN -i {name} -j RETURN" for name in served.vrfs),
     ]
 
@@ -201,6 +201,20 @@ def to_queue(first: int, workers: int, bypass: bool) -> str:
     return f"-j NFQUEUE {numbers}{' --queue-bypass' if bypass else ''}"
 
 
+def installed_queue(config: Config) -> int:
+    """The first queue of the daemon whose rules are installed; the configured one without rules. Raises HostError."""
+    lines = [line for family in families() for line in iptables.read_tables(family)["mangle"]]
+    for chain, offset in (("SCENTD-OUT", 0), ("SCENTD-IN", config.datapath.workers)):
+        numbers = [int(n) for line in lines if chain_in(line) == chain for n in QUEUE_NUMBER.findall(line)]
+        if numbers:
+            return min(numbers) - offset
+    return config.datapath.queue
+
+
+def chain_in(line: str) -> str:
+    return iptables.chain_of(line) if line.startswith("-A ") else ""
+
+
 def apply(config: Config, served: Coverage | None = None) -> bool:
     """Install the rules; the sets must exist. Return whether anything had to change. Raises HostError.
 
@@ -213,6 +227,11 @@ def apply(config: Config, served: Coverage | None = None) -> bool:
             iptables.restore(family, iptables.restore_input(want, current))
             changed = True
     return changed
+
+
+def is_applied(config: Config, served: Coverage | None = None) -> bool:
+    """Whether the host's rules are as apply() leaves them. Raises HostError."""
+    return all(iptables.is_applied(build(config, f, served), iptables.read_tables(f)) for f in families())
 
 
 def remove() -> bool:

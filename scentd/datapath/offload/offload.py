@@ -71,7 +71,7 @@ class Offload:
                     "give each a directory of its own"
                 )
             programs.make_directory(programs.maps_directory(config.datapath.pin_dir))
-        self._datapath, self._verify, self._forwarded = config.datapath, config.verify, config.stamp.forwarded
+        self._datapath = config.datapath
         self._on_event = on_event
         self.interfaces = Interfaces(config.datapath.pin_dir)
         self._programs: Programs | None = None
@@ -88,6 +88,7 @@ class Offload:
 
     def configure(
         self,
+        config: Config,
         stamp: StampTable,
         unstamped: Sequence[str],
         verify: VerifyTable,
@@ -101,9 +102,9 @@ class Offload:
         Raises OffloadError.
         """
         with self._lock, offload_errors():
-            marks = encode.Marks(self._datapath.mark_verified, self._datapath.mark_rejected, self._verify.mark_glance)
+            marks = encode.Marks(self._datapath.mark_verified, self._datapath.mark_rejected, config.verify.mark_glance)
             # The rules decide whether a forwarded packet is ours: they see its source before NAT.
-            forwarded = self._datapath.mark_verified if self._forwarded else 0
+            forwarded = self._datapath.mark_verified if config.stamp.forwarded else 0
             want = encode.stamp_entries(stamp, unstamped, forwarded, RUN_NS)
             accept = encode.verify_entries(verify, addresses, marks)
             needed = sizes(want, accept, len(stamp.pairs))
@@ -286,6 +287,7 @@ class Offload:
         """Attach the programs to all interfaces. Raises OffloadError."""
         assert self._programs is not None  # configure() comes first
         with self._lock, offload_errors():
+            programs.make_directory(programs.maps_directory(self._datapath.pin_dir))  # somebody may have removed it
             self.interfaces.attach(self._programs)
             self._programs.pin(self._datapath.pin_dir)
         if self._old_programs is not None:

@@ -14,6 +14,10 @@ from scentd.datapath.offload.libbpf import BpfError, check, libc, library
 
 BPFFS_MAGIC = 0xCAFE4A11  # linux/magic.h
 STATFS_ROOM = 256  # bytes; struct statfs is smaller everywhere, its first member is the type, a long
+READ_ONLY = (
+    "outside of this service it may be writable: ProtectKernelTunables=yes does that; the unit as shipped has "
+    "ReadOnlyPaths=/sys /proc/sys and ReadWritePaths=-/sys/fs/bpf in its place (systemctl cat scentd)"
+)
 NO_BPFFS = "datapath.pin_dir must be a directory of a BPF file system: mount -t bpf bpf /sys/fs/bpf"
 NEW = "~"  # suffix of the pin that is about to replace the one of this name
 

@@ -6,6 +6,7 @@ programs run. Programs need no pins: their attachments hold them.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Mapping
@@ -115,7 +116,8 @@ def make_directory(path: Path) -> None:
             return
         path.rmdir()
     except OSError as error:
-        raise HostError(f"datapath.pin_dir {path.parent}: {error.strerror}; {pins.NO_BPFFS}") from None
+        way_out = pins.READ_ONLY if error.errno == errno.EROFS else pins.NO_BPFFS
+        raise HostError(f"datapath.pin_dir {path.parent}: {error.strerror}; {way_out}") from None
     raise HostError(
         f"datapath.pin_dir {path.parent}: not on a BPF file system; name a directory below one (/sys/fs/bpf)"
     )

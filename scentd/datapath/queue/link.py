@@ -14,24 +14,31 @@ MESSAGE_MAX = 256 * 1024 * 1024
 
 
 class WorkerSetup(Struct, frozen=True, tag=True):
-    """First message to a worker: which queues to bind and how."""
+    """What a worker needs once."""
 
     stamp_queue: int
     verify_queue: int
     queue_length: int
-    stamp_fail_open: bool
-    verify_fail_open: bool
     mark_stamped: int
     mark_rejected: int
-    mark_glance: int = 0
     long_queue: int | None = None  # verifies IPv6 packets that may hold several segments; None: no IPv6
+    guard_socket: str = ""
 
 
 class PathTables(Struct, frozen=True, tag=True):
+    """What it works by until the next ones come."""
+
     stamp: StampTable
     verify: VerifyTable
     epochs_path: str
+    mark_verified: int = 0  # for all that the verifier lets in, so that the guard does; 0: nothing is kept closed
+    mark_glance: int = 0
+    log_level: str = "info"
     forward_lowered: bool = False  # the kernel applies the lowered MTU to forwarded packets, before they are stamped
+    stamp_fail_open: bool = False
+    verify_fail_open: bool = False
+    stamp_overload_open: bool = False
+    verify_overload_open: bool = False
 
 
 class NewEpochs(Struct, frozen=True, tag=True):

@@ -1,7 +1,7 @@
 """A worker: one process with one stamping queue and two verifying ones, the second for long IPv6 packets.
 
-The daemon starts it as `python -m scentd.datapath.queue.worker FD`; FD is the worker's end of the
-link. The worker holds no private key. It ends when the link closes.
+The daemon starts it as `python -P -m scentd.datapath.queue.worker FD`; FD is the worker's end of the
+link. The worker holds no private key. It ends when the link closes; the guard, if there is one, then holds its queues.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from scentd.core.packet.verify import Outcome, Verifier
 from scentd.datapath.queue import icmp, link
 from scentd.datapath.queue.nfqueue import Queue
 from scentd.errors import HostError
+from scentd.guard.client import Holding
+from scentd.guard.held import queue_states
 from scentd.state.epochs import Epochs
 from scentd.wire import ip, layout
 from scentd.wire.carrier import CARRIERS
@@ -32,6 +34,8 @@ from scentd.wire.carrier import CARRIERS
 log = logging.getLogger("scentd.worker")
 
 STAMPED, ACCEPTED = 0, 1
+VERIFIED = 0
+OVERLOADED = ("overload_stamp", "overload_verify", "overload_verify")  # counters of the queues
 HOOK_FORWARD = 2  # NF_INET_FORWARD
 REPORT_SECONDS = 1.0
 # The mark makes the kernel route a packet again, past the lowered route. That costs the kernel 1 us, so only a packet
@@ -54,18 +58,20 @@ class Worker:
         self._now = time.time()
         self._packets = [0, 0]  # by STAMPED and ACCEPTED
         self._forward_lowered = False
+        self._marks = [0, 0]  # VERIFIED: of all that comes in; then the bits of the glance
+        self._fail_open = [False, False]  # by STAMPED and ACCEPTED
         self._unstamped = [0] * len(layout.UNSTAMPED)
         self._outcomes: Counter[tuple[int, str]] = Counter()
         self._counters: Counter[str] = Counter()
-        length, fail_open = setup.queue_length, setup.verify_fail_open
+        length = setup.queue_length
         self._queues = [
-            Queue(setup.stamp_queue, self._stamp_handler(), length, setup.stamp_fail_open, self._pass_uncopyable),
-            Queue(setup.verify_queue, self._verify_handler(), length, fail_open, self._drop_uncopyable),
+            Queue(setup.stamp_queue, self._stamp_handler(), length, self._pass_uncopyable),
+            Queue(setup.verify_queue, self._verify_handler(), length, self._drop_uncopyable),
         ]
         if setup.long_queue is not None:
             handler = self._verify_handler(partial_checksum.finish)
-            long = Queue(setup.long_queue, handler, length, fail_open, self._drop_uncopyable, True)
-            self._queues.append(long)
+            self._queues.append(Queue(setup.long_queue, handler, length, self._drop_uncopyable, True))
+        self._holding = Holding(setup.guard_socket)
 
     def run(self) -> None:
         """Serve packets and messages until the daemon closes the link."""
@@ -91,10 +97,13 @@ class Worker:
             if time.monotonic() >= report_at:
                 report_at = time.monotonic() + REPORT_SECONDS
                 self._send(self._report())
+                self._holding.keep()
 
     def close(self) -> None:
-        for queue in self._queues:
-            queue.close()
+        """End the queues, unless the guard holds them for the next worker."""
+        if not self._holding.keep():
+            for queue in self._queues:
+                queue.close()
         self._icmp.close()
 
     # -- packets ---------------------------------------------------------
@@ -118,7 +127,7 @@ class Worker:
                 else:
                     self._pass_unstamped(packet, result)
             except Exception:
-                self._fail(packet, self._setup.stamp_fail_open)
+                self._fail(packet, STAMPED)
 
         return handle
 
@@ -127,15 +136,19 @@ class Worker:
 
         If finish() returns None, the packet keeps its scent: the receiver's stack skips the option.
         """
-        verify, packets, glance = self._verifier.verify, self._packets, self._setup.mark_glance
+        verify, packets, marks = self._verifier.verify, self._packets, self._marks
 
         def handle(packet: Any) -> None:
             try:
                 payload = packet.get_payload()
                 result = verify(payload)
                 if isinstance(result, bytes):
+                    verified, glance = marks
                     if glance:
-                        packet.set_mark(packet.mark & ~glance | self._verifier.glance(payload) * (glance & -glance))
+                        glanced = packet.mark & ~glance | self._verifier.glance(payload) * (glance & -glance)
+                        packet.set_mark(glanced | verified)
+                    elif verified:
+                        packet.set_mark(packet.mark | verified)
                     bare = finish(result) if finish else result
                     if bare is not None:
                         packet.set_payload(bare)
@@ -144,7 +157,7 @@ class Worker:
                 else:
                     self._treat(packet, result)
             except Exception:
-                self._fail(packet, self._setup.verify_fail_open)
+                self._fail(packet, ACCEPTED)
 
         return handle
 
@@ -166,8 +179,9 @@ class Worker:
         if treatment == "drop":
             packet.drop()
             return
-        if treatment == "reject":
-            packet.set_mark(packet.mark | self._setup.mark_rejected)
+        rejected = self._setup.mark_rejected if treatment == "reject" else 0
+        if mark := rejected | self._marks[VERIFIED]:
+            packet.set_mark(packet.mark | mark)
         packet.accept()
 
     def _answer_too_big(self, payload: bytes, reason: int) -> None:
@@ -189,8 +203,9 @@ class Worker:
         self._counters["uncopyable"] += 1
         packet.drop()
 
-    def _fail(self, packet, fail_open: bool) -> None:
+    def _fail(self, packet, direction: int) -> None:
         """Give a packet the verdict of the queue's `fail` after an exception: no packet may stay without a verdict."""
+        fail_open = self._fail_open[direction]
         self._counters["internal_errors"] += 1
         if self._counters["internal_errors"] <= 10:
             log.exception("internal error on the packet path; the packet is %s", "passed" if fail_open else "dropped")
@@ -222,8 +237,28 @@ class Worker:
             self._stamper.configure(message.stamp)
             self._verifier.configure(message.verify, self._epochs.values)
             self._forward_lowered = message.forward_lowered
+            self._marks[:] = message.mark_verified, message.mark_glance
+            self._fail_open[:] = message.stamp_fail_open, message.verify_fail_open
+            logging.getLogger().setLevel(message.log_level.upper())
+            self._settle(message)
             if before is not None:
                 before.close()
+
+    def _settle(self, tables: link.PathTables) -> None:
+        """Tell kernel and guard what happens to packets that nobody handles. The first queue stamps."""
+        overload, fail = (
+            [stamp, *[verify] * (len(self._queues) - 1)]
+            for stamp, verify in (
+                (tables.stamp_overload_open, tables.verify_overload_open),
+                (tables.stamp_fail_open, tables.verify_fail_open),
+            )
+        )
+        for queue, is_open in zip(self._queues, overload, strict=True):
+            try:
+                queue.set_overload(is_open)
+            except (HostError, OSError) as error:  # packets go on as before
+                log.error("NFQUEUE %d: overload: %s", queue.number, error)
+        self._holding.hold([(q.number, is_open, q.fileno()) for q, is_open in zip(self._queues, fail, strict=True)])
 
     def _send(self, message: link.FromWorker) -> None:
         """Queue a message. If the daemon reads too slowly, the message is dropped whole and counted."""
@@ -250,6 +285,10 @@ class Worker:
             counters[f"unstamped:{layout.UNSTAMPED[reason]}"] = count
         for (verdict, treatment), count in self._outcomes.items():
             counters[f"{layout.VERDICTS[verdict]}:{treatment}"] = count
+        states = queue_states()
+        for queue, name in zip(self._queues, OVERLOADED, strict=False):
+            state = states.get(queue.number)
+            counters[name] = counters.get(name, 0) + (state.refused if state is not None else 0)
         return link.WorkerReport(counters, tuple(self._stamper.fragments_sent()), self._verifier.drain_nodes())
 
 
@@ -277,7 +316,8 @@ def main(argv: list[str]) -> int:
         worker.run()
     finally:
         worker.close()
-    return 0
+    logging.shutdown()
+    os._exit(0)  # the destructors of netfilterqueue would unbind queues that the guard holds
 
 
 if __name__ == "__main__":

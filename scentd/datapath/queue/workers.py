@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -15,7 +14,10 @@ from scentd.config.sections import Config
 from scentd.datapath.family import families
 from scentd.datapath.queue import link
 from scentd.errors import HostError
+from scentd.guard import orders
+from scentd.guard.client import GuardClient
 from scentd.model import Outgoing
+from scentd.system import python
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +57,11 @@ class Workers:
         self._tasks: list[asyncio.Task] = []
         self._listeners: set[asyncio.Task] = set()
         self.restarts = 0
+        self.first_queue = config.datapath.queue
 
-    async def start(self) -> None:
-        """Start all workers and wait until their queues are bound. Raises HostError."""
+    async def start(self, first_queue: int) -> None:
+        """Start all workers and wait until their queues are bound, from `first_queue` on. Raises HostError."""
+        self.first_queue = first_queue
         try:
             for worker in self._workers:
                 await self._spawn(worker)
@@ -117,12 +121,10 @@ class Workers:
         environment["SCENTD_LOG_LEVEL"] = self._log_level.upper()
         with worker_end:
             worker.process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "scentd.datapath.queue.worker",
-                str(worker_end.fileno()),
+                *python.command("scentd.datapath.queue.worker", str(worker_end.fileno())),
                 pass_fds=(worker_end.fileno(),),
-                env=environment,
+                env=python.environment(environment),
+                cwd=python.DIRECTORY,
             )
         reader, worker.writer = await asyncio.open_connection(sock=daemon_end)
         worker.send(self._setup(worker.number))
@@ -144,15 +146,13 @@ class Workers:
     def _setup(self, number: int) -> link.WorkerSetup:
         datapath = self._config.datapath
         return link.WorkerSetup(
-            stamp_queue=datapath.queue + number,
-            verify_queue=datapath.queue + datapath.workers + number,
+            stamp_queue=self.first_queue + number,
+            verify_queue=self.first_queue + datapath.workers + number,
             queue_length=datapath.queue_length,
-            stamp_fail_open=self._config.stamp.fail == "open",
-            verify_fail_open=self._config.verify.fail == "open",
+            guard_socket=os.path.abspath(self._config.guard.socket),
             mark_stamped=datapath.mark_stamped,
             mark_rejected=datapath.mark_rejected,
-            mark_glance=self._config.verify.mark_glance,
-            long_queue=datapath.queue + 2 * datapath.workers + number if 6 in families() else None,
+            long_queue=self.first_queue + 2 * datapath.workers + number if 6 in families() else None,
         )
 
     @staticmethod
@@ -199,9 +199,19 @@ class Workers:
             await asyncio.sleep(backoff)
             backoff = min(backoff * 2, BACKOFF_MAX)
             try:
+                await asyncio.to_thread(self._give_up_queues, worker.number)
                 await self._spawn(worker)
             except (HostError, OSError) as error:  # OSError: no process or descriptor is free now
                 log.error("worker %d: %s", worker.number, error)
+
+    def _give_up_queues(self, number: int) -> None:
+        """Let the guard give up the queues of a worker that has ended: the next one binds them. Raises HostError."""
+        guard = GuardClient(self._config.guard.socket)
+        if guard.connect():
+            setup = self._setup(number)
+            mine = (setup.stamp_queue, setup.verify_queue, *([setup.long_queue] if setup.long_queue else []))
+            guard.ask(orders.Release(mine, repeat=False))
+            guard.close()
 
     async def _stop_worker(self, worker: WorkerHandle) -> None:
         if worker.writer is not None:
