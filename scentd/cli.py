@@ -10,14 +10,17 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from scentd import __version__
-from scentd.config.sections import Config
 from scentd.errors import ConfigError, HostError, ScentdError
-from scentd.kinds import load_config
-from scentd.model import SCHEMA
+
+if TYPE_CHECKING:
+    from scentd.config.sections import Config
 
 CONFIG = "/etc/scentd/scentd.toml"
+GUARD = "/run/scentd-guard/guard.sock"
+CLOSED = "/var/lib/scentd/closed.json"
 OK, FAILED, USAGE = 0, 1, 2
 METRICS_LIMIT = 1000  # networks, peers, resources and policies with metrics of their own
 HANDED_OVER = 75  # EX_TEMPFAIL: the unit starts the daemon again at once (RestartForceExitStatus=)
@@ -40,6 +43,13 @@ exit status: 0 done, 1 it failed (one line says why and the way out), 2 wrong us
 signals of `scentd run`: HUP reads the configuration again, TERM and INT stop and clean up, USR1 ends with status
 75 and leaves everything in place for the (newer) daemon that is started next
 """
+
+
+def load_config(path: str) -> Config:
+    """scentd.kinds.load_config. Not every command needs all that it imports, and the guard should be small."""
+    from scentd import kinds
+
+    return kinds.load_config(path)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -87,7 +97,12 @@ def parser() -> argparse.ArgumentParser:
         made.set_defaults(run=run)
         return made
 
-    command("run", run_daemon, "run the daemon in the foreground until TERM or INT")
+    run = command("run", run_daemon, "run the daemon in the foreground until TERM or INT")
+    run.add_argument(
+        "--leave",
+        action="store_true",
+        help="at the end leave everything on the host, for the next daemon or `scentd cleanup`; for service managers",
+    )
     shown = command("status", status, "show networks, peers, counters and the allocation of a running daemon")
     shown.add_argument("--all", action="store_true", help="every entry of long lists, not only the most troubled ones")
     shown.add_argument("--view", default="text", metavar="NAME", help="how: text (default), prometheus")
@@ -105,12 +120,25 @@ def parser() -> argparse.ArgumentParser:
     rules.add_argument("action", choices=("show", "apply", "remove"))
     cleanup = command("cleanup", clean_up, "remove all that a daemon may have left on this host")
     cleanup.add_argument(
-        "--unless-crashed",
-        action="store_true",
-        help="for ExecStopPost=: leave everything until the restart after SIGUSR1, and after a crash with "
-        "verify.fail = closed or with the offload, whose programs go on",
+        "--unless-restarting",
+        metavar="UNIT",
+        help="for ExecStopPost=: leave everything for the daemon that comes next, if systemd restarts the unit; "
+        "what is closed stays closed in any case",
     )
-    command("doctor", doctor, "say what this kernel and host can do, what is missing and the way out")
+    guard = command("guard", run_guard, "keep closed what is closed, and packets waiting, while no daemon runs")
+    guard.add_argument("--listen", default=GUARD, metavar="PATH", help=f"socket (default {GUARD})")
+    guard.add_argument("--document", default=CLOSED, metavar="FILE", help=f"what is closed (default {CLOSED})")
+    reload = command("reload", reload_daemon, "have the daemon apply its changed configuration; say what it refuses")
+    reload.add_argument(
+        "--confirm",
+        metavar="TIME",
+        help='on trial, e.g. "60s": go back to the configuration before, unless `scentd confirm` follows in time',
+    )
+    command("confirm", confirm_reload, "keep the configuration that is on trial")
+    examined = command("doctor", doctor, "say what this kernel and host can do, what is missing and the way out")
+    examined.add_argument(
+        "--here", action="store_true", help="only what the unit's sandbox may forbid; doctor runs this in it"
+    )
     decode = command("decode", decode_packets, "decode the scents in a capture file")
     decode.add_argument("file", metavar="PCAP", help="a capture of tcpdump -w, or - for standard input")
     return top
@@ -125,7 +153,7 @@ def run_daemon(arguments: argparse.Namespace) -> int:
         raise HostError("scentd run needs root (or CAP_NET_ADMIN and CAP_NET_RAW); see `scentd doctor`")
 
     async def serve() -> bool:
-        return await Daemon(arguments.config).run()
+        return await Daemon(arguments.config, arguments.leave).run()
 
     return HANDED_OVER if asyncio.run(serve()) else OK
 
@@ -217,6 +245,7 @@ def pubkey(_: argparse.Namespace) -> int:
 
 
 def check_config(arguments: argparse.Namespace) -> int:
+    from scentd import model
     from scentd.datapath.beacon import peers_without_endpoint
     from scentd.state import identities
 
@@ -226,7 +255,7 @@ def check_config(arguments: argparse.Namespace) -> int:
     notes = [f"peer {p.name}: no beacons, as it has no single address; set endpoint" for p in without]
     if arguments.json:
         public = {name: str(identity.public) for name, identity in loaded.items()}
-        print(json.dumps({"schema": SCHEMA, "ok": True, "public_keys": public, "notes": notes}))
+        print(json.dumps({"schema": model.SCHEMA, "ok": True, "public_keys": public, "notes": notes}))
         return OK
     for name, identity in loaded.items():
         print(f"network {name}: key id {identity.public.key_id.hex()}, public key {identity.public}")
@@ -235,44 +264,96 @@ def check_config(arguments: argparse.Namespace) -> int:
 
 
 def redirect_rules(arguments: argparse.Namespace) -> int:
+    from scentd.control import client
     from scentd.datapath.host import host
 
     config = load_config(arguments.config)
     if arguments.action == "show":
         print(host.show(config), end="")
     elif arguments.action == "apply":
-        host.reinstall(config)
+        path = arguments.socket or config.daemon.control_socket
+        if client.answers(path):  # it knows which queues its workers have
+            client.change(path, {"command": "restore"})
+            print("the daemon has made them again, by the configuration that it runs on")
+        else:
+            host.reinstall(config)
     else:
+        refuse_beside_daemon(arguments, "it needs them; `systemctl stop scentd` removes them")
         host.cleanup(config)
     return OK
+
+
+def refuse_beside_daemon(arguments: argparse.Namespace, way_out: str) -> None:
+    """Raise HostError if a daemon runs: its status would claim what is no longer there."""
+    from scentd.control import client
+
+    path = arguments.socket or load_or_default(arguments.config).daemon.control_socket
+    if client.answers(path):
+        raise HostError(f"a daemon runs here (control socket {path}); {way_out}")
+
+
+def run_guard(arguments: argparse.Namespace) -> int:
+    from scentd.guard import guard
+
+    logging.basicConfig(level="INFO", format="%(levelname).1s %(name)s: %(message)s", stream=sys.stderr)
+    guard.run(arguments.listen, arguments.document)
+    return OK
+
+
+def reload_daemon(arguments: argparse.Namespace) -> int:
+    from scentd.config import units
+    from scentd.control.server import TRIAL_MAX
+
+    try:
+        seconds = units.parse(arguments.confirm, "seconds") if arguments.confirm else 0.0
+    except ValueError as error:
+        print(f"scentd: --confirm {arguments.confirm}: {error}", file=sys.stderr)
+        return USAGE
+    if arguments.confirm and not 1 <= seconds <= TRIAL_MAX:
+        print(f"scentd: --confirm {arguments.confirm}: write 1s to {TRIAL_MAX / 3600:.0f}h", file=sys.stderr)
+        return USAGE
+    return print_outcome(arguments, {"command": "reload", "confirm": seconds}, "reloaded")
+
+
+def confirm_reload(arguments: argparse.Namespace) -> int:
+    return print_outcome(arguments, {"command": "confirm"}, "confirmed")
+
+
+def print_outcome(arguments: argparse.Namespace, request: dict[str, object], done: str) -> int:
+    """Ask the daemon for a change, and print what became of it."""
+    from scentd.control import client
+
+    outcome = client.change(control_socket(arguments), request)
+    if arguments.json:
+        print(json.dumps(outcome))
+        return OK if outcome["applied"] else FAILED
+    if not outcome["applied"]:
+        print("scentd: refused, nothing has changed:", *outcome["problems"], sep="\n  ", file=sys.stderr)
+        return FAILED
+    for problem in outcome["problems"]:
+        print(f"scentd: applied but for: {problem}", file=sys.stderr)
+    trial = " on trial: `scentd confirm` keeps it" if outcome["trial_until"] else ""
+    print(f"{done}{trial}")
+    return FAILED if outcome["problems"] else OK
 
 
 def clean_up(arguments: argparse.Namespace) -> int:
     from scentd import act
     from scentd.datapath.host import host
+    from scentd.state import issued
+    from scentd.system import service
 
-    config = load_or_default(arguments.config)
-    if arguments.unless_crashed and (why := why_to_stay(config)):
+    config, unit = load_or_default(arguments.config), arguments.unless_restarting
+    if unit and (why := service.why_it_comes_back(unit, HANDED_OVER, USAGE)):
         print(f"{why}: what it made on the host stays until it is back", file=sys.stderr)
         return OK
+    refuse_beside_daemon(arguments, "`systemctl stop scentd` first")
     host.cleanup(config)
     act.cleanup()
+    issued.IssuedEpochs(issued.directory(config)).remove()
+    if unit is None and host.open_closed(config):
+        print("what strict peers send is no longer kept out: nothing is closed until a daemon runs", file=sys.stderr)
     return OK
-
-
-def why_to_stay(config: Config) -> str:
-    """Why nothing should be removed now, by what systemd tells of the daemon's end; "" if it should."""
-    from scentd.datapath.offload.interfaces import read_served
-
-    if os.environ.get("EXIT_STATUS") == str(HANDED_OVER):
-        return "the daemon is being replaced"
-    if os.environ.get("SERVICE_RESULT", "success") == "success":
-        return ""
-    if config.verify.fail == "closed":
-        return "the daemon crashed and verify.fail is closed"
-    restarted = os.environ.get("EXIT_STATUS") != str(USAGE)  # not before the configuration is mended
-    going_on = restarted and read_served(config.datapath.pin_dir, ()) is not None
-    return "the daemon crashed and its programs go on" if going_on else ""
 
 
 def load_or_default(path: str) -> Config:
@@ -281,6 +362,8 @@ def load_or_default(path: str) -> Config:
         return load_config(path)
     except ConfigError as error:
         print(f"scentd: {path}: {error.problems[0]}; cleaning up with the default settings", file=sys.stderr)
+        from scentd.config.sections import Config
+
         return Config()
 
 
@@ -288,7 +371,7 @@ def doctor(arguments: argparse.Namespace) -> int:
     from scentd.doctor import run
 
     named = arguments.config != CONFIG or os.path.exists(CONFIG)
-    return run.run(arguments.json, arguments.config if named else None)
+    return run.run(arguments.json, arguments.config if named else None, arguments.here)
 
 
 def decode_packets(arguments: argparse.Namespace) -> int:

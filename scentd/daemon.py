@@ -18,24 +18,25 @@ from collections import Counter
 from collections.abc import Coroutine
 from pathlib import Path
 
-from scentd import __version__
+from scentd import __version__, reload
 from scentd.bus.local import LocalBus
-from scentd.config.sections import Config
-from scentd.control import notify, packet_counts
+from scentd.control import packet_counts
 from scentd.control.server import Request, Server
 from scentd.control.status import LIMIT, BeaconStatus, Explanation, Omitted, Status, limit_list
 from scentd.core.pairs import PairName, Pairs
-from scentd.errors import ConfigError, ScentdError
-from scentd.kinds import load_config
+from scentd.errors import ConfigError, HostError
 from scentd.model import SCHEMA, Notice
+from scentd.reload import Reloads, Setup
 from scentd.roles.allocator import AllocatorRole
 from scentd.roles.collector import CollectorRole
 from scentd.roles.paths import Paths
 from scentd.roles.profiler import ProfilerRole, issued_slot
 from scentd.roles.stamper import StamperRole
 from scentd.roles.verifier import VerifierRole
-from scentd.state import identities
+from scentd.state import identities, issued
 from scentd.state.epochs import Epochs, prepare
+from scentd.state.issued import IssuedEpochs
+from scentd.system import notify
 from scentd.wire import layout
 
 log = logging.getLogger("scentd")
@@ -46,17 +47,20 @@ EXPLAIN_LIMIT = 20  # decisions
 
 
 class Daemon:
-    def __init__(self, config_path: str) -> None:
-        """Read everything a start needs. Raises ScentdError."""
+    def __init__(self, config_path: str, leave: bool = False) -> None:
+        """Read everything a start needs. `leave`: the end removes nothing from the host. Raises ScentdError."""
         self._config_path = config_path
-        self.config = load_config(config_path)
+        self._leave = leave
+        setup = reload.read(config_path)
+        self.config = setup.config
         self._epochs_path = Path(self.config.daemon.state_dir) / "epochs"
-        self._pairs, self._epochs = self._open(self.config)
+        self._pairs, self._epochs = self._open(setup)
         self._bus = LocalBus()
         self._allocator = AllocatorRole(self.config, self._bus)
         self._verifier = VerifierRole(self._bus)
         self._paths = Paths(self.config, self._bus, self._verifier, self._spawn)
-        self._stamper = StamperRole(self._bus, self._paths, self.config.datapath.mark_stamped)
+        self._issued = IssuedEpochs(issued.directory(self.config))
+        self._stamper = StamperRole(self._bus, self._paths, self.config.datapath.mark_stamped, self._issued)
         self._profiler = ProfilerRole(self._bus)
         self._collector = CollectorRole(self._bus)
         self._server = Server(
@@ -65,16 +69,18 @@ class Daemon:
             {
                 "status": lambda request: self.status(LIMIT if request.limit is None else max(0, request.limit)),
                 "explain": self._explain,
+                "reload": lambda request: self._reloads.reload(request.confirm),
+                "confirm": lambda _: self._reloads.confirm(),
+                "restore": lambda _: self._restore(),
             },
         )
         self._bus.subscribe(Notice, self._send_notice)
         self._started = time.time()
         self._rejected_reported: Counter[str] = Counter()
-        self._reloads = Counter(applied=0, refused=0)
+        self._reloads = Reloads(config_path, setup, self._switch, self._spawn)
         self._stop = asyncio.Event()
         self._hand_over = False
         self._tasks: set[asyncio.Task] = set()
-        self._reloading = asyncio.Lock()
 
     # -- life ------------------------------------------------------------
 
@@ -88,9 +94,9 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGUSR1, self._on_hand_over)
-        loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self.reload()))
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._on_hangup()))
         try:
-            async with self._reloading:  # a SIGHUP that comes early waits for the start
+            async with self._reloads.lock:  # a SIGHUP that comes early waits for the start
                 await self._start()
             notify.notify("READY=1", f"STATUS=serving {len(self._pairs.all)} pairs")
             log.info("scentd %s: %d networks, %d peers", __version__, len(self.config.network), len(self.config.peer))
@@ -101,7 +107,7 @@ class Daemon:
         return self._hand_over
 
     def _on_hand_over(self) -> None:
-        self._hand_over = True
+        self._hand_over = self._leave = True
         self._stop.set()
 
     async def _start(self) -> None:
@@ -109,10 +115,12 @@ class Daemon:
         await self._paths.start()
         self._verifier.configure(self._pairs)
         self._stamper.configure(self._pairs)
-        await self._paths.install(self.config, self._pairs, self._epochs)
+        outgoing = await asyncio.to_thread(self._stamper.last_outgoing)
+        await self._paths.install(self.config, self._pairs, self._epochs, outgoing)
         self._allocator.start()
         await self._profiler.replace(self.config, self._pairs, self._epochs)
-        await self._collector.replace(self.config)
+        if problems := await self._collector.replace(self.config):
+            raise HostError("\n".join(problems))
 
     async def _serve(self) -> None:
         watchdog = notify.watchdog_seconds()
@@ -131,16 +139,19 @@ class Daemon:
 
     async def _shut_down(self) -> None:
         """Stop in reverse order: the rules, then the queues, then all other parts."""
+        self._reloads.stop()
         for task in list(self._tasks):
             task.cancel()
         await self._collector.stop()
         await self._profiler.stop()
         self._stamper.stop()
-        await self._paths.stop(leave=self._hand_over)
-        await asyncio.to_thread(self._allocator.close, not self._hand_over)
+        await self._paths.stop(leave=self._leave)
+        await asyncio.to_thread(self._allocator.close, not self._leave)
         await self._server.stop()
         self._sync_epochs()
-        log.info("handed over: all that was made on the host stays" if self._hand_over else "stopped")
+        if not self._leave:
+            self._issued.remove()
+        log.info("ended: all that was made on the host stays" if self._leave else "stopped")
 
     def _sync_epochs(self) -> None:
         try:
@@ -148,29 +159,18 @@ class Daemon:
         except OSError as error:
             log.error("daemon.state_dir: %s: %s; the epochs stay in memory", self._epochs_path, error.strerror)
 
-    async def reload(self) -> None:
-        """Apply a new configuration; if it is wrong, log why and keep the old one."""
-        async with self._reloading:
-            notify.reloading()
-            try:
-                new = load_config(self._config_path)
-                refuse_restart_only(self.config, new)
-                pairs, epochs = self._open(new)
-            except ScentdError as error:
-                self._reloads["refused"] += 1
-                log.error("reload refused, the old configuration stays:\n%s", error)
-                notify.notify("READY=1", "STATUS=reload refused, the old configuration stays")
-                return
-            try:
-                await self._switch(new, pairs, epochs)
-                self._reloads["applied"] += 1
-                log.info("configuration reloaded")
-            except ScentdError as error:
-                log.error("reload: applied but for: %s", error)
-            notify.notify("READY=1", f"STATUS=serving {len(pairs.all)} pairs")
+    async def _switch(self, setup: Setup) -> list[str]:
+        """Take a configuration over, and return what did not work. Raises ConfigError before anything has changed.
 
-    async def _switch(self, new: Config, pairs: Pairs, epochs: Epochs) -> None:
-        """Give the pairs to the roles before the rules send packets of new peers."""
+        The roles get the pairs before the rules send packets of new peers.
+        """
+        new, problems = setup.config, []
+        try:
+            pairs, epochs = self._open(setup)
+            self._server.restrict(new.daemon.control_group)
+        except HostError as error:
+            raise ConfigError([str(error)]) from error
+        logging.getLogger().setLevel(new.daemon.log_level.upper())
         self._verifier.configure(pairs)
         self._stamper.configure(pairs)
         before = self._epochs
@@ -178,9 +178,19 @@ class Daemon:
         self._allocator.reload(new)
         try:
             await self._paths.install(new, pairs, epochs)
-        finally:
-            await self._profiler.replace(new, pairs, epochs, before)
-            await self._collector.replace(new)
+        except HostError as error:
+            problems.append(f"{error}; tried again every {SYNC_TICKS * TICK:.0f} s")
+        await self._profiler.replace(new, pairs, epochs, before)
+        return problems + await self._collector.replace(new)
+
+    async def _restore(self) -> dict:
+        """Put back what somebody has taken away from the host. Raises HostError."""
+        async with self._reloads.lock:
+            await self._paths.restore()
+        return {}
+
+    async def _on_hangup(self) -> None:
+        await self._reloads.reload()
 
     def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -192,9 +202,9 @@ class Daemon:
         if not task.cancelled() and task.exception() is not None:
             log.error("a task failed; the daemon goes on", exc_info=task.exception())
 
-    def _open(self, config: Config) -> tuple[Pairs, Epochs]:
+    def _open(self, setup: Setup) -> tuple[Pairs, Epochs]:
         """Return the pairs and the epoch file. A pair's number is its slot in the file, which never changes."""
-        loaded = identities.load(config)
+        config, loaded = setup.config, setup.identities
         seen: dict[PairName, bytes] = identities.pair_slots(config, loaded)
         epochs = prepare(self._epochs_path, [*map(issued_slot, loaded.values()), *seen.values()])
         return Pairs(config, loaded, {name: epochs.slot(slot) for name, slot in seen.items()}), epochs
@@ -246,9 +256,12 @@ class Daemon:
             config=self._config_path,
             datapath=datapath,
             offload=offload,
+            guard=self._paths.guard.status(),
             workers=self._paths.workers.pids(),
             worker_restarts=self._paths.workers.restarts,
-            reloads=dict(self._reloads),
+            reloads=dict(self._reloads.counts),
+            trial_until=self._reloads.trial_until,
+            reverted_at=self._reloads.reverted_at,
             networks=networks,
             peers=peers,
             omitted=Omitted(
@@ -276,20 +289,3 @@ class Daemon:
     def _key_id(self, network: str) -> str:
         identity = self._pairs.identities.get(network)
         return "" if identity is None else identity.public.key_id.hex()
-
-
-def refuse_restart_only(old: Config, new: Config) -> None:
-    """Raise ConfigError for changes that a running daemon cannot take over."""
-    problems = [
-        f"{name}: changed; this needs a restart (systemctl restart scentd)"
-        for name, before, after in (
-            ("datapath", old.datapath, new.datapath),
-            ("daemon", old.daemon, new.daemon),
-            ("stamp.fail", old.stamp.fail, new.stamp.fail),
-            ("verify.fail", old.verify.fail, new.verify.fail),
-            ("verify.mark_glance", old.verify.mark_glance, new.verify.mark_glance),
-        )
-        if before != after
-    ]
-    if problems:
-        raise ConfigError(problems)

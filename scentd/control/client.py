@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 
 import msgspec
 
@@ -12,6 +13,7 @@ from scentd.control.status import Explanation, Status
 from scentd.errors import HostError, ScentdError
 
 TIMEOUT = 10.0
+CHANGE_TIMEOUT = 120.0
 
 
 def ask(path: str, request: dict) -> dict:
@@ -31,10 +33,30 @@ def explain(path: str, peer: str, limit: int) -> Explanation:
     return msgspec.convert(ask(path, {"command": "explain", "peer": peer, "limit": limit}), Explanation)
 
 
+def change(path: str, request: dict) -> dict:
+    """A request that changes the daemon, which may take a while. Raises ScentdError."""
+    with _connected(path) as end:
+        end.settimeout(CHANGE_TIMEOUT)
+        return next(_lines(end, request))
+
+
 def follow(path: str, request: dict) -> Iterator[dict]:
     """One request, answers until the daemon ends."""
     with _connected(path) as end:
         yield from _lines(end, request)
+
+
+def answers(path: str) -> bool:
+    """Whether a daemon runs, also one that hangs: its control socket takes connections. Raises HostError."""
+    with socket.socket(socket.AF_UNIX) as end:
+        end.settimeout(TIMEOUT)
+        try:
+            end.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        except OSError as error:
+            raise HostError(f"control socket {path}: {error.strerror or error}") from None
+    return True
 
 
 def _connected(path: str) -> socket.socket:
@@ -54,7 +76,8 @@ def _connected(path: str) -> socket.socket:
 def _lines(end: socket.socket, request: dict) -> Iterator[dict]:
     answered = False
     try:
-        end.sendall(json.dumps(request).encode() + b"\n")
+        with suppress(BrokenPipeError):  # a daemon that has no time for the request has said so already
+            end.sendall(json.dumps(request).encode() + b"\n")
         with end.makefile("rb") as file:
             for line in file:
                 answered = True
@@ -63,7 +86,7 @@ def _lines(end: socket.socket, request: dict) -> Iterator[dict]:
                     raise ScentdError(answer["error"])
                 yield answer
     except TimeoutError:
-        raise ScentdError(f"no answer on the control socket within {TIMEOUT:.0f} s; see the daemon's log") from None
+        raise ScentdError("no answer on the control socket in time; see the daemon's log") from None
     except ConnectionError:
         answered = False
     if not answered:

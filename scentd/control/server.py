@@ -1,10 +1,14 @@
-"""The control socket: one request line of JSON in, one or more lines of JSON out. It only reads.
+"""The control socket: one request line of JSON in, one or more lines of JSON out.
 
     {"command": "status"}                      -> one object
     {"command": "explain", "peer": "acme"}     -> one object
     {"command": "monitor"}                     -> one object per event, until the client goes
+    {"command": "reload", "confirm": 60.0}     -> one object, when it is applied or refused (scentd/reload.py)
+    {"command": "confirm"}                     -> one object
+    {"command": "restore"}                     -> {}, when all that is ours is on the host again
 
-A status takes a "limit" of entries of each list, too (control/status.py). A wrong request gets {"error": "..."}.
+The last three change something, so they are for root alone, or for the user of the daemon. A status takes a "limit" of
+entries of each list, too (control/status.py). A wrong request gets {"error": "..."}.
 """
 
 from __future__ import annotations
@@ -15,25 +19,31 @@ import grp
 import logging
 import os
 import socket
+import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
-from scentd.errors import HostError
+from scentd.errors import HostError, ScentdError
 from scentd.model import SCHEMA
 
 log = logging.getLogger(__name__)
 
 REQUEST_MAX = 4096
-CLIENTS_MAX = 32
+TRIAL_MAX = 86400.0  # seconds
+CLIENTS_MAX = 32  # of those who may change something, and of all others: nobody else can keep root from confirming
 BACKLOG = 1000  # events kept for a slow monitor; beyond them it gets a count of the missed ones
+CHANGES = ("reload", "confirm", "restore")
 
 
 class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     command: str
     peer: str = ""
     limit: int | None = None  # entries of a list; 0: all
+    confirm: Annotated[float, Meta(ge=0.0, le=TRIAL_MAX)] = 0.0  # seconds of trial; 0: none
 
 
 class MonitorQueue(asyncio.Queue):
@@ -51,7 +61,7 @@ class Server:
         self._answers = answers
         self._server: asyncio.Server | None = None
         self._monitors: set[MonitorQueue] = set()
-        self._clients: set[asyncio.StreamWriter] = set()
+        self._clients: dict[asyncio.StreamWriter, bool] = {}  # whether it may change something
 
     async def start(self) -> None:
         """Listen on the socket. Raises HostError, also if another scentd listens there."""
@@ -59,7 +69,7 @@ class Server:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
             self._clear()
             self._server = await asyncio.start_unix_server(self._serve, self._path, limit=REQUEST_MAX)
-            self._restrict()
+            self.restrict(self._group)
         except OSError as error:
             raise HostError(f"daemon.control_socket {self._path}: {error.strerror or error}") from None
 
@@ -94,28 +104,34 @@ class Server:
                 return
         raise HostError(f"daemon.control_socket {self._path}: another scentd is running; stop it first")
 
-    def _restrict(self) -> None:
-        os.chmod(self._path, 0o660 if self._group else 0o600)
-        if self._group:
-            try:
-                os.chown(self._path, -1, grp.getgrnam(self._group).gr_gid)
-            except KeyError:
-                raise HostError(f"daemon.control_group: no group {self._group!r}; make it with groupadd") from None
+    def restrict(self, group: str) -> None:
+        """Let this group's members ask, too; "" for nobody. Raises HostError, and then nothing has changed."""
+        try:
+            number = grp.getgrnam(group).gr_gid if group else os.getegid()
+        except KeyError:
+            raise HostError(f"daemon.control_group: no group {group!r}; make it with groupadd") from None
+        try:
+            os.chown(self._path, -1, number)
+            os.chmod(self._path, 0o660 if group else 0o600)
+        except OSError as error:
+            raise HostError(f"daemon.control_socket {self._path}: {error.strerror}") from None
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._clients) >= CLIENTS_MAX:
-            writer.close()
-            return
-        self._clients.add(writer)
+        may_change = peer_user(writer) in (0, os.geteuid())
+        full = sum(one == may_change for one in self._clients.values()) >= CLIENTS_MAX
+        self._clients[writer] = may_change
         try:
-            await self._answer(reader, writer)
+            if full:
+                await self._write(writer, {"error": f"{CLIENTS_MAX} clients ask already; try again"})
+            else:
+                await self._answer(reader, writer, may_change)
         except (TimeoutError, ConnectionError):
             log.debug("a client of the control socket went")
         finally:
-            self._clients.discard(writer)
+            del self._clients[writer]
             writer.close()
 
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, may_change: bool) -> None:
         try:
             line = await asyncio.wait_for(reader.readuntil(b"\n"), 10)
             request = msgspec.json.decode(line, type=Request)
@@ -127,11 +143,17 @@ class Server:
         ) as error:
             await self._write(writer, {"error": f"bad request: {error}"})
             return
-        if request.command == "monitor":
+        if request.command in CHANGES and not may_change:
+            await self._write(writer, {"error": f"{request.command}: only root may do this"})
+        elif request.command == "monitor":
             await self._monitor(writer)
         elif request.command in self._answers:
-            answer = self._answers[request.command](request)
-            await self._write(writer, await answer if asyncio.iscoroutine(answer) else answer)
+            try:
+                answer = self._answers[request.command](request)
+                answer = await answer if asyncio.iscoroutine(answer) else answer
+            except ScentdError as error:
+                answer = {"error": str(error)}
+            await self._write(writer, answer)
         else:
             known = ", ".join([*self._answers, "monitor"])
             await self._write(writer, {"error": f"unknown command {request.command!r}; known: {known}"})
@@ -152,3 +174,10 @@ class Server:
     async def _write(writer: asyncio.StreamWriter, data: object) -> None:
         writer.write(msgspec.json.encode(data) + b"\n")
         await writer.drain()
+
+
+def peer_user(writer: asyncio.StreamWriter) -> int:
+    """The user id of the other end (SO_PEERCRED, unix(7))."""
+    end = writer.get_extra_info("socket")
+    _, user, _ = struct.unpack("3i", end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return int(user)

@@ -29,6 +29,18 @@ class OffloadStatus(Struct, frozen=True, kw_only=True):
     why_not: str = ""  # the reason, where there is no offload
 
 
+class GuardStatus(Struct, frozen=True, kw_only=True):
+    """The guard's state. Counters are since its start."""
+
+    connected: bool = False  # without it whatever is closed is open while our rules are not there
+    closed: bool = False  # it drops what strict peers send and nobody has verified
+    waiting: int = 0  # packets in queues that nobody reads
+    released: int = 0  # packets that waited and went on
+    given_up: int = 0  # packets that waited too long, and met `fail`
+    dropped: int = 0  # unverified packets of strict peers
+    excepted: int = 0  # those that came in by an exception of [guard]
+
+
 class NetworkStatus(Struct, frozen=True, kw_only=True):
     """One [[network]]: what this host does for it, and the last statement that it issued here."""
 
@@ -138,9 +150,12 @@ class Status(Struct, frozen=True, kw_only=True):
     config: str
     datapath: str  # nfqueue, or nfqueue+ebpf
     offload: OffloadStatus
+    guard: GuardStatus
     workers: list[int]  # process ids
     worker_restarts: int
-    reloads: dict[str, int]  # applied, refused
+    reloads: dict[str, int]  # applied, refused, reverted
+    trial_until: float | None = None  # Unix time at which an unconfirmed configuration goes back
+    reverted_at: float | None = None  # Unix time at which one went back, until another is applied: not the file's runs
     networks: list[NetworkStatus]
     peers: list[PeerStatus]
     omitted: Omitted

@@ -64,7 +64,7 @@ class AllocatorRole:
         self._decider.reload(config.policy)
         same = (config.policy, config.peer) == (self._config.policy, self._config.peer)
         self._config = config
-        self._log.reopen()
+        self._log.reopen(config.daemon.decision_log)
         if not same:
             self._close_actuators(remove=False)
             self._open_actuators()

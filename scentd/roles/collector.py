@@ -24,27 +24,31 @@ class CollectorRole:
         self._name = name
         self._collectors: dict[str, NetworkCollector] = {}
 
-    async def replace(self, config: Config) -> None:
-        """Serve this configuration. A network whose new sources cannot be opened keeps its old ones.
+    async def replace(self, config: Config) -> list[str]:
+        """Serve this configuration, and return what did not work.
 
-        If a network without old sources fails, all others start before its HostError is raised.
+        A network whose new sources cannot be opened keeps its old ones, if it had any.
         """
         old, self._collectors = self._collectors, {}
-        errors: list[ScentdError] = []
+        problems: list[str] = []
         for network in config.network:
             if not network.source:
                 continue
+            collector = NetworkCollector(network, self._name, self._bus)
             try:
-                collector = await self._open(network, old)
+                await collector.open(old.get(network.name))
             except ScentdError as error:
-                errors.append(error)
-                continue
+                await collector.stop()
+                before = old.pop(network.name, None)
+                problems.append(f"network {network.name}: {error}" + ("; its old sources stay" if before else ""))
+                if before is None:
+                    continue
+                collector = before
             self._collectors[network.name] = collector
             collector.begin()
         for unused in old.values():
             await unused.stop()
-        if errors:
-            raise errors[0]
+        return problems
 
     async def stop(self) -> None:
         for collector in self._collectors.values():
@@ -54,19 +58,6 @@ class CollectorRole:
         """The counters of a network's sources on this host."""
         collector = self._collectors.get(network)
         return {} if collector is None else collector.readers.counters()
-
-    async def _open(self, network: Network, old: dict[str, NetworkCollector]) -> NetworkCollector:
-        """Open a collector's sources and return it; if that fails, return the old collector."""
-        collector, before = NetworkCollector(network, self._name, self._bus), old.get(network.name)
-        try:
-            await collector.open(before)
-        except ScentdError as error:
-            await collector.stop()
-            if before is None:
-                raise
-            log.error("network %s: %s; its old sources stay", network.name, error)
-            return old.pop(network.name)
-        return collector
 
 
 class NetworkCollector:

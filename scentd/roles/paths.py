@@ -10,13 +10,14 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 
 from scentd.bus.local import LocalBus
 from scentd.config.sections import Config
 from scentd.control.status import OffloadStatus
 from scentd.core.allocate.assemble import cut
+from scentd.core.closed import closed, in_both
 from scentd.core.offload.decode import OffloadEvent, PairState
 from scentd.core.pairs import Pairs
 from scentd.datapath.host import host
@@ -24,8 +25,10 @@ from scentd.datapath.host.host import Host, HostFacts
 from scentd.datapath.offload.offload import Offload, OffloadError, remove_offload
 from scentd.datapath.queue import link
 from scentd.datapath.queue.workers import Workers
-from scentd.errors import ScentdError
+from scentd.errors import HostError, ScentdError
 from scentd.model import Barred, Fragment, Outgoing
+from scentd.roles.guard_link import GuardLink
+from scentd.roles.overload_log import OverloadLog
 from scentd.roles.verifier import VerifierRole
 from scentd.state.epochs import Epochs
 from scentd.wire import keys
@@ -59,13 +62,16 @@ class Paths:
         self._epochs: Epochs | None = None
         self._period = 0
         self._install_pending = False  # programs of another version stay until our first epoch
+        self.guard = GuardLink(config)
+        self._overload = OverloadLog()
+        self._check_error = ""
         self._event_fd: int | None = None  # the descriptor of the offload's events, while it is in the event loop
         self._shared_epochs: dict[int, int] = {}  # pair -> epoch of which the queue, too, has fragments
         bus.subscribe(Barred, self._quarantine)
 
     async def start(self) -> None:
         """Start the workers, and load the offload if that is possible. Raises HostError."""
-        await self.workers.start()
+        await self.workers.start(await asyncio.to_thread(self.guard.free_queues))
         self._host = Host(self._config, lambda facts: self._spawn(self._update_facts(facts)))
         if self._config.datapath.offload == "off":
             self.why_not = "datapath.offload is off"
@@ -76,16 +82,24 @@ class Paths:
         except OffloadError as error:
             self._drop_offload(error)
 
-    async def install(self, config: Config, pairs: Pairs, epochs: Epochs) -> None:
-        """Serve these pairs. The tables come before the rules: packets must meet tables. Raises HostError."""
+    async def install(
+        self, config: Config, pairs: Pairs, epochs: Epochs, outgoing: Mapping[int, Outgoing] | None = None
+    ) -> None:
+        """Serve these pairs, at first with these profiles. Raises HostError.
+
+        Tables and profiles come before the rules: packets must meet them.
+        """
         assert self._host is not None  # start() comes first
         first = self._pairs is None
         self._config, self._pairs, self._epochs = config, pairs, epochs
+        if not first:
+            await self.guard.order(in_both(self.guard.closed, closed(config)))
         if first:  # a killed daemon's rules may exist already
             self._facts = await asyncio.to_thread(host.read_facts, config)
         await self._publish()
         if first:
             self._resume()
+            self.publish_epochs(dict(outgoing or {}))
             self._install_pending = await asyncio.to_thread(self._must_wait)
         if not self._install_pending:
             await self._apply()
@@ -97,15 +111,21 @@ class Paths:
 
     async def _apply(self) -> None:
         assert self._host is not None  # start() comes first
-        config, self._install_pending = self._config, False
+        config, self._install_pending = host.with_queue(self._config, self.workers.first_queue), False
         try:
             await self._update_facts(await asyncio.to_thread(self._host.apply, config, self.offload))
         except OffloadError as error:
             self._drop_offload(error)
             await self._update_facts(await asyncio.to_thread(self._host.apply, config))
             await asyncio.to_thread(remove_offload, config.datapath.pin_dir)
+        await self.guard.order(closed(config))
         if self.offload is not None:
             log.info("offload: programs on %s", ", ".join(self.offload.interfaces.verifying) or "no interface")
+
+    async def restore(self) -> None:
+        """Make the host anew as the configuration wants it; what is there stays. Raises HostError."""
+        if not self._install_pending:
+            await self._apply()
 
     async def stop(self, leave: bool = False) -> None:
         """Remove the rules, then the queues. With `leave` everything on the host stays, for the next daemon."""
@@ -118,6 +138,7 @@ class Paths:
         if self.offload is not None:
             self.offload.close()
         await self.workers.stop()
+        self.guard.close(release=not leave)
 
     # -- sending -----------------------------------------------------------
 
@@ -152,6 +173,9 @@ class Paths:
         """Once a second."""
         if keys.period_of(int(time.time())) != self._period:
             await self._publish()
+        if self._host is not None and self._host.applied:
+            await self.guard.look()
+        self._overload.look(self.workers.counters())
         if self.offload is None:
             return
         self.offload.tick()
@@ -161,9 +185,19 @@ class Paths:
             self._take_state(pair)
 
     async def check(self) -> None:
-        """Now and then: put back the programs that somebody else has removed."""
-        if self.offload is not None and self._host is not None:
+        """Now and then: put back the programs and rules that somebody else has removed."""
+        if self._host is None:
+            return
+        try:
             await asyncio.to_thread(self._host.check)
+        except OffloadError as error:
+            await self._fall_back(error)
+        except HostError as error:  # the next check tries again
+            if str(error) != self._check_error:
+                log.error("the host is not as the configuration wants it: %s; tried again now and then", error)
+            self._check_error = str(error)
+            return
+        self._check_error = ""
 
     def counters(self) -> Counter[str]:
         """Totals of all paths since the daemon's start."""
@@ -188,12 +222,27 @@ class Paths:
         assert self._epochs is not None
         self._period = keys.period_of(int(time.time()))
         stamp, verify = self._pairs.stamp_table(self._facts.limits), self._pairs.verify_table(self._period)
-        self.workers.publish_tables(link.PathTables(stamp, verify, str(self._epochs.path), self._facts.forward_lowered))
+        stamping, verifying = self._config.stamp, self._config.verify
+        self.workers.publish_tables(
+            link.PathTables(
+                stamp,
+                verify,
+                str(self._epochs.path.absolute()),
+                mark_verified=self._config.datapath.mark_verified if closed(self._config) is not None else 0,
+                mark_glance=verifying.mark_glance,
+                log_level=self._config.daemon.log_level,
+                forward_lowered=self._facts.forward_lowered,
+                stamp_fail_open=stamping.fail == "open",
+                verify_fail_open=verifying.fail == "open",
+                stamp_overload_open=stamping.overload == "open",
+                verify_overload_open=verifying.overload == "open",
+            )
+        )
         if self.offload is None:
             return
         unstamped = self._pairs.unstamped_prefixes()
         try:
-            self.offload.configure(stamp, unstamped, verify, self._facts.addresses, self._pairs.tag_key)
+            self.offload.configure(self._config, stamp, unstamped, verify, self._facts.addresses, self._pairs.tag_key)
         except OffloadError as error:
             await self._fall_back(error)
             return
@@ -215,7 +264,7 @@ class Paths:
         """Let the queue do all the work from now on: change the rules, then remove the programs."""
         self._drop_offload(error)
         if self._host is not None and self._host.applied:
-            await asyncio.to_thread(self._host.apply, self._config)
+            await asyncio.to_thread(self._host.apply, host.with_queue(self._config, self.workers.first_queue))
         await asyncio.to_thread(remove_offload, self._config.datapath.pin_dir)
 
     def _drop_offload(self, error: OffloadError) -> None:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections.abc import Iterable
 
 from scentd.bus.local import LocalBus
 from scentd.core.pairs import Pairs
 from scentd.datapath.beacon import Beacons
-from scentd.model import IssuedEpoch
+from scentd.model import IssuedEpoch, Outgoing
 from scentd.roles.paths import Paths
+from scentd.state.issued import IssuedEpochs
 from scentd.wire import layout
 
 log = logging.getLogger(__name__)
@@ -23,15 +26,35 @@ BEACON_AT = 0.6  # of an interval; then beacons carry the fragments that no pack
 class StamperRole:
     """Takes every IssuedEpoch of networks that this host stamps for."""
 
-    def __init__(self, bus: LocalBus, paths: Paths, mark_stamped: int) -> None:
+    def __init__(self, bus: LocalBus, paths: Paths, mark_stamped: int, kept: IssuedEpochs) -> None:
+        """`kept` are the files of each network's last epoch."""
         self.beacons = Beacons(mark_stamped)
         self._paths = paths
+        self._kept = kept
         self._pairs: Pairs | None = None
         self._timers: set[asyncio.TimerHandle] = set()
         bus.subscribe(IssuedEpoch, self._on_epoch)
 
     def configure(self, pairs: Pairs) -> None:
         self._pairs = pairs
+
+    def last_outgoing(self) -> dict[int, Outgoing]:
+        """What an earlier daemon sent last, by pair, as far as it is still of use: the first packets have a scent."""
+        if self._pairs is None:
+            return {}
+        networks = [n.name for n in self._pairs.config.network if n.stamps]
+        return self._outgoing_by_pair(issued for issued in self._kept.read(networks))
+
+    def _outgoing_by_pair(self, epochs: Iterable[IssuedEpoch]) -> dict[int, Outgoing]:
+        assert self._pairs is not None
+        pairs, now, found = self._pairs.by_name, time.time(), {}
+        for out in (out for issued in epochs for out in issued.outgoing):
+            pair = pairs.get((out.network, out.peer))
+            if pair is None or not pair.stamps or out.expires <= now:
+                continue
+            if pair.secret is None or pair.secret.tag_key(out.epoch) == out.tag_key:  # the keys are still the same
+                found[pair.number] = out
+        return found
 
     def stop(self) -> None:
         for timer in self._timers:
@@ -41,12 +64,11 @@ class StamperRole:
     def _on_epoch(self, issued: IssuedEpoch) -> None:
         if self._pairs is None:
             return
-        pairs = self._pairs.by_name
-        named = ((pairs.get((out.network, out.peer)), out) for out in issued.outgoing)
-        outgoing = {pair.number: out for pair, out in named if pair is not None and pair.stamps}
+        outgoing = self._outgoing_by_pair([issued])
         if not outgoing:
             return
         self._paths.publish_epochs(outgoing)
+        self._kept.write(issued)
         delay = 0.0 if issued.alarm else BEACON_AT * issued.interval
         loop = asyncio.get_running_loop()
         self._timers = {timer for timer in self._timers if timer.when() > loop.time() and not timer.cancelled()}

@@ -53,6 +53,13 @@ def counters(status: Status) -> Iterator[Metric]:
         yield CounterMetricFamily(name, text, value=getattr(status, field))
     for name, text, field, label in LABELLED:
         yield labelled(CounterMetricFamily(name, text, labels=[label]), msgspec.to_builtins(getattr(status, field)))
+    closed = GaugeMetricFamily("scentd_closed", "Whether the guard keeps something closed")
+    closed.add_metric([], float(status.guard.connected and status.guard.closed))
+    yield closed
+    yield labelled(
+        CounterMetricFamily("scentd_guard_packets", "Packets that the guard dropped, let in or held", labels=["name"]),
+        {n: getattr(status.guard, n) for n in ("dropped", "excepted", "released", "given_up")},
+    )
     text = "Counters of actuators and the decision log"
     yield labelled(GaugeMetricFamily("scentd_actuator", text, labels=["name"]), status.actuators)
 

@@ -7,6 +7,7 @@ from datetime import datetime
 from scentd.control.status import (
     AllocationStatus,
     Explanation,
+    GuardStatus,
     NetworkStatus,
     OffloadStatus,
     Omitted,
@@ -17,7 +18,15 @@ from scentd.control.status import (
 
 def status(data: Status) -> str:
     lines = [f"scentd {data.version}, {data.datapath}, since {moment(data.started)}"]
-    lines += [offload(data.offload), ""]
+    if data.trial_until is not None:
+        lines.append(
+            f"on trial: the configuration goes back at {moment(data.trial_until)} unless `scentd confirm` follows"
+        )
+    if data.reverted_at is not None:
+        lines.append(
+            f"nobody confirmed {data.config}: since {moment(data.reverted_at)} the configuration before it runs again"
+        )
+    lines += [offload(data.offload), guard(data.guard), ""]
     for network in data.networks:
         lines += network_lines(network)
     for peer in data.peers:
@@ -85,6 +94,15 @@ def offload(data: OffloadStatus) -> str:
         return f"no offload: {data.why_not}"
     interfaces = f"stamps on {', '.join(data.egress) or '-'}, verifies on {', '.join(data.ingress) or '-'}"
     return f"offload by {data.mechanism or '-'}: {interfaces}"
+
+
+def guard(data: GuardStatus) -> str:
+    if not data.connected:
+        return "no guard: a restart loses packets, and closed is open while our rules are not there"
+    kept = f"closed, {data.dropped} unverified packets dropped" if data.closed else "nothing is kept closed"
+    excepted = f", {data.excepted} by exception" if data.excepted else ""
+    waited = f"; packets of ended daemons: {data.waiting} wait, {data.released} went on, {data.given_up} given up"
+    return f"guard: {kept}{excepted}{waited if data.waiting or data.released or data.given_up else ''}"
 
 
 def explanation(data: Explanation) -> str:

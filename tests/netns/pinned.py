@@ -50,6 +50,16 @@ def end_lease(node: Node) -> None:
         os.close(fd)
 
 
+def contents(node: Node, name: str) -> dict[bytes, bytes]:
+    """The entries of a map."""
+    fd = pins.get(str(pinned(node, name)))
+    assert fd is not None
+    try:
+        return dict(Map(fd).items())
+    finally:
+        os.close(fd)
+
+
 def take_off(node: Node) -> None:
     """Detach the programs, as somebody else might."""
     for link in links(node):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from contextlib import suppress
 
 import jsonschema
 import pytest
-from hosts import PATIENCE, ROOT, acquainted, environment, pair, start, until
+from hosts import PATIENCE, ROOT, acquainted, answered, environment, pair, start, until
 from prometheus_client.parser import text_string_to_metric_families
 
 from scentd.model import SCHEMA
@@ -187,16 +188,52 @@ def test_explain_nobody(nodes):
 
 
 def test_rules_show_apply_and_remove(nodes):
-    """`rules show` says whether the host is as wanted; taken away by hand, `apply` puts it back."""
+    """`rules show` says whether the host is as wanted; what is taken away, the daemon puts back, at once if asked."""
     a, b = nodes
     assert b.cli("rules", "show").stdout.count("as wanted") == 2
     b.host.run("iptables", "-t", "mangle", "-F", "SCENTD-IN")
     assert "differs from what is wanted" in b.cli("rules", "show").stdout
-    assert b.cli("rules", "apply").returncode == 0
+    done = b.cli("rules", "apply")
+    assert done.returncode == 0
+    assert "the daemon has made them again" in done.stdout
     assert b.cli("rules", "show").stdout.count("as wanted") == 2
+    b.host.run("ip6tables", "-t", "mangle", "-F")
+    until(lambda: b.cli("rules", "show").stdout.count("as wanted") == 2, "the daemon has seen it")
+    assert "somebody has changed rules of ours" in b.log.read_text()
     accepted = b.count("accepted")
     a.host.run("ping", "-c", "2", "-i", "0.1", b.host.ipv4)
     until(lambda: b.count("accepted") >= accepted + 2, "packets go through the queue")
+
+
+@pytest.mark.parametrize("command", [("rules", "remove"), ("cleanup",), ("cleanup", "--unless-restarting", "no.unit")])
+def test_what_would_take_all_from_a_running_daemon_is_refused(nodes, command):
+    """Also from one that hangs, and none of its packets is lost."""
+    a, b = nodes
+    before = b.cli("rules", "show").stdout
+    for number in (signal.SIGCONT, signal.SIGSTOP):
+        b.signal(number)
+        done = b.cli(*command)
+        b.signal(signal.SIGCONT)
+        assert done.returncode == 1
+        assert "a daemon runs here" in done.stderr
+        assert "systemctl stop scentd" in done.stderr
+    assert b.cli("rules", "show").stdout == before
+    with a.socket(4) as one, b.socket(4) as other:
+        assert answered(one, other)
+
+
+def test_without_a_daemon_it_is_done(nodes):
+    """Also if a killed daemon has left its control socket behind."""
+    _, b = nodes
+    b.kill()
+    assert b.control.exists()
+    assert b.cli("rules", "remove").returncode == 0
+    assert b.cli("rules", "show").stdout.count("differs from what is wanted") == 2
+    assert b.cli("rules", "apply").returncode == 0
+    assert b.cli("rules", "show").stdout.count("as wanted") == 2
+    assert b.cli("cleanup").returncode == 0
+    assert b.cli("rules", "show").stdout.count("differs from what is wanted") == 2
+    b.start()
 
 
 def test_decode_a_capture(nodes, tmp_path):

@@ -201,7 +201,7 @@ def test_what_is_refused_in_the_midst_of_a_connection(refusing, treatment):
         end.connect(listening.getsockname()[:2])
         other, _ = listening.accept()
         treat(b, a, what, treatment)
-        assert b.reload()["reloads"] == {"applied": 1, "refused": 0}, b.log.read_text()
+        assert b.reload()["reloads"] == {"applied": 1, "refused": 0, "reverted": 0}, b.log.read_text()
         other.setblocking(False)
         with suppress(ConnectionError):
             end.sendall(bytes(50000))

@@ -143,7 +143,7 @@ def test_ipv6_fragments_where_the_verifier_sees_them_first(ends):
     ends.a.peers = [peer_of(ends.b, **STRICT, stamp_ipv6_fragments=True, absent_ipv6_fragments="pass")]
     ends.b.peers = [peer_of(ends.a, **STRICT)]
     for node in (ends.a, ends.b):
-        assert node.reload()["reloads"] == {"applied": 1, "refused": 0}, node.log.read_text()
+        assert node.reload()["reloads"] == {"applied": 1, "refused": 0, "reverted": 0}, node.log.read_text()
     until(lambda: issued(ends.a) > epoch, "an epoch begins: the programs learn of the setting with it")
     before = ends.b.status()
     with ends.a.socket(6) as one, ends.b.socket(6) as other, ends.b.capture() as capture:

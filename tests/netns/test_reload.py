@@ -101,7 +101,7 @@ def test_what_needs_a_restart_is_refused_with_words(nodes):
     a.sections["datapath"] = {"workers": 2}
     refused = a.reload()["reloads"]["refused"]
     assert refused
-    assert "datapath: changed; this needs a restart" in a.log.read_text()[size:]
+    assert "datapath.workers: changed; this needs a restart" in a.log.read_text()[size:]
 
 
 def test_a_peer_that_leaves_is_not_accepted_any_more(nodes):

@@ -287,3 +287,30 @@ def test_programs_that_somebody_takes_off_are_put_back(ends):
 def test_there_was_no_defect(nodes):
     for node in nodes.values():
         assert "Traceback" not in node.log.read_text(), node.log.read_text()[-3000:]
+
+
+def test_commands_beside_a_daemon_are_refused(ends):
+    """They would take away what its status goes on claiming."""
+    _, b = ends
+    before = snapshot(b), links(b)
+    for command in (("cleanup",), ("rules", "remove")):
+        done = b.cli(*command)
+        assert done.returncode == 1
+        assert "a daemon runs here" in done.stderr
+    assert (snapshot(b), links(b)) == before
+
+
+def test_what_others_take_away_comes_back(ends):
+    """Pins and programs: said once, put back, and status is true meanwhile."""
+    a, b = ends
+    size = b.log.stat().st_size
+    shutil.rmtree(b.pin_dir)
+    until(lambda: b.pin_dir.exists() and len(links(b)) == 2, "pins and programs are back", 30)
+    until(lambda: reached(a, b), "packets are accepted")
+    said = b.log.read_text()[size:]
+    assert "Traceback" not in said
+    assert said.count("somebody has removed") == 1
+    with Flows(a, b):
+        b.end(signal.SIGUSR1)
+        b.launch()
+        b.wait_started()

@@ -26,6 +26,7 @@ from scentd.roles.profiler import ProfilerRole, issued_slot
 from scentd.roles.stamper import StamperRole
 from scentd.roles.verifier import VerifierRole
 from scentd.state.epochs import prepare
+from scentd.state.issued import IssuedEpochs
 from scentd.wire import ip, keys, layout
 
 TENANT, OTHER = keys.identity(b"\1" * 32), keys.identity(b"\2" * 32)
@@ -127,7 +128,7 @@ def passed(tmp_path_factory):
         collector, profiler = CollectorRole(here, "host one"), ProfilerRole(signing)
         pairs = Pairs(STAMPS, {}, numbered(STAMPS, 7))
         path = StampedHere(pairs)
-        stamper = StamperRole(there, path, 0)
+        stamper = StamperRole(there, path, 0, IssuedEpochs(tmp_path_factory.mktemp("issued")))
         stamper.configure(pairs)
         file = prepare(tmp_path_factory.mktemp("apart") / "epochs", [issued_slot(TENANT)])
         await profiler.replace(SIGNS, Pairs(SIGNS, {"tenant": TENANT}, numbered(SIGNS, 0)), file)
