@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import configparser
 import ctypes
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from importlib import metadata
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
-
-from scentd.errors import ScentdError
 
 Ok = Literal["yes", "no", "warning"]
 
@@ -27,6 +28,7 @@ CAPABILITIES = {12: "CAP_NET_ADMIN", 13: "CAP_NET_RAW"}
 SOMETIMES = {0: "CAP_CHOWN", 5: "CAP_KILL", 6: "CAP_SETGID", 7: "CAP_SETUID"}
 KERNEL_MIN, KERNEL_TESTED = (5, 10), (6, 1)  # Debian 11's, which Python 3.11 rules out, and Debian 12's
 FREE_MIN, FREE_COMFORTABLE = 16 << 20, 256 << 20  # bytes: epochs are tiny, the decision log grows
+TIME_SERVERS = ("/etc/systemd/timesyncd.conf", "/etc/chrony/chrony.conf", "/etc/ntpsec/ntp.conf", "/etc/ntp.conf")
 TIME_ERROR, STA_UNSYNC = 5, 0x40  # adjtimex(2), linux/timex.h
 MAX_ERROR = 5.0  # seconds; half of verify.max_future
 
@@ -151,6 +153,24 @@ def check_ipv6() -> Check:
     return Check("IPv6", "yes", "enabled")
 
 
+def needed_addresses() -> list[tuple[str, str]]:
+    """(use, address) of this host's resolvers and time servers, and of the session that asks; names are left out."""
+    found = [("resolver", a) for a in re.findall(r"(?m)^nameserver\s+(\S+)", read("/etc/resolv.conf") or "")]
+    for path in TIME_SERVERS:
+        lines = re.findall(r"(?m)^\s*(?:server|pool|peer|NTP=|FallbackNTP=)\s*(.+)$", read(path) or "")
+        found += [("time server", word) for line in lines for word in line.split()]
+    found += [("this session", word) for word in os.environ.get("SSH_CONNECTION", "").split()[:1]]
+    return [(use, address) for use, address in dict.fromkeys(found) if is_address(address)]
+
+
+def is_address(text: str) -> bool:
+    try:
+        ip_address(text.partition("%")[0])
+    except ValueError:
+        return False
+    return "%" not in text
+
+
 def check_mixture() -> Check:
     """Look for rules of both iptables back ends: each lists only its own, packets meet both."""
     legacy = [t for v in ("", "6") for t in (read(f"/proc/net/ip{v}_tables_names") or "").split()]
@@ -168,16 +188,11 @@ def check_mixture() -> Check:
 
 
 def iptables_nft_tables() -> list[str]:
-    from scentd.act.nft import Nftables
+    from scentd.system.nft import Nftables
 
-    try:
-        listing = Nftables().run([{"list": {"tables": None}}])
-    except ScentdError:
-        return []
-    tables = [entry["table"] for entry in listing if "table" in entry]
-    return sorted(
-        {t["name"] for t in tables if t["family"] in ("ip", "ip6") and t["name"] in ("mangle", "filter", "nat")}
-    )
+    with closing(Nftables()) as tables:
+        found = [name for name in ("mangle", "filter", "nat") if any(tables.table(name, f) for f in ("ip", "ip6"))]
+    return sorted(found)
 
 
 def check_conntrack(count: str | None) -> Check:
@@ -237,8 +252,9 @@ def check_space(path: Path) -> Check:
     return Check("disk space", ok, found, "" if ok == "yes" else way_out)
 
 
-def check_jit() -> Check:
+def check_jit(setting: str | None) -> Check:
     """Without the JIT the kernel interprets the offload's programs. The queue does not need it."""
-    if (read("/proc/sys/net/core/bpf_jit_enable") or "0") == "0":
+    if setting == "0":
         return Check("BPF JIT", "warning", "off: the offload is slow", "sysctl net.core.bpf_jit_enable=1")
-    return Check("BPF JIT", "yes", "on")
+    # Only the first network namespace has the setting.
+    return Check("BPF JIT", "yes", "on" if setting else "cannot be seen from this network namespace")

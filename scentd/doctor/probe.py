@@ -1,6 +1,6 @@
 """Tries the kernel's side of every part, in a network namespace of its own that ends with the process.
 
-    python -m scentd.doctor.probe     enters a new network namespace; one finding a line, as JSON
+    python -P -m scentd.doctor.probe     enters a new network namespace; one finding a line, as JSON
 
 Each probe uses the module that the daemon uses, so what works in a probe works in the daemon. Nothing of the
 host's own network is changed. Needs root (CAP_SYS_ADMIN for the namespace, CAP_NET_ADMIN).
@@ -95,7 +95,7 @@ def nfqueue() -> Finding:
         packet.accept()
 
     rule = f"OUTPUT -o lo -p udp --dport 9 -j NFQUEUE --queue-num {QUEUE}"
-    queue = Queue(QUEUE, accept, 64, True)
+    queue = Queue(QUEUE, accept, 64)
     try:
         restore("iptables", "mangle", f"-A {rule}")
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:

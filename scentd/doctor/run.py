@@ -1,8 +1,8 @@
 """`scentd doctor`: checks everything that scentd needs on this host, and names the way out if something is missing.
 
-examine.py looks at the host itself, and probe.py tries the kernel's network
-features, in a child process with a network namespace of its own. "no" is essential and sets the exit status,
-"warning" is not.
+examine.py looks at the host itself, probe.py tries the kernel's network features, in a child process with a network
+namespace of its own, and sandbox.py what the service may do. "no" is essential and sets the exit status, "warning"
+is not.
 """
 
 from __future__ import annotations
@@ -16,17 +16,21 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 from scentd.config.sections import Config, DaemonSettings, Datapath
+from scentd.control import client
+from scentd.core.closed import Closed, closed
 from scentd.datapath.family import families
 from scentd.datapath.host import iptables
 from scentd.datapath.offload import pins
-from scentd.doctor import examine
+from scentd.doctor import examine, sandbox
 from scentd.doctor.examine import Check
-from scentd.errors import ConfigError, HostError
+from scentd.errors import ConfigError, HostError, ScentdError
 from scentd.kinds import load_config
 from scentd.model import SCHEMA
+from scentd.system import python
 
 DEFAULT_CONFIG = "/etc/scentd/scentd.toml"
 PROBE_TIMEOUT = 60.0  # seconds; it takes one
@@ -34,7 +38,7 @@ MARKING_TABLES = ("raw", "mangle")  # whose PREROUTING lies between the BPF prog
 
 
 def checks(config_path: str | None = None) -> list[Check]:
-    """All checks, in the order in which their problems should be solved. Takes about a second."""
+    """All checks, in the order in which their problems should be solved. Takes some seconds."""
     configuration, loaded = check_config(config_path)
     daemon = loaded.daemon if loaded else DaemonSettings()
     datapath = loaded.datapath if loaded else Datapath()
@@ -51,14 +55,16 @@ def checks(config_path: str | None = None) -> list[Check]:
         configuration,
         examine.check_state_dir(Path(daemon.state_dir)),
         examine.check_space(Path(daemon.state_dir)),
-        examine.check_jit(),
+        examine.check_jit(examine.read("/proc/sys/net/core/bpf_jit_enable")),
         *([] if datapath.offload == "off" else [check_pin_dir(datapath.pin_dir), check_marks(datapath.mark_verified)]),
+        *(check_daemon(daemon.control_socket) or sandbox.checks()),
+        *([] if loaded is None else [check_lockout(loaded)]),
     ]
 
 
-def run(json_output: bool, config_path: str | None) -> int:
-    """Print the table, or JSON. 0 if nothing essential is missing, otherwise 1."""
-    found = checks(config_path)
+def run(json_output: bool, config_path: str | None, here: bool = False) -> int:
+    """Print the table, or JSON. 0 if nothing essential is missing, otherwise 1. `here`: what a sandbox may forbid."""
+    found = sandbox.here(*check_config(config_path)) if here else checks(config_path)
     print(json.dumps(to_dict(found), indent=2) if json_output else render(found))
     return exit_status(found)
 
@@ -87,16 +93,15 @@ def render(found: Sequence[Check]) -> str:
 
 def probe_checks() -> list[Check]:
     """The findings of probe.py, and one more if a probe has killed its process."""
-    argv = [sys.executable, "-m", "scentd.doctor.probe"]
-    path = os.pathsep.join(filter(None, (str(Path(__file__).parent.parent.parent), os.environ.get("PYTHONPATH"))))
     try:
         done = subprocess.run(
-            argv,
+            python.command("scentd.doctor.probe"),
             capture_output=True,
             text=True,
             timeout=PROBE_TIMEOUT,
             check=False,
-            env={**os.environ, "PYTHONPATH": path},
+            env=python.environment(os.environ),
+            cwd=python.DIRECTORY,
         )
         output, ended = done.stdout, "" if done.returncode in (0, 1) else f"ended with status {done.returncode}"
         ended = ended or ("" if done.stdout else done.stderr[-300:])
@@ -107,7 +112,7 @@ def probe_checks() -> list[Check]:
     if ended:
         after = found[-1].name if found else "its start"
         found.append(
-            Check("probe", "no", f"after {after}: {ended}", "run `python -m scentd.doctor.probe` and see dmesg")
+            Check("probe", "no", f"after {after}: {ended}", "run `python -P -m scentd.doctor.probe` and see dmesg")
         )
     return found
 
@@ -140,6 +145,43 @@ def check_pin_dir(directory: str) -> Check:
         )
         return Check(name, "warning", f"{directory}: {parent} is on no BPF file system", way_out)
     return Check(name, "yes", f"{directory}, on a BPF file system")
+
+
+def check_daemon(control_socket: str) -> list[Check]:
+    """A running daemon's own word, because its sandbox may forbid what this process may do; nothing if none runs."""
+    try:
+        told = client.status(control_socket, 1)
+    except ScentdError:
+        return []
+    if told.offload.why_not:
+        offload = Check("its offload", "warning", told.offload.why_not, "mend it and systemctl restart scentd")
+    else:
+        offload = Check("its offload", "yes", f"in place, by {told.offload.mechanism}")
+    guard = Check("its guard", "yes", "keeps it closed" if told.guard.closed else "there, with nothing to keep closed")
+    if not told.guard.connected:
+        found = "none: a restart loses packets, and closed is open while our rules are not there"
+        guard = Check("its guard", "warning", found, "systemctl enable --now scentd-guard")
+    return [Check("daemon", "yes", f"version {told.version} runs"), offload, guard]
+
+
+def check_lockout(config: Config) -> Check:
+    """Whom this host needs and could not reach while it is closed and nobody verifies."""
+    name, orders = "closed", closed(config)
+    if orders is None:
+        return Check(name, "yes", "nothing: no peer is strict, or verify.fail is open")
+    locked = [f"{use} {address}" for use, address in examine.needed_addresses() if is_closed(orders, address)]
+    if locked:
+        found = f"without a daemon this host cannot hear {', '.join(locked)}"
+        return Check(name, "warning", found, "add [guard] exception entries for them, see systemd/README.md")
+    return Check(name, "yes", "what strict peers send without a scent; none of what this host needs")
+
+
+def is_closed(orders: Closed, address: str) -> bool:
+    """Whether the guard keeps out this sender, and no exception names it."""
+    ip = ip_address(address)
+    if any(ip in ip_network(e.prefix) for e in orders.exceptions):
+        return False
+    return any(version == ip.version and first <= int(ip) <= last for version, first, last in orders.strict)
 
 
 def check_marks(verified: int) -> Check:

@@ -57,6 +57,11 @@ def test_connection_tracking(count, ok):
     assert examine.check_conntrack(count).ok == ok
 
 
+@pytest.mark.parametrize(("setting", "ok"), [("0", "warning"), ("1", "yes"), ("2", "yes"), (None, "yes")])
+def test_jit(setting, ok):
+    assert examine.check_jit(setting).ok == ok
+
+
 def test_packages_missing_and_old():
     check = examine.check_packages(["mmh3>=5", "msgspec>=9999", "no-such-thing>=1"])
     assert check.ok == "no"
