@@ -55,7 +55,7 @@ class Daemon:
             "peer": [peer],
         }
         config.write_text("".join(f"{key} = {toml(value)}\n" for key, value in sections.items()))
-        argv = sys.executable, "-m", "scentd", "run", "--config", str(config)
+        argv = sys.executable, "-P", "-m", "scentd", "run", "--config", str(config)
         with self.log.open("wb") as log:
             self.process = self.kind.lab.start(self.name, *argv, stdout=log, stderr=log)
 

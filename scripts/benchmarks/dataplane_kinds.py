@@ -79,7 +79,7 @@ class Wire(Lab):
         call(["ip", "-n", self.names[end], "-batch", "-"], "\n".join(lines))
 
     def module(self, name: str) -> tuple[str, ...]:
-        return sys.executable, "-m", name
+        return sys.executable, "-P", "-m", name
 
     def end(self, process: subprocess.Popen[Any], number: int = signal.SIGKILL) -> None:
         """End a process that start() made, and forget it."""

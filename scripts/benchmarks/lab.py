@@ -100,7 +100,7 @@ class Lab:
         return process
 
     def python(self, end: str, module: str, *argv: str, **more: Any) -> subprocess.Popen[Any]:
-        return self.start(end, sys.executable, "-m", module, *argv, **more)
+        return self.start(end, sys.executable, "-P", "-m", module, *argv, **more)
 
     def rules(self, end: str, family: int, table: str, lines: Sequence[str]) -> None:
         """Make these all the rules of a table."""

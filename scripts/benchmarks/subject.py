@@ -108,7 +108,7 @@ class Product:
         self._ours, theirs = link.pair()
         fd = theirs.fileno()
         # Closed, because a packet that a full queue lets pass would be counted by nobody.
-        setup = link.WorkerSetup(stamp_queue, verify_queue, QUEUE_LENGTH, False, False, 0x10000000, 0x20000000)
+        setup = link.WorkerSetup(stamp_queue, verify_queue, QUEUE_LENGTH, 0x10000000, 0x20000000)
         self.process: subprocess.Popen[bytes] = lab.python(end, "scentd.datapath.queue.worker", str(fd), pass_fds=[fd])
         theirs.close()
         self.counters: dict[str, int] = {}

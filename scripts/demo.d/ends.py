@@ -125,11 +125,11 @@ class End:
         self.socket = str(self.directory / "control.sock")
         self.offload = offload
         self.pins = lab.bpffs / host.name
-        secret = command(sys.executable, "-m", "scentd", "keygen")
+        secret = command(sys.executable, "-P", "-m", "scentd", "keygen")
         key = os.open(self.directory / "key", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(key, "w") as file:
             file.write(secret)
-        self.public = command(sys.executable, "-m", "scentd", "pubkey", stdin=secret).strip()
+        self.public = command(sys.executable, "-P", "-m", "scentd", "pubkey", stdin=secret).strip()
         self.process: subprocess.Popen[bytes] | None = None
 
     def configure(self, template: str, other: End, threshold: float) -> None:
@@ -154,7 +154,7 @@ class End:
         self.config.write_text(text)
 
     def argv(self, *words: str) -> list[str]:
-        return [sys.executable, "-m", "scentd", *words, "--config", str(self.config)]
+        return [sys.executable, "-P", "-m", "scentd", *words, "--config", str(self.config)]
 
     def start(self) -> list[str]:
         """Start the daemon and wait until it answers. The command."""

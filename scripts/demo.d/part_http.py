@@ -120,7 +120,7 @@ def capture(story: Story, lab: Lab, during: Any) -> list[dict[str, Any] | None]:
     time.sleep(DRAIN_SECONDS)
     process.send_signal(signal.SIGINT)  # it writes what it has
     process.wait(5)
-    decode = [sys.executable, "-m", "scentd", "decode", str(file), "--json"]
+    decode = [sys.executable, "-P", "-m", "scentd", "decode", str(file), "--json"]
     found = [json.loads(line) for line in command(*decode).splitlines()]
     story.command(decode[:-1])
     for family in (4, 6):
