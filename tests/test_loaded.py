@@ -15,8 +15,9 @@ SHOW = "import sys, {}; print(*sorted({{n.partition('.')[0] for n in sys.modules
     ("module", "heavy"),
     [
         ("scentd.datapath.queue.worker", []),
-        ("scentd.cli", ["cryptography"]),
+        ("scentd.cli", []),
         ("scentd.control.client", []),
+        ("scentd.guard.guard", []),
         ("scentd.daemon", ["cryptography", "pyroute2"]),
     ],
 )
