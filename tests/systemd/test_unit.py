@@ -18,7 +18,8 @@ from machine import Served
 from topology import Topology
 from tree import UNITS, Tree
 
-pytestmark = pytest.mark.netns
+# Alone: the guard holds packets for 5 s, and beside other tests a start may take longer.
+pytestmark = [pytest.mark.netns, pytest.mark.alone]
 
 
 @pytest.fixture(scope="module")
