@@ -6,6 +6,7 @@ import logging
 import os
 import select
 import socket
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from scentd.guard import orders
 
 log = logging.getLogger(__name__)
 
+LOOK_SECONDS = 1.0
 PATIENCE = 20.0  # seconds; tens of thousands of packets may have to go on
 
 
@@ -78,35 +80,44 @@ class GuardClient:
 
 
 class Holding:
-    """Lets the guard hold a worker's queues, and the next guard if that one ends."""
+    """Lets the guard hold a worker's queues, and the next guard if that one ends.
+
+    A thread of its own talks to the guard, because the packet path must not wait for it.
+    """
 
     def __init__(self, path: str) -> None:
+        self.held = False  # the queues are the guard's, too, so nobody may unbind them
         self._client = GuardClient(path)
-        self._queues: Sequence[tuple[int, bool, int]] = ()
-        self._told = False
+        self._queues: list[tuple[int, bool, int]] = []
+        self._wake = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="guard", daemon=True)
 
     def hold(self, queues: Sequence[tuple[int, bool, int]]) -> None:
         """`queues`: number, whether it fails open, descriptor. They replace those of an earlier call."""
-        if list(queues) != list(self._queues):
-            self._queues, self._told = queues, False
-            self.keep()
+        self._queues = list(queues)
+        self._wake.set()
+        if not self._thread.is_alive():
+            self._thread.start()
 
-    def keep(self) -> bool:
-        """Now and then: whether the queues are held. Never raises: packets go on without a guard."""
-        if self._client.is_connected():
-            if self._told:
-                return True
-        elif not self._client.connect():
-            return False
+    def _run(self) -> None:
+        told: list[tuple[int, bool, int]] = []
+        while True:
+            queues = self._queues
+            if not self._client.is_connected():
+                told, self.held = [], False
+            if told != queues and (self._client.is_connected() or self._client.connect()) and self._tell(queues):
+                told, self.held = queues, True
+            self._wake.wait(LOOK_SECONDS)
+            self._wake.clear()
+
+    def _tell(self, queues: Sequence[tuple[int, bool, int]]) -> bool:
         try:
-            for number, fail_open, fd in self._queues:
+            for number, fail_open, fd in queues:
                 self._client.ask(orders.Hold(number, fail_open), fd)
         except HostError as error:
             log.warning("%s", error)
-            self._client.close()
             return False
-        self._told = bool(self._queues)
-        return self._told
+        return True
 
 
 def write_document(path: Path, closed: Closed | None) -> None:

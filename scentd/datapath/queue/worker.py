@@ -97,11 +97,10 @@ class Worker:
             if time.monotonic() >= report_at:
                 report_at = time.monotonic() + REPORT_SECONDS
                 self._send(self._report())
-                self._holding.keep()
 
     def close(self) -> None:
         """End the queues, unless the guard holds them for the next worker."""
-        if not self._holding.keep():
+        if not self._holding.held:
             for queue in self._queues:
                 queue.close()
         self._icmp.close()
