@@ -20,7 +20,8 @@ from flows import Flows
 from guarded import Guarded, guarded
 from hosts import Node, acquainted, answered, pair, start, until
 
-pytestmark = pytest.mark.netns
+# Alone: packets wait for 5 s, and beside other tests a start may take longer.
+pytestmark = [pytest.mark.netns, pytest.mark.alone]
 
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
 BUFFER = 1 << 28  # bytes, so that the test itself loses nothing
@@ -53,7 +54,6 @@ def test_a_successor_takes_over(both, end, number):
     assert (told.orphans, told.verifying, told.closed) == ({}, True, True)
 
 
-@pytest.mark.alone
 @ENDS
 def test_ten_thousand_packets_a_second_wait_for_three_seconds(both, end):
     a, b, guards = both
