@@ -189,7 +189,8 @@ class Paths:
         if self._host is None:
             return
         try:
-            await asyncio.to_thread(self._host.check)
+            if await asyncio.to_thread(self._host.check):
+                await self.guard.order(closed(self._config))  # a reload that failed before this did not come so far
         except OffloadError as error:
             await self._fall_back(error)
         except HostError as error:  # the next check tries again

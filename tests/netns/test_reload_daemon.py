@@ -15,7 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from hosts import Node, acquainted, pair, start, until
+from guarded import guarded
+from hosts import Node, acquainted, pair, peer_of, start, until
 
 from scentd.control import client
 from scentd.control.server import CLIENTS_MAX
@@ -36,9 +37,10 @@ def nodes(tmp_path_factory) -> Iterator[tuple[Node, Node]]:
         b.sections["policy"] = [
             {"name": "isolate", "when": "threat >= 0.5", "do": {"kind": "quarantine", "timeout": "1s"}}
         ]
-        start(a, b)
-        acquainted(b, a)
-        yield a, b
+        with guarded(b):
+            start(a, b)
+            acquainted(b, a)
+            yield a, b
     shutil.rmtree(public)
 
 
@@ -46,9 +48,9 @@ def nodes(tmp_path_factory) -> Iterator[tuple[Node, Node]]:
 def b(nodes) -> Iterator[Node]:
     """The node that is reloaded, and put back."""
     node = nodes[1]
-    sections, network = dict(node.sections), dict(node.network)
+    saved = dict(node.sections), dict(node.network), node.peers
     yield node
-    node.sections, node.network = sections, network
+    node.sections, node.network, node.peers = saved
     node.write()
     assert json.loads(node.cli("reload", "--json").stdout)["applied"]
 
@@ -126,15 +128,20 @@ def test_a_source_that_cannot_be_opened_is_told(b):
     until(lambda: b.status()["networks"][0]["issued"] > issued, "it issues")
 
 
-def test_rules_that_cannot_be_written_are_told_and_written_later(b):
+def test_rules_that_cannot_be_written_are_told_and_written_later(nodes, b):
+    """And the guard closes then, what the new configuration closes."""
+    a, _ = nodes
+    b.peers = [peer_of(a, absent="drop")]
     b.sections = {**b.sections, "verify": {"absent": "drop"}}
     b.write()
     with broken(b):
+        assert not b.status()["guard"]["closed"]
         done = b.cli("reload")
         assert done.returncode == 1
         assert "applied but for: " in done.stderr
         assert "tried again every 10 s" in done.stderr
     until(lambda: b.cli("rules", "show").stdout.count("as wanted") == 2, "they are written", 20)
+    until(lambda: b.status()["guard"]["closed"], "the guard is told")
     assert b.log.read_text().count("the host is not as the configuration wants it") <= 1
     assert "Traceback" not in b.log.read_text()
 

@@ -82,11 +82,14 @@ class Host:
         self._is_whole = True
         return facts
 
-    def check(self) -> None:
-        """Put back programs and rules that somebody has removed; finish what a reload could not. Raises HostError."""
+    def check(self) -> bool:
+        """Put back programs and rules that somebody has removed; finish what a reload could not. Raises HostError.
+
+        Return whether anything had to be done.
+        """
         with self._lock:
             if not self.applied or self._stopped:
-                return
+                return False
             was_whole = self._is_whole
             if was_whole:
                 if self._offload is not None and self._offload.interfaces.is_incomplete():
@@ -94,11 +97,12 @@ class Host:
                 elif not rules.is_applied(self._config, self._served):
                     log.warning("iptables: somebody has changed rules of ours; putting them back")
                 else:
-                    return
+                    return False
             facts = self._install()
             if not was_whole:
                 log.info("the host is as the configuration wants it again")
         self._loop.call_soon_threadsafe(self._on_facts, facts)
+        return True
 
     def leave(self) -> None:
         """Change nothing on the host from now on."""
