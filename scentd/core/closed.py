@@ -41,9 +41,7 @@ class Closed(Struct, frozen=True):
     networks: tuple[str, ...] = ()  # destinations: prefixes of our networks
     whole_host: bool = False  # and every address of this host
     exceptions: tuple[OpenException, ...] = ()
-    overload_open: bool = (
-        False  # a full queue lets packets in unverified: then all is closed only while nobody verifies
-    )
+    overload_open: bool = False  # a full queue lets packets in: what is closed is so only while nobody verifies
 
 
 def closed(config: Config) -> Closed | None:

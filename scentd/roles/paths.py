@@ -92,8 +92,9 @@ class Paths:
         assert self._host is not None  # start() comes first
         first = self._pairs is None
         self._config, self._pairs, self._epochs = config, pairs, epochs
-        if not first:
-            await self.guard.order(in_both(self.guard.closed, closed(config)))
+        between = in_both(self.guard.closed, closed(config))
+        if not first and between != self.guard.closed:
+            await self.guard.order(between)
         if first:  # a killed daemon's rules may exist already
             self._facts = await asyncio.to_thread(host.read_facts, config)
         await self._publish()

@@ -43,18 +43,14 @@ class StamperRole:
         if self._pairs is None:
             return {}
         networks = [n.name for n in self._pairs.config.network if n.stamps]
-        return self._outgoing_by_pair(issued for issued in self._kept.read(networks))
+        kept = [out for issued in self._kept.read(networks) for out in issued.outgoing if out.expires > time.time()]
+        tag_key = self._pairs.tag_key  # None without the network's private key
+        return {n: out for n, out in self._by_pair(kept).items() if tag_key(n, out.epoch) in (None, out.tag_key)}
 
-    def _outgoing_by_pair(self, epochs: Iterable[IssuedEpoch]) -> dict[int, Outgoing]:
+    def _by_pair(self, outgoing: Iterable[Outgoing]) -> dict[int, Outgoing]:
         assert self._pairs is not None
-        pairs, now, found = self._pairs.by_name, time.time(), {}
-        for out in (out for issued in epochs for out in issued.outgoing):
-            pair = pairs.get((out.network, out.peer))
-            if pair is None or not pair.stamps or out.expires <= now:
-                continue
-            if pair.secret is None or pair.secret.tag_key(out.epoch) == out.tag_key:  # the keys are still the same
-                found[pair.number] = out
-        return found
+        named = ((self._pairs.by_name.get((out.network, out.peer)), out) for out in outgoing)
+        return {pair.number: out for pair, out in named if pair is not None and pair.stamps}
 
     def stop(self) -> None:
         for timer in self._timers:
@@ -64,7 +60,7 @@ class StamperRole:
     def _on_epoch(self, issued: IssuedEpoch) -> None:
         if self._pairs is None:
             return
-        outgoing = self._outgoing_by_pair([issued])
+        outgoing = self._by_pair(issued.outgoing)
         if not outgoing:
             return
         self._paths.publish_epochs(outgoing)
