@@ -20,16 +20,15 @@ import msgspec
 
 from scentd.core.closed import Closed
 from scentd.errors import HostError
-from scentd.guard import orders, table
+from scentd.guard import closed_table, orders
+from scentd.guard.closed_table import ClosedTable
 from scentd.guard.held import HeldQueue, queue_states
-from scentd.system import nfnetlink, nft, notify
+from scentd.system import nfnetlink, notify
 
 log = logging.getLogger("scentd.guard")
 
-PAUSE = 0.01  # seconds
 HOLD_SECONDS = 5.0  # a daemon that does not come back must be no black hole
 CONNECTIONS_MAX = 256
-TABLE = "table"  # the name of the table's socket in systemd's store
 
 
 class Guard:
@@ -46,22 +45,30 @@ class Guard:
         self._orphans: list[HeldQueue] = []
         self._verifying: set[socket.socket] = set()
         self._table: ClosedTable | None = None
-        self._old_tables: list[int] = []  # sockets of earlier guards' tables
+        self._settle_at: float | None = None  # when an earlier guard's table must fit: its daemon has come until then
         self._released = self._given_up = 0
 
     def start(self) -> None:
-        """Close what the document says, then give up what an earlier guard held: so nothing is open in between."""
-        stored = notify.take_stored()
-        self._look()
-        for name, fd in stored:
+        """Go on with what an earlier guard has kept closed and held, or close what the document says."""
+        others = []
+        for name, fd in notify.take_stored():
             kind, _, rest = name.partition(".")
             if kind == "queue":
                 number, _, fail = rest.partition(".")
                 held = HeldQueue(int(number), fail == "open", fd)
                 held.orphaned_at = time.monotonic()  # its worker may be alive, and hold it anew
                 self._orphans.append(held)
+            elif self._table is None and (adopted := closed_table.adopt(name, fd)):
+                self._table, self._settle_at = adopted, time.monotonic() + HOLD_SECONDS
             else:
-                self._old_tables.append(fd)
+                others.append((name, fd))
+        if self._table is None:
+            self._look()
+        else:
+            self._table.closed = read_document(self._state_path)
+        for name, fd in others:  # only now, so that nothing was open in between
+            notify.remove_stored(name)
+            os.close(fd)
         notify.notify("READY=1", f"STATUS={self._describe()}")
 
     def run(self) -> None:
@@ -76,32 +83,21 @@ class Guard:
                     assert isinstance(key.fileobj, socket.socket)  # we registered nothing else
                     self._serve(key.fileobj)
             self._give_up(time.monotonic())
-            self._close_old_tables()
+            self._settle(time.monotonic())
 
     def _timeout(self, now: float) -> float | None:
         """Seconds until there is something to do without an order; None: never."""
         due = [q.orphaned_at + HOLD_SECONDS - now for q in self._orphans if q.orphaned_at is not None]
-        due += [PAUSE] * bool(self._old_tables and self._must_change)
+        due += [self._settle_at - now] if self._settle_at is not None else []
         return max(0.0, min(due)) if due else None
 
-    def _close_old_tables(self) -> None:
-        """Let an earlier guard's table go, which does no harm before the orders change or an exception has to hold.
-
-        The end of its chain drops all packets that wait in queues: so it goes when nobody has one, or none waits.
-        """
-        if not self._old_tables:
-            return
-        idle = not self._orphans and not any(self._owners.values())
-        if idle or (self._must_change and not any(state.waiting for state in queue_states().values())):
-            for fd in self._old_tables:
-                os.close(fd)
-            self._old_tables.clear()
-
-    @property
-    def _must_change(self) -> bool:
-        """Whether an earlier guard's table is in the way."""
-        table = self._table
-        return table is None or table.changed or (bool(table.closed.exceptions) and not self._verifying)
+    def _settle(self, now: float) -> None:
+        """No daemon has come for an earlier guard's table; and a table that keeps nothing closed goes when it may."""
+        if self._settle_at is not None and now >= self._settle_at:
+            self._look()
+        if self._table is not None and not self._settle_at and not self._table.closed and not queue_states():
+            self._table.remove()
+            self._table = None
 
     def stop(self) -> None:
         self._stopper.send(b"\0")
@@ -158,7 +154,7 @@ class Guard:
         if connection in self._verifying:
             self._verifying.discard(connection)
             if not self._verifying:
-                log.info("nobody verifies now%s", ": what is closed stays closed" if self._table else "")
+                log.info("nobody verifies now%s", ": what is closed stays closed" if self._closed else "")
                 self._write()
 
     # -- orders ----------------------------------------------------------
@@ -214,27 +210,33 @@ class Guard:
 
     # -- the table -------------------------------------------------------
 
+    @property
+    def _closed(self) -> Closed | None:
+        return self._table.closed if self._table is not None else None
+
     def _look(self) -> None:
-        """Make the table fit the document. Raises HostError if it cannot be read; then the table stays."""
-        closed = read_document(self._state_path)
-        if closed is None:
-            if self._table is not None:
-                self._table.close()
-                log.warning("nothing is kept closed any more")
-            self._table = None
-        elif self._table is None:
-            self._table = ClosedTable(closed, bool(self._verifying))
-            log.info("closed: what strict peers send and nobody has verified is dropped")
-        else:
-            self._table.changed |= closed != self._table.closed
+        """Make the table fit the document. Raises HostError if it cannot be read; then the table stays.
+
+        A table that keeps nothing closed stays as long as there are queues: its end would drop what is in them.
+        """
+        self._settle_at = None
+        closed, before = read_document(self._state_path), self._closed
+        if self._table is not None:
             self._table.write(closed, bool(self._verifying))
+        elif closed is not None:
+            self._table = closed_table.make(closed, bool(self._verifying))
+        if closed is None and before is not None:
+            log.warning("nothing is kept closed any more")
+        elif closed is not None and before is None:
+            log.info("closed: what strict peers send and nobody has verified is dropped")
 
     def _write(self) -> None:
-        if self._table is not None:
+        if self._table is not None and self._table.closed is not None:
             self._table.write(self._table.closed, bool(self._verifying))
 
     def _describe(self) -> str:
-        return f"{'closed' if self._table else 'open'}, {'a daemon verifies' if self._verifying else 'nobody verifies'}"
+        verifying = "a daemon verifies" if self._verifying else "nobody verifies"
+        return f"{'closed' if self._closed else 'open'}, {verifying}"
 
     def _answer(self, error: str) -> orders.Answer:
         now = time.monotonic()
@@ -243,7 +245,7 @@ class Guard:
         return orders.Answer(
             error=error,
             namespace=orders.namespace(),
-            closed=self._table is not None,
+            closed=self._closed is not None,
             verifying=bool(self._verifying),
             orphans={q.number: now - q.orphaned_at for q in self._orphans if q.orphaned_at is not None},
             waiting=sum(state.waiting for _, state in states if state is not None),
@@ -252,36 +254,6 @@ class Guard:
             dropped=counts.get("dropped", 0),
             excepted=counts.get("excepted", 0),
         )
-
-
-class ClosedTable:
-    """The table in the kernel. It has a name of its own each time: a saved copy of it must not block a restore."""
-
-    def __init__(self, closed: Closed, verifying: bool) -> None:
-        self.closed = closed
-        self.changed = False  # since it was made
-        self._name = f"scentd_closed_{time.monotonic_ns():x}"
-        before = sockets()
-        self._nft = nft.Nftables()
-        self._nft.run_text(table.create(self._name, closed, verifying))
-        (owner,) = sockets() - before  # the library tells it to nobody
-        notify.remove_stored(TABLE)
-        notify.store(TABLE, owner)  # the table goes when the last duplicate is closed
-
-    def write(self, closed: Closed, verifying: bool) -> None:
-        self._nft.run_text(table.update(self._name, closed, verifying))
-        self.closed = closed
-
-    def counts(self) -> dict[str, int]:
-        """Packets by counter."""
-        listed = self._nft.run([{"list": {"counters": {"family": "inet", "table": self._name}}}])
-        found = [item["counter"] for item in listed if "counter" in item]
-        return {c["name"]: c["packets"] for c in found if c["table"] == self._name}
-
-    def close(self) -> None:
-        notify.remove_stored(TABLE)
-        self._nft.run_text(f"delete table inet {self._name}")
-        self._nft.close()
 
 
 def listen(path: str) -> socket.socket:
@@ -316,16 +288,6 @@ def read_document(path: Path) -> Closed | None:
 
 def stored_name(held: HeldQueue) -> str:
     return f"queue.{held.number}.{'open' if held.fail_open else 'closed'}"
-
-
-def sockets() -> set[int]:
-    """The descriptors of this process that are sockets."""
-    found = set()
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(FileNotFoundError):  # the listing's own
-            if os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
-                found.add(int(name))
-    return found
 
 
 def run(socket_path: str, state_path: str) -> None:

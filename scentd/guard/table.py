@@ -12,6 +12,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_network
 
 from scentd.core.closed import Closed, OpenException, Range
 
+LAYOUT = 1  # of what `create` makes and `update` changes: a guard goes on with a table of its own layout only
 PRIORITY = -149  # behind the mangle table (-150)
 COUNTERS = ("dropped", "excepted")
 ADDRESS = {4: IPv4Address, 6: IPv6Address}
@@ -46,11 +47,13 @@ def create(name: str, closed: Closed, verifying: bool) -> str:
     )
 
 
-def update(name: str, closed: Closed, verifying: bool) -> str:
+def update(name: str, closed: Closed | None, verifying: bool) -> str:
     """The commands that make an existing table fit, in one transaction. Its chain stays: queued packets survive it."""
     commands = [f"flush chain inet {name} {chain}" for chain in ("guard", "ours", "unverified")]
+    commands += [f"flush set inet {name} strict{version}" for version in (4, 6)]
+    if closed is None:
+        return "\n".join(commands)
     for version in (4, 6):
-        commands.append(f"flush set inet {name} strict{version}")
         if ranges := [range_text(r) for r in closed.strict if r[0] == version]:
             commands.append(f"add element inet {name} strict{version} {{ {', '.join(ranges)} }}")
     rules = [("guard", rule) for rule in guard_rules(closed)]

@@ -153,8 +153,9 @@ def state(node: Node) -> dict[str, typing.Any]:
     document = node.directory / "closed.json"
     found["closed"] = document.read_text() if document.exists() else ""
     found["routing rules"] = [host.out("ip", family, "rule") for family in ("-4", "-6")]
-    table = node.host.out("nft", "list", "ruleset")
-    found["nft"] = re.sub(r"packets \d+ bytes \d+|scentd_closed_\w+|# progname.*", "", table).splitlines()
+    tables = re.split(r"^(?=table )", node.host.out("nft", "list", "ruleset"), flags=re.M)
+    kept = "".join(t for t in tables if "scentd_closed" not in t or "jump" in t)  # an open one stays beside queues
+    found["nft"] = re.sub(r"packets \d+ bytes \d+|scentd_closed_\w+|# progname.*", "", kept).splitlines()
     if node.pin_dir is not None:
         for program in ("stamp", "verify"):
             (selector,) = contents(node, f"{program}-selector").values()

@@ -131,9 +131,8 @@ EVENTS = {
     "hand-over": ("systemctl", "kill", "--signal=USR1", "--kill-whom=main", "scentd"),
     "daemon killed": ("systemctl", "kill", "--signal=KILL", "--kill-whom=main", "scentd"),
     "all killed": ("systemctl", "kill", "--signal=KILL", "scentd"),
-    "guard killed": ("systemctl", "kill", "--signal=KILL", "scentd-guard"),
-    "guard ended": ("systemctl", "kill", "scentd-guard"),
 }
+GUARDS = 5  # that end one after the other
 FAILURES = ("daemon killed", "all killed")  # of which systemd may speak
 
 
@@ -148,12 +147,32 @@ def test_what_an_event_costs(both, path, event, end):
         node.machine.run(*EVENTS[event])
         if event == "reload":
             until(lambda: node.status()["reloads"] != before[1], "reloaded")
-        elif "guard" not in event:
+        else:
             until(lambda: node.main_pid() not in (0, before[0]), "a successor")
         node.wait_started()
-    until(lambda: node.status()["guard"]["connected"], "a guard")
     assert ("Failed with result" in node.machine.log()[said:]) == (event in FAILURES)
     assert node.status()["guard"]["given_up"] == 0
+
+
+@pytest.mark.parametrize("end", [0, 1], ids=["the sender's", "the receiver's"])
+@pytest.mark.parametrize("number", ["KILL", "TERM"])
+def test_what_the_end_of_a_guard_costs(both, path, number, end):
+    """Nothing: the next one goes on with its table and its queues."""
+    node = both[end]
+    with Flows(*both):
+        for _ in range(GUARDS):
+            next_guard(node, number)
+            time.sleep(0.2)
+    until(lambda: node.status()["guard"]["connected"], "a guard")
+    assert node.status()["guard"]["given_up"] == 0
+    tables = [line for line in node.host.out("nft", "list", "tables").splitlines() if "scentd_closed" in line]
+    assert len(tables) == 1
+
+
+def next_guard(node: Served, number: str) -> None:
+    before = node.machine.show("scentd-guard", "MainPID")
+    node.machine.run("systemctl", "kill", f"--signal={number}", "scentd-guard")
+    until(lambda: node.machine.show("scentd-guard", "MainPID") not in ("0", before), "a new guard")
 
 
 def test_a_daemon_that_hangs_is_replaced(both):
@@ -234,9 +253,7 @@ def test_nothing_unscented_comes_in_while_the_daemon_is_away(both, path, unscent
     b.wait_started()
     run("systemctl", "stop", "scentd")
     for number in ("TERM", "KILL"):
-        before = b.machine.show("scentd-guard", "MainPID")
-        run("systemctl", "kill", f"--signal={number}", "scentd-guard")
-        until(lambda before=before: b.machine.show("scentd-guard", "MainPID") not in ("0", before), "a new guard")
+        next_guard(b, number)
         time.sleep(0.5)
     assert unscented.arrived() == 0
     assert "nothing is closed" in run("scentd", "cleanup").stderr
