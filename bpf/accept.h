@@ -6,6 +6,9 @@
 #ifndef SCENT_ACCEPT_H
 #define SCENT_ACCEPT_H
 
+#define COUNTERS SCENT_VERIFY_COUNTERS
+
+#include "count.h"
 #include "scent.h"
 #include "tag.h"
 
@@ -33,17 +36,26 @@ struct {
 	__uint(max_entries, 1 << 20);
 } events SEC(".maps");
 
+/*
+ * Packets with a scent that the processor had just accepted. All others are counted in struct scent_receiving, which is
+ * at hand where they are looked up.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, SCENT_VERIFY_COUNTERS);
-	__type(key, __u32);
+	__uint(max_entries, 256);
+	__type(key, __u32);			/* pair */
 	__type(value, __u64);
-} counters SEC(".maps");
+} accepted SEC(".maps");
 
-static __always_inline void count(__u32 index, __u32 packets)
+static __always_inline void count_accepted(struct scent_receiving *state, __u32 pair, __u32 packets)
 {
-	__u64 *value = bpf_map_lookup_elem(&counters, &index);
+	__u64 *value;
 
+	if (state) {
+		__sync_fetch_and_add(&state->accepted, packets);
+		return;
+	}
+	value = bpf_map_lookup_elem(&accepted, &pair);
 	if (value)
 		*value += packets;
 }

@@ -15,6 +15,9 @@ struct outcome {
 #define UNDECIDED (-2)			/* for the queue */
 	__u32 treatment;		/* scent_treatment */
 	__u32 glance;			/* unmasked, of an accepted packet */
+	__u32 pair;			/* whose packet it is: its own, or any of the peer's; SCENT_NO_PAIR: a stranger's */
+	__u32 epoch;			/* of a packet that is refused for it, else 0 */
+	struct scent_receiving *state;	/* of an accepted packet whose scent was looked up; else NULL */
 };
 
 /*
@@ -30,17 +33,23 @@ static __always_inline int is_icmp_too_big(const struct packet *p)
 	return p->protocol == IPPROTO_ICMPV6 && (p->ports & 0xff) == 2;
 }
 
-static __always_inline __u32 treatments_of(const struct scent_verify_settings *s, const struct packet *p)
+/* How this sender's packets are treated; the outcome learns whose packet it is. */
+static __always_inline __u32 treatments_of(const struct scent_verify_settings *s, const struct packet *p,
+					   struct outcome *o)
 {
 	struct query q = {.key.scope = SCENT_SCOPE_SOURCE, .key.family = p->family};
 
-	return find_prefix(p->family == 4 ? &s->source4 : &s->source6, &p->source, &q) ? q.value.detail : s->fallback;
+	o->pair = SCENT_NO_PAIR;
+	if (!find_prefix(p->family == 4 ? &s->source4 : &s->source6, &p->source, &q))
+		return s->fallback;
+	o->pair = q.value.number;
+	return q.value.detail;
 }
 
 static __always_inline void judge_absent(struct __sk_buff *skb, __u32 at, const struct scent_verify_settings *s,
 					 const struct packet *p, struct outcome *o)
 {
-	__u32 treatments = treatments_of(s, p), shift = SCENT_TREATMENTS_ABSENT;
+	__u32 treatments = treatments_of(s, p, o), shift = SCENT_TREATMENTS_ABSENT;
 
 	if (!(treatments >> SCENT_TREATMENTS_EXPECTED & 1) || is_neighbourly(p)) {
 		o->verdict = LEAVE;
@@ -85,7 +94,7 @@ static __always_inline int is_fragment(struct __sk_buff *skb, __u32 at, const st
 static __always_inline void judge_declined(struct __sk_buff *skb, __u32 at, const struct scent_verify_settings *s,
 					   const struct packet *p, struct outcome *o)
 {
-	__u32 treatments = treatments_of(s, p);
+	__u32 treatments = treatments_of(s, p, o);
 	__u32 shift = p->family == 6 ? SCENT_TREATMENTS_ABSENT_IPV6_FRAGMENT : SCENT_TREATMENTS_ABSENT;
 
 	o->verdict = UNDECIDED;

@@ -19,12 +19,12 @@
 #include "scent_wire.h"
 
 enum scent_maps_constants {
-	SCENT_MAPS_VERSION = 3,
+	SCENT_MAPS_VERSION = 4,
 	SCENT_LENGTHS_MAX = 15,		/* different prefix lengths of one scope and family */
 	SCENT_CANDIDATES = 4,		/* peers with the same key id that are told apart by address */
 	SCENT_PERIODS = 3,		/* keys of the period before, this one and the next */
 	SCENT_NODES = 4096,		/* source addresses of a pair that are recorded in a second */
-	SCENT_NO_PAIR = 0xffffffff,	/* a route to a peer whose network signs nothing */
+	SCENT_NO_PAIR = 0xffffffff,	/* a route to a peer whose network signs nothing; a sender who is nobody */
 	SCENT_CACHE_BITS = 8,
 	SCENT_CACHE_SIZE = 1 << SCENT_CACHE_BITS,	/* address pairs that a processor remembers */
 	SCENT_RECENT_BITS = 10,
@@ -34,7 +34,7 @@ enum scent_maps_constants {
 /* The first member of struct scent_prefix: which table of prefixes. */
 enum scent_scope {
 	SCENT_SCOPE_LOCAL = 1,		/* our networks' addresses -> number: network */
-	SCENT_SCOPE_SOURCE = 2,		/* senders -> detail: scent_treatments */
+	SCENT_SCOPE_SOURCE = 2,		/* senders -> number: a pair of the peer; detail: scent_treatments */
 	SCENT_SCOPE_QUARANTINE = 3,	/* senders -> number: the CLOCK_MONOTONIC second of release */
 	SCENT_SCOPE_ROUTE = 0x40000000,	/* + network: where its packets go -> number: pair, detail: path MTU */
 	SCENT_SCOPE_MEMBER = 0x80000000,	/* + peer: its addresses */
@@ -83,6 +83,22 @@ struct scent_flow {
 	__u8 family;
 	__u8 has_ports;
 	__u8 padding;
+};
+
+/*
+ * The packets of a peer that were not stamped, or not accepted. Entries are made as they are needed: the peers that the
+ * configuration names times a few outcomes. Accepted packets have an array of their own, by pair.
+ */
+struct scent_tally_key {
+	__u32 pair;			/* any of the peer's */
+	__u32 counter;			/* an index into the program's counters */
+};
+
+/* A processor's part. */
+struct scent_tally {
+	__u64 packets;
+	__u32 at;			/* verifying: the Unix second of the last one */
+	__u32 epoch;			/* verifying: the epoch that the last one named, which nobody has verified; or 0 */
 };
 
 /* -- stamping ---------------------------------------------------------- */
@@ -142,6 +158,8 @@ struct scent_stamped {
 	__u32 selector;
 	__u32 flags;			/* scent_pair_flags */
 	__u32 limit;			/* path MTU */
+	__u32 pair;
+	__u32 padding;
 };
 
 /* Indices into the stamper's counters. */
@@ -213,6 +231,7 @@ struct scent_receiving {
 	__u32 glance;			/* of the highest epoch, unmasked */
 	__u32 nodes;			/* recorded in the second below */
 	__u32 nodes_at;			/* Unix */
+	__u64 accepted;			/* packets; not under the lock, and without those in the map of that name */
 	__u8 sealed[SCENT_PROFILE_LEN];
 	__u8 family;			/* 4 or 6, of `source` */
 	__u8 padding2[5];
@@ -232,7 +251,7 @@ struct scent_verified {
 	__u32 tail;
 	__u32 selector;
 	__u32 glance;			/* unmasked */
-	__u32 padding;
+	__u32 pair;
 };
 
 /* A source address that an accepted packet had. The value is the number 1. */

@@ -7,8 +7,11 @@
  * it has grown. The packet goes on in any case, and TC_ACT_UNSPEC lets the programs of
  * others run. bpf/README.md has the order of the hooks.
  */
+#define COUNTERS SCENT_STAMP_COUNTERS
+
 #include "carrier_ipv4_option.h"
 #include "carrier_ipv6_header.h"
+#include "count.h"
 #include "parse.h"
 #include "options.h"
 #include "lpm.h"
@@ -31,13 +34,6 @@ struct {
 	__type(key, __u32);
 	__type(value, struct scent_stamp_settings);
 } settings SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, SCENT_STAMP_COUNTERS);
-	__type(key, __u32);
-	__type(value, __u64);
-} counters SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -163,7 +159,7 @@ static __always_inline int check_options(struct __sk_buff *skb, __u32 at, struct
 static __always_inline struct scent_outgoing *look_up(struct __sk_buff *skb, __u32 at,
 						      const struct scent_stamp_settings *s, struct packet *p,
 						      enum form form, __u32 turn, __u64 now, struct scent_stamped *c,
-						      int *outcome)
+						      int *outcome, __u32 *pair)
 {
 	struct scent_cached *known = cache_entry(p);
 	struct scent_outgoing *out;
@@ -184,6 +180,7 @@ static __always_inline struct scent_outgoing *look_up(struct __sk_buff *skb, __u
 			return NULL;
 	}
 	*outcome = UNSTAMPED(NOT_A_PEER);
+	*pair = known->number;
 	if (known->number == SCENT_NO_PAIR)
 		return NULL;
 	*outcome = UNSTAMPED(NO_PROFILE);
@@ -194,11 +191,15 @@ static __always_inline struct scent_outgoing *look_up(struct __sk_buff *skb, __u
 	c->selector = turn;
 	c->flags = out->flags;
 	c->limit = known->detail;
+	c->pair = known->number;
 	return out;
 }
 
-/* Stamps the packet or leaves it as it is. The result is the index of a counter, or UNCOUNTED. */
-static __always_inline int stamp(struct __sk_buff *skb, __u32 at)
+/*
+ * Stamps the packet or leaves it as it is. The result is the index of a counter, or UNCOUNTED. `pair`: whose packet it
+ * is, if that is known.
+ */
+static __always_inline int stamp(struct __sk_buff *skb, __u32 at, __u32 *pair)
 {
 	__u32 zero = 0, *turn = bpf_map_lookup_elem(&selector, &zero), which, index;
 	struct scent_outgoing *out = NULL;
@@ -230,10 +231,11 @@ static __always_inline int stamp(struct __sk_buff *skb, __u32 at)
 	if (!c)
 		return UNCOUNTED;
 	if (form != FORM_BARE || c->now != now || c->selector != which || !same_flow(&c->flow, &p)) {
-		out = look_up(skb, at, s, &p, form, which, now, c, &outcome);
+		out = look_up(skb, at, s, &p, form, which, now, c, &outcome, pair);
 		if (!out)
 			return outcome;
 	}
+	*pair = c->pair;
 	if (!p.room)
 		return p.family == 4 ? UNSTAMPED(NO_ROOM) : UNSTAMPED(HEADERS);
 	outcome = too_big(skb, at, &p, c->flags, c->limit);
@@ -250,16 +252,13 @@ static __always_inline int stamp(struct __sk_buff *skb, __u32 at)
 }
 
 /* Counts segments, as the queue does. */
-static __always_inline int leave(__u32 packets, int outcome)
+static __always_inline int leave(__u32 packets, int outcome, __u32 pair)
 {
-	__u32 index = outcome;
-	__u64 *count;
-
-	if (outcome != UNCOUNTED) {
-		count = bpf_map_lookup_elem(&counters, &index);
-		if (count)
-			*count += packets;
-	}
+	if (outcome == UNCOUNTED)
+		return TC_ACT_UNSPEC;
+	count(outcome, packets);
+	if (outcome != SCENT_STAMP_COUNT_STAMPED)
+		count_of(pair, outcome, packets, 0, 0);
 	return TC_ACT_UNSPEC;
 }
 
@@ -268,18 +267,21 @@ SEC("tc")
 int scent_stamp_l2(struct __sk_buff *skb)
 {
 	__u8 *ethernet = (void *)(long)skb->data;
-	__u32 packets = skb->gso_segs ?: 1;
+	__u32 packets = skb->gso_segs ?: 1, pair = SCENT_NO_PAIR;
+	int outcome;
 
 	if ((void *)(ethernet + ETH_HLEN) > (void *)(long)skb->data_end || ethernet[0] & 1)
 		return TC_ACT_UNSPEC;
-	return leave(packets, stamp(skb, ETH_HLEN));
+	outcome = stamp(skb, ETH_HLEN, &pair);
+	return leave(packets, outcome, pair);
 }
 
 /* On one without: tunnels, PPP. */
 SEC("tc")
 int scent_stamp_l3(struct __sk_buff *skb)
 {
-	__u32 packets = skb->gso_segs ?: 1;
+	__u32 packets = skb->gso_segs ?: 1, pair = SCENT_NO_PAIR;
+	int outcome = stamp(skb, 0, &pair);
 
-	return leave(packets, stamp(skb, 0));
+	return leave(packets, outcome, pair);
 }

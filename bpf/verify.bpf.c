@@ -57,6 +57,8 @@ struct route {
 	__u32 network;
 	__u32 candidate;
 	__u32 hit;			/* `known` is about these addresses */
+	__u32 pair;			/* of the sender, once it is found */
+	struct scent_receiving *state;	/* likewise */
 };
 
 /* The sender that a scent names, if the packet's source is one of its addresses; otherwise NULL and the verdict. */
@@ -126,6 +128,7 @@ static __always_inline int check(struct __sk_buff *skb, __u32 at, struct route *
 	in = find_sender(route, p, w, &verdict);
 	if (!in)
 		return verdict;
+	route->pair = in->pair;
 	if (!binding_holds(skb, at, p, flags, in->flags & SCENT_PAIR_SENDER))
 		return SCENT_VERDICT_WRONG_BINDING;
 	if (epoch > now + s->max_future)
@@ -142,6 +145,7 @@ static __always_inline int check(struct __sk_buff *skb, __u32 at, struct route *
 	verdict = accept(s, state, in, in->glance_keys + 2 * period, p, w, now);
 	if (verdict != SCENT_VERDICT_ACCEPTED)
 		return verdict;
+	route->state = state;
 	*glance = state->glance;
 	if (route->hit && known->key_id == KEY_ID(w) && known->noted == (__u32)(now / SECOND))
 		return SCENT_VERDICT_ACCEPTED;
@@ -183,7 +187,8 @@ static __always_inline int is_repeated(const struct scent_verified *known, const
 }
 
 static __always_inline void fill_recent(struct scent_verified *known, const struct packet *p,
-					const struct scent_words *w, __u32 turn, __u64 now, __u64 offset, __u32 glance)
+					const struct scent_words *w, __u32 turn, __u64 now, __u64 offset,
+					const struct outcome *o)
 {
 	set_flow(&known->flow, p);
 	known->now = now;
@@ -194,7 +199,8 @@ static __always_inline void fill_recent(struct scent_verified *known, const stru
 	known->tag = w->tag;
 	known->tail = w->tail;
 	known->selector = turn;
-	known->glance = glance;
+	known->glance = o->glance;
+	known->pair = o->pair;
 }
 
 /* Takes the scent off an accepted packet, or the packet itself if it is a beacon. */
@@ -224,17 +230,22 @@ static __always_inline void judge_scented(struct __sk_buff *skb, __u32 at, const
 		return;
 	if (whole && is_repeated(known, p, &w, turn, now, offset)) {
 		o->glance = known->glance;
+		o->pair = known->pair;
 	} else {
 		if (find_route(&route, p))
 			return;
 		o->verdict = whole ? check(skb, at, &route, p, &w, now + offset, &o->glance) : UNDECIDED;
 		if (o->verdict > SCENT_VERDICT_ABSENT)
-			o->treatment = treatments_of(s, p) >> SCENT_TREATMENTS_REJECTED & 3;
+			o->treatment = treatments_of(s, p, o) >> SCENT_TREATMENTS_REJECTED & 3;
+		if (o->verdict == SCENT_VERDICT_FUTURE || o->verdict == SCENT_VERDICT_STALE)
+			o->epoch = EPOCH(&w);
 		if (o->verdict != SCENT_VERDICT_ACCEPTED)
 			return;
+		o->pair = route.pair;
+		o->state = route.state;
 		/* Where the ports are not in the tag, the verdict is also about the packet's length. */
 		if (FLAGS(&w) & SCENT_FLAG_PORTS || !p->has_ports)
-			fill_recent(known, p, &w, turn, now, offset, o->glance);
+			fill_recent(known, p, &w, turn, now, offset, o);
 	}
 	strip(skb, at, p, &w, o);
 }
@@ -250,15 +261,19 @@ static __always_inline int is_quarantined(const struct scent_verify_settings *s,
 
 /* The one exit of judged packets: counts the packet, and drops it or marks it and lets it go. */
 static __always_inline int settle(struct __sk_buff *skb, const struct scent_verify_settings *s, __u32 packets,
-				  const struct outcome *o)
+				  const struct outcome *o, __u32 second)
 {
-	__u32 glance = s->mark_glance;
+	__u32 glance = s->mark_glance, index = SCENT_TREATMENTS * o->verdict + o->treatment;
 
 	if (o->verdict == UNDECIDED)
 		count(SCENT_VERIFY_COUNT_DECLINED, packets);
 	if (o->verdict < 0)
 		return TC_ACT_UNSPEC;
-	count(SCENT_TREATMENTS * o->verdict + o->treatment, packets);
+	count(index, packets);
+	if (o->verdict == SCENT_VERDICT_ACCEPTED)
+		count_accepted(o->state, o->pair, packets);
+	else
+		count_of(o->pair, index, packets, second, o->epoch);
 	if (o->treatment == SCENT_TREATMENT_DROP)
 		return TC_ACT_SHOT;
 	skb->mark |= s->mark_verified | (o->treatment == SCENT_TREATMENT_REJECT ? s->mark_rejected : 0);
@@ -304,7 +319,7 @@ static __always_inline int verify(struct __sk_buff *skb, __u32 at)
 	}
 	if (form == FORM_SCENTED && !is_icmp_too_big(&p)) {
 		judge_scented(skb, at, s, route.selector, &p, now, time->offset, &o);
-		return settle(skb, s, packets, &o);
+		return settle(skb, s, packets, &o, (now + time->offset) / SECOND);
 	}
 	if (find_route(&route, &p))
 		return TC_ACT_UNSPEC;
@@ -314,7 +329,7 @@ static __always_inline int verify(struct __sk_buff *skb, __u32 at)
 		o.verdict = UNDECIDED;
 	else
 		judge_absent(skb, at, s, &p, &o);
-	return settle(skb, s, packets, &o);
+	return settle(skb, s, packets, &o, (now + time->offset) / SECOND);
 }
 
 /* On an interface with Ethernet headers. */

@@ -248,6 +248,12 @@ class Daemon:
             limit,
             lambda p: (p.profile.levels.get("threat", 0.0), p.profile.overall or 0.0) if p.profile else (-1.0, 0.0),
         )
+        outcomes = self._paths.outcomes()
+        traffic, more_traffic = limit_list(
+            [self._paths.traffic(p.name, outcomes.get(p.name, Counter())) for p in self.config.peer],
+            limit,
+            lambda t: (sum(t.rejected.values()) + sum(t.absent.values()), sum(t.unstamped.values()), t.accepted),
+        )
         allocation, more_resources, more_policies = self._allocator.status(limit)
         datapath, offload = self._paths.status()
         return Status(
@@ -264,11 +270,14 @@ class Daemon:
             reverted_at=self._reloads.reverted_at,
             networks=networks,
             peers=peers,
+            traffic=traffic,
+            strangers=packet_counts.strangers(counters, outcomes.values()),
             omitted=Omitted(
                 networks=len(more_networks),
                 issued=sum(n.issued for n in more_networks),
                 peers=len(more_peers),
                 peers_without_profile=sum(p.profile is None for p in more_peers),
+                traffic=packet_counts.summed(outcomes.get(t.name, Counter()) for t in more_traffic),
                 resources=more_resources,
                 policies=more_policies,
             ),

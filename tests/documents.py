@@ -10,6 +10,7 @@ from scentd.control.status import (
     OffloadStatus,
     Omitted,
     PeerStatus,
+    PeerTraffic,
     PolicyStatus,
     ProfileStatus,
     ResourceStatus,
@@ -68,6 +69,21 @@ def status(**changes) -> Status:
             PeerStatus(name="svc", network="acme", key_id="ab", highest_epoch=100, profile=PROFILE),
             PeerStatus(name="new", network="acme", key_id="cd", highest_epoch=0, profile=None),
         ],
+        "traffic": [
+            PeerTraffic(
+                name="svc", accepted=9, carriers=["ipv4-option", "ipv6-header"], accepted_at=8.0, clock_offset=1.5
+            ),
+            PeerTraffic(
+                name="new",
+                rejected={"future": 5},
+                absent={"pass": 8},
+                let_in=8,
+                unstamped={"too-big": 3},
+                clock_offset=-600.0,
+                clock_refused=True,
+            ),
+        ],
+        "strangers": PeerTraffic(name="", rejected={"unknown-key": 2}),
         "omitted": Omitted(),
         "stamped": 10,
         "accepted": 9,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
+from typing import Any
 
+from scentd.control.status import PeerTraffic
 from scentd.wire import layout
 
 OTHER = (
@@ -23,6 +26,39 @@ def packets(counters: Counter[str]) -> dict:
         "treated": {k: v for k, v in sorted(counters.items()) if ":" in k and not k.startswith("unstamped:")},
         "unstamped": {reason: counters[f"unstamped:{reason}"] for reason in layout.UNSTAMPED.values()},
     }
+
+
+def traffic(name: str, counters: Counter[str], **more: Any) -> PeerTraffic:
+    """One peer's packets, by its counters; `more` are other members."""
+    return PeerTraffic(
+        name=name,
+        accepted=counters["accepted"],
+        rejected={reason: count for reason, count in rejected(counters).items() if count},
+        absent=starting(counters, "absent"),
+        let_in=sum(count for outcome, count in counters.items() if outcome.endswith(":pass")),
+        unstamped=starting(counters, "unstamped"),
+        **more,
+    )
+
+
+def summed(peers: Iterable[Counter[str]]) -> PeerTraffic | None:
+    """Several peers' packets as one; None if there is no peer."""
+    counters = list(peers)
+    return traffic("", sum(counters, Counter())) if counters else None
+
+
+def strangers(totals: Counter[str], peers: Iterable[Counter[str]]) -> PeerTraffic:
+    """What is in the totals and no peer's. The totals were read a moment apart, so they may be less."""
+    rest = Counter({outcome: n for outcome, n in totals.items() if ":" in outcome and not outcome.startswith("acc")})
+    for counters in peers:
+        rest.subtract({outcome: n for outcome, n in counters.items() if outcome in rest})
+    return traffic("", +rest)
+
+
+def starting(counters: Counter[str], kind: str) -> dict[str, int]:
+    """Packets by the second half of their outcome."""
+    halves = ((outcome.partition(":"), count) for outcome, count in sorted(counters.items()))
+    return {detail: count for (first, _, detail), count in halves if first == kind and count}
 
 
 def rejected(counters: Counter[str]) -> dict[str, int]:

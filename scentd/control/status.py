@@ -88,6 +88,23 @@ class PeerStatus(Struct, frozen=True, kw_only=True):
     profile: ProfileStatus | None
 
 
+class PeerTraffic(Struct, frozen=True, kw_only=True):
+    """Packets from and to one [[peer]], over all networks of ours, since the daemon's start. Names without packets are
+    left out.
+    """
+
+    name: str
+    accepted: int = 0
+    rejected: dict[str, int] = {}  # by reason
+    absent: dict[str, int] = {}  # by treatment
+    let_in: int = 0  # rejected or absent, and let in all the same: what strict treatments would refuse
+    unstamped: dict[str, int] = {}  # by reason
+    carriers: list[str] = []  # of its IPv4 and IPv6 packets
+    accepted_at: float | None = None  # Unix time of the last accepted packet, to the second
+    clock_offset: float | None = None  # seconds from its newest epoch to our clock when that came; < 0: its is ahead
+    clock_refused: bool = False  # that epoch was refused for it, so nobody has verified it
+
+
 class BeaconStatus(Struct, frozen=True, kw_only=True):
     sent: int
     failed: int
@@ -139,6 +156,7 @@ class Omitted(Struct, frozen=True, kw_only=True):
     issued: int = 0  # by those networks
     peers: int = 0
     peers_without_profile: int = 0  # among them
+    traffic: PeerTraffic | None = None  # of peers, summed
     resources: dict[str, int] = {}  # by kind
     policies: int = 0
 
@@ -158,6 +176,8 @@ class Status(Struct, frozen=True, kw_only=True):
     reverted_at: float | None = None  # Unix time at which one went back, until another is applied: not the file's runs
     networks: list[NetworkStatus]
     peers: list[PeerStatus]
+    traffic: list[PeerTraffic]  # by peer
+    strangers: PeerTraffic  # what was rejected, absent or unstamped and is no peer's
     omitted: Omitted
     stamped: int  # packets
     accepted: int

@@ -15,6 +15,7 @@ from scentd.core.profile.issue import IssuedPair, metric_slots
 from scentd.core.tables import Incoming, StampPair, StampTable, Treatments, VerifyTable
 from scentd.wire import keys
 from scentd.wire.carrier import CARRIERS, NATIVE
+from scentd.wire.maps import NO_PAIR
 
 ANY = ("0.0.0.0/0", "::/0")
 PairName = tuple[str, str]  # the network's name, the peer's name
@@ -147,10 +148,14 @@ class Pairs:
     def verify_table(self, period: int) -> VerifyTable:
         """The table has keys of the period and of its two neighbours. A pair's number is its row in the epoch file."""
         verify = self.config.verify
+        first = {p.peer.name: p.number for p in sorted(self.all, key=lambda p: -p.number)}
         return VerifyTable(
             incoming=tuple(incoming(p, p.secret, period) for p in self.all if p.verifies and p.secret is not None),
             treatments=tuple(
-                (prefix, Treatments(p.rejected, p.absent, p.absent_ipv6_fragments or p.absent))
+                (
+                    prefix,
+                    Treatments(p.rejected, p.absent, p.absent_ipv6_fragments or p.absent, first.get(p.name, NO_PAIR)),
+                )
                 for p in self.config.peer
                 for prefix in p.addresses
             ),

@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from scentd.wire.carrier import NATIVE
 from scentd.wire.layout import Treatment
+from scentd.wire.maps import NO_PAIR
 
 
 class StampPair(Struct, frozen=True):
@@ -53,6 +54,7 @@ class Treatments(Struct, frozen=True):
     rejected: Treatment
     absent: Treatment
     absent_ipv6_fragment: Treatment
+    pair: int = NO_PAIR  # any of the peer's, or NO_PAIR
 
 
 class VerifyTable(Struct, frozen=True):

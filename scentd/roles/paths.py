@@ -15,7 +15,7 @@ from contextlib import suppress
 
 from scentd.bus.local import LocalBus
 from scentd.config.sections import Config
-from scentd.control.status import OffloadStatus
+from scentd.control.status import OffloadStatus, PeerTraffic
 from scentd.core.allocate.assemble import cut
 from scentd.core.closed import closed, in_both
 from scentd.core.offload.decode import OffloadEvent, PairState
@@ -29,6 +29,8 @@ from scentd.errors import HostError, ScentdError
 from scentd.model import Barred, Fragment, Outgoing
 from scentd.roles.guard_link import GuardLink
 from scentd.roles.overload_log import OverloadLog
+from scentd.roles.refusal_log import RefusalLog
+from scentd.roles.traffic import Outcomes, Traffic
 from scentd.roles.verifier import VerifierRole
 from scentd.state.epochs import Epochs
 from scentd.wire import keys
@@ -64,6 +66,8 @@ class Paths:
         self._install_pending = False  # programs of another version stay until our first epoch
         self.guard = GuardLink(config)
         self._overload = OverloadLog()
+        self._refusals = RefusalLog()
+        self._traffic = Traffic()
         self._check_error = ""
         self._event_fd: int | None = None  # the descriptor of the offload's events, while it is in the event loop
         self._shared_epochs: dict[int, int] = {}  # pair -> epoch of which the queue, too, has fragments
@@ -92,6 +96,7 @@ class Paths:
         assert self._host is not None  # start() comes first
         first = self._pairs is None
         self._config, self._pairs, self._epochs = config, pairs, epochs
+        self._traffic.configure(pairs)
         between = in_both(self.guard.closed, closed(config))
         if not first and between != self.guard.closed:
             await self.guard.order(between)
@@ -177,11 +182,19 @@ class Paths:
         if self._host is not None and self._host.applied:
             await self.guard.look()
         self._overload.look(self.workers.counters())
-        if self.offload is None:
-            return
-        self.offload.tick()
-        for pair, addresses in self.offload.drain_nodes().items():
+        if self.offload is not None:
+            self._look_at_programs(self.offload)
+        refused = self.offload.counts.refused() if self.offload is not None else Counter()
+        self._refusals.look(self._traffic.outcomes(refused), time.monotonic())
+
+    def _look_at_programs(self, offload: Offload) -> None:
+        """Renew their lease, and take what they have noted since the last second."""
+        offload.tick()
+        nodes = offload.drain_nodes()
+        for pair, addresses in nodes.items():
             self._verifier.take_nodes(pair, addresses)
+        self._traffic.accepted_from(nodes, time.time())
+        self._traffic.take_refused(offload.counts.refused_epochs())
         for pair in list(self._shared_epochs):
             self._take_state(pair)
 
@@ -205,8 +218,16 @@ class Paths:
         """Totals of all paths since the daemon's start."""
         totals = self.workers.counters()
         if self.offload is not None:
-            totals.update(self.offload.counters())
+            totals.update(self.offload.counts.totals())
         return totals
+
+    def outcomes(self) -> Outcomes:
+        """Packets of all paths by peer and outcome, since the daemon's start."""
+        return self._traffic.outcomes(self.offload.counts.of_pairs() if self.offload is not None else {})
+
+    def traffic(self, peer: str, outcomes: Counter[str]) -> PeerTraffic:
+        """One peer's part of the status document."""
+        return self._traffic.status(peer, outcomes)
 
     def status(self) -> tuple[str, OffloadStatus]:
         """The name of the packet path, and the offload's part of the status document."""
@@ -289,7 +310,10 @@ class Paths:
         if isinstance(message, link.WorkerReport):
             for pair, addresses in message.nodes.items():
                 self._verifier.take_nodes(pair, addresses)
+            self._traffic.take_report(message, time.time())
         elif isinstance(message, link.Fragments):
+            for fragment in message.fragments:
+                self._traffic.take_epoch(fragment.pair, fragment.epoch, time.time())
             self._verifier.take_fragments(message.fragments)
             self._raise_epochs(message.fragments)
 
@@ -305,6 +329,7 @@ class Paths:
     def _on_event(self, event: OffloadEvent) -> None:
         assert self._epochs is not None  # no event comes before the tables
         self._epochs.raise_row(event.pair, event.epoch, int(time.time()))
+        self._traffic.take_epoch(event.pair, event.epoch, time.time())
         self._verifier.take_event(event)
 
     def _take_state(self, pair: int) -> None:

@@ -29,6 +29,8 @@ LABELLED = (
     ("scentd_other", "Other counters", "other", "name"),
 )
 
+STRANGERS, OTHERS = "(strangers)", "(others)"  # no peer has such a name
+
 
 class StatusMetrics:
     """Turns status documents into metric families. `status()` returns one, None if the daemon does not answer."""
@@ -45,6 +47,7 @@ class StatusMetrics:
             yield from counters(status)
             yield from networks(status)
             yield from peers(status)
+            yield from traffic(status)
             yield from allocation(status)
 
 
@@ -90,6 +93,36 @@ def peers(status: Status) -> Iterator[Metric]:
             age.add_metric([peer.name], peer.profile.age)
     yield levels
     yield age
+
+
+def traffic(status: Status) -> Iterator[Metric]:
+    """Packets by peer; STRANGERS is who is no peer, OTHERS are the peers that the document leaves out, as a sum."""
+    accepted = CounterMetricFamily("scentd_peer_accepted", "Packets of a peer that were accepted", labels=["peer"])
+    by_detail = [
+        (CounterMetricFamily(f"scentd_peer_{field}", text, labels=["peer", label]), field)
+        for field, label, text in (
+            ("rejected", "reason", "Packets of a peer that were refused"),
+            ("absent", "treatment", "Packets of a peer without a scent"),
+            ("unstamped", "reason", "Packets to a peer that left without a scent"),
+        )
+    ]
+    let_in = CounterMetricFamily("scentd_peer_let_in", "Wrong packets that were let in all the same", labels=["peer"])
+    clock = GaugeMetricFamily(
+        "scentd_peer_clock_offset_seconds", "From a peer's epoch to our clock; negative: its is ahead", labels=["peer"]
+    )
+    at = GaugeMetricFamily("scentd_peer_accepted_at", "Unix time of the last accepted packet", labels=["peer"])
+    rest = [(OTHERS, status.omitted.traffic)] if status.omitted.traffic is not None else []
+    for peer, counted in [*((t.name, t) for t in status.traffic), (STRANGERS, status.strangers), *rest]:
+        accepted.add_metric([peer], counted.accepted)
+        let_in.add_metric([peer], counted.let_in)
+        for family, field in by_detail:
+            for detail, packets in getattr(counted, field).items():
+                family.add_metric([peer, detail], packets)
+        if counted.clock_offset is not None:
+            clock.add_metric([peer], counted.clock_offset)
+        if counted.accepted_at is not None:
+            at.add_metric([peer], counted.accepted_at)
+    yield from (accepted, *(family for family, _ in by_detail), let_in, clock, at)
 
 
 def allocation(status: Status) -> Iterator[Metric]:

@@ -12,6 +12,7 @@ from scentd.control.status import (
     OffloadStatus,
     Omitted,
     PeerStatus,
+    PeerTraffic,
     Status,
 )
 
@@ -31,7 +32,10 @@ def status(data: Status) -> str:
         lines += network_lines(network)
     for peer in data.peers:
         lines += peer_lines(peer)
+    for traffic in data.traffic:
+        lines += traffic_lines(traffic)
     lines += omitted(data.omitted)
+    lines += stranger_lines(data.strangers)
     lines += ["", f"stamped {data.stamped}, accepted {data.accepted}, absent {data.absent}"]
     lines.append(f"rejected: {counts(data.rejected)}")
     lines.append(f"unstamped: {counts(data.unstamped)}")
@@ -65,11 +69,52 @@ def peer_lines(peer: PeerStatus) -> list[str]:
     return lines
 
 
+def traffic_lines(traffic: PeerTraffic) -> list[str]:
+    last = f", the last at {moment(traffic.accepted_at)}" if traffic.accepted_at is not None else ""
+    carriers = f" by {', '.join(traffic.carriers)}" if traffic.carriers and traffic.accepted else ""
+    accepted = f"from {traffic.name}: accepted {traffic.accepted}{carriers}{last}"
+    lines = [f"{accepted}; {refused(traffic)}".removesuffix("; ")]
+    if traffic.let_in:
+        lines.append(f"  {traffic.let_in} of them let in, which strict treatments would refuse")
+    if clock_is_wrong(traffic):
+        lines.append(f"  {clock(traffic)}")
+    if traffic.unstamped:
+        lines.append(f"  to {traffic.name} without a scent: {counts(traffic.unstamped)}")
+    return lines
+
+
+def refused(traffic: PeerTraffic) -> str:
+    parts = [f"rejected: {counts(traffic.rejected)}"] if traffic.rejected else []
+    parts += [f"without a scent: {counts(traffic.absent)}"] if traffic.absent else []
+    return "; ".join(parts)
+
+
+CLOCK_MARGIN = 2.0  # seconds that its clock may be ahead before we say so; the other way the newest epoch is some old
+
+
+def clock_is_wrong(traffic: PeerTraffic) -> bool:
+    return traffic.clock_offset is not None and (traffic.clock_refused or traffic.clock_offset < -CLOCK_MARGIN)
+
+
+def clock(traffic: PeerTraffic) -> str:
+    """What its epochs say of its clock and ours."""
+    offset = traffic.clock_offset or 0.0
+    wrong = f"{abs(offset):.0f} s {'ahead of' if offset < 0 else 'behind'} ours"
+    return f"its clock seems to be {wrong}{', by packets that nobody has verified' if traffic.clock_refused else ''}"
+
+
+def stranger_lines(strangers: PeerTraffic) -> list[str]:
+    """What is no peer's."""
+    said = [f"from strangers: {refused(strangers)}"] if strangers.rejected or strangers.absent else []
+    return said + ([f"to strangers without a scent: {counts(strangers.unstamped)}"] if strangers.unstamped else [])
+
+
 def omitted(rest: Omitted) -> list[str]:
     """The counts of what the document omits; `scentd status --all` shows everything."""
     parts = [
         f"{rest.networks} networks ({rest.issued} epochs issued)" if rest.networks else "",
         f"{rest.peers} peers ({rest.peers_without_profile} without a profile)" if rest.peers else "",
+        f"their packets: accepted {rest.traffic.accepted}, {refused(rest.traffic)}" if rest.traffic else "",
         f"resources: {counts(rest.resources)}" if rest.resources else "",
         f"{rest.policies} policies" if rest.policies else "",
     ]

@@ -2,7 +2,7 @@
 
 from struct import Struct
 
-MAPS_VERSION = 3
+MAPS_VERSION = 4
 LENGTHS_MAX = 15
 CANDIDATES = 4
 PERIODS = 3
@@ -85,6 +85,19 @@ FLOW_HAS_PORTS_AT = 38
 FLOW_PADDING_AT = 39
 FLOW_SIZE = 40
 
+# scent_tally_key: pair, counter
+TALLY_KEY = Struct("=II")
+TALLY_KEY_PAIR_AT = 0
+TALLY_KEY_COUNTER_AT = 4
+TALLY_KEY_SIZE = 8
+
+# scent_tally: packets, at, epoch
+TALLY = Struct("=QII")
+TALLY_PACKETS_AT = 0
+TALLY_AT_AT = 8
+TALLY_EPOCH_AT = 12
+TALLY_SIZE = 16
+
 # scent_stamp_settings: run, forwarded, padding, local4, local6, route4, route6
 STAMP_SETTINGS = Struct("=QII16s16s16s16s")
 STAMP_SETTINGS_RUN_AT = 0
@@ -116,8 +129,8 @@ OUTGOING_FLAGS_AT = 52
 OUTGOING_PIECES_AT = 56
 OUTGOING_SIZE = 296
 
-# scent_stamped: flow, now, scent, tag, tail, selector, flags, limit
-STAMPED = Struct("=40sQ3QQIIII")
+# scent_stamped: flow, now, scent, tag, tail, selector, flags, limit, pair, padding
+STAMPED = Struct("=40sQ3QQIIIIII")
 STAMPED_FLOW_AT = 0
 STAMPED_NOW_AT = 40
 STAMPED_SCENT_AT = 48
@@ -126,7 +139,9 @@ STAMPED_TAIL_AT = 80
 STAMPED_SELECTOR_AT = 84
 STAMPED_FLAGS_AT = 88
 STAMPED_LIMIT_AT = 92
-STAMPED_SIZE = 96
+STAMPED_PAIR_AT = 96
+STAMPED_PADDING_AT = 100
+STAMPED_SIZE = 104
 
 # scent_verify_settings: max_age, max_future, grace, mark_verified, mark_rejected, mark_glance, fallback, local4, local6, source4, source6, member4, member6, quarantine4, quarantine6
 VERIFY_SETTINGS = Struct("=QQQIIII16s16s16s16s16s16s16s16s")
@@ -170,8 +185,8 @@ INCOMING_TAG_KEYS_AT = 16
 INCOMING_GLANCE_KEYS_AT = 64
 INCOMING_SIZE = 112
 
-# scent_receiving: lock, highest, before, since, seen, glance, nodes, nodes_at, sealed, family, padding2, source
-RECEIVING = Struct("=IIIIIIII130sB5s16s")
+# scent_receiving: lock, highest, before, since, seen, glance, nodes, nodes_at, accepted, sealed, family, padding2, source
+RECEIVING = Struct("=IIIIIIIIQ130sB5s16s")
 RECEIVING_LOCK_AT = 0
 RECEIVING_HIGHEST_AT = 4
 RECEIVING_BEFORE_AT = 8
@@ -180,13 +195,14 @@ RECEIVING_SEEN_AT = 16
 RECEIVING_GLANCE_AT = 20
 RECEIVING_NODES_AT = 24
 RECEIVING_NODES_AT_AT = 28
-RECEIVING_SEALED_AT = 32
-RECEIVING_FAMILY_AT = 162
-RECEIVING_PADDING2_AT = 163
-RECEIVING_SOURCE_AT = 168
-RECEIVING_SIZE = 184
+RECEIVING_ACCEPTED_AT = 32
+RECEIVING_SEALED_AT = 40
+RECEIVING_FAMILY_AT = 170
+RECEIVING_PADDING2_AT = 171
+RECEIVING_SOURCE_AT = 176
+RECEIVING_SIZE = 192
 
-# scent_verified: flow, now, offset, scent, tag, tail, selector, glance, padding
+# scent_verified: flow, now, offset, scent, tag, tail, selector, glance, pair
 VERIFIED = Struct("=40sQQ3QQIIII")
 VERIFIED_FLOW_AT = 0
 VERIFIED_NOW_AT = 40
@@ -196,7 +212,7 @@ VERIFIED_TAG_AT = 80
 VERIFIED_TAIL_AT = 88
 VERIFIED_SELECTOR_AT = 92
 VERIFIED_GLANCE_AT = 96
-VERIFIED_PADDING_AT = 100
+VERIFIED_PAIR_AT = 100
 VERIFIED_SIZE = 104
 
 # scent_node: pair, family, address

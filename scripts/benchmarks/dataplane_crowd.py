@@ -60,6 +60,7 @@ class Crowd:
             "verify.prefixes": 4 * peers + 2,
             "verify.identities": peers,
             "verify.receiving": peers,
+            "verify.accepted": peers,
             "verify.nodes": min(maps.NODES * peers, offload.NODES_MAX),
         }
         self.programs = Programs(with_spare(needed))
@@ -130,7 +131,7 @@ class Crowd:
 
     def reset(self, peers: Iterable[int], epoch: int, seen: int) -> None:
         """This is all that is known of these peers."""
-        value = maps.RECEIVING.pack(0, epoch, 0, self.first, seen, 0, 0, 0, b"", 4, b"", b"")
+        value = maps.RECEIVING.pack(0, epoch, 0, self.first, seen, 0, 0, 0, 0, b"", 4, b"", b"")
         self.programs.maps["verify.receiving"].update_many((PAIR.pack(n), value) for n in peers)
 
     # -- packets and runs --------------------------------------------------

@@ -117,9 +117,9 @@ def test_verdicts_are_pythons(kernel, seed):
     one, seen = wire_setup.verifier(NOW), set()
     for version, packet in mutants(seed):
         given = delivered(version, packet)
-        found = ip.parse(given)
+        found, before = ip.parse(given), kernel.of_pairs()
         ran = kernel.verify(packet, NOW, kind=KINDS[version])
-        outcome = one.verify(given)
+        outcome, moved = one.verify(given), dict(kernel.of_pairs() - before)
         seen.update(ran.counts or {"": 1})
         context = f"{packet.hex()}: {ran.counts}, Python: {outcome}"
         if ran.counts in ({}, {"offload_declined": 1}):
@@ -133,6 +133,7 @@ def test_verdicts_are_pythons(kernel, seed):
         else:
             assert found.version == version, context
             assert_decided(ran, packet, given, found, outcome, context)
+            assert moved == counted(outcome, one), context
         if isinstance(outcome, bytes) or outcome.verdict == layout.VERDICT_ACCEPTED:
             assert [e.kind for e in ran.events] == ([maps.EVENT_EPOCH] if ran.counts in ACCEPTED else []), context
             if ran.events:
@@ -145,6 +146,14 @@ def test_verdicts_are_pythons(kernel, seed):
 
 ACCEPTED = ({"accepted": 1}, {"accepted:drop": 1})
 REACHED = {f"{v}:drop" for v in layout.VERDICTS.values() if v not in ("accepted", "replayed-epoch")}
+
+
+def counted(outcome, one):
+    """By pair, one packet."""
+    if isinstance(outcome, bytes) or outcome.verdict == layout.VERDICT_ACCEPTED:
+        return {(pair, "accepted"): packets for pair, packets in one.drain_accepted().items()}
+    named = (outcome.pair, f"{layout.VERDICTS[outcome.verdict]}:{outcome.treatment}")
+    return {} if outcome.pair == maps.NO_PAIR else {named: 1}
 
 
 def fragment(event):

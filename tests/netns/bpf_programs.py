@@ -8,6 +8,7 @@ without a header cannot be run so: the kernel takes 14 bytes for one in any case
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from struct import Struct
 from typing import NamedTuple
@@ -16,6 +17,7 @@ import wire_setup
 from msgspec.structs import replace
 
 from scentd.core.offload import decode, encode
+from scentd.datapath.offload import counts
 from scentd.datapath.offload.bpfmap import F_LOCK, RingBuffer
 from scentd.datapath.offload.bpfprog import prog_test_run
 from scentd.datapath.offload.programs import Programs
@@ -170,27 +172,29 @@ class Kernel:
         if kind is None:
             kind = IPV6 if packet[:1] and packet[0] >> 4 == 6 else IPV4
         header = destination + bytes(6) + kind.to_bytes(2, "big")
-        before = self._counts(name)
+        before = dict(self._maps[f"{name}.counters"].items())
         self._events.clear()
         program = self._programs.program("egress" if name == "stamp" else "ingress", len(header))
         context = CONTEXT.pack(mark, received_on, segments, segment_size)
         action, frame, context, _ = prog_test_run(program, header + packet, context)
         assert frame[: len(header)] == header
         self._ring.consume()
-        after = self._counts(name)
-        moved = {counter: n - before.get(counter, 0) for counter, n in after.items() if n != before.get(counter, 0)}
+        after = self._maps[f"{name}.counters"].items()
+        moved = {
+            decode.COUNTERS[name][encode.PAIR.unpack(key)[0]]: counts.packets(value) - counts.packets(before[key])
+            for key, value in after
+            if value != before[key]
+        }
         return Run(action, frame[len(header) :], CONTEXT.unpack(context)[0], moved, list(self._events))
 
-    def _counts(self, name: str) -> dict[str, int]:
-        size, read = {
-            "stamp": (maps.STAMP_COUNTERS, decode.stamp_counters),
-            "verify": (maps.VERIFY_COUNTERS, decode.verify_counters),
-        }[name]
-        totals = [0] * size
-        for key, value in self._maps[f"{name}.counters"].items():
-            processors = Struct(f"={len(value) // 8}Q").unpack(value)
-            totals[encode.PAIR.unpack(key)[0]] = sum(processors)
-        return read(totals)
+    def of_pairs(self) -> Counter[tuple[int, str]]:
+        """As counts.of_pairs(), without the rows of all the pairs that there could be."""
+        found, accepted = counts.refused(self._programs), self._maps["verify.accepted"]
+        states = self.states()
+        for pair in self._pairs:
+            found[pair, "accepted"] += states[pair].accepted if pair in states else 0
+            found[pair, "accepted"] += counts.packets(accepted.lookup(encode.PAIR.pack(pair)))
+        return found
 
     # -- what was kept ---------------------------------------------------
 

@@ -146,7 +146,7 @@ def test_status_tells_how_policies_stand_and_how_long_it_took(nodes):
 def test_lists_are_bounded_and_the_rest_is_summed(nodes):
     _, b = nodes
     whole, short = b.status(), b.status(limit=1)
-    assert whole["omitted"] == {"networks": 0, "issued": 0, "peers": 0, "peers_without_profile": 0} | {
+    assert whole["omitted"] == {"networks": 0, "issued": 0, "peers": 0, "peers_without_profile": 0, "traffic": None} | {
         "resources": {},
         "policies": 0,
     }
@@ -160,6 +160,7 @@ def test_lists_are_bounded_and_the_rest_is_summed(nodes):
         assert [p["name"] for p in short["peers"]] == ["a"], "whose profile is known comes first"
         assert short["omitted"]["peers"] == short["omitted"]["peers_without_profile"] == 1
         assert short["omitted"]["policies"] == 1
+        assert short["omitted"]["traffic"]["accepted"] == 0
         assert len(b.status(limit=0)["peers"]) == len(json.loads(b.cli("status", "--all", "--json").stdout)["peers"])
     finally:
         b.peers, b.sections = peers, networks

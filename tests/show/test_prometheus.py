@@ -3,7 +3,7 @@
 from documents import REASONS, status
 from prometheus_client.parser import text_string_to_metric_families
 
-from scentd.control.status import NetworkStatus
+from scentd.control.status import NetworkStatus, Omitted, PeerTraffic
 from scentd.show import prometheus
 from scentd.wire import layout
 
@@ -33,10 +33,25 @@ def test_everything_is_there():
     assert found["scentd_policy_outcomes_total", "fired", "isolate"] == 2
     assert found["scentd_delay_seconds", "alarm_applied", "mean"] == 0.006
     assert found["scentd_delay_events_total", "alarm_applied"] == 2
+    assert found["scentd_peer_accepted_total", "svc"] == 9
+    assert found["scentd_peer_rejected_total", "future", "new"] == 5
+    assert found["scentd_peer_rejected_total", "(strangers)", "unknown-key"] == 2
+    assert found["scentd_peer_absent_total", "new", "pass"] == 8
+    assert found["scentd_peer_unstamped_total", "new", "too-big"] == 3
+    assert found["scentd_peer_let_in_total", "new"] == 8
+    assert found["scentd_peer_clock_offset_seconds", "new"] == -600
+    assert found["scentd_peer_accepted_at", "svc"] == 8
     for reason in REASONS:
         assert ("scentd_rejected_packets_total", reason) in found
     for reason in layout.UNSTAMPED.values():
         assert ("scentd_unstamped_packets_total", reason) in found
+
+
+def test_peers_that_are_left_out_are_one_sum():
+    rest = Omitted(peers=900, traffic=PeerTraffic(name="", accepted=70, rejected={"stale": 4}))
+    found = samples(prometheus.exposition(status(omitted=rest)))
+    assert found["scentd_peer_accepted_total", "(others)"] == 70
+    assert found["scentd_peer_rejected_total", "(others)", "stale"] == 4
 
 
 def test_names_and_help_are_right():

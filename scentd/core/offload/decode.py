@@ -37,6 +37,17 @@ class PairState(NamedTuple):
     threat: float
     source: bytes  # packed address of the packet that began the highest epoch; empty before the first
     sealed: bytes  # whole if all bits of `seen` are set
+    accepted: int  # packets whose scent was looked up, since the pair's entry was made
+
+
+class PacketTally(NamedTuple):
+    """Packets of a peer that had one outcome."""
+
+    pair: int  # any of the peer's
+    name: str  # the outcome, as in a worker's report
+    packets: int
+    at: int  # verifying: the Unix second of the last one
+    epoch: int  # verifying: the epoch for which the last one was refused, or 0
 
 
 def parse_event(data: bytes) -> OffloadEvent:
@@ -48,9 +59,9 @@ def parse_event(data: bytes) -> OffloadEvent:
 
 def parse_receiving(value: bytes) -> PairState:
     """A struct scent_receiving."""
-    _, highest, before, since, seen, glance, _, _, sealed, family, _, source = maps.RECEIVING.unpack(value)
+    _, highest, before, since, seen, glance, _, _, accepted, sealed, family, _, source = maps.RECEIVING.unpack(value)
     load, threat = tag.glance_levels(glance)
-    return PairState(highest, before, since, seen, load, threat, source[: ADDRESS_LEN[family]], sealed)
+    return PairState(highest, before, since, seen, load, threat, source[: ADDRESS_LEN[family]], sealed, accepted)
 
 
 def parse_node(key: bytes) -> tuple[int, bytes]:
@@ -65,34 +76,38 @@ def parse_outgoing(value: bytes) -> tuple[int, int]:
     return epoch, (1 << min(sent, layout.FRAGMENTS)) - 1
 
 
-def stamp_counters(counts: Sequence[int]) -> dict[str, int]:
-    """The stamper's counters, summed over the processors, under the names of a worker's report."""
-    unstamped = {
-        f"unstamped:{reason}": counts[maps.STAMP_COUNT_UNSTAMPED + number]
-        for number, reason in layout.UNSTAMPED.items()
-    }
-    return {
-        "stamped": counts[maps.STAMP_COUNT_STAMPED],
-        **unstamped,
-        "offload_failed": counts[maps.STAMP_COUNT_FAILED],
-    }
+def parse_tally(program: str, key: bytes, values: Sequence[bytes]) -> PacketTally:
+    """A struct scent_tally_key, and the struct scent_tally of each processor."""
+    pair, counter = maps.TALLY_KEY.unpack(key)
+    parts = [maps.TALLY.unpack(value) for value in values]
+    at, epoch = max((at, epoch) for _, at, epoch in parts)
+    return PacketTally(pair, COUNTERS[program][counter], sum(packets for packets, _, _ in parts), at, epoch)
 
 
-def verify_counters(counts: Sequence[int]) -> dict[str, int]:
-    """The verifier's counters likewise, without outcomes that have not occurred. Add the stamper's of the same name."""
+def verify_names() -> dict[int, str]:
     names = {number: name for name, number in TREATMENTS.items()}
     outcomes = {
-        f"{verdict}:{names[treatment]}": counts[len(names) * number + treatment]
+        len(names) * number + treatment: f"{verdict}:{name}"
         for number, verdict in layout.VERDICTS.items()
-        for treatment in names
+        for treatment, name in names.items()
     }
-    accepted = outcomes.pop("accepted:pass")
-    return {
-        "accepted": accepted,
-        **{outcome: count for outcome, count in outcomes.items() if count},
-        "offload_declined": counts[maps.VERIFY_COUNT_DECLINED],
-        "offload_failed": counts[maps.VERIFY_COUNT_FAILED],
-        "events_lost": counts[maps.VERIFY_COUNT_EVENTS_LOST],
-        "nodes_lost": counts[maps.VERIFY_COUNT_NODES_LOST],
-        "offload_quarantined": counts[maps.VERIFY_COUNT_QUARANTINED],
-    }
+    outcomes[len(names) * layout.VERDICT_ACCEPTED + TREATMENTS["pass"]] = "accepted"
+    return outcomes
+
+
+# The outcomes that each program counts: the name in a worker's report, by the index of the counter.
+COUNTERS: dict[str, dict[int, str]] = {
+    "stamp": {
+        maps.STAMP_COUNT_STAMPED: "stamped",
+        **{maps.STAMP_COUNT_UNSTAMPED + number: f"unstamped:{reason}" for number, reason in layout.UNSTAMPED.items()},
+        maps.STAMP_COUNT_FAILED: "offload_failed",
+    },
+    "verify": {
+        **verify_names(),
+        maps.VERIFY_COUNT_DECLINED: "offload_declined",
+        maps.VERIFY_COUNT_FAILED: "offload_failed",
+        maps.VERIFY_COUNT_EVENTS_LOST: "events_lost",
+        maps.VERIFY_COUNT_NODES_LOST: "nodes_lost",
+        maps.VERIFY_COUNT_QUARANTINED: "offload_quarantined",
+    },
+}

@@ -275,7 +275,10 @@ def source_entries(table: VerifyTable) -> dict[bytes, bytes]:
     for prefix, outer in nesting(treatments.keys() | verified):
         treated, expected = treated_as[outer] if outer else (table.default, table.default.absent != "pass")
         treated_as[prefix] = treatments.get(prefix, treated), expected or prefix in verified
-    return {prefix_key(maps.SCOPE_SOURCE, p): prefix_value(0, treatment_bits(*f)) for p, f in treated_as.items()}
+    return {
+        prefix_key(maps.SCOPE_SOURCE, p): prefix_value(treated.pair, treatment_bits(treated, expected))
+        for p, (treated, expected) in treated_as.items()
+    }
 
 
 def treatment_bits(treatments: Treatments, expected: bool) -> int:

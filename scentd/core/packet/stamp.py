@@ -16,6 +16,7 @@ from scentd.model import Outgoing
 from scentd.prefix import PrefixMap
 from scentd.wire import ip, layout, tag
 from scentd.wire.carrier import CARRIERS, NATIVE, ipv4_option, ipv6_header
+from scentd.wire.maps import NO_PAIR
 
 RUN = 16  # packets of a flow with the same fragment, once every fragment has left: receivers merge equal headers
 LEARNED_MTU_MIN = {4: 552, 16: 1280}  # by address length: Linux ip.route.min_pmtu; RFC 8200 section 5
@@ -237,6 +238,12 @@ class Stamper:
         if network is None or peer is None:
             return None
         return self._pairs.get((network, peer))
+
+    def pair_of(self, packet: bytes) -> int:
+        """The number of the pair to which an unstamped packet belongs, or NO_PAIR."""
+        parsed = ip.parse(packet)
+        pair = None if parsed.malformed else self._pair(parsed)
+        return NO_PAIR if pair is None else pair.pair
 
     def limit(self, destination: bytes) -> int:
         """The longest packet that may leave for a destination, bytes."""

@@ -8,7 +8,7 @@ bytes needs no tag.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, MutableSequence
+from collections.abc import Callable, Iterator, MutableSequence
 from struct import Struct
 from typing import NamedTuple
 
@@ -43,16 +43,27 @@ class Outcome(NamedTuple):
 
     verdict: int
     treatment: Treatment
-    source: bytes
+    pair: int  # any of the peer's whose addresses the packet has, or NO_PAIR
 
 
 class IncomingPair:
     """One pair's state at its receiver: the fragments and nodes of the current epoch so far."""
 
-    __slots__ = ("addresses", "epoch", "fragment_bits", "glance", "incoming", "local", "nodes", "previous_epoch")
+    __slots__ = (
+        "accepted",
+        "addresses",
+        "epoch",
+        "fragment_bits",
+        "glance",
+        "incoming",
+        "local",
+        "nodes",
+        "previous_epoch",
+    )
 
     def __init__(self, incoming: Incoming) -> None:
         self.incoming = incoming
+        self.accepted = 0  # packets since the last drain
         self.addresses = PrefixMap((p, True) for p in incoming.peer)
         self.local = PrefixMap((p, True) for p in incoming.network)
         self.epoch = 0
@@ -84,17 +95,18 @@ class Verifier:
         self._by_key: dict[bytes, list[IncomingPair]] = {}
         self._treatments: PrefixMap[Treatments] = PrefixMap()
         self._now = 0.0
-        # By protocol; the values are the checksum's delta, and the bytes that replace addresses and option.
-        self._recent4: list[dict[bytes, tuple[int, bytes]]] = [{} for _ in range(256)]
-        self._recent6: dict[bytes, int] = {}
+        # By protocol; the values are the checksum's delta, the bytes that replace addresses and option, and the pair.
+        self._recent4: list[dict[bytes, tuple[int, bytes, IncomingPair]]] = [{} for _ in range(256)]
+        self._recent6: dict[bytes, tuple[int, IncomingPair]] = {}
         self._recent_count = 0
         self.events: list[Fragment] = []
+        self._refused_epochs: dict[int, int] = {}  # by pair, of its last packet that was stale or from the future
 
     def configure(self, table: VerifyTable, epochs: Slots | None = None) -> None:
         """Take a new table. Pairs that are in the old and the new table keep their state."""
         if epochs is not None:
             self._epochs = epochs
-        old_pairs = {p.incoming.pair: p for pairs in self._by_key.values() for p in pairs}
+        old_pairs = {p.incoming.pair: p for p in self._pairs()}
         self._table = table
         self._treatments = PrefixMap(table.treatments)
         self._by_key = {}
@@ -103,7 +115,7 @@ class Verifier:
             old = old_pairs.get(incoming.pair)
             if old is not None and old.incoming.key_id == incoming.key_id:
                 pair.epoch, pair.fragment_bits, pair.nodes = old.epoch, old.fragment_bits, old.nodes
-                pair.previous_epoch, pair.glance = old.previous_epoch, old.glance
+                pair.previous_epoch, pair.glance, pair.accepted = old.previous_epoch, old.glance, old.accepted
             self._by_key.setdefault(incoming.key_id, []).append(pair)
         self._forget()
 
@@ -116,12 +128,28 @@ class Verifier:
     def drain_nodes(self) -> dict[int, list[bytes]]:
         """Source addresses of accepted packets since the last drain, by pair."""
         drained = {}
-        for pairs in self._by_key.values():
-            for pair in pairs:
-                if pair.nodes:
-                    drained[pair.incoming.pair] = list(pair.nodes)
-                    pair.nodes.clear()
+        for pair in self._pairs():
+            if pair.nodes:
+                drained[pair.incoming.pair] = list(pair.nodes)
+                pair.nodes.clear()
         return drained
+
+    def drain_accepted(self) -> dict[int, int]:
+        """Accepted packets since the last drain, by pair."""
+        drained = {}
+        for pair in self._pairs():
+            if pair.accepted:
+                drained[pair.incoming.pair] = pair.accepted
+                pair.accepted = 0
+        return drained
+
+    def drain_refused_epochs(self) -> dict[int, int]:
+        """The epoch of the last packet that was refused for it since the last drain, by pair."""
+        drained, self._refused_epochs = self._refused_epochs, {}
+        return drained
+
+    def _pairs(self) -> Iterator[IncomingPair]:
+        return (pair for pairs in self._by_key.values() for pair in pairs)
 
     def glance(self, packet: bytes) -> int:
         """The newest glance, one byte, of the pair of an accepted packet. The packet must still have its scent."""
@@ -138,14 +166,17 @@ class Verifier:
                 if recent is not None:
                     head, rest = unpack_ipv4(packet)
                     if not head & IPV4_FRAGMENT_BITS and head >> 32 & 0xFFFF == len(packet):
-                        gain, middle = recent
+                        gain, middle, pair = recent
+                        pair.accepted += 1
                         rest += gain if (rest & 0xFFFF) + gain < 0xFFFF else gain - 0xFFFF
                         return _pack_ipv4(head, rest, middle) + packet[_IPV4_END:]
             elif first >> 4 == 6 and packet[6] == ip.DESTINATION:
-                delta = self._recent6.get(packet[8 : _IPV6_END + 4])
-                if delta is not None:
+                found = self._recent6.get(packet[8 : _IPV6_END + 4])
+                if found is not None:
                     (head,) = unpack_ipv6(packet)
                     if head >> 16 & 0xFFFF == len(packet) - 40:
+                        delta, pair = found
+                        pair.accepted += 1
                         return _pack_ipv6(head + delta, packet[8:40]) + packet[_IPV6_END:]
         except IndexError:  # the packet is shorter than its header; a try costs nothing, a check of the length would
             return self._refuse(layout.VERDICT_MALFORMED, ip.Parsed(malformed=True))
@@ -163,10 +194,15 @@ class Verifier:
             return self._refuse(pair, parsed)
         self._record(pair, parsed, scent)
         if scent[2] & layout.FLAG_BEACON:
-            return Outcome(layout.VERDICT_ACCEPTED, "drop", parsed.source)
+            pair.accepted += 1
+            return Outcome(layout.VERDICT_ACCEPTED, "drop", pair.incoming.pair)
         if parsed.ports and scent[2] & layout.FLAG_PORTS:
-            self._keep_recent(packet, parsed)
-        return self._rewrite_error(packet, parsed) or carrier_of(parsed).strip(packet, parsed)
+            self._keep_recent(packet, parsed, pair)
+        rewritten = self._rewrite_error(packet, parsed)
+        if rewritten is not None:
+            return rewritten
+        pair.accepted += 1
+        return carrier_of(parsed).strip(packet, parsed)
 
     def _rewrite_error(self, packet: bytes, parsed: ip.Parsed) -> bytes | None:
         """The packet without its own scent, if it is an ICMP error that `unquote` rewrites; otherwise None."""
@@ -194,9 +230,11 @@ class Verifier:
         if not self._is_bound(pair.incoming, flags, packet, parsed):
             return layout.VERDICT_WRONG_BINDING
         if epoch > self._now + self._table.max_future:
+            self._refused_epochs[pair.incoming.pair] = epoch
             return layout.VERDICT_FUTURE
         key = pair.incoming.tag_keys.get(epoch // layout.PERIOD)
         if epoch < self._now - self._table.max_age or key is None:
+            self._refused_epochs[pair.incoming.pair] = epoch
             return layout.VERDICT_STALE
         if not hmac.compare_digest(tag.compute(key, scent[: layout.TAGGED_LEN], parsed), packet_tag):
             return layout.VERDICT_BAD_TAG
@@ -256,7 +294,7 @@ class Verifier:
         load, threat = tag.glance_levels(pair.glance)
         self.events.append(Fragment(pair.incoming.pair, epoch, index, data, load, threat, parsed.source))
 
-    def _keep_recent(self, packet: bytes, parsed: ip.Parsed) -> None:
+    def _keep_recent(self, packet: bytes, parsed: ip.Parsed, pair: IncomingPair) -> None:
         """Keep the bytes on which the verdict depends. Only authentic packets get here, so nobody else can fill it.
 
         A dict compares by hash and memcmp, not in constant time. An attacker could learn from that whether bytes equal
@@ -266,10 +304,10 @@ class Verifier:
             self._forget()
         if parsed.version == 4 and parsed.scent_at == 22 and parsed.transport_at == _IPV4_END:
             delta = (ip.word_sum(packet[20:_IPV4_END]) - _NOPS_SUM) % 0xFFFF
-            self._recent4[parsed.protocol][packet[12 : _IPV4_END + 4]] = delta, packet[12:20] + _NOPS
+            self._recent4[parsed.protocol][packet[12 : _IPV4_END + 4]] = delta, packet[12:20] + _NOPS, pair
         elif parsed.version == 6 and parsed.transport_at == _IPV6_END:
             delta = -(layout.IPV6_HEADER_LEN << 16) + ((parsed.protocol - ip.DESTINATION) << 8)
-            self._recent6[packet[8 : _IPV6_END + 4]] = delta
+            self._recent6[packet[8 : _IPV6_END + 4]] = delta, pair
         self._recent_count += 1
 
     def _forget(self) -> None:
@@ -288,8 +326,8 @@ class Verifier:
         in_parts = parsed.fragment or len(packet) > layout.PORTLESS_MIN
         if parsed.version == 6 and parsed.protocol != ip.TCP and in_parts:
             treatment = treatments.absent_ipv6_fragment
-        return Outcome(layout.VERDICT_ABSENT, treatment, parsed.source)
+        return Outcome(layout.VERDICT_ABSENT, treatment, treatments.pair)
 
     def _refuse(self, verdict: int, parsed: ip.Parsed) -> Outcome:
         treatments = self._treatments.get(parsed.source) or self._table.default
-        return Outcome(verdict, treatments.rejected, parsed.source)
+        return Outcome(verdict, treatments.rejected, treatments.pair)

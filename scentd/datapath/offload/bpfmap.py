@@ -37,7 +37,7 @@ class Map:
     """A map behind a file descriptor, which stays the caller's. Keys and values are bytes of exactly the map's sizes.
 
     In a map with values for each CPU, `value` is all of them in a row, each padded to a multiple of 8 bytes;
-    lookup_percpu separates them. `flags` are the kernel's: F_LOCK, BPF_NOEXIST ... Every call may raise BpfError.
+    `parts` separates them. `flags` are the kernel's: F_LOCK, BPF_NOEXIST ... Every call may raise BpfError.
     """
 
     def __init__(self, fd: int) -> None:
@@ -57,13 +57,10 @@ class Map:
         self._check(result, "lookup")
         return value.raw
 
-    def lookup_percpu(self, key: bytes) -> list[bytes] | None:
-        """A value for each possible CPU."""
-        value = self.lookup(key)
-        if value is None:
-            return None
-        stride = self.value_size // possible_cpus()
-        return [value[start : start + self.info.value_size] for start in range(0, self.value_size, stride)]
+    def parts(self, value: bytes) -> list[bytes]:
+        """The values of each possible CPU that `value` has in a row."""
+        stride = -(-self.info.value_size // 8) * 8
+        return [value[start : start + self.info.value_size] for start in range(0, len(value), stride)]
 
     def update(self, key: bytes, value: bytes, flags: int = 0) -> None:
         result = self._lib.bpf_map_update_elem(self.fd, self._key(key), self._value(value), flags)

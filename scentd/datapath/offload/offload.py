@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -25,6 +24,7 @@ from scentd.core.tables import StampPair, StampTable, VerifyTable
 from scentd.datapath.offload import libbpf, programs
 from scentd.datapath.offload.attach import Attacher
 from scentd.datapath.offload.bpfmap import F_LOCK, Map, RingBuffer
+from scentd.datapath.offload.counts import Counts
 from scentd.datapath.offload.interfaces import Interfaces, read_served
 from scentd.datapath.offload.libbpf import LoadError
 from scentd.datapath.offload.programs import Programs
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 RUN_NS = 4_000_000  # a pair's packets share a fragment for so long: a receiver merges the packets of one burst
 LEASE_NS = 300_000_000_000  # how long the verifier goes on without a daemon; a restart is a matter of seconds
 NODES_MAX = 1 << 20
+TALLIES = 8  # outcomes of a pair that are counted, on average
 TagKeys = Callable[[int, int], bytes | None]  # (pair, epoch): its tag key as a sender, None if there is no such pair
 
 
@@ -81,7 +82,7 @@ class Offload:
         self._pairs: dict[int, StampPair] = {}
         self._verify_entries: VerifyEntries | None = None
         self._quarantine: dict[bytes, bytes] = {}
-        self._earlier_totals: Counter[str] = Counter()
+        self.counts = Counts()  # packets since this daemon's start
         self._lock = threading.RLock()  # tables are written on one thread, interfaces followed on another
 
     # -- tables ----------------------------------------------------------
@@ -121,13 +122,12 @@ class Offload:
             loaded = Programs(programs.with_spare(needed), fds)
             if fds and any(loaded.capacity(name) < n for name, n in needed.items()):
                 loaded = programs.enlarge(loaded, needed)
-            self._earlier_totals -= self._totals(loaded)  # counted before this daemon's start
         else:
-            self._earlier_totals += self._totals(self._programs)
             loaded = programs.enlarge(self._programs, needed)
             self._old_programs = self._old_programs or self._programs
         if self._ring is not None:
             self._ring.close()
+        self.counts.begin(loaded)
         self._programs = loaded
         self._prefixes = {name: dict(loaded.maps[f"{name}.prefixes"].items()) for name in programs.OBJECTS}
         self._ring = RingBuffer(loaded.events(), lambda data: self._on_event(decode.parse_event(data)))
@@ -155,6 +155,7 @@ class Offload:
         self._verify_entries = want
         self._write_prefixes("verify", want.prefixes | self._quarantine, want.settings_for)
         identities.delete_many(removed)
+        self.counts.keep(current - want.pairs)
         receiving.delete_many(encode.PAIR.pack(pair) for pair in current - want.pairs)
 
     def _write_prefixes(
@@ -234,15 +235,16 @@ class Offload:
     def raise_epoch(self, pair: int, epoch: int, since: int) -> None:
         """Raise a pair's epoch to one that the queue has accepted, or that was accepted before the start.
 
-        If the program accepts a packet between reading and writing, its fragment is lost, and accepted again later.
+        If the program accepts a packet between reading and writing, its fragment is lost, and accepted again later; and
+        the packet is not counted as its pair's.
         """
         receiving, key = self._map("verify.receiving"), encode.PAIR.pack(pair)
         value = receiving.lookup(key, F_LOCK)
         if value is None:
             return
-        highest = decode.parse_receiving(value).highest
-        if epoch > highest:
-            raised = maps.RECEIVING.pack(0, epoch, highest, since, 0, 0, 0, 0, b"", 0, b"", b"")
+        state = decode.parse_receiving(value)
+        if epoch > state.highest:
+            raised = maps.RECEIVING.pack(0, epoch, state.highest, since, 0, 0, 0, 0, state.accepted, b"", 0, b"", b"")
             receiving.update(key, raised, F_LOCK)
 
     def sent_bits(self, pair: int, epoch: int) -> int:
@@ -260,23 +262,6 @@ class Offload:
         for pair, address in map(decode.parse_node, keys):
             drained.setdefault(pair, []).append(address)
         return drained
-
-    def counters(self) -> Counter[str]:
-        """Packets since this daemon's start, by the names that workers use."""
-        totals = Counter(self._earlier_totals)
-        if self._programs is not None:
-            totals.update(self._totals(self._programs))
-        return totals
-
-    @staticmethod
-    def _totals(loaded: Programs) -> Counter[str]:
-        totals: Counter[str] = Counter()
-        for name, read in (("stamp", decode.stamp_counters), ("verify", decode.verify_counters)):
-            counted = loaded.maps[f"{name}.counters"]
-            size = maps.STAMP_COUNTERS if name == "stamp" else maps.VERIFY_COUNTERS
-            rows = [counted.lookup_percpu(encode.PAIR.pack(i)) or [] for i in range(size)]
-            totals.update(read([sum(int.from_bytes(v, "little") for v in row) for row in rows]))
-        return totals
 
     def must_wait(self) -> bool:
         """Whether programs run whose maps could not be taken over: these stay until there is a profile to send."""
@@ -320,6 +305,9 @@ def sizes(stamp: StampEntries, verify: VerifyEntries, pairs: int) -> dict[str, i
         "verify.prefixes": len(verify.prefixes) + QUARANTINED_MAX,
         "verify.identities": len(verify.identities),
         "verify.receiving": len(verify.pairs),
+        "verify.accepted": max(verify.pairs, default=0) + 1,
+        "stamp.tallies": TALLIES * pairs,
+        "verify.tallies": TALLIES * len(verify.pairs),
         "verify.nodes": min(maps.NODES * len(verify.pairs), NODES_MAX),
     }
 

@@ -60,9 +60,14 @@ class Fragments(Struct, frozen=True, tag=True):
 
 
 class WorkerReport(Struct, frozen=True, tag=True):
-    """Once a second: totals since the worker's start, and the state of pairs that the daemon needs."""
+    """Once a second: totals since the worker's start, and what the daemon needs of pairs.
+
+    Outcomes but "accepted" are told by any pair of their peer.
+    """
 
     counters: dict[str, int]
+    of_pairs: tuple[tuple[int, str, int], ...]  # pair, outcome, packets since the last report
+    refused_epochs: dict[int, int]  # by pair: of its last packet since then that was refused for its epoch
     sent: tuple[tuple[int, int, int], ...]  # pair, epoch, bits of fragments that left
     nodes: dict[int, list[bytes]]  # source addresses by pair
 

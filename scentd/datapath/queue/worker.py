@@ -30,10 +30,11 @@ from scentd.guard.held import queue_states
 from scentd.state.epochs import Epochs
 from scentd.wire import ip, layout
 from scentd.wire.carrier import CARRIERS
+from scentd.wire.maps import NO_PAIR
 
 log = logging.getLogger("scentd.worker")
 
-STAMPED, ACCEPTED = 0, 1
+STAMPED, ACCEPTED = 0, 1  # directions
 VERIFIED = 0
 OVERLOADED = ("overload_stamp", "overload_verify", "overload_verify")  # counters of the queues
 HOOK_FORWARD = 2  # NF_INET_FORWARD
@@ -56,13 +57,13 @@ class Worker:
         self._verifier = Verifier([0, 0], self._stamper.unquote)
         self._icmp = icmp.IcmpSender()
         self._now = time.time()
-        self._packets = [0, 0]  # by STAMPED and ACCEPTED
+        self._stamped = [0]  # packets
+        self._accepted = 0  # packets until the last report, beacons among them
         self._forward_lowered = False
         self._marks = [0, 0]  # VERIFIED: of all that comes in; then the bits of the glance
         self._fail_open = [False, False]  # by STAMPED and ACCEPTED
-        self._unstamped = [0] * len(layout.UNSTAMPED)
-        self._outcomes: Counter[tuple[int, str]] = Counter()
         self._counters: Counter[str] = Counter()
+        self._of_pairs: Counter[tuple[int, str]] = Counter()  # packets since the last report
         length = setup.queue_length
         self._queues = [
             Queue(setup.stamp_queue, self._stamp_handler(), length, self._pass_uncopyable),
@@ -109,7 +110,7 @@ class Worker:
 
     def _stamp_handler(self) -> Callable[[Any], None]:
         """Return the function that stamps one packet. It is a closure: attribute lookups are a tenth of its cost."""
-        stamp, packets, mark, mark_above = self._stamper.stamp, self._packets, self._setup.mark_stamped, MARK_ABOVE
+        stamp, stamped, mark, mark_above = self._stamper.stamp, self._stamped, self._setup.mark_stamped, MARK_ABOVE
 
         def handle(packet: Any) -> None:
             try:
@@ -122,7 +123,7 @@ class Worker:
                         packet.set_mark(packet.mark | mark)
                     packet.set_payload(result)
                     packet.accept()
-                    packets[STAMPED] += 1
+                    stamped[0] += 1
                 else:
                     self._pass_unstamped(packet, result)
             except Exception:
@@ -135,7 +136,7 @@ class Worker:
 
         If finish() returns None, the packet keeps its scent: the receiver's stack skips the option.
         """
-        verify, packets, marks = self._verifier.verify, self._packets, self._marks
+        verify, marks = self._verifier.verify, self._marks
 
         def handle(packet: Any) -> None:
             try:
@@ -152,7 +153,6 @@ class Worker:
                     if bare is not None:
                         packet.set_payload(bare)
                     packet.accept()
-                    packets[ACCEPTED] += 1
                 else:
                     self._treat(packet, result)
             except Exception:
@@ -167,14 +167,17 @@ class Worker:
 
     def _pass_unstamped(self, packet: Any, reason: int) -> None:
         """Let a packet go out unstamped."""
-        self._unstamped[reason] += 1
+        self._count(f"unstamped:{layout.UNSTAMPED[reason]}", self._stamper.pair_of(packet.get_payload()))
         if packet.hook == HOOK_FORWARD:
             self._answer_too_big(packet.get_payload(), reason)
         packet.accept()
 
     def _treat(self, packet, outcome: Outcome) -> None:
         treatment = outcome.treatment
-        self._outcomes[outcome.verdict, treatment] += 1
+        if outcome.verdict != layout.VERDICT_ACCEPTED:
+            self._count(f"{layout.VERDICTS[outcome.verdict]}:{treatment}", outcome.pair)
+        else:
+            self._counters["accepted:drop"] += 1  # a beacon
         if treatment == "drop":
             packet.drop()
             return
@@ -182,6 +185,11 @@ class Worker:
         if mark := rejected | self._marks[VERIFIED]:
             packet.set_mark(packet.mark | mark)
         packet.accept()
+
+    def _count(self, outcome: str, pair: int) -> None:
+        self._counters[outcome] += 1
+        if pair != NO_PAIR:
+            self._of_pairs[pair, outcome] += 1
 
     def _answer_too_big(self, payload: bytes, reason: int) -> None:
         """Tell the source of a forwarded packet that does not fit which MTU does. The packet goes out unchanged."""
@@ -274,21 +282,30 @@ class Worker:
             log.info("the daemon is gone")
 
     def _report(self) -> link.WorkerReport:
+        accepted = self._verifier.drain_accepted()
+        self._accepted += sum(accepted.values())
         counters = {
-            "stamped": self._packets[STAMPED],
-            "accepted": self._packets[ACCEPTED] - self._verifier.errors_rewritten,
+            "stamped": self._stamped[0],
+            "accepted": self._accepted - self._counters["accepted:drop"],
             "icmp_unquoted": self._verifier.errors_rewritten,
             **self._counters,
         }
-        for reason, count in enumerate(self._unstamped):
-            counters[f"unstamped:{layout.UNSTAMPED[reason]}"] = count
-        for (verdict, treatment), count in self._outcomes.items():
-            counters[f"{layout.VERDICTS[verdict]}:{treatment}"] = count
+        of_pairs = [
+            *((pair, "accepted", n) for pair, n in accepted.items()),
+            *((*k, n) for k, n in self._of_pairs.items()),
+        ]
+        self._of_pairs.clear()
         states = queue_states()
         for queue, name in zip(self._queues, OVERLOADED, strict=False):
             state = states.get(queue.number)
             counters[name] = counters.get(name, 0) + (state.refused if state is not None else 0)
-        return link.WorkerReport(counters, tuple(self._stamper.fragments_sent()), self._verifier.drain_nodes())
+        return link.WorkerReport(
+            counters,
+            tuple(of_pairs),
+            self._verifier.drain_refused_epochs(),
+            tuple(self._stamper.fragments_sent()),
+            self._verifier.drain_nodes(),
+        )
 
 
 def main(argv: list[str]) -> int:

@@ -43,8 +43,8 @@ def test_what_is_no_event(size):
 
 def test_what_is_known_of_a_pair():
     value = filled("RECEIVING", lock=1, highest=90, before=80, since=91, seen=0x3FF, glance=0x0F, nodes=5, nodes_at=92,
-                   sealed=SEALED, family=6, source=IPV6)  # fmt: skip
-    assert decode.parse_receiving(value) == (90, 80, 91, 0x3FF, 0.0, 1.0, IPV6, SEALED)
+                   accepted=4, sealed=SEALED, family=6, source=IPV6)  # fmt: skip
+    assert decode.parse_receiving(value) == (90, 80, 91, 0x3FF, 0.0, 1.0, IPV6, SEALED, 4)
     assert decode.parse_receiving(bytes(maps.RECEIVING_SIZE)).source == b""
 
 
@@ -61,35 +61,20 @@ def test_fragments_that_have_left(sent, bits):
     assert decode.parse_outgoing(value[:at] + Struct("=I").pack(sent) + value[at + 4 :]) == (1_700_000_000, bits)
 
 
-def test_the_stampers_counters():
-    assert decode.stamp_counters(list(range(100, 100 + maps.STAMP_COUNTERS))) == {
-        "stamped": 100,
-        "unstamped:no-profile": 101,
-        "unstamped:not-a-peer": 102,
-        "unstamped:no-room": 103,
-        "unstamped:too-big": 104,
-        "unstamped:ipv6-fragment": 105,
-        "unstamped:headers": 106,
-        "unstamped:already": 107,
-        "unstamped:malformed": 108,
-        "offload_failed": 109,
-    }
+def test_the_names_of_counters():
+    """Each index has a name; a worker's report has the same names."""
+    stamp, verify = decode.COUNTERS["stamp"], decode.COUNTERS["verify"]
+    assert sorted(stamp) == list(range(maps.STAMP_COUNTERS))
+    assert sorted(verify) == list(range(maps.VERIFY_COUNTERS))
+    assert (stamp[0], stamp[2], stamp[9]) == ("stamped", "unstamped:not-a-peer", "offload_failed")
+    assert verify[layout.TREATMENT_PASS] == "accepted"
+    assert verify[layout.TREATMENT_DROP] == "accepted:drop"
+    assert verify[3 * layout.VERDICT_BAD_TAG + layout.TREATMENT_REJECT] == "bad-tag:reject"
+    assert verify[maps.VERIFY_COUNT_QUARANTINED] == "offload_quarantined"
 
 
-def test_the_verifiers_counters():
-    counts = [0] * maps.VERIFY_COUNTERS
-    counts[layout.TREATMENT_PASS], counts[layout.TREATMENT_DROP] = 50, 4
-    counts[3 * layout.VERDICT_BAD_TAG + layout.TREATMENT_REJECT] = 7
-    counts[3 * layout.VERDICT_REPLAYED_EPOCH + layout.TREATMENT_PASS] = 8
-    counts[maps.VERIFY_COUNT_DECLINED :] = [1, 2, 3, 4, 5]
-    assert decode.verify_counters(counts) == {
-        "accepted": 50,
-        "accepted:drop": 4,
-        "bad-tag:reject": 7,
-        "replayed-epoch:pass": 8,
-        "offload_declined": 1,
-        "offload_failed": 2,
-        "events_lost": 3,
-        "nodes_lost": 4,
-        "offload_quarantined": 5,
-    }
+def test_a_tally_of_several_processors():
+    """Packets are summed; the time and the epoch are those of the last one."""
+    key = maps.TALLY_KEY.pack(7, 3 * layout.VERDICT_FUTURE + layout.TREATMENT_DROP)
+    parts = [maps.TALLY.pack(*part) for part in ((2, 100, 900), (0, 0, 0), (5, 101, 800))]
+    assert decode.parse_tally("verify", key, parts) == (7, "future:drop", 7, 101, 800)

@@ -28,7 +28,7 @@ from scentd.wire import ip, layout, maps, tag
 
 LITTLE = sys.byteorder == "little"
 MARKS = Marks(0x40000000, 0x20000000, 0x00FF0000)
-STRICT = Treatments("reject", "drop", "pass")
+STRICT = Treatments("reject", "drop", "pass", pair=7)
 # Every prefix is one of few, so that they often nest, and every address that they tell apart is tried.
 FIRST, VARYING = {4: 7, 6: 63}, 2  # bits: where the addresses begin to differ, in how many
 ADDRESSES = {
@@ -271,7 +271,7 @@ def test_verify_settings():
     assert numbers == [60_000_000_000, 10_500_000_000, 250_000_000, *MARKS, 0b1_10_01_00]
     assert [maps.LENGTHS.unpack(u)[0] for u in (local4, source4, member4, quarantine4)] == [1, 1, 1, 0]
     value = look_up(found, maps.VERIFY_SETTINGS_SOURCE4_AT, maps.SCOPE_SOURCE, b"\x0a\1\0\1")
-    assert value == (0, 0b1_10_00_01)
+    assert value == (7, 0b1_10_00_01)
 
 
 def test_a_network_without_addresses_is_the_hosts_own():
