@@ -135,6 +135,9 @@ def parser() -> argparse.ArgumentParser:
         help='on trial, e.g. "60s": go back to the configuration before, unless `scentd confirm` follows in time',
     )
     command("confirm", confirm_reload, "keep the configuration that is on trial")
+    revoke = command("revoke", revoke_key, "from now on accept nothing of a stolen public key, whatever else says so")
+    revoke.add_argument("key", nargs="?", metavar="PUBLIC_KEY", help="as `scentd pubkey` prints it; without: list them")
+    revoke.add_argument("--undo", action="store_true", help="take the revocation back")
     examined = command("doctor", doctor, "say what this kernel and host can do, what is missing and the way out")
     examined.add_argument(
         "--here", action="store_true", help="only what the unit's sandbox may forbid; doctor runs this in it"
@@ -335,6 +338,16 @@ def print_outcome(arguments: argparse.Namespace, request: dict[str, object], don
     trial = " on trial: `scentd confirm` keeps it" if outcome["trial_until"] else ""
     print(f"{done}{trial}")
     return FAILED if outcome["problems"] else OK
+
+
+def revoke_key(arguments: argparse.Namespace) -> int:
+    from scentd import revoke
+
+    config, undo = load_or_default(arguments.config), getattr(arguments, "undo", False)
+    if arguments.key is None:
+        revoke.show(config, arguments.json)
+        return OK
+    return revoke.revoke(config, arguments.socket or config.daemon.control_socket, arguments.key, undo, arguments.json)
 
 
 def clean_up(arguments: argparse.Namespace) -> int:

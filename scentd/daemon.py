@@ -26,18 +26,18 @@ from scentd.control.status import LIMIT, BeaconStatus, Explanation, Omitted, Sta
 from scentd.core.pairs import PairName, Pairs
 from scentd.errors import ConfigError, HostError
 from scentd.model import SCHEMA, Notice
-from scentd.reload import Reloads, Setup
+from scentd.reload import ReloadOutcome, Reloads, Setup
 from scentd.roles.allocator import AllocatorRole
 from scentd.roles.collector import CollectorRole
 from scentd.roles.paths import Paths
 from scentd.roles.profiler import ProfilerRole, issued_slot
 from scentd.roles.stamper import StamperRole
 from scentd.roles.verifier import VerifierRole
-from scentd.state import identities, issued
+from scentd.state import identities, issued, revoked
 from scentd.state.epochs import Epochs, prepare
 from scentd.state.issued import IssuedEpochs
 from scentd.system import notify
-from scentd.wire import layout
+from scentd.wire import keys, layout
 
 log = logging.getLogger("scentd")
 
@@ -72,6 +72,7 @@ class Daemon:
                 "reload": lambda request: self._reloads.reload(request.confirm),
                 "confirm": lambda _: self._reloads.confirm(),
                 "restore": lambda _: self._restore(),
+                "revoke": self._revoke,
             },
         )
         self._bus.subscribe(Notice, self._send_notice)
@@ -189,6 +190,20 @@ class Daemon:
             await self._paths.restore()
         return {}
 
+    async def _revoke(self, request: Request) -> ReloadOutcome:
+        """Revoke a peer's key, or take that back. Raises HostError."""
+        try:
+            key = keys.parse_public(request.key)
+        except ValueError as error:
+            raise HostError(f"{request.key!r}: {error}") from None
+        (revoked.remove if request.undo else revoked.add)(self.config.daemon.state_dir, key)
+        log.warning("key %s of %s is %s", key, self._owners(key), "taken back" if request.undo else "revoked")
+        return await self._reloads.again()
+
+    def _owners(self, key: keys.Public) -> str:
+        named = [p.name for p in self.config.peer if p.public_key == str(key)]
+        return ", ".join(f"peer {name}" for name in named) or "no peer"
+
     async def _on_hangup(self) -> None:
         await self._reloads.reload()
 
@@ -207,7 +222,8 @@ class Daemon:
         config, loaded = setup.config, setup.identities
         seen: dict[PairName, bytes] = identities.pair_slots(config, loaded)
         epochs = prepare(self._epochs_path, [*map(issued_slot, loaded.values()), *seen.values()])
-        return Pairs(config, loaded, {name: epochs.slot(slot) for name, slot in seen.items()}), epochs
+        numbers = {name: epochs.slot(slot) for name, slot in seen.items()}
+        return Pairs(config, loaded, numbers, revoked.read(config.daemon.state_dir)), epochs
 
     # -- the running daemon ----------------------------------------------
 

@@ -117,6 +117,14 @@ class Reloads:
             notify.notify(f"STATUS=configuration reloaded{', on trial' if self._trial is not None else ''}")
             return ReloadOutcome(applied=True, problems=problems, trial_until=self.trial_until)
 
+    async def again(self) -> ReloadOutcome:
+        """Apply what runs once more: something beside the configuration has changed."""
+        async with self.lock:
+            problems = await self._switch(self._running)
+            for problem in problems:
+                log.error("applied but for: %s", problem)
+            return ReloadOutcome(applied=True, problems=problems, trial_until=self.trial_until)
+
     async def _take_over(self, new: Setup, confirm: float) -> list[str]:
         """Switch, and return what did not work. A trial begins even if the switch fails in the middle."""
         changed = True

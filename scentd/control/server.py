@@ -6,8 +6,9 @@
     {"command": "reload", "confirm": 60.0}     -> one object, when it is applied or refused (scentd/reload.py)
     {"command": "confirm"}                     -> one object
     {"command": "restore"}                     -> {}, when all that is ours is on the host again
+    {"command": "revoke", "key": "...", "undo": false}    -> one object, when nothing of this key is accepted any more
 
-The last three change something, so they are for root alone, or for the user of the daemon. A status takes a "limit" of
+The last four change something, so they are for root alone, or for the user of the daemon. A status takes a "limit" of
 entries of each list, too (control/status.py). A wrong request gets {"error": "..."}.
 """
 
@@ -36,13 +37,15 @@ REQUEST_MAX = 4096
 TRIAL_MAX = 86400.0  # seconds
 CLIENTS_MAX = 32  # of those who may change something, and of all others: nobody else can keep root from confirming
 BACKLOG = 1000  # events kept for a slow monitor; beyond them it gets a count of the missed ones
-CHANGES = ("reload", "confirm", "restore")
+CHANGES = ("reload", "confirm", "restore", "revoke")
 
 
 class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     command: str
     peer: str = ""
     limit: int | None = None  # entries of a list; 0: all
+    key: str = ""  # a public one
+    undo: bool = False
     confirm: Annotated[float, Meta(ge=0.0, le=TRIAL_MAX)] = 0.0  # seconds of trial; 0: none
 
 

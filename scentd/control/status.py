@@ -85,6 +85,7 @@ class PeerStatus(Struct, frozen=True, kw_only=True):
     network: str
     key_id: str
     highest_epoch: int
+    revoked: bool = False  # its key is: nothing of it is accepted
     profile: ProfileStatus | None
 
 

@@ -7,7 +7,7 @@ offload's maps outlive the daemon.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 from scentd.config.sections import Config, Network, Peer
@@ -51,6 +51,7 @@ class Pair:
     peer: Peer
     public: keys.Public  # the peer's
     secret: PairSecret | None
+    revoked: bool = False  # the peer's key: nothing is accepted by it, or sealed for it
 
     @property
     def name(self) -> PairName:
@@ -59,12 +60,12 @@ class Pair:
     @property
     def stamps(self) -> bool:
         """Whether this host stamps the network's packets to the peer."""
-        return self.network.stamps and self.peer.stamp
+        return self.network.stamps and self.peer.stamp and not self.revoked
 
     @property
     def verifies(self) -> bool:
         """Whether this host verifies the peer's packets to the network."""
-        return self.peer.verify and self.secret is not None
+        return self.peer.verify and self.secret is not None and not self.revoked
 
     def slots(self) -> dict[str, int]:
         return metric_slots(self.peer.metrics)
@@ -82,11 +83,15 @@ def overhead(peer: Peer, version: int) -> int:
 
 class Pairs:
     """All pairs of a configuration. `identities`: by the network's name, of networks whose private key is on this host;
-    `numbers`: by the pair's name.
+    `numbers`: by the pair's name. `revoked`: public keys, as `scentd pubkey` prints them.
     """
 
     def __init__(
-        self, config: Config, identities: Mapping[str, keys.Identity], numbers: Mapping[PairName, int]
+        self,
+        config: Config,
+        identities: Mapping[str, keys.Identity],
+        numbers: Mapping[PairName, int],
+        revoked: Container[str] = (),
     ) -> None:
         self.config = config
         self.identities = identities
@@ -99,13 +104,14 @@ class Pairs:
                 if identity is not None:
                     issued = IssuedPair(network.name, peer.name, identity, public)
                     secret = PairSecret(identity, public, issued)
-                self.all.append(Pair(number, network, peer, public, secret))
+                self.all.append(Pair(number, network, peer, public, secret, str(public) in revoked))
         self.by_number = {p.number: p for p in self.all}
         self.by_name = {p.name: p for p in self.all}
 
     def issued_pairs(self, network: str) -> list[IssuedPair]:
         """The pairs for which a network's profiles are sealed."""
-        return [p.secret.issued for p in self.all if p.network.name == network and p.peer.stamp and p.secret]
+        pairs = (p for p in self.all if p.network.name == network and p.peer.stamp and not p.revoked)
+        return [p.secret.issued for p in pairs if p.secret]
 
     def tag_key(self, number: int, epoch: int) -> bytes | None:
         """The tag key of this end's packets of a pair and epoch.

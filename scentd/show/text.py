@@ -56,6 +56,8 @@ def network_lines(network: NetworkStatus) -> list[str]:
 def peer_lines(peer: PeerStatus) -> list[str]:
     lines = [f"peer {peer.name}  key {peer.key_id}"]
     profile = peer.profile
+    if peer.revoked:
+        return [*lines, "  its key is revoked: nothing of it is accepted"]
     if profile is None:
         return [*lines, "  no profile received yet"]
     lines.append(

@@ -1,0 +1,100 @@
+"""A stolen key is useless at once, in both packet paths, over reloads and restarts, whatever the configuration says.
+
+a ---- 10.1.0.0/24, fd00:1::/64 ---- b      each the other's strict peer
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+from compiled import bpffs
+from edges import in_place, offloaded, strict
+from hosts import Node, acquainted, answered, pair, start, until
+
+pytestmark = pytest.mark.netns
+
+
+@pytest.fixture(params=["queue", "offload"])
+def nodes(request, tmp_path) -> Iterator[tuple[Node, Node]]:
+    with ExitStack() as stack:
+        a, b = stack.enter_context(pair("rv", tmp_path))
+        if request.param == "offload":
+            offloaded(stack.enter_context(bpffs(tmp_path / "bpf")), a, b)
+        for node, other in ((a, b), (b, a)):
+            node.peers = [strict(other, rejected="drop")]
+        start(a, b)
+        in_place(a, b)
+        acquainted(b, a)
+        acquainted(a, b)
+        yield a, b
+
+
+def reached(one: Node, other: Node) -> list[bool]:
+    """By IP version."""
+    arrived = []
+    for version in (4, 6):
+        with one.socket(version) as sender, other.socket(version) as receiver:
+            arrived.append(answered(sender, receiver, seconds=0.5))
+    return arrived
+
+
+def test_a_revoked_key_is_refused_at_once_and_for_good(nodes):
+    a, b = nodes
+    key = str(a.identity.public)
+    assert reached(a, b) == [True, True]
+    done = b.cli("revoke", key)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"key {a.identity.public.key_id.hex()} of a is revoked, at once" in done.stdout
+    assert reached(a, b) == [False, False]
+    until(lambda: b.count("rejected", "unknown-key") > 0, "its packets are counted")
+    assert "its key is revoked: nothing of it is accepted" in b.cli("status").stdout
+    b.network["interval"] = "3s"
+    b.reload()
+    assert reached(a, b) == [False, False]
+    b.restart()
+    in_place(b)
+    assert reached(a, b) == [False, False]
+    assert b.profile(a) is None
+    [told] = json.loads(b.cli("revoke", "--json").stdout)["revoked"]
+    assert (told["key"], told["peers"]) == (key, ["a"])
+    assert b.cli("revoke", "--undo", key).returncode == 0
+    until(lambda: reached(a, b) == [True, True], "it is accepted again")
+    assert b.cli("revoke").stdout == "no key is revoked here\n"
+
+
+def test_nothing_is_sealed_for_a_thief(nodes):
+    """What leaves for the peer whose key was stolen has no scent."""
+    a, b = nodes
+    b.cli("revoke", str(a.identity.public))
+    before = a.count("absent")
+    assert reached(b, a) == [False, False]
+    until(lambda: a.count("absent") > before, "unscented packets are counted")
+
+
+def test_without_a_daemon(nodes):
+    """The file is written, and the next start obeys it; a file that is damaged is no reason to forget it."""
+    a, b = nodes
+    b.stop()
+    done = b.cli("revoke", str(a.identity.public))
+    assert "from the next start on" in done.stdout
+    b.start()
+    in_place(b)
+    assert reached(a, b) == [False, False]
+    a.stop()
+    assert reached(a, b) == [False, False], "without a scent"
+    b.stop()
+    (b.directory / "revoked").write_text("nonsense!\n")
+    done = b.cli("run")
+    assert done.returncode != 0
+    assert "revoked: line 1: not base64" in done.stderr
+
+
+def test_what_is_no_key_is_refused(nodes):
+    _, b = nodes
+    done = b.cli("revoke", "a")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "take the output of `scentd pubkey`" in done.stderr
+    assert not (b.directory / "revoked").exists()
