@@ -248,7 +248,7 @@ def pubkey(_: argparse.Namespace) -> int:
 
 
 def check_config(arguments: argparse.Namespace) -> int:
-    from scentd import model
+    from scentd import act, model
     from scentd.datapath.beacon import peers_without_endpoint
     from scentd.state import identities
 
@@ -256,6 +256,7 @@ def check_config(arguments: argparse.Namespace) -> int:
     loaded = identities.load(config)
     without = peers_without_endpoint(config)
     notes = [f"peer {p.name}: no beacons, as it has no single address; set endpoint" for p in without]
+    notes += act.notes(config)
     if arguments.json:
         public = {name: str(identity.public) for name, identity in loaded.items()}
         print(json.dumps({"schema": model.SCHEMA, "ok": True, "public_keys": public, "notes": notes}))
@@ -345,8 +346,7 @@ def revoke_key(arguments: argparse.Namespace) -> int:
 
     config, undo = load_or_default(arguments.config), getattr(arguments, "undo", False)
     if arguments.key is None:
-        revoke.show(config, arguments.json)
-        return OK
+        return revoke.show(config, arguments.json)
     return revoke.revoke(config, arguments.socket or config.daemon.control_socket, arguments.key, undo, arguments.json)
 
 

@@ -12,8 +12,8 @@ from scentd.state import revoked
 from scentd.wire import keys
 
 
-def show(config: Config, as_json: bool) -> None:
-    """Print the revoked keys, and whose they are. Raises HostError."""
+def show(config: Config, as_json: bool) -> int:
+    """Print the revoked keys, and whose they are; the exit status. Raises HostError."""
     found = [
         {"key": key, "at": at, "peers": peers_of(config, key)}
         for key, at in revoked.read(config.daemon.state_dir).items()
@@ -24,6 +24,7 @@ def show(config: Config, as_json: bool) -> None:
         print("no key is revoked here")
     else:
         print("\n".join(f"{e['key']} {e['at']} {', '.join(e['peers']) or 'no peer'}" for e in found))
+    return 0
 
 
 def revoke(config: Config, socket: str, text: str, undo: bool, as_json: bool) -> int:

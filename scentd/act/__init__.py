@@ -7,6 +7,7 @@ from scentd.act.bandwidth import BandwidthActuators
 from scentd.act.command import CommandActuator
 from scentd.act.quarantine import QuarantineActuators
 from scentd.act.webhook import WebhookActuator
+from scentd.config.sections import Config
 
 ACTUATORS: dict[str, ActuatorKind] = {
     "quarantine": QuarantineActuators(),
@@ -14,6 +15,11 @@ ACTUATORS: dict[str, ActuatorKind] = {
     "command": CommandActuator(),
     "webhook": WebhookActuator(),
 }
+
+
+def notes(config: Config) -> list[str]:
+    """What policies ask of this host in vain. Raises HostError."""
+    return [note for kind in ACTUATORS.values() for note in kind.notes(config)]
 
 
 def cleanup() -> list[str]:

@@ -20,6 +20,7 @@ class Actuator(Protocol):
     """Keeps one part of the host as desired. Belongs to one thread; every method may raise HostError."""
 
     name: str  # in log lines and counters: quarantine, bandwidth_eth0
+    resource: str  # the only one of its kind that it keeps; "": all of them
 
     def apply(self, resources: Mapping[Any, Any], now: float) -> int:
         """Make the host have these resources; return the number of changes. `now` in Unix seconds."""
@@ -63,6 +64,10 @@ class ActuatorKind:
 
     def actuators(self, config: Config) -> list[Actuator]:
         """The actuators that the configuration's policies need."""
+        return []
+
+    def notes(self, config: Config) -> list[str]:
+        """What the configuration asks of this host in vain, as far as can be told before it runs."""
         return []
 
     def sweep(self, config: Config) -> None:

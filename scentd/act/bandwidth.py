@@ -9,6 +9,7 @@ waits in the class is lost.
 from __future__ import annotations
 
 import errno
+import socket
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from pyroute2 import IPRoute, NetlinkError
 from scentd.act.actuator import Actuator, ActuatorKind
 from scentd.config.schema import kind_of
 from scentd.config.sections import Config
-from scentd.core.allocate.actions.bandwidth import RateKey
+from scentd.core.allocate.actions.bandwidth import RateKey, never_used
 from scentd.errors import HostError
 from scentd.prefix import Prefix, prefixes
 
@@ -63,6 +64,7 @@ class Shaper:
     def __init__(self, interface: str, prefixes: Mapping[str, Sequence[Prefix]]) -> None:
         self.interface = interface
         self.name = f"bandwidth_{interface}"
+        self.resource = interface
         self._prefixes = prefixes
 
     def read_rates(self) -> dict[str, float]:
@@ -154,6 +156,19 @@ class BandwidthActuators(ActuatorKind):
     def actuators(self, config: Config) -> list[Actuator]:
         by_peer = {peer.name: prefixes(peer.addresses) for peer in config.peer}
         return [Shaper(interface, by_peer) for interface in interfaces(config)]
+
+    def notes(self, config: Config) -> list[str]:
+        found = [
+            f"policy {name}: only raises a rate that nothing sets; give it `start`, or the interface a policy with a "
+            "negative step"
+            for name in never_used(config.policy)
+        ]
+        there = {name for _, name in socket.if_nameindex()}
+        return found + [
+            f"interface {name}: is not there now; until it is, bandwidth policies limit nothing on it"
+            for name in interfaces(config)
+            if name not in there
+        ]
 
     def sweep(self, config: Config) -> None:
         remove_everywhere(besides=interfaces(config))

@@ -37,6 +37,7 @@ class QuarantineTable:
     """The table of this network namespace. Raises HostError if nftables refuses. Belongs to one thread."""
 
     name = "quarantine"
+    resource = ""
 
     def __init__(self) -> None:
         self._nft: Nftables | None = None

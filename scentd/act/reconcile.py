@@ -37,6 +37,7 @@ class Keeper:
     applied: Desired | None = None
     due: float = 0.0  # monotonic; the next run
     failures: int = 0  # in a row
+    why_not: str = ""  # the last failure, until it works again
 
     def is_due(self, desired: Desired) -> bool:
         """Whether to run now. A new state is due at once, unless the last try failed."""
@@ -51,12 +52,14 @@ class Keeper:
         except Exception as error:  # the other actuators must go on
             pause = min(BACKOFF_MIN * 2**self.failures, BACKOFF_MAX)
             self.failures, self.due = min(self.failures + 1, 10), time.monotonic() + pause
+            self.why_not = str(error)
             tally.add(f"{name}_failures")
             report(name, error, f"next try in {pause:g} s")
             return
         if self.failures:
             log.info("%s: works again", name)
         self.applied, self.failures, self.due = desired, 0, time.monotonic() + RECONCILE
+        self.why_not = ""
 
 
 class Reconciler:
@@ -76,6 +79,7 @@ class Reconciler:
         self._has_new = False
         self._closing = False
         self._remove = False
+        self._keepers: list[Keeper] = []
         self._thread = threading.Thread(target=self._work, name="scentd-act", daemon=True)
         self._thread.start()
 
@@ -84,6 +88,11 @@ class Reconciler:
         with self._changed:
             self._desired, self._has_new = desired, True
             self._changed.notify()
+
+    def why_not(self, kind: str, resource: str) -> str:
+        """Why the host does not have what is desired of a resource; empty if it has, or it was not tried yet."""
+        failed = [k for k in self._keepers if k.kind == kind and k.actuator.resource in ("", resource) and k.why_not]
+        return failed[0].why_not if failed else ""
 
     def close(self, remove: bool) -> None:
         """Stop; with `remove` the actuators remove their changes from the host. Waits CLOSE_TIMEOUT seconds at most."""
@@ -98,6 +107,7 @@ class Reconciler:
         for kind, actuators in ACTUATORS.items():
             attempt(f"{kind}: sweep", lambda actuators=actuators: actuators.sweep(self._config))  # type: ignore[misc]
         keepers = [Keeper(kind, a) for kind, k in ACTUATORS.items() for a in k.actuators(self._config)]
+        self._keepers = keepers
         reported: Desired | None = None
         while (desired := self._next(keepers)) is not None:
             for keeper in keepers:

@@ -122,6 +122,7 @@ class ResourceStatus(Struct, frozen=True, kw_only=True):
     amount: float | None = None
     unit: str = ""
     until: float | None = None  # Unix time of its release, if that is known
+    why_not: str = ""  # the host does not have it, and why
 
 
 class PolicyStatus(Struct, frozen=True, kw_only=True):

@@ -177,7 +177,14 @@ class AllocatorRole:
         """Return the document's part, the number of resources that it omits by kind, and of policies that it omits."""
         all_resources = [
             ResourceStatus(
-                kind=kind, resource=t.resource, peer=t.peer, text=t.text, amount=t.amount, unit=t.unit, until=t.until
+                kind=kind,
+                resource=t.resource,
+                peer=t.peer,
+                text=t.text,
+                amount=t.amount,
+                unit=t.unit,
+                until=t.until,
+                why_not=self._reconciler.why_not(kind, t.resource) if self._reconciler is not None else "",
             )
             for kind, action in ACTIONS.items()
             for t in action.describe(self._desired.of(kind))

@@ -125,7 +125,10 @@ def omitted(rest: Omitted) -> list[str]:
 
 
 def allocation(data: AllocationStatus) -> list[str]:
-    lines = [f"{r.kind} {r.resource} of {r.peer}: {r.text}" for r in data.resources]
+    lines = [
+        f"{r.kind} {r.resource} of {r.peer}: {r.text}{f', not in effect: {r.why_not}' if r.why_not else ''}"
+        for r in data.resources
+    ]
     for policy in data.policies:
         fired = f", fired {moment(policy.fired_at)}" if policy.fired_at else ""
         lines.append(f"policy {policy.policy}: {counts(policy.outcomes)}{fired}")

@@ -104,7 +104,7 @@ when = 'cpu >= {threshold:.2f} && has("role=db;metric=cpu;level=high")'
 matches = 2
 profiles = 2
 cooldown = "4s"
-do = {{ kind = "bandwidth", interface = "{interface}", step = "{step}mbit", floor = "{start}mbit", ceiling = "{ceiling}mbit" }}
+do = {{ kind = "bandwidth", interface = "{interface}", step = "{step}mbit", floor = "{start}mbit", start = "{start}mbit", ceiling = "{ceiling}mbit" }}
 
 [[policy]]
 name = "isolate"

@@ -136,10 +136,23 @@ def test_one_that_fails_is_retried_and_the_other_goes_on(host, start, monkeypatc
         "bandwidth_later0: interface later0: does not exist; correct do.interface of the bandwidth policy; next try in"
         " 0.05 s" in caplog.text
     )
+    assert made.why_not("bandwidth", "later0").startswith("interface later0: does not exist")
+    assert made.why_not("bandwidth", host.interfaces[0]) == made.why_not("quarantine", str(NODE)) == ""
     host.ip("link add later0 type veth peer name later1")
     wait_for(lambda: "rate 2Mbit" in host.out("tc", "class", "show", "dev", "later0"))
+    wait_for(lambda: not made.why_not("bandwidth", "later0"))
     failures = made.counters()["bandwidth_later0_failures"]
     assert failures < 10  # it backs off: 0.05, 0.1, 0.2 ...
+
+
+def test_what_is_asked_in_vain(host):
+    """An interface that is not there, and a rate that is only raised."""
+    raised, missing = host.call(act.notes, settings(host.interfaces[0], "later9"))[0::2]
+    assert raised == (
+        f"policy {host.interfaces[0]}: only raises a rate that nothing sets; give it `start`, or the interface a "
+        "policy with a negative step"
+    )
+    assert missing == "interface later9: is not there now; until it is, bandwidth policies limit nothing on it"
 
 
 def test_back_off_holds_against_new_states(host, start, monkeypatch):

@@ -1,8 +1,9 @@
 """The status document for people."""
 
-from documents import status
+from documents import ALLOCATION, status
+from msgspec.structs import replace
 
-from scentd.control.status import Omitted
+from scentd.control.status import Omitted, ResourceStatus
 from scentd.show import text
 
 
@@ -30,6 +31,14 @@ def test_a_status_says_what_matters():
         assert line in shown.splitlines()
     assert "policy isolate: fired 2, false 5, fired 1970" in shown
     assert "--all" not in shown
+
+
+def test_what_is_not_in_effect_says_why():
+    rate = ResourceStatus(
+        kind="bandwidth", resource="eth9", peer="svc", text="20mbit", why_not="interface eth9: is gone"
+    )
+    shown = text.allocation(replace(ALLOCATION, resources=[rate]))
+    assert "bandwidth eth9 of svc: 20mbit, not in effect: interface eth9: is gone" in shown
 
 
 def test_what_is_left_out_is_said():

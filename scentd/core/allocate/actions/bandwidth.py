@@ -1,6 +1,7 @@
 """Bandwidth: changes the rate at which this host sends to a peer, in steps within bounds.
 
-A resource is (peer, interface); its desired value is a rate in bits per second.
+A resource is (peer, interface); its desired value is a rate in bits per second. Without `start` there is none before a
+policy lowers it, from the ceiling: a policy makes nothing worse before it fires.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class BandwidthAction(Table, tag_field="kind", tag="bandwidth"):
     step: Bits  # change for each firing, at most; a negative step lowers the rate
     floor: Bits
     ceiling: Bits
-    start: Bits | None = None  # the rate until a policy fires; default: floor
+    start: Bits | None = None  # the rate from the daemon's start on; default: none, until a policy lowers it
 
     def mistakes(self, path: str) -> list[str]:
         return (
@@ -39,9 +40,14 @@ class BandwidthKind(ActionKind[BandwidthAction]):
     level_triggered = True
 
     def fold(self, do: BandwidthAction, resources: Resources, firing: Firing) -> tuple[list[Decision], list[Oneshot]]:
-        """One step from the current rate, within the policy's bounds."""
+        """One step from the current rate, within the policy's bounds. What has no rate cannot be raised."""
         key = firing.peer, do.interface
-        old = resources.get(key, do.floor if do.start is None else do.start)
+        old = resources.get(key, do.start)
+        if old is None:
+            if do.step >= 0:
+                return [], []
+            resources[key] = new = max(do.ceiling + do.step, do.floor, RATE_MIN)
+            return [make_decision(firing, self.kind, do.interface, "unshaped", rate_text(new))], []
         new = max(min(max(old + do.step, do.floor), do.ceiling), RATE_MIN)
         resources[key] = new
         if new == old:
@@ -51,8 +57,8 @@ class BandwidthKind(ActionKind[BandwidthAction]):
     def reload(
         self, resources: Mapping[RateKey, float], policies: Sequence[Policy], peers: Collection[str], now: float
     ) -> tuple[Resources, list[Decision]]:
-        """Each resource of a policy has a rate: the current one, else the first `start` of its policies, else the first
-        floor; within the bounds of all its policies. A resource that no policy sets any more is freed.
+        """A resource of a policy has its current rate, else the first `start` of its policies, if there is one; within
+        the bounds of all its policies. A resource that no policy sets any more is freed.
         """
         decisions = []
         rates: dict[RateKey, float] = {}
@@ -60,7 +66,9 @@ class BandwidthKind(ActionKind[BandwidthAction]):
             dos = [do for _, do in using]
             starts = [do.start for do in dos if do.start is not None]
             old = resources.get(key)
-            rate = old if old is not None else starts[0] if starts else dos[0].floor
+            rate = old if old is not None else next(iter(starts), None)
+            if rate is None:
+                continue
             rates[key] = max(min(max(rate, min(do.floor for do in dos)), max(do.ceiling for do in dos)), RATE_MIN)
             if rates[key] != old:
                 before, reason = ("", "start") if old is None else (rate_text(old), "new bounds")
@@ -76,6 +84,20 @@ class BandwidthKind(ActionKind[BandwidthAction]):
             ResourceText(interface, peer, rate_text(rate), rate, "bit/s")
             for (peer, interface), rate in resources.items()
         ]
+
+
+def never_used(policies: Sequence[Policy]) -> list[str]:
+    """The policies that only raise a rate which nothing ever sets."""
+    using: dict[str, list[tuple[str, BandwidthAction]]] = {}
+    for policy in policies:
+        if isinstance(policy.do, BandwidthAction):
+            using.setdefault(policy.do.interface, []).append((policy.name, policy.do))
+    return [
+        name
+        for found in using.values()
+        if all(do.start is None and do.step >= 0 for _, do in found)
+        for name, _ in found
+    ]
 
 
 def by_resource(policies: Sequence[Policy], peers: Collection[str]) -> dict[RateKey, list[tuple[str, BandwidthAction]]]:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scentd.core.allocate import plan
-from scentd.core.allocate.actions.bandwidth import RATE_MIN, BandwidthAction, rate_text
+from scentd.core.allocate.actions.bandwidth import RATE_MIN, BandwidthAction, never_used, rate_text
 from scentd.model import Desired
 
 
@@ -15,7 +15,7 @@ def bandwidth(step=10e6, floor=10e6, ceiling=25e6, start=None, interface="eth0")
 
 
 def test_bandwidth_steps_within_its_bounds():
-    state, seen = EMPTY, []
+    state, seen = Desired({"bandwidth": {("a", "eth0"): 10e6}}), []
     for _ in range(3):
         made = plan.plan(state, [firing(bandwidth())], 0.0)
         state = made.desired
@@ -28,7 +28,29 @@ def test_bandwidth_steps_within_its_bounds():
     narrow = firing(bandwidth(step=-20e6))
     assert plan.plan(state, [narrow], 0.0).desired.of("bandwidth")["a", "eth0"] == 10e6
     assert plan.plan(EMPTY, [firing(bandwidth(start=12e6))], 0.0).desired.of("bandwidth")["a", "eth0"] == 22e6
-    assert plan.plan(EMPTY, [firing(bandwidth(-1.0, 0.0))], 0.0).desired.of("bandwidth")["a", "eth0"] == RATE_MIN
+    slow = bandwidth(-30e6, 0.0)
+    assert plan.plan(EMPTY, [firing(slow)], 0.0).desired.of("bandwidth")["a", "eth0"] == RATE_MIN
+
+
+def test_nothing_is_shaped_before_a_policy_lowers_a_rate():
+    """Then it goes down from the ceiling; what has no rate cannot be raised."""
+    widen, narrow = bandwidth(), bandwidth(-5e6)
+    started = plan.reload(EMPTY, policies(widen, narrow), ["a", "b"], 0.0)
+    assert (started.desired.of("bandwidth"), started.decisions) == ({}, ())
+    raised = plan.plan(started.desired, [firing(widen)], 0.0)
+    assert (raised.desired.of("bandwidth"), raised.decisions) == ({}, ())
+    lowered = plan.plan(started.desired, [firing(narrow)], 0.0)
+    assert lowered.desired.of("bandwidth") == {("a", "eth0"): 20e6}
+    assert [(d.before, d.after) for d in lowered.decisions] == [("unshaped", "20mbit")]
+    again = plan.reload(lowered.desired, policies(widen, narrow), ["a", "b"], 0.0)
+    assert again.desired.of("bandwidth") == {("a", "eth0"): 20e6}
+
+
+def test_policies_that_only_raise_what_nothing_sets():
+    assert never_used(policies(bandwidth())) == ["p0"]
+    assert never_used(policies(bandwidth(), bandwidth(-5e6))) == []
+    assert never_used(policies(bandwidth(), bandwidth(start=12e6))) == []
+    assert never_used(policies(bandwidth(), bandwidth(-5e6, interface="eth1"))) == ["p0"]
 
 
 @given(st.floats(-1e9, 1e9), st.floats(1e4, 1e9), st.floats(0, 1e9), st.floats(0, 2e9))
@@ -38,8 +60,8 @@ def test_bandwidth_never_leaves_its_bounds(step, floor, width, current):
     assert floor <= plan.plan(before, [firing(do)], 0.0).desired.of("bandwidth")["a", "eth0"] <= floor + width
 
 
-def test_peers_start_at_start_or_floor():
-    widen, narrow, other = bandwidth(), bandwidth(-5e6, start=15e6), bandwidth(interface="eth1")
+def test_peers_begin_at_start():
+    widen, narrow, other = bandwidth(), bandwidth(-5e6, start=15e6), bandwidth(interface="eth1", start=10e6)
     started = plan.reload(EMPTY, [*policies(widen, narrow), *policies(other, peer="b")], ["a", "b"], 0.0)
     assert started.desired.of("bandwidth") == {("a", "eth0"): 15e6, ("b", "eth0"): 15e6, ("b", "eth1"): 10e6}
     assert sorted((d.peer, d.target, d.after) for d in started.decisions) == [
