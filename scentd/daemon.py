@@ -288,6 +288,7 @@ class Daemon:
             peers=peers,
             traffic=traffic,
             strangers=packet_counts.strangers(counters, outcomes.values()),
+            uncovered=self._paths.uncovered,
             omitted=Omitted(
                 networks=len(more_networks),
                 issued=sum(n.issued for n in more_networks),

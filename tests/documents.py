@@ -84,6 +84,7 @@ def status(**changes) -> Status:
             ),
         ],
         "strangers": PeerTraffic(name="", rejected={"unknown-key": 2}),
+        "uncovered": ["10.0.0.99"],
         "omitted": Omitted(),
         "stamped": 10,
         "accepted": 9,

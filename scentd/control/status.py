@@ -85,6 +85,7 @@ class PeerStatus(Struct, frozen=True, kw_only=True):
     network: str
     key_id: str
     highest_epoch: int
+    verified: bool = True  # this host verifies what it sends; else there is nothing to see of it
     revoked: bool = False  # its key is: nothing of it is accepted
     profile: ProfileStatus | None
 
@@ -180,6 +181,7 @@ class Status(Struct, frozen=True, kw_only=True):
     peers: list[PeerStatus]
     traffic: list[PeerTraffic]  # by peer
     strangers: PeerTraffic  # what was rejected, absent or unstamped and is no peer's
+    uncovered: list[str]  # addresses of this host that no network has, beside others that one has: they leave unscented
     omitted: Omitted
     stamped: int  # packets
     accepted: int

@@ -7,12 +7,14 @@ offload's maps outlive the daemon.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 from scentd.config.sections import Config, Network, Peer
 from scentd.core.profile.issue import IssuedPair, metric_slots
 from scentd.core.tables import Incoming, StampPair, StampTable, Treatments, VerifyTable
+from scentd.prefix import PrefixMap, numeric
 from scentd.wire import keys
 from scentd.wire.carrier import CARRIERS, NATIVE
 from scentd.wire.maps import NO_PAIR
@@ -124,6 +126,18 @@ class Pairs:
     def unstamped_prefixes(self) -> list[str]:
         """The prefixes of networks for which this host stamps nothing."""
         return [prefix for n in self.config.network if not n.stamps for prefix in n.addresses]
+
+    def uncovered(self, addresses: Iterable[str]) -> list[str]:
+        """Those of this host's addresses whose packets to peers leave without a scent: no stamped network has them.
+
+        None, if no network has any of them: then this host only forwards for its networks.
+        """
+        versions = {numeric(a)[0] for pair in self.all if pair.stamps for a in pair.peer.addresses}
+        stamped = [n.addresses or ANY for n in self.config.network if n.stamps]
+        covers = PrefixMap((prefix, True) for prefixes in stamped for prefix in prefixes)
+        usable = [a for a in map(ip_address, addresses) if a.version in versions and not a.is_link_local]
+        outside = [str(a) for a in usable if not covers.get(a.packed)]
+        return outside if len(outside) < len(usable) else []
 
     def stamp_table(self, limits: Sequence[tuple[str, int]]) -> StampTable:
         """`limits` are full path MTUs by destination prefix."""

@@ -37,6 +37,8 @@ from scentd.wire import keys
 
 log = logging.getLogger(__name__)
 
+UNCOVERED_MAX = 100  # addresses that are named
+
 
 class Paths:
     """`start` it, then `install` it on the host with pairs. It gives what it accepts to the verifier.
@@ -69,6 +71,7 @@ class Paths:
         self._refusals = RefusalLog()
         self._traffic = Traffic()
         self._check_error = ""
+        self.uncovered: list[str] = []  # addresses of this host that no network has
         self._event_fd: int | None = None  # the descriptor of the offload's events, while it is in the event loop
         self._shared_epochs: dict[int, int] = {}  # pair -> epoch of which the queue, too, has fragments
         bus.subscribe(Barred, self._quarantine)
@@ -282,6 +285,15 @@ class Paths:
         if facts != self._facts:
             self._facts = facts
             await self._publish()
+        self._look_at_addresses()
+
+    def _look_at_addresses(self) -> None:
+        """Say which addresses of this host leave without a scent, whenever that changes."""
+        assert self._pairs is not None
+        uncovered = self._pairs.uncovered(self._facts.addresses)[:UNCOVERED_MAX]
+        if uncovered and uncovered != self.uncovered:
+            log.warning("what %s sends leaves without a scent: network.addresses lacks it", ", ".join(uncovered))
+        self.uncovered = uncovered
 
     async def _fall_back(self, error: OffloadError) -> None:
         """Let the queue do all the work from now on: change the rules, then remove the programs."""

@@ -135,6 +135,7 @@ class VerifierRole:
             network=pair.network.name,
             key_id=pair.public.key_id.hex(),
             highest_epoch=highest_epoch,
+            verified=pair.verifies,
             revoked=pair.revoked,
             profile=profile_status(view.view(now) if view is not None else None, now),
         )

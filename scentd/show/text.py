@@ -39,7 +39,11 @@ def status(data: Status) -> str:
     lines += ["", f"stamped {data.stamped}, accepted {data.accepted}, absent {data.absent}"]
     lines.append(f"rejected: {counts(data.rejected)}")
     lines.append(f"unstamped: {counts(data.unstamped)}")
+    if data.uncovered:
+        lines.append(f"left without a scent, as no network.addresses has them: {', '.join(data.uncovered)}")
     lines.append(f"profiles {data.profiles}, wrong: {counts(data.profile_errors)}")
+    if data.beacons.failed:
+        lines.append(f"beacons sent {data.beacons.sent}, failed {data.beacons.failed}: the log has the reason")
     lines += allocation(data.allocation)
     return "\n".join(lines)
 
@@ -58,6 +62,8 @@ def peer_lines(peer: PeerStatus) -> list[str]:
     profile = peer.profile
     if peer.revoked:
         return [*lines, "  its key is revoked: nothing of it is accepted"]
+    if not peer.verified:
+        return [*lines, "  not verified here: verify = false, or the network's key is not on this host"]
     if profile is None:
         return [*lines, "  no profile received yet"]
     lines.append(

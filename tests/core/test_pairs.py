@@ -86,6 +86,14 @@ def test_a_network_without_addresses_is_the_whole_host():
     assert pairs(settings).stamp_table(()).networks == tuple((prefix, 0) for prefix in ANY)
 
 
+def test_addresses_that_no_network_has():
+    """Beside others that one has, and of an IP version that peers have."""
+    found = pairs(made())
+    assert found.uncovered(["10.1.0.1", "10.5.0.1", "fe80::1", "fd00::1"]) == ["10.5.0.1"]
+    assert found.uncovered(["10.1.0.1"]) == found.uncovered(["10.5.0.1", "fd00::1"]) == []
+    assert pairs(made(stamp=False)).uncovered(["10.1.0.1", "10.5.0.1"]) == []
+
+
 def test_a_peer_that_is_not_stamped_or_not_verified():
     no_stamp, no_verify = pairs(made(stamp=False)), pairs(made(verify=False))
     assert no_stamp.stamp_table(()).pairs == ()

@@ -144,6 +144,17 @@ def test_unstamped(nodes, version):
     until(lambda: f"left for it without a scent ({reason})" in b.log.read_text(), "logged")
 
 
+def test_addresses_that_no_network_has(nodes):
+    """What they send leaves without a scent, and is not counted: status and log say so."""
+    _, b = nodes
+    assert b.status()["uncovered"] == []
+    b.host.ip(f"addr add 10.1.0.77/24 dev {b.host.interfaces[0]}")
+    until(lambda: b.status()["uncovered"] == ["10.1.0.77"], "it is said")
+    assert "what 10.1.0.77 sends leaves without a scent: network.addresses lacks it" in b.log.read_text()
+    b.host.ip(f"addr del 10.1.0.77/24 dev {b.host.interfaces[0]}")
+    until(lambda: b.status()["uncovered"] == [], "it has gone")
+
+
 def test_metrics_and_a_reload(nodes):
     """Counts go on over a reload; metrics have them by peer. What is let in is what strict treatments would refuse."""
     a, b = nodes

@@ -3,7 +3,7 @@
 from documents import ALLOCATION, status
 from msgspec.structs import replace
 
-from scentd.control.status import Omitted, ResourceStatus
+from scentd.control.status import BeaconStatus, Omitted, PeerStatus, ResourceStatus
 from scentd.show import text
 
 
@@ -23,6 +23,7 @@ def test_a_status_says_what_matters():
         "  to new without a scent: too-big 3",
         "from strangers: rejected: unknown-key 2",
         "rejected: bad-tag 5",
+        "left without a scent, as no network.addresses has them: 10.0.0.99",
         "unstamped: too-big 3",
         "quarantine 10.0.0.7 of svc: quarantined until then",
         "bandwidth eth0 of svc: 20mbit",
@@ -31,6 +32,14 @@ def test_a_status_says_what_matters():
         assert line in shown.splitlines()
     assert "policy isolate: fired 2, false 5, fired 1970" in shown
     assert "--all" not in shown
+
+
+def test_who_is_not_verified_has_no_profile_to_wait_for():
+    peers = [PeerStatus(name="far", network="acme", key_id="ef", highest_epoch=0, verified=False, profile=None)]
+    shown = text.status(status(peers=peers, beacons=BeaconStatus(sent=5, failed=2, received=0)))
+    assert "  not verified here: verify = false, or the network's key is not on this host" in shown.splitlines()
+    assert "no profile received yet" not in shown
+    assert "beacons sent 5, failed 2: the log has the reason" in shown.splitlines()
 
 
 def test_what_is_not_in_effect_says_why():
