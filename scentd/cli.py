@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from scentd.config.sections import Config
 
 CONFIG = "/etc/scentd/scentd.toml"
+SOCKET = "/run/scentd/control.sock"
 GUARD = "/run/scentd-guard/guard.sock"
 CLOSED = "/var/lib/scentd/closed.json"
 OK, FAILED, USAGE = 0, 1, 2
@@ -397,4 +398,8 @@ def decode_packets(arguments: argparse.Namespace) -> int:
 
 
 def control_socket(arguments: argparse.Namespace) -> str:
-    return arguments.socket or load_config(arguments.config).daemon.control_socket
+    """By the option, the configuration, or where that cannot be read (it may be root's alone) the default."""
+    if arguments.socket:
+        return arguments.socket
+    readable = os.access(arguments.config, os.R_OK) or arguments.config != CONFIG
+    return load_config(arguments.config).daemon.control_socket if readable else SOCKET

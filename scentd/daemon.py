@@ -96,6 +96,7 @@ class Daemon:
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGUSR1, self._on_hand_over)
         loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._on_hangup()))
+        await self._server.start()  # fails beside another daemon: then nothing of that one's may be touched
         try:
             async with self._reloads.lock:  # a SIGHUP that comes early waits for the start
                 await self._start()
@@ -112,7 +113,6 @@ class Daemon:
         self._stop.set()
 
     async def _start(self) -> None:
-        await self._server.start()
         await self._paths.start()
         self._verifier.configure(self._pairs)
         self._stamper.configure(self._pairs)

@@ -9,6 +9,7 @@ import pytest
 
 from scentd import cli, model
 from scentd.kinds import load_config
+from scentd.system import debian
 from scentd.wire import keys
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,6 +38,12 @@ def anchors(text: str) -> set[str]:
     """What a link to a heading of this file may say behind the #."""
     headings = re.findall(r"^#+ (.*)$", text, re.M)
     return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+def test_the_packages_to_run_it_are_named():
+    """All that messages name when they are missing; what every Debian has is not listed."""
+    for package in set(debian.PACKAGES.values()) - {"util-linux", "systemd"}:
+        assert package in README, package
 
 
 def test_the_readme_is_for_a_newcomer():

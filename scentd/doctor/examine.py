@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import closing
@@ -20,6 +19,8 @@ from importlib import metadata
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
+
+from scentd.system import debian
 
 Ok = Literal["yes", "no", "warning"]
 
@@ -128,8 +129,7 @@ def check_packages(wanted: Sequence[str]) -> Check:
         if least and numbers(version) < numbers(least):
             wrong.append(f"{name} {version} is older than {least}")
     if wrong or not wanted:
-        way_out = f"{sys.executable} -m pip install --upgrade scentd"
-        return Check("Python packages", "no", "; ".join(wrong) or "the list of requirements is missing", way_out)
+        return Check("Python packages", "no", "; ".join(wrong) or "the list is missing", debian.REINSTALL)
     return Check("Python packages", "yes", ", ".join(versions))
 
 
@@ -177,7 +177,7 @@ def check_mixture() -> Check:
     try:
         done = subprocess.run(["iptables", "--version"], capture_output=True, text=True, timeout=10, check=False)
     except FileNotFoundError:
-        return Check("iptables back end", "no", "iptables not found", "install the package iptables")
+        return Check("iptables back end", "no", "iptables not found", debian.install("iptables"))
     nft = "nf_tables" in done.stdout
     others = sorted(set(legacy)) if nft else iptables_nft_tables()
     mine, other = ("nft", "legacy") if nft else ("legacy", "nft")

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scentd.errors import HostError
+from scentd.system import debian
 
 CLONE_NEWNET = 0x40000000  # linux/sched.h
 SO_RCVBUFFORCE = 33
@@ -67,7 +68,7 @@ def run_probe(name: str, probe: Callable[[], Finding]) -> Finding:
     except HostError as error:
         return name, "no", str(error), KERNEL.format("what it names")
     except ImportError as error:
-        return name, "no", f"{error}", "install the Python packages: pip install scentd"
+        return name, "no", f"{error}", debian.way_out(str(error))
     except Exception as error:  # any library may raise when the kernel refuses
         return name, "no", f"{type(error).__name__}: {error}", "run as root, on a kernel with this feature"
 
@@ -126,7 +127,7 @@ def iptables(family: int) -> Finding:
     try:
         version = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=TIMEOUT, check=False)
     except FileNotFoundError:
-        return name, "no", f"{program} not found", "install the package iptables"
+        return name, "no", f"{program} not found", debian.install(program)
     sets.apply(Config())
     wanted = {e: entry for e, entry in EXTENSIONS.items() if family in entry[0]}
     missing: dict[str, str] = {}

@@ -119,9 +119,14 @@ def probe_checks() -> list[Check]:
 
 def check_config(path: str | None) -> tuple[Check, Config | None]:
     """Check the configuration at `path`, or at the default path if that exists."""
-    if path is None and not Path(DEFAULT_CONFIG).exists():
-        return Check("configuration", "warning", f"no {DEFAULT_CONFIG} yet", "start from scentd.example.toml"), None
-    path = path or DEFAULT_CONFIG
+    named, path = path is not None, path or DEFAULT_CONFIG
+    try:
+        os.stat(path)
+    except PermissionError:
+        return Check("configuration", "warning", f"{path}: permission denied", "run doctor as root"), None
+    except OSError:
+        if not named:
+            return Check("configuration", "warning", f"no {path} yet", "start from scentd.example.toml"), None
     try:
         return Check("configuration", "yes", path), load_config(path)
     except ConfigError as error:
@@ -150,9 +155,11 @@ def check_pin_dir(directory: str) -> Check:
 def check_daemon(control_socket: str) -> list[Check]:
     """A running daemon's own word, because its sandbox may forbid what this process may do; nothing if none runs."""
     try:
+        if not client.answers(control_socket):
+            return []
         told = client.status(control_socket, 1)
-    except ScentdError:
-        return []
+    except ScentdError as error:
+        return [Check("daemon", "warning", str(error), "run doctor as root: it knows what the service may do")]
     if told.offload.why_not:
         offload = Check("its offload", "warning", told.offload.why_not, "mend it and systemctl restart scentd")
     else:

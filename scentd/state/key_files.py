@@ -50,6 +50,8 @@ def load(key_file: str) -> keys.Identity:
         if status.st_mode & 0o077:
             mode = f"{status.st_mode & 0o777:04o}"
             raise KeyFileError(f"key_file {path}: others may read it (mode {mode}): chmod 0600 {path}")
+        if status.st_uid not in (0, os.geteuid()):
+            raise KeyFileError(f"key_file {path}: it is user {status.st_uid}'s, who can change it: chown root {path}")
         content = os.read(fd, _MAX)
     finally:
         os.close(fd)

@@ -13,6 +13,7 @@ import threading
 from typing import Any
 
 from scentd.errors import HostError
+from scentd.system import debian
 
 LIBRARY = "libnftables.so.1"
 MISSING = "No such file or directory"
@@ -26,9 +27,7 @@ def library() -> ctypes.CDLL:
     try:
         lib = ctypes.CDLL(LIBRARY)
     except OSError:
-        raise HostError(
-            f"{LIBRARY}: not found; quarantine and the guard need it: install libnftables1 (Debian) or nftables"
-        ) from None
+        raise HostError(f"{LIBRARY}: not found; quarantine and the guard need it: {debian.install(LIBRARY)}") from None
     pointer, text = ctypes.c_void_p, ctypes.c_char_p
     signatures: dict[str, tuple[Any, list[Any]]] = {
         "nft_ctx_new": (pointer, [ctypes.c_uint32]),

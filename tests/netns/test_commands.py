@@ -32,6 +32,7 @@ def nodes(tmp_path_factory):
         ]
         start(a, b)
         acquainted(b, a)
+        until(lambda: b.count("accepted"), "what was accepted is counted")
         yield a, b
 
 
@@ -141,6 +142,20 @@ def test_status_tells_how_policies_stand_and_how_long_it_took(nodes):
     assert abs(policy["fired_at"] - time.time()) < PATIENCE
     assert "alarm accepted -> applied" in b.cli("status").stdout
     until(lambda: not b.resources("quarantine"), "it ends by itself")
+
+
+def test_a_second_daemon_touches_nothing(nodes):
+    """It says whose place is taken and ends; what the first one made and keeps stays."""
+    a, _ = nodes
+    rules = a.host.out("iptables", "-S", "-t", "mangle")
+    kept = sorted(path.name for path in a.directory.rglob("*"))
+    done = a.cli("run")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "another scentd is running; stop it first" in done.stderr
+    assert "stopped" not in done.stderr
+    assert a.host.out("iptables", "-S", "-t", "mangle") == rules
+    assert sorted(path.name for path in a.directory.rglob("*")) == kept
+    assert a.status()["workers"]
 
 
 def test_lists_are_bounded_and_the_rest_is_summed(nodes):

@@ -41,6 +41,15 @@ def test_others_may_not_touch_it(key, mode):
         key_files.load(str(key))
 
 
+def test_a_key_that_somebody_else_owns(key):
+    """Its owner could change it."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root: gives a file away")
+    os.chown(key, 65534, -1)
+    with pytest.raises(KeyFileError, match="it is user 65534's, who can change it: chown root"):
+        key_files.load(str(key))
+
+
 def test_missing(tmp_path):
     with pytest.raises(KeyFileError, match=r"No such file.*umask 077; scentd keygen"):
         key_files.load(str(tmp_path / "none"))

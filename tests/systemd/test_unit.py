@@ -6,6 +6,8 @@ a ---- 10.1.0.0/24, fd00:1::/64 ---- b
 from __future__ import annotations
 
 import json
+import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -175,6 +177,51 @@ def next_guard(node: Served, number: str) -> None:
     until(lambda: node.machine.show("scentd-guard", "MainPID") not in ("0", before), "a new guard")
 
 
+def test_the_exporter_serves_metrics(both):
+    """As an unprivileged user, by the words of systemd/README.md, and as little exposed as the guard."""
+    a, _ = both
+    text = (UNITS / "README.md").read_text().split("**The exporter**")[1].split("\n\n")[1]
+    made, *started = (line.split("#")[0].strip() for line in text.strip().splitlines())
+    a.machine.run("sh", "-ec", made)
+    a.sections = {**a.sections, "daemon": {**a.sections.get("daemon", {}), "control_group": "scentd"}}
+    a.write()
+    for line in started:
+        a.machine.run("sh", "-ec", line)
+    until(lambda: "scentd_up 1.0" in metrics(a), "metrics")
+    pid = a.machine.show("scentd-exporter", "MainPID")
+    uid = a.machine.out("sh", "-c", f"awk '/^Uid:/ {{ print $2 }}' /proc/{pid}/status").strip()
+    assert int(uid) > 0
+    assert 'scentd_peer_accepted_total{peer="b"}' in metrics(a)
+    a.machine.run("systemctl", "disable", "--now", "scentd-exporter")
+
+
+def test_who_may_not_read_the_configuration(both):
+    """It is root's alone. Members of daemon.control_group ask all the same; others are told, and doctor, too."""
+    a, _ = both
+    assert (a.machine.root / "etc/scentd").stat().st_mode & 0o077 == 0
+
+    def as_nobody(group: str, *command: str) -> subprocess.CompletedProcess[str]:
+        argv = ["setpriv", "--reuid=65534", f"--regid={group}", "--clear-groups", "scentd", *command]
+        return a.machine.run(*argv, check=False)
+
+    assert "peer b" in as_nobody("scentd", "status").stdout
+    refused = as_nobody("65534", "status")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "permission denied; be root or in daemon.control_group" in refused.stderr
+    said = as_nobody("65534", "doctor")
+    assert "run doctor as root" in said.stdout
+    assert "Traceback" not in said.stderr
+
+
+def metrics(node: Served) -> str:
+    with node.host.call(socket.socket) as end, suppress(OSError):
+        end.settimeout(5)
+        end.connect(("127.0.0.1", 9736))
+        end.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        return b"".join(iter(lambda: end.recv(1 << 16), b"")).decode()
+    return ""
+
+
 def test_a_daemon_that_hangs_is_replaced(both):
     a, _ = both
     before = a.main_pid()
@@ -312,6 +359,8 @@ def test_uninstalling_leaves_nothing(both):
         assert "proto 83" not in a.host.out("ip", family, "rule")
         assert "proto 83" not in a.host.out("ip", family, "route", "show", "table", "all")
     assert not list((a.machine.directory / "bpf").glob("scentd*"))
-    for path in ("etc/scentd", "var/lib/scentd", "opt/scentd", "usr/bin/scentd", "etc/systemd/system/scentd.service"):
+    for path in ("etc/scentd", "var/lib/scentd", "opt/scentd", "usr/bin/scentd", "usr/share/doc/scentd"):
+        assert not (a.machine.root / path).exists(), path
+    for path in (f"etc/systemd/system/{unit.name}" for unit in UNITS.glob("*.service")):
         assert not (a.machine.root / path).exists(), path
     assert "scentd" not in a.machine.out("systemctl", "list-units", "--all", "--plain", "--no-legend", "scentd*")

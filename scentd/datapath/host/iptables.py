@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Mapping
 
 from scentd.errors import HostError
+from scentd.system import debian
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ def run(argv: list[str], stdin: str = "") -> str:
     try:
         result = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=TIMEOUT, check=False)
     except FileNotFoundError:
-        raise HostError(f"{argv[0]}: not found; install the package iptables") from None
+        raise HostError(f"{argv[0]}: not found; {debian.install('iptables')}") from None
     except subprocess.TimeoutExpired:
         raise HostError(f"{argv[0]}: did not end within {TIMEOUT:.0f} s; does another program hold its lock?") from None
     if result.returncode:

@@ -19,6 +19,7 @@ from struct import Struct
 from typing import Any, NamedTuple
 
 from scentd.errors import HostError
+from scentd.system import debian
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ def library() -> ctypes.CDLL:
             function = getattr(lib, name)
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
-        raise HostError(f"{error}; datapath.offload needs libbpf: install libbpf1 (Debian) or libbpf") from None
+        raise HostError(f"{error}; datapath.offload needs libbpf: {debian.install(LIBRARY)}") from None
     lib.libbpf_set_print(on_message)
     return lib
 
