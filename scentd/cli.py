@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import json
-import logging
 import os
 import sys
 import threading
@@ -18,10 +18,8 @@ from scentd.errors import ConfigError, HostError, ScentdError
 if TYPE_CHECKING:
     from scentd.config.sections import Config
 
-CONFIG = "/etc/scentd/scentd.toml"
-SOCKET = "/run/scentd/control.sock"
-GUARD = "/run/scentd-guard/guard.sock"
-CLOSED = "/var/lib/scentd/closed.json"
+CONFIG, SOCKET = "/etc/scentd/scentd.toml", "/run/scentd/control.sock"
+GUARD, CLOSED = "/run/scentd-guard/guard.sock", "/var/lib/scentd/closed.json"
 OK, FAILED, USAGE = 0, 1, 2
 METRICS_LIMIT = 1000  # networks, peers, resources and policies with metrics of their own
 HANDED_OVER = 75  # EX_TEMPFAIL: the unit starts the daemon again at once (RestartForceExitStatus=)
@@ -135,7 +133,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="TIME",
         help='on trial, e.g. "60s": go back to the configuration before, unless `scentd confirm` follows in time',
     )
-    command("confirm", confirm_reload, "keep the configuration that is on trial")
+    confirmed = functools.partial(print_outcome, request={"command": "confirm"}, done="confirmed")
+    command("confirm", confirmed, "keep the configuration that is on trial")
     revoke = command("revoke", revoke_key, "from now on accept nothing of a stolen public key, whatever else says so")
     revoke.add_argument("key", nargs="?", metavar="PUBLIC_KEY", help="as `scentd pubkey` prints it; without: list them")
     revoke.add_argument("--undo", action="store_true", help="take the revocation back")
@@ -150,9 +149,9 @@ def parser() -> argparse.ArgumentParser:
 
 def run_daemon(arguments: argparse.Namespace) -> int:
     from scentd.daemon import Daemon
+    from scentd.system import logs
 
-    level = load_config(arguments.config).daemon.log_level
-    logging.basicConfig(level=level.upper(), format="%(levelname).1s %(name)s: %(message)s", stream=sys.stderr)
+    logs.setup(load_config(arguments.config).daemon.log_level)
     if os.geteuid() != 0:
         raise HostError("scentd run needs root (or CAP_NET_ADMIN and CAP_NET_RAW); see `scentd doctor`")
 
@@ -255,9 +254,8 @@ def check_config(arguments: argparse.Namespace) -> int:
 
     config = load_config(arguments.config)
     loaded = identities.load(config)
-    without = peers_without_endpoint(config)
-    notes = [f"peer {p.name}: no beacons, as it has no single address; set endpoint" for p in without]
-    notes += act.notes(config)
+    silent = (f"peer {p.name}: no beacons, as it has no single address" for p in peers_without_endpoint(config))
+    notes = [*(f"{note}; set endpoint" for note in silent), *act.notes(config)]
     if arguments.json:
         public = {name: str(identity.public) for name, identity in loaded.items()}
         print(json.dumps({"schema": model.SCHEMA, "ok": True, "public_keys": public, "notes": notes}))
@@ -299,8 +297,9 @@ def refuse_beside_daemon(arguments: argparse.Namespace, way_out: str) -> None:
 
 def run_guard(arguments: argparse.Namespace) -> int:
     from scentd.guard import guard
+    from scentd.system import logs
 
-    logging.basicConfig(level="INFO", format="%(levelname).1s %(name)s: %(message)s", stream=sys.stderr)
+    logs.setup("info")
     guard.run(arguments.listen, arguments.document)
     return OK
 
@@ -320,10 +319,6 @@ def reload_daemon(arguments: argparse.Namespace) -> int:
     return print_outcome(arguments, {"command": "reload", "confirm": seconds}, "reloaded")
 
 
-def confirm_reload(arguments: argparse.Namespace) -> int:
-    return print_outcome(arguments, {"command": "confirm"}, "confirmed")
-
-
 def print_outcome(arguments: argparse.Namespace, request: dict[str, object], done: str) -> int:
     """Ask the daemon for a change, and print what became of it."""
     from scentd.control import client
@@ -337,8 +332,7 @@ def print_outcome(arguments: argparse.Namespace, request: dict[str, object], don
         return FAILED
     for problem in outcome["problems"]:
         print(f"scentd: applied but for: {problem}", file=sys.stderr)
-    trial = " on trial: `scentd confirm` keeps it" if outcome["trial_until"] else ""
-    print(f"{done}{trial}")
+    print(f"{done}{' on trial: `scentd confirm` keeps it' if outcome['trial_until'] else ''}")
     return FAILED if outcome["problems"] else OK
 
 
@@ -384,8 +378,7 @@ def load_or_default(path: str) -> Config:
 def doctor(arguments: argparse.Namespace) -> int:
     from scentd.doctor import run
 
-    named = arguments.config != CONFIG or os.path.exists(CONFIG)
-    return run.run(arguments.json, arguments.config if named else None, arguments.here)
+    return run.run(arguments.json, arguments.config if arguments.config != CONFIG else None, arguments.here)
 
 
 def decode_packets(arguments: argparse.Namespace) -> int:
@@ -398,8 +391,10 @@ def decode_packets(arguments: argparse.Namespace) -> int:
 
 
 def control_socket(arguments: argparse.Namespace) -> str:
-    """By the option, the configuration, or where that cannot be read (it may be root's alone) the default."""
-    if arguments.socket:
-        return arguments.socket
-    readable = os.access(arguments.config, os.R_OK) or arguments.config != CONFIG
-    return load_config(arguments.config).daemon.control_socket if readable else SOCKET
+    """By the option or the configuration. That may be root's alone, or broken while a daemon runs: then the default."""
+    try:
+        return arguments.socket or load_config(arguments.config).daemon.control_socket
+    except ConfigError:
+        if arguments.config != CONFIG:
+            raise
+        return SOCKET

@@ -84,7 +84,10 @@ def test_udp_segments(nodes, device, merging, version):
                 other.setsockopt(socket.SOL_UDP, UDP_GRO, merge)
                 data = os.urandom(size * 20 + size // 2)
                 one.sendto(data, other.getsockname()[:2])
-                assert received(other, len(data), size) == data, (size, merge)
+                try:
+                    assert received(other, len(data), size) == data, (size, merge)
+                except TimeoutError:
+                    raise AssertionError((size, merge, grown(a, before[0]), grown(b, before[1]))) from None
                 count += -(-len(data) // size)
     until(lambda: grown(a, before[0]).get("stamped", 0) >= count, "each segment counts as stamped")
     until(lambda: grown(b, before[1]).get("accepted", 0) >= count, "and as accepted")

@@ -72,6 +72,7 @@ class FlagKind(ActionKind[FlagAction]):
 
 class FlagActuator:
     name = "flag"
+    resource = ""
 
     def __init__(self, paths: Collection[str]) -> None:
         self._paths = paths

@@ -177,8 +177,27 @@ def next_guard(node: Served, number: str) -> None:
     until(lambda: node.machine.show("scentd-guard", "MainPID") not in ("0", before), "a new guard")
 
 
-def test_the_exporter_serves_metrics(both):
-    """As an unprivileged user, by the words of systemd/README.md, and as little exposed as the guard."""
+def test_a_refused_reload_fails_and_the_journal_knows_how_bad_it_was(both):
+    """As configuration management expects; `journalctl -p err` has the reasons and nothing else."""
+    a, _ = both
+    config = a.machine.root / "etc/scentd/scentd.toml"
+    good = config.read_text()
+    config.write_text(good + "\n[nonsense]\n")
+    try:
+        done = a.machine.run("systemctl", "reload", "scentd", check=False)
+        assert done.returncode != 0
+    finally:
+        config.write_text(good)
+    errors = a.machine.out("journalctl", "-u", "scentd", "-p", "err", "-o", "cat")
+    assert "scentd: reload refused, the old configuration stays" in errors
+    assert "nonsense" in errors
+    assert "configuration reloaded" not in errors
+    assert a.status()["reloads"]["refused"] >= 1
+
+
+@pytest.fixture(scope="module")
+def exporting(both) -> Served:
+    """The first machine with a group that may ask, and the exporter, by the words of systemd/README.md."""
     a, _ = both
     text = (UNITS / "README.md").read_text().split("**The exporter**")[1].split("\n\n")[1]
     made, *started = (line.split("#")[0].strip() for line in text.strip().splitlines())
@@ -187,6 +206,12 @@ def test_the_exporter_serves_metrics(both):
     a.write()
     for line in started:
         a.machine.run("sh", "-ec", line)
+    return a
+
+
+def test_the_exporter_serves_metrics(exporting):
+    """As an unprivileged user."""
+    a = exporting
     until(lambda: "scentd_up 1.0" in metrics(a), "metrics")
     pid = a.machine.show("scentd-exporter", "MainPID")
     uid = a.machine.out("sh", "-c", f"awk '/^Uid:/ {{ print $2 }}' /proc/{pid}/status").strip()
@@ -195,9 +220,9 @@ def test_the_exporter_serves_metrics(both):
     a.machine.run("systemctl", "disable", "--now", "scentd-exporter")
 
 
-def test_who_may_not_read_the_configuration(both):
+def test_who_may_not_read_the_configuration(exporting):
     """It is root's alone. Members of daemon.control_group ask all the same; others are told, and doctor, too."""
-    a, _ = both
+    a = exporting
     assert (a.machine.root / "etc/scentd").stat().st_mode & 0o077 == 0
 
     def as_nobody(group: str, *command: str) -> subprocess.CompletedProcess[str]:

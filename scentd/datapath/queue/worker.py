@@ -28,6 +28,7 @@ from scentd.errors import HostError
 from scentd.guard.client import Holding
 from scentd.guard.held import queue_states
 from scentd.state.epochs import Epochs
+from scentd.system import logs
 from scentd.wire import ip, layout
 from scentd.wire.carrier import CARRIERS
 from scentd.wire.maps import NO_PAIR
@@ -309,7 +310,7 @@ class Worker:
 
 
 def main(argv: list[str]) -> int:
-    logging.basicConfig(level=os.environ.get("SCENTD_LOG_LEVEL", "INFO"), format="%(name)s: %(message)s")
+    logs.setup(os.environ.get("SCENTD_LOG_LEVEL", "info"))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the daemon decides when to end
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     end = socket.socket(fileno=int(argv[0]))

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 START_SECONDS = 20.0
 SILENT_SECONDS = 10.0  # a worker that sends nothing for so long hangs: it is ended and started anew
 BACKOFF_MAX = 30.0
-_ENVIRONMENT = ("PATH", "PYTHONPATH", "LANG", "VIRTUAL_ENV")
+_ENVIRONMENT = ("PATH", "PYTHONPATH", "LANG", "VIRTUAL_ENV", "JOURNAL_STREAM")
 
 
 class WorkerHandle:

@@ -122,7 +122,7 @@ def test_missing_sets_and_missing_programs_are_explained(sender, tmp_path, monke
     with pytest.raises(HostError, match="make the address sets first"):
         sender.call(rules.apply, config())
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(HostError, match="install the package iptables"):
+    with pytest.raises(HostError, match="apt-get install iptables"):
         sender.call(rules.apply, config())
 
 
