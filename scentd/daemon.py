@@ -279,6 +279,7 @@ class Daemon:
             datapath=datapath,
             offload=offload,
             guard=self._paths.guard.status(),
+            rules_why_not=self._paths.rules_why_not,
             workers=self._paths.workers.pids(),
             worker_restarts=self._paths.workers.restarts,
             reloads=dict(self._reloads.counts),

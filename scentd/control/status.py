@@ -172,6 +172,7 @@ class Status(Struct, frozen=True, kw_only=True):
     datapath: str  # nfqueue, or nfqueue+ebpf
     offload: OffloadStatus
     guard: GuardStatus
+    rules_why_not: str = ""  # rules, routes or programs are not as they should be, and why; the daemon tries again
     workers: list[int]  # process ids
     worker_restarts: int
     reloads: dict[str, int]  # applied, refused, reverted

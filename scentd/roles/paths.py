@@ -70,7 +70,7 @@ class Paths:
         self._overload = OverloadLog()
         self._refusals = RefusalLog()
         self._traffic = Traffic()
-        self._check_error = ""
+        self.rules_why_not = ""  # what the last look at the host could not mend
         self.uncovered: list[str] = []  # addresses of this host that no network has
         self._event_fd: int | None = None  # the descriptor of the offload's events, while it is in the event loop
         self._shared_epochs: dict[int, int] = {}  # pair -> epoch of which the queue, too, has fragments
@@ -211,11 +211,11 @@ class Paths:
         except OffloadError as error:
             await self._fall_back(error)
         except HostError as error:  # the next check tries again
-            if str(error) != self._check_error:
+            if str(error) != self.rules_why_not:
                 log.error("the host is not as the configuration wants it: %s; tried again now and then", error)
-            self._check_error = str(error)
+            self.rules_why_not = str(error)
             return
-        self._check_error = ""
+        self.rules_why_not = ""
 
     def counters(self) -> Counter[str]:
         """Totals of all paths since the daemon's start."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 
 import msgspec
@@ -56,6 +57,21 @@ def counters(status: Status) -> Iterator[Metric]:
         yield CounterMetricFamily(name, text, value=getattr(status, field))
     for name, text, field, label in LABELLED:
         yield labelled(CounterMetricFamily(name, text, labels=[label]), msgspec.to_builtins(getattr(status, field)))
+    info = GaugeMetricFamily("scentd_info", "1; the daemon's version is the label", labels=["version"])
+    info.add_metric([status.version], 1.0)
+    yield info
+    for name, text, value in (
+        ("scentd_offload_in_place", "Whether the BPF programs do the work", not status.offload.why_not),
+        (
+            "scentd_rules_in_place",
+            "Whether the last look at the host found all as it should be",
+            not status.rules_why_not,
+        ),
+        ("scentd_guard_connected", "Whether a guard is there", status.guard.connected),
+    ):
+        family = GaugeMetricFamily(name, text)
+        family.add_metric([], float(value))
+        yield family
     closed = GaugeMetricFamily("scentd_closed", "Whether the guard keeps something closed")
     closed.add_metric([], float(status.guard.connected and status.guard.closed))
     yield closed
@@ -76,12 +92,17 @@ def labelled(family: CounterMetricFamily | GaugeMetricFamily, values: Mapping[st
 def networks(status: Status) -> Iterator[Metric]:
     collectors = CounterMetricFamily("scentd_collector", "Counters of collectors", labels=["network", "name"])
     levels = GaugeMetricFamily("scentd_level", "Levels issued here, 0 to 1", labels=["network", "metric"])
+    text = "Intervals since a network's newest epoch was issued here; above 2 its packets soon leave without a scent"
+    lag = GaugeMetricFamily("scentd_epoch_lag_intervals", text, labels=["network"])
     for network in status.networks:
         for name, count in network.collectors.items():
             collectors.add_metric([network.name, name], count)
         add_levels(levels, network.name, network.levels, network.overall)
+        if network.epoch and network.interval:
+            lag.add_metric([network.name], max(0.0, time.time() - network.epoch) / network.interval)
     yield collectors
     yield levels
+    yield lag
 
 
 def peers(status: Status) -> Iterator[Metric]:

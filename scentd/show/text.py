@@ -27,6 +27,8 @@ def status(data: Status) -> str:
         lines.append(
             f"nobody confirmed {data.config}: since {moment(data.reverted_at)} the configuration before it runs again"
         )
+    if data.rules_why_not:
+        lines.append(f"the host is not as it should be: {data.rules_why_not}")
     lines += [offload(data.offload), guard(data.guard), ""]
     for network in data.networks:
         lines += network_lines(network)

@@ -33,6 +33,10 @@ def test_everything_is_there():
     assert found["scentd_policy_outcomes_total", "fired", "isolate"] == 2
     assert found["scentd_delay_seconds", "alarm_applied", "mean"] == 0.006
     assert found["scentd_delay_events_total", "alarm_applied"] == 2
+    assert found["scentd_info", "1"] == 1
+    assert found["scentd_offload_in_place",] == 0
+    assert found["scentd_rules_in_place",] == found["scentd_guard_connected",] == 1
+    assert found["scentd_epoch_lag_intervals", "acme"] > 2
     assert found["scentd_peer_accepted_total", "svc"] == 9
     assert found["scentd_peer_rejected_total", "future", "new"] == 5
     assert found["scentd_peer_rejected_total", "(strangers)", "unknown-key"] == 2
@@ -45,6 +49,10 @@ def test_everything_is_there():
         assert ("scentd_rejected_packets_total", reason) in found
     for reason in layout.UNSTAMPED.values():
         assert ("scentd_unstamped_packets_total", reason) in found
+
+
+def test_rules_that_are_not_in_place():
+    assert samples(prometheus.exposition(status(rules_why_not="iptables: locked")))["scentd_rules_in_place",] == 0
 
 
 def test_peers_that_are_left_out_are_one_sum():

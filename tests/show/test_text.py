@@ -50,6 +50,10 @@ def test_what_is_not_in_effect_says_why():
     assert "bandwidth eth9 of svc: 20mbit, not in effect: interface eth9: is gone" in shown
 
 
+def test_a_host_that_is_not_as_it_should_be():
+    assert "the host is not as it should be: iptables: locked" in text.status(status(rules_why_not="iptables: locked"))
+
+
 def test_what_is_left_out_is_said():
     shown = text.status(status(omitted=Omitted(peers=3, peers_without_profile=1, resources={"quarantine": 9})))
     assert "not shown (--all shows them): 3 peers (1 without a profile), resources: quarantine 9" in shown
