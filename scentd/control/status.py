@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 
 class OffloadStatus(Struct, frozen=True, kw_only=True):
+    wanted: bool = True  # by datapath.offload
     mechanism: str | None = None  # tcx or clsact
     egress: list[str] = []  # interfaces to peers by which the program stamps
     ingress: list[str] = []  # interfaces on which it verifies

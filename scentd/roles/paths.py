@@ -235,7 +235,7 @@ class Paths:
     def status(self) -> tuple[str, OffloadStatus]:
         """The name of the packet path, and the offload's part of the status document."""
         if self.offload is None:
-            return "nfqueue", OffloadStatus(why_not=self.why_not)
+            return "nfqueue", OffloadStatus(why_not=self.why_not, wanted=self._config.datapath.offload != "off")
         interfaces = self.offload.interfaces
         served = OffloadStatus(mechanism=interfaces.mechanism, egress=interfaces.stamping, ingress=interfaces.verifying)
         return "nfqueue+ebpf", served

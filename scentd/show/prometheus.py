@@ -62,6 +62,7 @@ def counters(status: Status) -> Iterator[Metric]:
     yield info
     for name, text, value in (
         ("scentd_offload_in_place", "Whether the BPF programs do the work", not status.offload.why_not),
+        ("scentd_offload_wanted", "Whether the configuration wants them", status.offload.wanted),
         (
             "scentd_rules_in_place",
             "Whether the last look at the host found all as it should be",

@@ -309,9 +309,11 @@ def unscented(both) -> Iterator[Unscented]:
 
 
 def test_nothing_unscented_comes_in_while_the_daemon_is_away(both, path, unscented):
-    """Restarts, crashes, a broken configuration, a stop. Only `scentd cleanup` opens."""
+    """Restarts, crashes, flushed rules, a broken configuration, a stop. Only `scentd cleanup` opens."""
     _, b = both
     run = b.machine.run
+    flush_rules(b)
+    until(lambda: "SCENTD" in b.host.out("iptables", "-w", "-t", "mangle", "-S"), "the rules are back")
     for event in ("restart", "hand-over", "daemon killed", "all killed"):
         before = b.main_pid()
         run(*EVENTS[event])
@@ -330,6 +332,14 @@ def test_nothing_unscented_comes_in_while_the_daemon_is_away(both, path, unscent
     assert unscented.arrived() == 0
     assert "nothing is closed" in run("scentd", "cleanup").stderr
     until(unscented.arrived, "it is open now")
+
+
+def flush_rules(node: Served) -> None:
+    """As a firewall does that begins anew. What has an owner stays, and then nft says that it could not do all."""
+    for program in ("iptables", "ip6tables"):
+        node.host.run(program, "-w", "-t", "mangle", "-F")
+        node.host.run(program, "-w", "-t", "mangle", "-X")
+    node.host.run("nft", "flush", "ruleset", check=False)
 
 
 LINK = """[Unit]
