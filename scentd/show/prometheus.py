@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import msgspec
 from prometheus_client import CollectorRegistry, generate_latest, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from scentd.control.status import Status
+from scentd.control.status import PeerStatus, ProfileStatus, Status
 from scentd.errors import HostError
 
 # (name, help, field of the status document)
@@ -109,12 +109,22 @@ def networks(status: Status) -> Iterator[Metric]:
 def peers(status: Status) -> Iterator[Metric]:
     levels = GaugeMetricFamily("scentd_peer_level", "Levels received, 0 to 1", labels=["peer", "metric"])
     age = GaugeMetricFamily("scentd_profile_age_seconds", "Age of a peer's newest profile", labels=["peer"])
-    for peer in status.peers:
-        if peer.profile is not None:
-            add_levels(levels, peer.name, peer.profile.levels, peer.profile.overall)
-            age.add_metric([peer.name], peer.profile.age)
+    for name, profile in newest_profiles(status.peers).items():
+        if profile is not None:
+            add_levels(levels, name, profile.levels, profile.overall)
+            age.add_metric([name], profile.age)
     yield levels
     yield age
+
+
+def newest_profiles(peers: Iterable[PeerStatus]) -> dict[str, ProfileStatus | None]:
+    """The newest profile of each peer by name: several networks of ours may know one peer, and a series stands once."""
+    newest: dict[str, ProfileStatus | None] = {}
+    for peer in peers:
+        known = newest.setdefault(peer.name, peer.profile)
+        if peer.profile is not None and (known is None or peer.profile.age < known.age):
+            newest[peer.name] = peer.profile
+    return newest
 
 
 def traffic(status: Status) -> Iterator[Metric]:

@@ -1,9 +1,10 @@
 """The status document as Prometheus text: every reason is there before it happens."""
 
-from documents import REASONS, status
+from documents import PROFILE, REASONS, status
+from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
 
-from scentd.control.status import NetworkStatus, Omitted, PeerTraffic
+from scentd.control.status import NetworkStatus, Omitted, PeerStatus, PeerTraffic
 from scentd.show import prometheus
 from scentd.wire import layout
 
@@ -60,6 +61,18 @@ def test_peers_that_are_left_out_are_one_sum():
     found = samples(prometheus.exposition(status(omitted=rest)))
     assert found["scentd_peer_accepted_total", "(others)"] == 70
     assert found["scentd_peer_rejected_total", "(others)", "stale"] == 4
+
+
+def test_a_peer_of_several_networks_is_one_series_of_its_newest_profile():
+    profiles = {"a": None, "b": replace(PROFILE, age=9.0), "c": replace(PROFILE, age=1.0)}
+    known = [
+        PeerStatus(name="svc", network=network, key_id="ab", highest_epoch=1, profile=profile)
+        for network, profile in profiles.items()
+    ]
+    text = prometheus.exposition(status(peers=known))
+    assert samples(text)["scentd_profile_age_seconds", "svc"] == 1.0
+    series = [line.rpartition(" ")[0] for line in text.splitlines() if not line.startswith("#")]
+    assert len(series) == len(set(series))
 
 
 def test_names_and_help_are_right():
