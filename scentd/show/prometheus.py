@@ -109,12 +109,19 @@ def networks(status: Status) -> Iterator[Metric]:
 def peers(status: Status) -> Iterator[Metric]:
     levels = GaugeMetricFamily("scentd_peer_level", "Levels received, 0 to 1", labels=["peer", "metric"])
     age = GaugeMetricFamily("scentd_profile_age_seconds", "Age of a peer's newest profile", labels=["peer"])
+    text = "Seconds from one profile of a peer to its next, as the newest states it"
+    interval = GaugeMetricFamily("scentd_profile_interval_seconds", text, labels=["peer"])
+    text = "1 for a peer that this host verifies and has no profile of"
+    without = GaugeMetricFamily("scentd_peer_without_profile", text, labels=["peer"])
+    expected = {peer.name for peer in status.peers if peer.verified and not peer.revoked}
     for name, profile in newest_profiles(status.peers).items():
         if profile is not None:
             add_levels(levels, name, profile.levels, profile.overall)
             age.add_metric([name], profile.age)
-    yield levels
-    yield age
+            interval.add_metric([name], profile.interval)
+        elif name in expected:
+            without.add_metric([name], 1.0)
+    yield from (levels, age, interval, without)
 
 
 def newest_profiles(peers: Iterable[PeerStatus]) -> dict[str, ProfileStatus | None]:

@@ -30,7 +30,10 @@ def test_everything_is_there():
     assert found["scentd_level", "acme", "overall"] == 0.25
     assert found["scentd_peer_level", "svc", "threat"] == 1.0
     assert found["scentd_profile_age_seconds", "svc"] == 2.5
+    assert found["scentd_profile_interval_seconds", "svc"] == 5
     assert ("scentd_profile_age_seconds", "new") not in found
+    assert found["scentd_peer_without_profile", "new"] == 1
+    assert ("scentd_peer_without_profile", "svc") not in found
     assert found["scentd_policy_outcomes_total", "fired", "isolate"] == 2
     assert found["scentd_delay_seconds", "alarm_applied", "mean"] == 0.006
     assert found["scentd_delay_events_total", "alarm_applied"] == 2
@@ -50,6 +53,12 @@ def test_everything_is_there():
         assert ("scentd_rejected_packets_total", reason) in found
     for reason in layout.UNSTAMPED.values():
         assert ("scentd_unstamped_packets_total", reason) in found
+
+
+def test_no_profile_is_missed_of_a_peer_that_is_not_verified_or_whose_key_is_revoked():
+    for changed in ({"verified": False}, {"revoked": True}):
+        quiet = PeerStatus(name="new", network="acme", key_id="cd", highest_epoch=0, profile=None, **changed)
+        assert ("scentd_peer_without_profile", "new") not in samples(prometheus.exposition(status(peers=[quiet])))
 
 
 def test_rules_that_are_not_in_place():

@@ -27,18 +27,39 @@ CASES = {
     "ScentdPeerUnstamped": ('scentd_peer_unstamped_total{peer="b",reason="no-room"}', "0+9x40", "7x40"),
     "ScentdPeerClock": ('scentd_peer_clock_offset_seconds{peer="b"}', "-9x40", "4x40"),
     "ScentdProfileOld": ('scentd_profile_age_seconds{peer="b"}', "90x40", "5x40"),
+    "ScentdProfileMissing": ('scentd_peer_without_profile{peer="b"}', "1x40", "0x40"),
     "ScentdProfileWrong": ('scentd_profile_errors_total{reason="signature"}', "0+1x40", "7x40"),
     "ScentdOverload": ('scentd_other_total{name="overload_verify"}', "0+9x40", "7x40"),
     "ScentdWorkersEnd": ("scentd_worker_restarts_total", "0+1x40", "7x40"),
     "ScentdPolicyFails": ('scentd_other_total{name="policy_errors"}', "0+1x40", "7x40"),
+    "ScentdActionFails": ('scentd_actuator{name="bandwidth_eth0_failures"}', "0+1x40", "7x40"),
 }
 
 
-def firing(alert: str, values: str, directory) -> str:
+# What else the host says, by alert
+BESIDE = {
+    "ScentdNoOffload": ("scentd_offload_wanted", "1x40"),
+    "ScentdProfileOld": ('scentd_profile_interval_seconds{peer="b"}', "5x40"),
+}
+# (alert, its series, values, whether it fires): what CASES does not show
+MORE_CASES = [
+    ("ScentdDown", 'up{job="scentd"}', "0x40", True),
+    ("ScentdDown", 'up{job="another"}', "0x40", False),
+    ("ScentdPeerRejected", 'scentd_peer_rejected_total{peer="(strangers)",reason="unknown-key"}', "0+9x40", False),
+    ("ScentdPeerAbsent", 'scentd_peer_absent_total{peer="(strangers)",treatment="drop"}', "0+9x40", False),
+    ("ScentdPeerAbsent", 'scentd_peer_absent_total{peer="b",treatment="pass"}', "0+9x40", False),
+    ("ScentdProfileOld", 'scentd_profile_age_seconds{peer="b"}', "14x40", False),
+    ("ScentdProfileOld", 'scentd_profile_age_seconds{peer="b"}', "16x40", True),
+    ("ScentdPolicyFails", 'scentd_policy_outcomes_total{policy="p",outcome="error"}', "0+1x40", True),
+    ("ScentdPolicyFails", 'scentd_policy_outcomes_total{policy="p",outcome="false"}', "0+1x40", False),
+    ("ScentdActionFails", 'scentd_actuator{name="quarantine_changes"}', "0+1x40", False),
+]
+
+
+def firing(alert: str, name: str, values: str, directory) -> str:
     """What promtool says of a test that expects this alert to be quiet at 30 minutes."""
-    series = [{"series": CASES[alert][0], "values": values}]
-    if alert == "ScentdNoOffload":
-        series.append({"series": "scentd_offload_wanted", "values": "1x40"})
+    said = [(name, values), *([BESIDE[alert]] if alert in BESIDE else [])]
+    series = [{"series": n, "values": v} for n, v in said]
     case = {"interval": "1m", "input_series": series}
     case["alert_rule_test"] = [{"eval_time": "30m", "alertname": alert, "exp_alerts": []}]
     path = directory / "case.yml"  # JSON is YAML
@@ -54,9 +75,26 @@ def test_promtool_takes_the_rules():
 
 @pytest.mark.parametrize("alert", CASES)
 def test_an_alert_fires_when_it_should(alert, tmp_path):
-    _, bad, good = CASES[alert]
-    assert firing(alert, good, tmp_path) == ""
-    assert f"alertname:{alert}" in re.sub(r"[\s\"]", "", firing(alert, bad, tmp_path)).replace("=", ":")
+    name, bad, good = CASES[alert]
+    assert firing(alert, name, good, tmp_path) == ""
+    assert named_by(firing(alert, name, bad, tmp_path), alert)
+
+
+def named_by(said: str, alert: str) -> bool:
+    return f"alertname:{alert}" in re.sub(r"[\s\"]", "", said).replace("=", ":")
+
+
+@pytest.mark.parametrize(("alert", "name", "values", "fires"), MORE_CASES)
+def test_what_else_an_alert_looks_at(alert, name, values, fires, tmp_path):
+    said = firing(alert, name, values, tmp_path)
+    assert named_by(said, alert) if fires else said == ""
+
+
+def test_each_names_its_runbook():
+    """Where README.md installs it."""
+    installed = re.search(r"systemd/README\.md (/\S+)", (ROOT / "README.md").read_text())
+    rules = RULES.read_text()
+    assert rules.count(f"runbook_url: file://{installed[1]}#alerts\n") == rules.count("- alert:")
 
 
 def test_each_has_a_case_and_a_row_in_the_runbook():
@@ -67,4 +105,4 @@ def test_each_has_a_case_and_a_row_in_the_runbook():
 
 def test_the_metrics_exist():
     samples = {s.name for f in text_string_to_metric_families(prometheus.exposition(status())) for s in f.samples}
-    assert set(re.findall(r"scentd_\w+", RULES.read_text())) <= samples
+    assert set(re.findall(r"\bscentd_\w+", RULES.read_text())) <= samples
