@@ -1,0 +1,253 @@
+"""The procedures of systemd/README.md, by their words, on two machines that boot a real systemd.
+
+a (a tenant, strict) ---- 10.1.0.0/24, fd00:1::/64 ---- b (the service, strict)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+from flows import Flows
+from hosts import acquainted, answered, peer_of, start, until
+from machine import Served
+from topology import Topology
+from tree import UNITS, Tree
+
+from scentd.roles.refusal_log import REJECTED
+from scentd.state import key_files
+from scentd.wire import keys
+
+pytestmark = [pytest.mark.netns, pytest.mark.alone]
+
+STRICT = {"absent": "reject", "rejected": "drop"}
+LENIENT = {"absent": "pass", "rejected": "pass"}
+MOVED = "10.1.0.77"
+PROCEDURES = (UNITS / "README.md").read_text().split("\n## Procedures\n")[1].split("\n## ")[0]
+
+
+def section(heading: str) -> str:
+    """A procedure's text; the introduction for ""."""
+    intro, *sections = PROCEDURES.split("\n### ")
+    return next(s for s in sections if s.startswith(f"{heading}\n")) if heading else intro
+
+
+def blocks(heading: str) -> list[list[str]]:
+    """The commands that a procedure shows, a list for each block, without comments."""
+    found: list[list[str]] = [[]]
+    for line in section(heading).splitlines():
+        if line.startswith("    ") and not line.lstrip().startswith("|"):
+            found[-1].append(line.split("  #")[0].strip())
+        elif line and found[-1]:
+            found.append([])
+    return [block for block in found if block]
+
+
+def perform(node: Served, commands: list[str]) -> list[str]:
+    """What each command says."""
+    return [node.machine.run("sh", "-ec", command).stdout for command in commands]
+
+
+def apply(node: Served) -> None:
+    """Its configuration, by the words of the introduction."""
+    node.write()
+    perform(node, *blocks(""))
+
+
+def take_key(node: Served) -> str:
+    """Its key file as the machine has it now; the public key."""
+    node.key_file.write_text((node.machine.root / "etc/scentd/host.key").read_text())
+    node.identity = key_files.load(str(node.key_file))
+    return str(node.identity.public)
+
+
+def nobodys_key() -> str:
+    return str(keys.identity(key_files.parse_secret(key_files.generate())).public)
+
+
+# The first peer of all is not tried here: a daemon that began without one, and has the offload, takes no profiles after
+# a reload, because its event loop goes on with the closed descriptor of the maps before.
+OTHER_TENANT = {"name": "other", "public_key": nobodys_key(), "addresses": ["10.9.0.0/24"]}
+
+
+def know(node: Served, other: Served, **more) -> None:
+    node.peers = [peer_of(other, **more)]
+    apply(node)
+
+
+def let_in(node: Served) -> int:
+    return sum(traffic["let_in"] for traffic in node.status()["traffic"])
+
+
+def reached(sender: Served, receiver: Served, address: str = "") -> bool:
+    with receiver.socket(4) as other, closing(sender.socket(4, bind=not address)) as one:
+        if address:
+            one.bind((address, 0))
+        return answered(one, other, seconds=0.5)
+
+
+def both_ways(a: Served, b: Served) -> None:
+    until(lambda: reached(a, b) and reached(b, a), "strict peers take what the other sends")
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory) -> Iterator[Tree]:
+    with Tree(tmp_path_factory.mktemp("pr") / "tree") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def machines(tmp_path_factory, tree) -> Iterator[tuple[Served, Served]]:
+    directory = tmp_path_factory.mktemp("pr")
+    with Topology("pr") as net:
+        a, b = (Served(net.host(name), directory, tree) for name in "ab")
+        net.link(a.host, b.host, ipv4="10.1.0.0/24", ipv6="fd00:1::/64")
+        with a.machine, b.machine:
+            for node in (a, b):
+                node.network["interval"] = "2s"
+                node.peers = [OTHER_TENANT]
+                node.machine.boot()
+            start(a, b)
+            yield a, b
+
+
+@pytest.fixture
+def both(machines) -> tuple[Served, Served]:
+    """Strict peers of each other."""
+    a, b = machines
+    know(a, b, **STRICT)
+    know(b, a, **STRICT)
+    both_ways(a, b)
+    return a, b
+
+
+def test_each_procedure_names_its_test_or_that_there_is_none():
+    tests = {path.name: path.read_text() for path in (UNITS.parent / "tests/systemd").glob("test_*.py")}
+    for text in PROCEDURES.split("\n### ")[1:]:
+        said = " ".join(text.split())
+        if "No test runs this" in said:
+            continue
+        place, _, names = said.rpartition("*Test: tests/systemd/")[2].partition(", ")
+        named = [word.strip(".,:*") for word in names.split() if word.startswith("test_")]
+        assert named, text.splitlines()[0]
+        assert all(f"def {name}(" in tests[place] for name in named), text.splitlines()[0]
+
+
+def test_each_reason_is_in_the_table():
+    assert [reason for reason in REJECTED if f"`{reason}`" not in section("A peer rejects everything")] == []
+
+
+def test_add_a_tenant(machines):
+    """Nothing is lost of what passes before, and in the end the tenant is strictly verified."""
+    a, b = machines
+    know(b, a, **LENIENT)
+    know(a, b, **LENIENT)
+    acquainted(b, a)
+    acquainted(a, b)
+    with Flows(a, b):
+        know(b, a, **STRICT)
+        know(a, b, **STRICT)
+    assert b.status()["traffic"][0]["accepted"] > 0
+
+
+def test_move_an_address(both):
+    a, b = both
+    old = a.address(4)
+    device = a.host.interfaces[0]
+    a.host.ip(f"addr add {MOVED}/24 dev {device}")
+    b.sections = {"verify": {"absent": "drop"}}  # whoever is no peer
+    apply(b)
+    assert not reached(a, b, MOVED), "nobody knows it yet"
+    theirs, ours = list(a.addresses), {**a.network}
+    b.peers[0]["addresses"] = [*theirs, MOVED]
+    apply(b)
+    a.network["addresses"] = [*theirs, MOVED]
+    apply(a)
+    until(lambda: reached(a, b, MOVED) and reached(a, b), "both are known")
+    for node in (a, b):
+        rest = [*(address for address in theirs if address != old), MOVED]
+        if node is a:
+            node.network["addresses"] = rest
+        else:
+            node.peers[0]["addresses"] = rest
+        apply(node)
+    until(lambda: reached(a, b, MOVED) and not reached(a, b), "only the new one is")
+    a.network, b.sections = ours, {}
+    apply(a)
+    apply(b)
+    a.host.ip(f"addr del {MOVED}/24 dev {device}")
+
+
+def test_rotate_a_key(both):
+    """Whoever lets wrong packets in meanwhile loses none."""
+    a, b = both
+    before = str(a.identity.public)
+    know(a, b, **LENIENT)
+    know(b, a, **LENIENT)
+    counted = let_in(b)
+    with a.socket(4) as one, b.socket(4) as other:
+        for command in blocks("Rotate a key")[0]:
+            said = perform(a, [command])
+            if "pubkey" in command:
+                public = said[0].strip()
+            assert answered(one, other)
+        assert take_key(a) == public != before
+        know(b, a, **LENIENT)
+        assert answered(one, other)
+    assert let_in(b) > counted, "what came in between was wrong"
+    know(b, a, **STRICT)
+    know(a, b, **STRICT)
+    both_ways(a, b)
+
+
+def test_a_peer_rejects_everything(both):
+    """A wrong key, found by the words of the log; traffic goes on by step 2."""
+    a, b = both
+    right = str(a.identity.public)
+    b.peers[0]["public_key"] = nobodys_key()
+    apply(b)
+    until(lambda: not reached(a, b), "b rejects")
+    until(lambda: "unknown-key" in b.machine.out("scentd", "status"), "status has the reason")
+    until(lambda: "compare peer.public_key here with `scentd pubkey` there" in warnings(b), "the log has what to do")
+    assert a.machine.out("sh", "-ec", "scentd pubkey < /etc/scentd/host.key") == right
+    b.peers[0] |= LENIENT
+    apply(b)
+    counted = let_in(b)
+    until(lambda: reached(a, b), "it comes in unverified")
+    until(lambda: let_in(b) > counted, "which is counted")
+    b.peers[0] |= {"public_key": right, **STRICT}
+    apply(b)
+    both_ways(a, b)
+
+
+def warnings(node: Served) -> str:
+    return node.machine.out("journalctl", "-p", "warning", "-u", "scentd", "-o", "cat")
+
+
+def test_back_up_and_restore(both):
+    """All that was there is there again: keys, configuration, revoked keys; and packets pass."""
+    a, b = both
+    stolen = nobodys_key()
+    b.machine.run("scentd", "revoke", stolen)
+    backup, restore = blocks("Back up and restore")
+    perform(b, backup)
+    b.machine.run("systemctl", "stop", "scentd")
+    b.machine.run("sh", "-ec", "rm -rf /etc/scentd/* /var/lib/scentd/*")
+    perform(b, restore)
+    b.wait_started()
+    assert stolen in b.machine.out("scentd", "revoke")
+    both_ways(a, b)
+    b.machine.run("scentd", "revoke", "--undo", stolen)
+
+
+def test_clone_a_machine(both):
+    """The clone has a key of its own, by which its peers know it."""
+    a, b = both
+    before = str(a.identity.public)
+    *_, said = perform(a, blocks("Clone a machine")[0])
+    a.machine.run("systemctl", "start", "scentd")
+    a.wait_started()
+    assert take_key(a) == said.strip() != before
+    know(b, a, **STRICT)
+    both_ways(a, b)
