@@ -88,6 +88,8 @@ def render(found: Sequence[Check]) -> str:
             lines.append(f"{'':<7}  {'':<{wide}}  -> {check.way_out}")
     count = {ok: sum(check.ok == ok for check in found) for ok in ("no", "warning")}
     verdict = "scentd will not work here" if count["no"] else "scentd can run here"
+    if count["no"] and os.geteuid() != 0:
+        verdict = "not judged: only root can tell what is missing from what this user may not do (sudo scentd doctor)"
     return "\n".join([*lines, f"{verdict}: {count['no']} missing, {count['warning']} warnings"])
 
 

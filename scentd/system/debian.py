@@ -8,7 +8,8 @@ from __future__ import annotations
 
 PACKAGES = {  # a library or command -> its package
     "libnetfilter_queue.so.1": "libnetfilter-queue1",
-    "libnfnetlink.so.0": "libnetfilter-queue1",
+    "libnfnetlink.so.0": "libnfnetlink0",
+    "libmnl.so.0": "libmnl0",
     "libnftables.so.1": "libnftables1",
     "libbpf.so.1": "libbpf1",
     "iptables": "iptables",

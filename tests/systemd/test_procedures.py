@@ -66,11 +66,6 @@ def nobodys_key() -> str:
     return str(keys.identity(key_files.parse_secret(key_files.generate())).public)
 
 
-# The first peer of all is not tried here: a daemon that began without one, and has the offload, takes no profiles after
-# a reload, because its event loop goes on with the closed descriptor of the maps before.
-OTHER_TENANT = {"name": "other", "public_key": nobodys_key(), "addresses": ["10.9.0.0/24"]}
-
-
 def know(node: Served, other: Served, **more) -> None:
     node.peers = [peer_of(other, **more)]
     apply(node)
@@ -106,7 +101,6 @@ def machines(tmp_path_factory, tree) -> Iterator[tuple[Served, Served]]:
         with a.machine, b.machine:
             for node in (a, b):
                 node.network["interval"] = "2s"
-                node.peers = [OTHER_TENANT]
                 node.machine.boot()
             start(a, b)
             yield a, b

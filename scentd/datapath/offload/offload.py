@@ -125,12 +125,15 @@ class Offload:
         else:
             loaded = programs.enlarge(self._programs, needed)
             self._old_programs = self._old_programs or self._programs
-        if self._ring is not None:
-            self._ring.close()
         self.counts.begin(loaded)
         self._programs = loaded
         self._prefixes = {name: dict(loaded.maps[f"{name}.prefixes"].items()) for name in programs.OBJECTS}
+        before = (
+            self._ring
+        )  # closed only now, so that the new descriptor has another number: the event loop tells by it
         self._ring = RingBuffer(loaded.events(), lambda data: self._on_event(decode.parse_event(data)))
+        if before is not None:
+            before.close()
 
     def _write_stamp_maps(self, want: StampEntries, table: StampTable, tag_keys: TagKeys) -> None:
         outgoing = self._map("stamp.outgoing")
