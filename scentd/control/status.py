@@ -183,7 +183,7 @@ class Status(Struct, frozen=True, kw_only=True):
     peers: list[PeerStatus]
     traffic: list[PeerTraffic]  # by peer
     strangers: PeerTraffic  # what was rejected, absent or unstamped and is no peer's
-    uncovered: list[str]  # addresses of this host that no network has, beside others that one has: they leave unscented
+    uncovered: list[str]  # addresses of this host that no network has: what they send leaves without a scent
     omitted: Omitted
     stamped: int  # packets
     accepted: int

@@ -130,14 +130,14 @@ class Pairs:
     def uncovered(self, addresses: Iterable[str]) -> list[str]:
         """Those of this host's addresses whose packets to peers leave without a scent: no stamped network has them.
 
-        None, if no network has any of them: then this host only forwards for its networks.
+        None of a gateway (`stamp.forwarded`) of whose addresses no network has any: it only forwards for its networks.
         """
         versions = {numeric(a)[0] for pair in self.all if pair.stamps for a in pair.peer.addresses}
         stamped = [n.addresses or ANY for n in self.config.network if n.stamps]
         covers = PrefixMap((prefix, True) for prefixes in stamped for prefix in prefixes)
         usable = [a for a in map(ip_address, addresses) if a.version in versions and not a.is_link_local]
         outside = [str(a) for a in usable if not covers.get(a.packed)]
-        return outside if len(outside) < len(usable) else []
+        return [] if self.config.stamp.forwarded and len(outside) == len(usable) else outside
 
     def stamp_table(self, limits: Sequence[tuple[str, int]]) -> StampTable:
         """`limits` are full path MTUs by destination prefix."""

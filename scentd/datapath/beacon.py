@@ -43,7 +43,7 @@ class Beacons:
         self._mark = mark
         self.sent = 0
         self.failed = 0
-        self._warned: set[tuple[str, str]] = set()
+        self._warned: dict[tuple[str, str], str] = {}  # peer and address -> the reason that was told last
 
     def send(self, pair: Pair, outgoing: Outgoing, missing: list[int]) -> None:
         """Send the missing fragments to the first endpoint that can be reached."""
@@ -53,7 +53,7 @@ class Beacons:
                 return
             except OSError as error:
                 self.failed += 1
-                self._warn_once(pair, address, str(error))
+                self._warn(pair, address, str(error))
 
     def _send(self, pair: Pair, outgoing: Outgoing, missing: list[int], address: str) -> None:
         version = ip_address(address).version
@@ -96,8 +96,8 @@ class Beacons:
         address = ip_address(source)
         return any(address in n for n in map(ip_network, pair.network.addresses) if n.version == address.version)
 
-    def _warn_once(self, pair: Pair, address: str, why: str) -> None:
+    def _warn(self, pair: Pair, address: str, why: str) -> None:
         key = (pair.peer.name, address)
-        if key not in self._warned:
-            self._warned.add(key)
-            log.warning("no beacons to peer %s at %s: %s", pair.peer.name, address, why)
+        if self._warned.get(key) != why:
+            self._warned[key] = why
+            log.warning("no beacons to peer %s at %s: %s; see peer.endpoint and routes", pair.peer.name, address, why)

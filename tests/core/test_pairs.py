@@ -1,6 +1,8 @@
 """From a configuration to the tables of the packet path; both ends derive the same keys."""
 
-from scentd.config.sections import Config
+from msgspec.structs import replace
+
+from scentd.config.sections import Config, Stamp
 from scentd.core.pairs import ANY, Pairs
 from scentd.kinds import config_from
 from scentd.wire import keys, layout
@@ -87,10 +89,14 @@ def test_a_network_without_addresses_is_the_whole_host():
 
 
 def test_addresses_that_no_network_has():
-    """Beside others that one has, and of an IP version that peers have."""
+    """Of an IP version that peers have. A gateway's own may all be outside."""
     found = pairs(made())
     assert found.uncovered(["10.1.0.1", "10.5.0.1", "fe80::1", "fd00::1"]) == ["10.5.0.1"]
-    assert found.uncovered(["10.1.0.1"]) == found.uncovered(["10.5.0.1", "fd00::1"]) == []
+    assert found.uncovered(["10.5.0.1", "fd00::1"]) == ["10.5.0.1"]
+    assert found.uncovered(["10.1.0.1"]) == []
+    gateway = pairs(replace(made(), stamp=Stamp(forwarded=True)))
+    assert gateway.uncovered(["10.5.0.1"]) == []
+    assert gateway.uncovered(["10.1.0.1", "10.5.0.1"]) == ["10.5.0.1"]
     assert pairs(made(stamp=False)).uncovered(["10.1.0.1", "10.5.0.1"]) == []
 
 

@@ -88,16 +88,11 @@ class BandwidthKind(ActionKind[BandwidthAction]):
 
 def never_used(policies: Sequence[Policy]) -> list[str]:
     """The policies that only raise a rate which nothing ever sets."""
-    using: dict[str, list[tuple[str, BandwidthAction]]] = {}
-    for policy in policies:
-        if isinstance(policy.do, BandwidthAction):
-            using.setdefault(policy.do.interface, []).append((policy.name, policy.do))
-    return [
-        name
-        for found in using.values()
-        if all(do.start is None and do.step >= 0 for _, do in found)
-        for name, _ in found
-    ]
+    own = [policy for policy in policies if isinstance(policy.do, BandwidthAction)]
+    using = by_resource(own, {policy.peer for policy in own}).values()
+    is_set = [found for found in using if any(do.start is not None or do.step < 0 for _, do in found)]
+    useful = {name for found in is_set for name, _ in found}
+    return [policy.name for policy in own if policy.name not in useful]
 
 
 def by_resource(policies: Sequence[Policy], peers: Collection[str]) -> dict[RateKey, list[tuple[str, BandwidthAction]]]:

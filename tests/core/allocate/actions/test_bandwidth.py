@@ -4,6 +4,7 @@ import pytest
 from firings import EMPTY, firing, policies
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from scentd.core.allocate import plan
 from scentd.core.allocate.actions.bandwidth import RATE_MIN, BandwidthAction, never_used, rate_text
@@ -51,6 +52,9 @@ def test_policies_that_only_raise_what_nothing_sets():
     assert never_used(policies(bandwidth(), bandwidth(-5e6))) == []
     assert never_used(policies(bandwidth(), bandwidth(start=12e6))) == []
     assert never_used(policies(bandwidth(), bandwidth(-5e6, interface="eth1"))) == ["p0"]
+    (raise_a,), (lower_b,) = policies(bandwidth(), peer="a"), policies(bandwidth(-5e6), peer="b")
+    assert never_used([raise_a, replace(lower_b, name="q")]) == ["p0"]
+    assert never_used([*policies(bandwidth()), replace(lower_b, name="q")]) == []
 
 
 @given(st.floats(-1e9, 1e9), st.floats(1e4, 1e9), st.floats(0, 1e9), st.floats(0, 2e9))
