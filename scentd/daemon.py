@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Coroutine
 from pathlib import Path
 
-from scentd import __version__, reload
+from scentd import __version__, reload, revoke
 from scentd.bus.local import LocalBus
 from scentd.control import packet_counts
 from scentd.control.server import Request, Server
@@ -196,13 +196,10 @@ class Daemon:
             key = keys.parse_public(request.key)
         except ValueError as error:
             raise HostError(f"{request.key!r}: {error}") from None
-        (revoked.remove if request.undo else revoked.add)(self.config.daemon.state_dir, key)
-        log.warning("key %s of %s is %s", key, self._owners(key), "taken back" if request.undo else "revoked")
+        revoked.change(self.config.daemon.state_dir, key, request.undo)
+        owners = ", ".join(revoke.peers_of(self.config, str(key))) or "no peer"
+        log.warning("key %s of %s is %s", key, owners, "accepted again" if request.undo else "revoked")
         return await self._reloads.again()
-
-    def _owners(self, key: keys.Public) -> str:
-        named = [p.name for p in self.config.peer if p.public_key == str(key)]
-        return ", ".join(f"peer {name}" for name in named) or "no peer"
 
     async def _on_hangup(self) -> None:
         await self._reloads.reload()
@@ -266,7 +263,7 @@ class Daemon:
         )
         outcomes = self._paths.outcomes()
         traffic, more_traffic = limit_list(
-            [self._paths.traffic(p.name, outcomes.get(p.name, Counter())) for p in self.config.peer],
+            [self._paths.traffic.status(p.name, outcomes.get(p.name, Counter())) for p in self.config.peer],
             limit,
             lambda t: (sum(t.rejected.values()) + sum(t.absent.values()), sum(t.unstamped.values()), t.accepted),
         )

@@ -37,7 +37,7 @@ def revoke(config: Config, socket: str, text: str, undo: bool, as_json: bool) ->
         problems = client.change(socket, {"command": "revoke", "key": str(key), "undo": undo})["problems"]
         when = "at once"
     else:
-        (revoked.remove if undo else revoked.add)(config.daemon.state_dir, key)
+        revoked.change(config.daemon.state_dir, key, undo)
         problems, when = [], "from the next start on; no daemon runs here"
     peers = peers_of(config, str(key))
     if as_json:
@@ -52,4 +52,5 @@ def revoke(config: Config, socket: str, text: str, undo: bool, as_json: bool) ->
 
 
 def peers_of(config: Config, key: str) -> list[str]:
+    """The names of the peers that have this key."""
     return [peer.name for peer in config.peer if peer.public_key == key]

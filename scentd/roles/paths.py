@@ -15,13 +15,14 @@ from contextlib import suppress
 
 from scentd.bus.local import LocalBus
 from scentd.config.sections import Config
-from scentd.control.status import OffloadStatus, PeerTraffic
+from scentd.control.status import OffloadStatus
 from scentd.core.allocate.assemble import cut
 from scentd.core.closed import closed, in_both
 from scentd.core.offload.decode import OffloadEvent, PairState
 from scentd.core.pairs import Pairs
 from scentd.datapath.host import host
 from scentd.datapath.host.host import Host, HostFacts
+from scentd.datapath.offload.counts import PairCounts
 from scentd.datapath.offload.offload import Offload, OffloadError, remove_offload
 from scentd.datapath.queue import link
 from scentd.datapath.queue.workers import Workers
@@ -69,7 +70,7 @@ class Paths:
         self.guard = GuardLink(config)
         self._overload = OverloadLog()
         self._refusals = RefusalLog()
-        self._traffic = Traffic()
+        self.traffic = Traffic()
         self.rules_why_not = ""  # what the last look at the host could not mend
         self.uncovered: list[str] = []  # addresses of this host that no network has
         self._event_fd: int | None = None  # the descriptor of the offload's events, while it is in the event loop
@@ -99,7 +100,7 @@ class Paths:
         assert self._host is not None  # start() comes first
         first = self._pairs is None
         self._config, self._pairs, self._epochs = config, pairs, epochs
-        self._traffic.configure(pairs)
+        self.traffic.configure(pairs)
         between = in_both(self.guard.closed, closed(config))
         if not first and between != self.guard.closed:
             await self.guard.order(between)
@@ -185,21 +186,21 @@ class Paths:
         if self._host is not None and self._host.applied:
             await self.guard.look()
         self._overload.look(self.workers.counters())
-        if self.offload is not None:
-            self._look_at_programs(self.offload)
-        refused = self.offload.counts.refused() if self.offload is not None else Counter()
-        self._refusals.look(self._traffic.outcomes(refused), time.monotonic())
+        refused = self._look_at_programs(self.offload) if self.offload is not None else Counter()
+        self._refusals.look(self.traffic.outcomes(refused), time.monotonic())
 
-    def _look_at_programs(self, offload: Offload) -> None:
-        """Renew their lease, and take what they have noted since the last second."""
+    def _look_at_programs(self, offload: Offload) -> PairCounts:
+        """Renew their lease, and take what they have noted since the last second. Returns what they have refused."""
         offload.tick()
         nodes = offload.drain_nodes()
         for pair, addresses in nodes.items():
             self._verifier.take_nodes(pair, addresses)
-        self._traffic.accepted_from(nodes, time.time())
-        self._traffic.take_refused(offload.counts.refused_epochs())
+        self.traffic.accepted_from(nodes, time.time())
+        refused, epochs = offload.counts.refused()
+        self.traffic.take_refused(epochs)
         for pair in list(self._shared_epochs):
             self._take_state(pair)
+        return refused
 
     async def check(self) -> None:
         """Now and then: put back the programs and rules that somebody else has removed."""
@@ -226,11 +227,7 @@ class Paths:
 
     def outcomes(self) -> Outcomes:
         """Packets of all paths by peer and outcome, since the daemon's start."""
-        return self._traffic.outcomes(self.offload.counts.of_pairs() if self.offload is not None else {})
-
-    def traffic(self, peer: str, outcomes: Counter[str]) -> PeerTraffic:
-        """One peer's part of the status document."""
-        return self._traffic.status(peer, outcomes)
+        return self.traffic.outcomes(self.offload.counts.of_pairs() if self.offload is not None else Counter())
 
     def status(self) -> tuple[str, OffloadStatus]:
         """The name of the packet path, and the offload's part of the status document."""
@@ -322,10 +319,10 @@ class Paths:
         if isinstance(message, link.WorkerReport):
             for pair, addresses in message.nodes.items():
                 self._verifier.take_nodes(pair, addresses)
-            self._traffic.take_report(message, time.time())
+            self.traffic.take_report(message, time.time())
         elif isinstance(message, link.Fragments):
             for fragment in message.fragments:
-                self._traffic.take_epoch(fragment.pair, fragment.epoch, time.time())
+                self.traffic.take_epoch(fragment.pair, fragment.epoch, time.time())
             self._verifier.take_fragments(message.fragments)
             self._raise_epochs(message.fragments)
 
@@ -341,7 +338,7 @@ class Paths:
     def _on_event(self, event: OffloadEvent) -> None:
         assert self._epochs is not None  # no event comes before the tables
         self._epochs.raise_row(event.pair, event.epoch, int(time.time()))
-        self._traffic.take_epoch(event.pair, event.epoch, time.time())
+        self.traffic.take_epoch(event.pair, event.epoch, time.time())
         self._verifier.take_event(event)
 
     def _take_state(self, pair: int) -> None:

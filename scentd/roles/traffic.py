@@ -9,9 +9,9 @@ from typing import NamedTuple
 from scentd.control import packet_counts
 from scentd.control.status import PeerTraffic
 from scentd.core.pairs import Pairs, carrier_name
+from scentd.datapath.offload.counts import PairCounts
 from scentd.datapath.queue.link import WorkerReport
 
-PairCounts = Mapping[tuple[int, str], int]  # packets by pair and outcome
 Outcomes = dict[str, Counter[str]]  # packets by peer and outcome
 
 
@@ -27,7 +27,7 @@ class Traffic:
     """Since this daemon's start. A peer that a reload brings back goes on where it was."""
 
     def __init__(self) -> None:
-        self._queued: Counter[tuple[int, str]] = Counter()  # packets by pair and outcome, of all workers
+        self._queued: PairCounts = Counter()  # of all workers
         self._peers: dict[int, str] = {}  # by pair: a pair's number is never given to another
         self._carriers: dict[str, list[str]] = {}
         self._accepted_at: dict[str, float] = {}

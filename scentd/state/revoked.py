@@ -37,22 +37,14 @@ def read(state_dir: str) -> dict[str, str]:
     return found
 
 
-def add(state_dir: str, key: keys.Public) -> bool:
-    """Revoke a key; whether it was not. Raises HostError."""
+def change(state_dir: str, key: keys.Public, undo: bool) -> None:
+    """Revoke a key, or take that back; once more does no harm. Raises HostError."""
     revoked = read(state_dir)
-    if str(key) in revoked:
-        return False
-    write(state_dir, {**revoked, str(key): time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
-    return True
-
-
-def remove(state_dir: str, key: keys.Public) -> bool:
-    """Take a revocation back; whether there was one. Raises HostError."""
-    revoked = read(state_dir)
-    if revoked.pop(str(key), None) is None:
-        return False
+    if undo:
+        revoked.pop(str(key), None)
+    else:
+        revoked.setdefault(str(key), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
     write(state_dir, revoked)
-    return True
 
 
 def write(state_dir: str, revoked: Mapping[str, str]) -> None:
@@ -67,4 +59,4 @@ def write(state_dir: str, revoked: Mapping[str, str]) -> None:
             os.fsync(file.fileno())
         os.replace(new, path)
     except OSError as error:
-        raise HostError(f"daemon.state_dir: {path}: {error.strerror}; the key is not revoked") from error
+        raise HostError(f"daemon.state_dir: {path}: {error.strerror}; nothing has changed") from error

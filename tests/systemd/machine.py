@@ -7,11 +7,12 @@ import os
 import shutil
 import signal
 import subprocess
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hosts import Node, until
-from topology import Host
+from topology import Host, Topology
 from tree import BIND_LIBRARIES, ENVIRONMENT, Tree, mount, readme_install, umount
 
 CAPABILITIES = "CAP_BPF,CAP_PERFMON,CAP_NET_ADMIN,CAP_NET_RAW,CAP_SYS_RESOURCE"
@@ -19,6 +20,16 @@ START = 60.0  # seconds
 CGROUPS = [p for p in (Path("/sys/fs/cgroup/systemd"), Path("/sys/fs/cgroup/unified")) if p.is_dir()] or [
     Path("/sys/fs/cgroup")
 ]
+
+
+@contextmanager
+def two_machines(tag: str, directory: Path) -> Iterator[tuple[Served, Served]]:
+    """a ---- 10.1.0.0/24, fd00:1::/64 ---- b, with scentd installed, and not booted yet."""
+    with Tree(directory / "tree") as tree, Topology(tag) as net:
+        a, b = (Served(net.host(name), directory, tree) for name in "ab")
+        net.link(a.host, b.host, ipv4="10.1.0.0/24", ipv6="fd00:1::/64")
+        with a.machine, b.machine:
+            yield a, b
 
 
 class Machine:

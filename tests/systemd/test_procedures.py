@@ -11,9 +11,8 @@ from contextlib import closing
 import pytest
 from flows import Flows
 from hosts import acquainted, answered, peer_of, start, until
-from machine import Served
-from topology import Topology
-from tree import UNITS, Tree
+from machine import Served, two_machines
+from tree import UNITS
 
 from scentd.roles.refusal_log import REJECTED
 from scentd.state import key_files
@@ -87,23 +86,13 @@ def both_ways(a: Served, b: Served) -> None:
 
 
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory) -> Iterator[Tree]:
-    with Tree(tmp_path_factory.mktemp("pr") / "tree") as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def machines(tmp_path_factory, tree) -> Iterator[tuple[Served, Served]]:
-    directory = tmp_path_factory.mktemp("pr")
-    with Topology("pr") as net:
-        a, b = (Served(net.host(name), directory, tree) for name in "ab")
-        net.link(a.host, b.host, ipv4="10.1.0.0/24", ipv6="fd00:1::/64")
-        with a.machine, b.machine:
-            for node in (a, b):
-                node.network["interval"] = "2s"
-                node.machine.boot()
-            start(a, b)
-            yield a, b
+def machines(tmp_path_factory) -> Iterator[tuple[Served, Served]]:
+    with two_machines("pr", tmp_path_factory.mktemp("pr")) as (a, b):
+        for node in (a, b):
+            node.network["interval"] = "2s"
+            node.machine.boot()
+        start(a, b)
+        yield a, b
 
 
 @pytest.fixture

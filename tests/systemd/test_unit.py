@@ -16,34 +16,23 @@ from contextlib import suppress
 import pytest
 from flows import Flows
 from hosts import acquainted, answered, peer_of, start, until
-from machine import Served
-from topology import Topology
-from tree import UNITS, Tree
+from machine import Served, two_machines
+from tree import UNITS
 
 # Alone: the guard holds packets for 5 s, and beside other tests a start may take longer.
 pytestmark = [pytest.mark.netns, pytest.mark.alone]
 
 
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory) -> Iterator[Tree]:
-    with Tree(tmp_path_factory.mktemp("sd") / "tree") as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def both(tmp_path_factory, tree) -> Iterator[tuple[Served, Served]]:
-    directory = tmp_path_factory.mktemp("sd")
-    with Topology("sd") as net:
-        a, b = (Served(net.host(name), directory, tree) for name in "ab")
-        net.link(a.host, b.host, ipv4="10.1.0.0/24", ipv6="fd00:1::/64")
-        with a.machine, b.machine:
-            for node, other in ((a, b), (b, a)):
-                node.peers = [peer_of(other, absent="drop", rejected="drop")]
-                node.machine.boot()
-            start(a, b)
-            acquainted(b, a)
-            acquainted(a, b)
-            yield a, b
+def both(tmp_path_factory) -> Iterator[tuple[Served, Served]]:
+    with two_machines("sd", tmp_path_factory.mktemp("sd")) as (a, b):
+        for node, other in ((a, b), (b, a)):
+            node.peers = [peer_of(other, absent="drop", rejected="drop")]
+            node.machine.boot()
+        start(a, b)
+        acquainted(b, a)
+        acquainted(a, b)
+        yield a, b
 
 
 @pytest.fixture(params=["offload", "queue"])

@@ -6,7 +6,7 @@ The pinned maps go on from an earlier daemon, and larger maps begin anew: both a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from scentd.core.offload import decode
 from scentd.core.offload.decode import PacketTally
@@ -54,20 +54,17 @@ class Counts:
             counted.update(of_pairs(self._programs))
         return +counted
 
-    def refused(self) -> PairCounts:
-        """The rarer half of them: packets that were not accepted, or not stamped."""
+    def refused(self) -> tuple[PairCounts, dict[int, tuple[int, int]]]:
+        """The rarer half of them, that were not accepted, or not stamped; and (the Unix second, the epoch) of the last
+        packet that was refused for its epoch, by any pair of its peer.
+        """
         counted = Counter({key: count for key, count in self._earlier_of_pairs.items() if key[1] != "accepted"})
-        if self._programs is not None:
-            counted.update(refused(self._programs))
-        return +counted
-
-    def refused_epochs(self) -> dict[int, tuple[int, int]]:
-        """(the Unix second, the epoch) of the last packet that was refused for its epoch, by any pair of its peer."""
         newest: dict[int, tuple[int, int]] = {}
-        for tally in tallies(self._programs, "verify") if self._programs is not None else ():
+        for tally in tallies(self._programs) if self._programs is not None else ():
+            counted[tally.pair, tally.name] += tally.packets
             if tally.epoch:
                 newest[tally.pair] = max(newest.get(tally.pair, (0, 0)), (tally.at, tally.epoch))
-        return newest
+        return +counted, newest
 
 
 def totals(loaded: Programs) -> Counter[str]:
@@ -85,9 +82,8 @@ def packets(value: bytes) -> int:
 
 def refused(loaded: Programs) -> PairCounts:
     summed: PairCounts = Counter()
-    for program in decode.COUNTERS:
-        for tally in tallies(loaded, program):
-            summed[tally.pair, tally.name] += tally.packets
+    for tally in tallies(loaded):
+        summed[tally.pair, tally.name] += tally.packets
     return summed
 
 
@@ -102,6 +98,7 @@ def of_pairs(loaded: Programs) -> PairCounts:
     return summed
 
 
-def tallies(loaded: Programs, program: str) -> list[PacketTally]:
-    counted = loaded.maps[f"{program}.tallies"]
-    return [decode.parse_tally(program, key, counted.parts(value)) for key, value in counted.items()]
+def tallies(loaded: Programs) -> Iterator[PacketTally]:
+    for program in decode.COUNTERS:
+        counted = loaded.maps[f"{program}.tallies"]
+        yield from (decode.parse_tally(program, key, counted.parts(value)) for key, value in counted.items())
