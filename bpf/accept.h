@@ -67,8 +67,9 @@ static __always_inline int within_grace(__u64 now, __u32 since, __u64 grace)
 	return now >= first && now - first <= grace;
 }
 
-static __always_inline void send_event(const struct scent_receiving *state, __u32 kind, __u32 pair, __u32 epoch,
-				       __u32 glance, const struct packet *p)
+static __always_inline void send_event(const struct scent_receiving *state, __u32 kind,
+				       const struct scent_incoming *in, __u32 epoch, __u32 glance,
+				       const struct packet *p)
 {
 	struct scent_event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
 
@@ -77,11 +78,12 @@ static __always_inline void send_event(const struct scent_receiving *state, __u3
 		return;
 	}
 	event->kind = kind;
-	event->pair = pair;
+	event->pair = in->pair;
 	event->epoch = epoch;
 	event->glance = glance;
 	*(__u64 *)event->source = p->source.words[0];
 	*(__u64 *)(event->source + 8) = p->source.words[1];
+	*(__u64 *)event->key_ids = *(__u64 *)in->key_ids;
 	/* Another processor may begin the next epoch meanwhile; then the signature fails and the profile is lost. */
 	__builtin_memcpy(event->sealed, state->sealed, SCENT_PROFILE_LEN);
 	event->family = p->family;
@@ -97,6 +99,23 @@ static __always_inline void store_fragment(__u8 *to, const struct scent_words *w
 		to[3 + i] = w->scent[2] >> 8 * i;
 	to[11] = w->tail;
 	to[12] = w->tail >> 8;
+}
+
+/* Notes what the first packet of an epoch says, under the lock. */
+static __always_inline void begin(struct scent_receiving *state, const struct scent_incoming *in, __u32 glance,
+				  const struct packet *p)
+{
+	state->glance = glance;
+	state->family = p->family;
+	*(__u64 *)state->source = p->source.words[0];
+	*(__u64 *)(state->source + 8) = p->source.words[1];
+	*(__u64 *)state->key_ids = *(__u64 *)in->key_ids;
+}
+
+/* Whether fragments under these keys are the epoch's: they are one profile, which was sealed once. */
+static __always_inline int is_of_epoch(const struct scent_receiving *state, const struct scent_incoming *in)
+{
+	return !state->family || *(__u64 *)state->key_ids == *(__u64 *)in->key_ids;
 }
 
 /*
@@ -122,23 +141,16 @@ static __always_inline int accept(const struct scent_verify_settings *s, struct 
 		state->highest = epoch;
 		state->since = now / SECOND;
 		state->seen = 0;
-		state->glance = glance;
-		state->family = p->family;
-		*(__u64 *)state->source = p->source.words[0];
-		*(__u64 *)(state->source + 8) = p->source.words[1];
+		begin(state, in, glance, p);
 		began = 1;
 	}
 	if (epoch < state->highest) {
 		old = 1;
 		before = state->before;
 		since = state->since;
-	} else if (!(state->seen >> index & 1)) {
-		if (!state->family) {	/* the queue began this epoch, and the daemon told us only its number */
-			state->glance = glance;
-			state->family = p->family;
-			*(__u64 *)state->source = p->source.words[0];
-			*(__u64 *)(state->source + 8) = p->source.words[1];
-		}
+	} else if (!(state->seen >> index & 1) && is_of_epoch(state, in)) {
+		if (!state->family)	/* the queue began this epoch, and the daemon told us only its number */
+			begin(state, in, glance, p);
 		asm volatile("" : "+r"(index));	/* Linux 6.1 wants to see it once more */
 		if (index < SCENT_FRAGMENTS)
 			store_fragment(state->sealed + SCENT_FRAGMENT_LEN * index, w);
@@ -150,7 +162,7 @@ static __always_inline int accept(const struct scent_verify_settings *s, struct 
 		return before && before <= epoch && within_grace(now, since, s->grace) ? SCENT_VERDICT_ACCEPTED :
 											 SCENT_VERDICT_REPLAYED_EPOCH;
 	if (began || whole)
-		send_event(state, whole ? SCENT_EVENT_PROFILE : SCENT_EVENT_EPOCH, in->pair, epoch, glance, p);
+		send_event(state, whole ? SCENT_EVENT_PROFILE : SCENT_EVENT_EPOCH, in, epoch, glance, p);
 	return SCENT_VERDICT_ACCEPTED;
 }
 

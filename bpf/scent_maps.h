@@ -19,9 +19,9 @@
 #include "scent_wire.h"
 
 enum scent_maps_constants {
-	SCENT_MAPS_VERSION = 4,
+	SCENT_MAPS_VERSION = 5,
 	SCENT_LENGTHS_MAX = 15,		/* different prefix lengths of one scope and family */
-	SCENT_CANDIDATES = 4,		/* peers with the same key id that are told apart by address */
+	SCENT_CANDIDATES = 4,		/* peers with the same key id that are told apart by address; a power of two */
 	SCENT_PERIODS = 3,		/* keys of the period before, this one and the next */
 	SCENT_NODES = 4096,		/* source addresses of a pair that are recorded in a second */
 	SCENT_NO_PAIR = 0xffffffff,	/* a route to a peer whose network signs nothing; a sender who is nobody */
@@ -107,6 +107,7 @@ struct scent_tally {
 enum scent_pair_flags {
 	SCENT_PAIR_SENDER = 1,		/* bind = sender */
 	SCENT_PAIR_IPV6_FRAGMENTS = 2,
+	SCENT_PAIR_TWO_KEYS = 4,	/* verifying: our network has another key beside this one */
 	SCENT_PAIR_OVERHEAD4 = 8,	/* bits to shift by: bytes that a scent adds to the pair's IPv4 packets */
 	SCENT_PAIR_OVERHEAD6 = 16,	/* likewise, to its IPv6 packets */
 };
@@ -209,14 +210,16 @@ struct scent_clock {
 struct scent_identity {
 	__u8 key_id[4];
 	__u32 network;			/* ours, by the destination */
-	__u32 candidate;		/* 0 .. SCENT_CANDIDATES - 1 */
+	__u32 candidate;		/* 0 .. SCENT_CANDIDATES - 1; + SCENT_CANDIDATES: with our network's other key */
 };
 
+/* A key of the peer and a key of ours. */
 struct scent_incoming {
 	__u32 pair;
 	__u32 peer;
 	__u32 flags;			/* scent_pair_flags */
 	__u32 period;			/* of the second of the three keys */
+	__u8 key_ids[8];		/* of the peer's key and of ours */
 	__u64 tag_keys[2 * SCENT_PERIODS];	/* two words each */
 	__u64 glance_keys[2 * SCENT_PERIODS];
 };
@@ -232,6 +235,7 @@ struct scent_receiving {
 	__u32 nodes;			/* recorded in the second below */
 	__u32 nodes_at;			/* Unix */
 	__u64 accepted;			/* packets; not under the lock, and without those in the map of that name */
+	__u8 key_ids[8];		/* of the keys of the highest epoch: fragments under other keys are not its own */
 	__u8 sealed[SCENT_PROFILE_LEN];
 	__u8 family;			/* 4 or 6, of `source` */
 	__u8 padding2[5];
@@ -272,6 +276,7 @@ struct scent_event {
 	__u32 epoch;
 	__u32 glance;			/* unmasked */
 	__u8 source[16];
+	__u8 key_ids[8];		/* as in struct scent_incoming */
 	__u8 sealed[SCENT_PROFILE_LEN];
 	__u8 family;
 	__u8 padding[5];

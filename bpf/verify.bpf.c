@@ -109,6 +109,36 @@ static __always_inline int binding_holds(struct __sk_buff *skb, __u32 at, const 
 	return !p->has_ports || wire_length(skb, at, p) > SCENT_PORTLESS_MIN;
 }
 
+/*
+ * The entry whose tag key fits, or NULL. If our network has two keys, the packet may be made for either: the one for
+ * which the pair's newest epoch was made comes first, so that most packets need one tag, and none more than two.
+ */
+static __always_inline struct scent_incoming *find_key(const struct route *route, struct scent_incoming *in,
+						       const struct scent_receiving *state, const struct packet *p,
+						       const struct scent_words *w, __u32 period, __u32 flags)
+{
+	struct scent_incoming *other = NULL, *first = in;
+
+	if (in->flags & SCENT_PAIR_TWO_KEYS) {
+		struct scent_identity id = {.network = route->network, .candidate = route->candidate + SCENT_CANDIDATES};
+
+		*(__u32 *)id.key_id = KEY_ID(w);
+		other = bpf_map_lookup_elem(&identities, &id);
+		if (other && *(__u64 *)other->key_ids == *(__u64 *)state->key_ids) {
+			first = other;
+			other = in;
+		}
+	}
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < 2 && first; i++) {
+		if (tag_of(first->tag_keys + 2 * period, w->scent, w->tail, p, flags) == w->tag)
+			return first;
+		first = other;
+		other = NULL;
+	}
+	return NULL;
+}
+
 /* The verdict by section 8, from "unsupported-version" on. */
 static __always_inline int check(struct __sk_buff *skb, __u32 at, struct route *route, const struct packet *p,
 				 const struct scent_words *w, __u64 now, __u32 *glance)
@@ -136,12 +166,13 @@ static __always_inline int check(struct __sk_buff *skb, __u32 at, struct route *
 	period = EPOCH(w) / SCENT_PERIOD - in->period + 1;
 	if (epoch + s->max_age < now || period >= SCENT_PERIODS)
 		return SCENT_VERDICT_STALE;
-	if (tag_of(in->tag_keys + 2 * period, w->scent, w->tail, p, flags) != w->tag)
-		return SCENT_VERDICT_BAD_TAG;
 	pair = &in->pair;
 	state = bpf_map_lookup_elem(&receiving, pair);
 	if (!state)
 		return UNDECIDED;
+	in = find_key(route, in, state, p, w, period, flags);
+	if (!in)
+		return SCENT_VERDICT_BAD_TAG;
 	verdict = accept(s, state, in, in->glance_keys + 2 * period, p, w, now);
 	if (verdict != SCENT_VERDICT_ACCEPTED)
 		return verdict;

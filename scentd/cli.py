@@ -248,22 +248,9 @@ def pubkey(_: argparse.Namespace) -> int:
 
 
 def check_config(arguments: argparse.Namespace) -> int:
-    from scentd import act, model
-    from scentd.datapath.beacon import peers_without_endpoint
-    from scentd.state import identities
+    from scentd import check_config
 
-    config = load_config(arguments.config)
-    loaded = identities.load(config)
-    silent = (f"peer {p.name}: no beacons, as it has no single address" for p in peers_without_endpoint(config))
-    notes = [*(f"{note}; set endpoint" for note in silent), *act.notes(config)]
-    if arguments.json:
-        public = {name: str(identity.public) for name, identity in loaded.items()}
-        print(json.dumps({"schema": model.SCHEMA, "ok": True, "public_keys": public, "notes": notes}))
-        return OK
-    for name, identity in loaded.items():
-        print(f"network {name}: key id {identity.public.key_id.hex()}, public key {identity.public}")
-    print("\n".join([*notes, f"{arguments.config}: ok"]))
-    return OK
+    return check_config.show(load_config(arguments.config), arguments.config, arguments.json)
 
 
 def redirect_rules(arguments: argparse.Namespace) -> int:

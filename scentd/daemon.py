@@ -23,17 +23,17 @@ from scentd.bus.local import LocalBus
 from scentd.control import packet_counts
 from scentd.control.server import Request, Server
 from scentd.control.status import LIMIT, BeaconStatus, Explanation, Omitted, Status, limit_list
-from scentd.core.pairs import PairName, Pairs
+from scentd.core.pairs import Pairs
 from scentd.errors import ConfigError, HostError
 from scentd.model import SCHEMA, Notice
 from scentd.reload import ReloadOutcome, Reloads, Setup
 from scentd.roles.allocator import AllocatorRole
 from scentd.roles.collector import CollectorRole
 from scentd.roles.paths import Paths
-from scentd.roles.profiler import ProfilerRole, issued_slot
+from scentd.roles.profiler import ProfilerRole
 from scentd.roles.stamper import StamperRole
 from scentd.roles.verifier import VerifierRole
-from scentd.state import identities, issued, revoked
+from scentd.state import issued, revoked, slots
 from scentd.state.epochs import Epochs, prepare
 from scentd.state.issued import IssuedEpochs
 from scentd.system import notify
@@ -216,11 +216,12 @@ class Daemon:
 
     def _open(self, setup: Setup) -> tuple[Pairs, Epochs]:
         """Return the pairs and the epoch file. A pair's number is its slot in the file, which never changes."""
-        config, loaded = setup.config, setup.identities
-        seen: dict[PairName, bytes] = identities.pair_slots(config, loaded)
-        epochs = prepare(self._epochs_path, [*map(issued_slot, loaded.values()), *seen.values()])
+        config, own = setup.config, setup.identities
+        seen = slots.seen_slots(config)
+        epochs = prepare(self._epochs_path, [*map(slots.issued_slot, own), *seen.values()])
+        slots.carry_over(epochs, config, own)
         numbers = {name: epochs.slot(slot) for name, slot in seen.items()}
-        return Pairs(config, loaded, numbers, revoked.read(config.daemon.state_dir)), epochs
+        return Pairs(config, own, numbers, revoked.read(config.daemon.state_dir)), epochs
 
     # -- the running daemon ----------------------------------------------
 
@@ -250,7 +251,7 @@ class Daemon:
         now, counters, received = time.time(), self._paths.counters(), self._verifier.counters
         networks, more_networks = limit_list(
             [
-                self._profiler.status(n, self._key_id(n.name), self._collector.counters(n.name))
+                self._profiler.status(n, self._pairs.key_ids(n.name), self._collector.counters(n.name))
                 for n in self.config.network
             ],
             limit,
@@ -309,7 +310,3 @@ class Daemon:
             allocation=allocation,
             actuators=dict(self._allocator.counters()),
         )
-
-    def _key_id(self, network: str) -> str:
-        identity = self._pairs.identities.get(network)
-        return "" if identity is None else identity.public.key_id.hex()

@@ -118,6 +118,7 @@ class Fragment(Struct, frozen=True, tag=True):
     load: float  # the glance, unmasked: 0.0 .. 1.0
     threat: float
     source: bytes
+    key_ids: bytes  # 8: of the peer's key and of ours
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,18 +10,18 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 
 from msgspec import Struct
 
 from scentd.config.sections import Config
+from scentd.core.pairs import Identities
 from scentd.errors import ConfigError
 from scentd.kinds import load_config
 from scentd.model import SCHEMA
 from scentd.state import identities
 from scentd.system import notify
-from scentd.wire.keys import Identity
 
 log = logging.getLogger("scentd")
 
@@ -41,7 +41,7 @@ class Setup:
     """A configuration and the keys that it named when it was read: going back needs no file."""
 
     config: Config
-    identities: dict[str, Identity]
+    identities: Mapping[str, Identities]
 
 
 @dataclass(frozen=True, slots=True)

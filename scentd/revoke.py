@@ -53,4 +53,4 @@ def revoke(config: Config, socket: str, text: str, undo: bool, as_json: bool) ->
 
 def peers_of(config: Config, key: str) -> list[str]:
     """The names of the peers that have this key."""
-    return [peer.name for peer in config.peer if peer.public_key == key]
+    return [peer.name for peer in config.peer if key in peer.public_keys]

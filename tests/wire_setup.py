@@ -14,7 +14,7 @@ from msgspec import to_builtins
 from scentd.core.packet.stamp import Stamper
 from scentd.core.packet.verify import Verifier
 from scentd.core.profile.issue import IssuedPair, Issuer, metric_slots
-from scentd.core.tables import Incoming, StampPair, StampTable, Treatments, VerifyTable
+from scentd.core.tables import Incoming, IncomingKeys, StampPair, StampTable, Treatments, VerifyTable
 from scentd.model import Statement
 from scentd.wire import keys, layout, profile
 
@@ -96,12 +96,16 @@ def incoming(sender, receiver):
     number = PAIRS[sender, receiver]
     return Incoming(
         pair=number,
-        key_id=IDENTITIES[sender].public.key_id,
         network=PREFIXES[receiver],
         peer=PREFIXES[sender],
         slot=number,
-        tag_keys={p: k.tag for p, k in made.items()},
-        glance_keys={p: k.glance for p, k in made.items()},
+        keys=(
+            IncomingKeys(
+                IDENTITIES[sender].public.key_id + IDENTITIES[receiver].public.key_id,
+                {p: k.tag for p, k in made.items()},
+                {p: k.glance for p, k in made.items()},
+            ),
+        ),
         sender_bound=sender == "carol",
     )
 

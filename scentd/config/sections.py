@@ -116,6 +116,9 @@ class Network(Table):
 
     name: Name
     key_file: str = ""  # made by `scentd keygen`, mode 0600; "credential:NAME" for a systemd credential
+    next_key_file: str = (
+        ""  # while its key changes: packets for this key are accepted, too, and nothing is signed by it
+    )
     addresses: list[str] = []  # its nodes' prefixes; empty: every address of this host
     sign: bool | None = None  # sign its profiles here; needs key_file. Default: if it has sources and key_file
     stamp: bool | None = None  # stamp its packets here. Default: as `sign`
@@ -148,6 +151,7 @@ class Peer(Table):
     name: Name
     public_key: str
     addresses: list[str]
+    next_public_key: str = ""  # while its key changes: its packets come by either key, and ours are made for this one
     endpoint: list[str] = []  # addresses for beacons; default: the host addresses among `addresses`
     stamp: bool = True  # scent packets to the peer
     verify: bool = True  # verify packets from the peer
@@ -157,6 +161,11 @@ class Peer(Table):
     absent_ipv6_fragments: Treatment | None = None  # for IPv6 datagrams that came in fragments; default: as absent
     stamp_ipv6_fragments: bool = False  # only if the peer verifies before defragmentation
     metrics: PrivateSlots = {}  # its names for private metric slots
+
+    @property
+    def public_keys(self) -> list[str]:
+        """The key in use, then the next one."""
+        return [self.public_key, self.next_public_key] if self.next_public_key else [self.public_key]
 
     def mistakes(self, path: str) -> list[str]:
         return check_peer(self, path)
@@ -183,6 +192,8 @@ def stamped_peers(config: Config) -> list[Peer]:
 
 # -- the rules of one section --------------------------------------------
 
+KEY_SETTINGS = ("public_key", "next_public_key")
+
 
 def check_marks(datapath: Datapath, path: str) -> list[str]:
     """Each mark needs bits of its own."""
@@ -197,6 +208,8 @@ def check_marks(datapath: Datapath, path: str) -> list[str]:
 
 def check_network(network: Network, path: str) -> list[str]:
     problems = check_prefixes(network.addresses, f"{path}.addresses")
+    if network.next_key_file and not network.key_file:
+        problems.append(f"{path}.next_key_file: not without key_file, which is the key in use")
     if not layout.INTERVAL_MIN <= network.interval <= layout.INTERVAL_MAX or network.interval % 1:
         problems.append(
             f"{path}.interval: write whole seconds, {layout.INTERVAL_MIN} to {layout.INTERVAL_MAX}; 5s to 10s is usual"
@@ -258,10 +271,14 @@ def check_peer(peer: Peer, path: str) -> list[str]:
         problems += [p for p in check_prefixes([text], f"{path}.endpoint") if "/" not in text]
         if "/" in text:
             problems.append(f"{path}.endpoint[{i}]: {text!r} is a prefix; write one address")
-    try:
-        keys.parse_public(peer.public_key)
-    except ValueError as error:
-        problems.append(f"{path}.public_key: {error}")
+    key_ids = []
+    for name, text in zip(KEY_SETTINGS, peer.public_keys, strict=False):
+        try:
+            key_ids.append(keys.parse_public(text).key_id)
+        except ValueError as error:
+            problems.append(f"{path}.{name}: {error}")
+    if len(set(key_ids)) < len(key_ids):
+        problems.append(f"{path}.next_public_key: has the key id of public_key; make another key, or leave it out")
     return problems
 
 
@@ -309,10 +326,9 @@ def check_public_keys(peers: list[Peer]) -> list[str]:
     problems = []
     first: dict[str, int] = {}
     for i, peer in enumerate(peers):
-        if peer.public_key in first:
-            other = f"peer[{first[peer.public_key]}]"
-            problems.append(f"peer[{i}].public_key: {other} has the same key; list all addresses there")
-        first.setdefault(peer.public_key, i)
+        for name, key in zip(KEY_SETTINGS, peer.public_keys, strict=False):
+            if first.setdefault(key, i) != i:
+                problems.append(f"peer[{i}].{name}: peer[{first[key]}] has the same key; list all addresses there")
     return problems
 
 

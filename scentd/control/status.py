@@ -47,6 +47,7 @@ class NetworkStatus(Struct, frozen=True, kw_only=True):
 
     name: str
     key_id: str  # "" on a host without its key
+    next_key_id: str = ""  # of network.next_key_file
     signs: bool
     stamps: bool
     collectors: dict[str, int] = {}  # counters of its sources here
@@ -85,9 +86,12 @@ class PeerStatus(Struct, frozen=True, kw_only=True):
     name: str
     network: str
     key_id: str
+    next_key_id: str = ""  # of peer.next_public_key
     highest_epoch: int
     verified: bool = True  # this host verifies what it sends; else there is nothing to see of it
-    revoked: bool = False  # its key is: nothing of it is accepted
+    revoked: list[str] = []  # key ids of its keys that are revoked: nothing is accepted by them
+    signed_by: str = ""  # the key id of its key in the newest epoch
+    made_for: str = ""  # the key id of our key for which that epoch was made
     profile: ProfileStatus | None
 
 

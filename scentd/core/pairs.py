@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from ipaddress import ip_address
 
 from scentd.config.sections import Config, Network, Peer
 from scentd.core.profile.issue import IssuedPair, metric_slots
-from scentd.core.tables import Incoming, StampPair, StampTable, Treatments, VerifyTable
+from scentd.core.tables import Incoming, IncomingKeys, StampPair, StampTable, Treatments, VerifyTable
 from scentd.prefix import PrefixMap, numeric
 from scentd.wire import keys
 from scentd.wire.carrier import CARRIERS, NATIVE
@@ -21,39 +22,49 @@ from scentd.wire.maps import NO_PAIR
 
 ANY = ("0.0.0.0/0", "::/0")
 PairName = tuple[str, str]  # the network's name, the peer's name
+Identities = Sequence[keys.Identity]  # of one network: the one in use, then the next
 
 
 @dataclass(frozen=True, repr=False)
 class PairSecret:
-    """The secret that only the two ends of a pair can derive. A host without the network's private key has none."""
+    """The secret that one identity of ours and one public key of the peer derive, and nobody else can."""
 
     identity: keys.Identity
     public: keys.Public
-    issued: IssuedPair  # for the direction from this end to the peer
+
+    @cached_property
+    def shared(self) -> bytes:
+        return keys.pair_secret(self.identity, self.public)
+
+    @property
+    def key_ids(self) -> bytes:
+        """Of the peer's key and of ours, 8 bytes."""
+        return self.public.key_id + self.identity.public.key_id
 
     def receive_keys(self, period: int) -> keys.PairKeys:
-        return keys.direction_keys(self.issued.secret, self.public, self.identity.public, period)
+        return keys.direction_keys(self.shared, self.public, self.identity.public, period)
 
     def tag_key(self, epoch: int) -> bytes:
         """The tag key of this end's packets of an epoch."""
         ends = self.identity.public, self.public
-        return keys.direction_keys(self.issued.secret, *ends, keys.period_of(epoch)).tag
+        return keys.direction_keys(self.shared, *ends, keys.period_of(epoch)).tag
 
+    @cached_property
     def pseudonym_key(self) -> bytes:
         """The key of the pseudonyms by which the peer names its nodes to us."""
-        return keys.pseudonym_key(self.issued.secret, self.public, self.identity.public)
+        return keys.pseudonym_key(self.shared, self.public, self.identity.public)
 
 
 @dataclass(frozen=True, repr=False)
 class Pair:
-    """One local network and one peer."""
+    """One local network and one peer. Either may have a second key while it changes its key."""
 
     number: int
     network: Network
     peer: Peer
-    public: keys.Public  # the peer's
-    secret: PairSecret | None
-    revoked: bool = False  # the peer's key: nothing is accepted by it, or sealed for it
+    publics: tuple[keys.Public, ...]  # the peer's, without revoked ones; the newest is last
+    revoked: tuple[keys.Public, ...]  # nothing is accepted by these, or sealed for them
+    identities: tuple[keys.Identity, ...]  # ours, the one in use first; none on a host without the private key
 
     @property
     def name(self) -> PairName:
@@ -62,12 +73,27 @@ class Pair:
     @property
     def stamps(self) -> bool:
         """Whether this host stamps the network's packets to the peer."""
-        return self.network.stamps and self.peer.stamp and not self.revoked
+        return self.network.stamps and self.peer.stamp and bool(self.publics)
 
     @property
     def verifies(self) -> bool:
         """Whether this host verifies the peer's packets to the network."""
-        return self.peer.verify and self.secret is not None and not self.revoked
+        return self.peer.verify and bool(self.secrets)
+
+    @cached_property
+    def secrets(self) -> tuple[PairSecret, ...]:
+        """Of each key of the peer with each of ours."""
+        return tuple(PairSecret(identity, public) for public in self.publics for identity in self.identities)
+
+    def secret_of(self, key_ids: bytes) -> PairSecret | None:
+        """The secret of a packet or profile; None if one of the two keys is no longer in use."""
+        return next((s for s in self.secrets if s.key_ids == key_ids), None)
+
+    @cached_property
+    def issued(self) -> IssuedPair | None:
+        """The direction from this end to the peer: signed by our key in use, sealed for the peer's newest key."""
+        ends = [s for s in self.secrets if s.identity is self.identities[0] and s.public is self.publics[-1]]
+        return IssuedPair(self.network.name, self.peer.name, ends[0].identity, ends[0].public) if ends else None
 
     def slots(self) -> dict[str, int]:
         return metric_slots(self.peer.metrics)
@@ -84,44 +110,50 @@ def overhead(peer: Peer, version: int) -> int:
 
 
 class Pairs:
-    """All pairs of a configuration. `identities`: by the network's name, of networks whose private key is on this host;
-    `numbers`: by the pair's name. `revoked`: public keys, as `scentd pubkey` prints them.
+    """All pairs of a configuration. `identities`: by the network's name, of networks whose private key is on this host,
+    the one in use first; `numbers`: by the pair's name. `revoked`: public keys, as `scentd pubkey` prints them.
     """
 
     def __init__(
         self,
         config: Config,
-        identities: Mapping[str, keys.Identity],
+        identities: Mapping[str, Identities],
         numbers: Mapping[PairName, int],
         revoked: Container[str] = (),
     ) -> None:
         self.config = config
         self.identities = identities
-        self.all: list[Pair] = []
-        for network in config.network:
-            for peer in config.peer:
-                public, number = keys.parse_public(peer.public_key), numbers[network.name, peer.name]
-                identity = identities.get(network.name)
-                secret = None
-                if identity is not None:
-                    issued = IssuedPair(network.name, peer.name, identity, public)
-                    secret = PairSecret(identity, public, issued)
-                self.all.append(Pair(number, network, peer, public, secret, str(public) in revoked))
+        publics = {p.name: [keys.parse_public(text) for text in p.public_keys] for p in config.peer}
+        usable = {name: tuple(k for k in found if str(k) not in revoked) for name, found in publics.items()}
+        stolen = {name: tuple(k for k in found if str(k) in revoked) for name, found in publics.items()}
+        own = {n.name: tuple(identities.get(n.name, ())) for n in config.network}
+        self.all = [
+            Pair(numbers[n.name, p.name], n, p, usable[p.name], stolen[p.name], own[n.name])
+            for n in config.network
+            for p in config.peer
+        ]
         self.by_number = {p.number: p for p in self.all}
         self.by_name = {p.name: p for p in self.all}
 
+    def key_ids(self, network: str) -> tuple[str, str]:
+        """The key ids of a network's key in use and of its next one, as hex; "" for one that it does not have here."""
+        found = [identity.public.key_id.hex() for identity in self.identities.get(network, ())]
+        return (found[0] if found else "", found[1] if found[1:] else "")
+
     def issued_pairs(self, network: str) -> list[IssuedPair]:
         """The pairs for which a network's profiles are sealed."""
-        pairs = (p for p in self.all if p.network.name == network and p.peer.stamp and not p.revoked)
-        return [p.secret.issued for p in pairs if p.secret]
+        pairs = (p for p in self.all if p.network.name == network and p.peer.stamp)
+        return [p.issued for p in pairs if p.issued is not None]
 
-    def tag_key(self, number: int, epoch: int) -> bytes | None:
-        """The tag key of this end's packets of a pair and epoch.
+    def tag_keys(self, number: int, epoch: int) -> list[bytes] | None:
+        """The tag keys that this end's packets of a pair and epoch may have, one for each pair of keys.
 
         None: this host stamps no pair of that number, or does not have the network's private key.
         """
         pair = self.by_number.get(number)
-        return pair.secret.tag_key(epoch) if pair is not None and pair.stamps and pair.secret is not None else None
+        if pair is None or not pair.stamps or not pair.identities:
+            return None
+        return [secret.tag_key(epoch) for secret in pair.secrets]
 
     def unstamped_prefixes(self) -> list[str]:
         """The prefixes of networks for which this host stamps nothing."""
@@ -170,7 +202,7 @@ class Pairs:
         verify = self.config.verify
         first = {p.peer.name: p.number for p in sorted(self.all, key=lambda p: -p.number)}
         return VerifyTable(
-            incoming=tuple(incoming(p, p.secret, period) for p in self.all if p.verifies and p.secret is not None),
+            incoming=tuple(incoming(p, period) for p in self.all if p.verifies),
             treatments=tuple(
                 (
                     prefix,
@@ -186,15 +218,21 @@ class Pairs:
         )
 
 
-def incoming(pair: Pair, secret: PairSecret, period: int) -> Incoming:
-    derived = {n: secret.receive_keys(n) for n in (period - 1, period, period + 1)}
+def incoming(pair: Pair, period: int) -> Incoming:
     return Incoming(
         pair=pair.number,
-        key_id=pair.public.key_id,
         network=tuple(pair.network.addresses),
         peer=tuple(pair.peer.addresses),
         slot=pair.number,
+        keys=tuple(incoming_keys(secret, period) for secret in pair.secrets),
+        sender_bound=pair.peer.bind == "sender",
+    )
+
+
+def incoming_keys(secret: PairSecret, period: int) -> IncomingKeys:
+    derived = {n: secret.receive_keys(n) for n in (period - 1, period, period + 1)}
+    return IncomingKeys(
+        key_ids=secret.key_ids,
         tag_keys={n: k.tag for n, k in derived.items()},
         glance_keys={n: k.glance for n, k in derived.items()},
-        sender_bound=pair.peer.bind == "sender",
     )

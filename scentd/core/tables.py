@@ -35,17 +35,28 @@ class StampTable(Struct, frozen=True):
     limits: tuple[tuple[str, int], ...] = ()
 
 
+class IncomingKeys(Struct, frozen=True):
+    """What one public key of the peer and one private key of the network derive at the receiver."""
+
+    key_ids: bytes  # 8: of the peer's key and of ours
+    tag_keys: dict[int, bytes]  # by period
+    glance_keys: dict[int, bytes]
+
+
 class Incoming(Struct, frozen=True):
     """One pair at its receiver."""
 
     pair: int
-    key_id: bytes
     network: tuple[str, ...]  # local prefixes; empty: any
     peer: tuple[str, ...]  # the peer's addresses
     slot: int  # in the table of highest epochs
-    tag_keys: dict[int, bytes]  # by period
-    glance_keys: dict[int, bytes]
+    keys: tuple[IncomingKeys, ...]  # of each key of the peer with each of ours
     sender_bound: bool = False
+
+    def by_sender(self) -> dict[bytes, tuple[IncomingKeys, ...]]:
+        """The keys under which a packet may come, by the key id that it names: one or two, ours in use first."""
+        senders = dict.fromkeys(k.key_ids[:4] for k in self.keys)
+        return {sender: tuple(k for k in self.keys if k.key_ids[:4] == sender) for sender in senders}
 
 
 class Treatments(Struct, frozen=True):

@@ -265,7 +265,7 @@ class Paths:
             return
         unstamped = self._pairs.unstamped_prefixes()
         try:
-            self.offload.configure(self._config, stamp, unstamped, verify, self._facts.addresses, self._pairs.tag_key)
+            self.offload.configure(self._config, stamp, unstamped, verify, self._facts.addresses, self._pairs.tag_keys)
         except OffloadError as error:
             await self._fall_back(error)
             return
@@ -360,4 +360,4 @@ class Paths:
 
 def fragments(pair: int, state: PairState) -> list[Fragment]:
     """The fragments of a pair's newest profile that the program has."""
-    return cut(pair, state.highest, state.sealed, (state.load, state.threat), state.source, state.seen)
+    return cut(pair, state.highest, state.sealed, (state.load, state.threat), state.source, state.key_ids, state.seen)

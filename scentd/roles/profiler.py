@@ -14,18 +14,14 @@ from scentd.core.pairs import Pairs
 from scentd.core.profile import issue, score
 from scentd.core.profile.issue import IssuedPair, Issuer, metric_slots
 from scentd.model import IssuedEpoch, Notice, Outgoing, Samples, Statement
-from scentd.state.epochs import Epochs, slot_id
+from scentd.state.epochs import Epochs
+from scentd.state.slots import issued_slot
 from scentd.wire import keys
 
 log = logging.getLogger(__name__)
 
 ISSUE_PAUSE = 1.0  # least seconds between two epochs, even with alarms: an epoch is a second
 PATIENCE = 1.5  # intervals after the last epoch; then the next is made without late collectors
-
-
-def issued_slot(identity: keys.Identity) -> bytes:
-    """The slot of the highest epoch issued under a key, in the epoch file."""
-    return slot_id("issued", identity.public.raw)
 
 
 class ProfilerRole:
@@ -49,23 +45,24 @@ class ProfilerRole:
             epochs.raise_to(before)
         for network in config.network:
             if network.signs:
-                identity = pairs.identities[network.name]
+                identity = pairs.identities[network.name][0]
                 profiler = NetworkProfiler(network, identity, pairs.issued_pairs(network.name), self._bus)
                 if network.name in old:
                     profiler.adopt(old[network.name])
-                profiler.begin(epochs, issued_slot(identity))
+                profiler.begin(epochs, issued_slot(network.name))
                 self._profilers[network.name] = profiler
 
     async def stop(self) -> None:
         for profiler in self._profilers.values():
             await profiler.stop()
 
-    def status(self, network: Network, key_id: str, collectors: dict[str, int]) -> NetworkStatus:
+    def status(self, network: Network, key_ids: tuple[str, str], collectors: dict[str, int]) -> NetworkStatus:
         profiler = self._profilers.get(network.name)
         statement = profiler.statement if profiler is not None else None
         return NetworkStatus(
             name=network.name,
-            key_id=key_id,
+            key_id=key_ids[0],
+            next_key_id=key_ids[1],
             signs=network.signs,
             stamps=network.stamps,
             collectors=collectors,
@@ -100,9 +97,11 @@ class NetworkProfiler:
         self._task: asyncio.Task | None = None
 
     def adopt(self, old: NetworkProfiler) -> None:
-        """Take over the old profiler's Samples, statement and counts."""
+        """Take over the old profiler's Samples, statement and counts. New keys are used at once."""
         self._parts, self._waiting = old._parts, old._waiting
         self.statement, self.epoch, self.issued, self.refused = old.statement, old.epoch, old.issued, old.refused
+        if self._parts and self._issuer.key_ids != old._issuer.key_ids:
+            self._ready.set()
 
     def begin(self, epochs: Epochs, slot: bytes) -> None:
         self._task = asyncio.create_task(self._run(epochs, slot))

@@ -44,8 +44,8 @@ class StamperRole:
             return {}
         networks = [n.name for n in self._pairs.config.network if n.stamps]
         kept = [out for issued in self._kept.read(networks) for out in issued.outgoing if out.expires > time.time()]
-        tag_key = self._pairs.tag_key  # None without the network's private key
-        return {n: out for n, out in self._by_pair(kept).items() if tag_key(n, out.epoch) in (None, out.tag_key)}
+        tag_keys = self._pairs.tag_keys  # None without the network's private key
+        return {n: o for n, o in self._by_pair(kept).items() if o.tag_key in (tag_keys(n, o.epoch) or [o.tag_key])}
 
     def _by_pair(self, outgoing: Iterable[Outgoing]) -> dict[int, Outgoing]:
         assert self._pairs is not None

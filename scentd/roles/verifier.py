@@ -17,7 +17,7 @@ from scentd.control.status import AFFECTED_MAX, Glance, PeerStatus, ProfileStatu
 from scentd.core.allocate.assemble import Assembler, cut
 from scentd.core.allocate.view import ALARM_THREAT, PeerView
 from scentd.core.offload.decode import OffloadEvent
-from scentd.core.pairs import Pair, Pairs, PairSecret
+from scentd.core.pairs import Pair, Pairs
 from scentd.model import Fragment, Notice, View, Views
 from scentd.prefix import prefixes
 from scentd.wire import keys, layout, maps, profile
@@ -34,17 +34,19 @@ class VerifierRole:
         self._assembler = Assembler()
         self._pairs: Pairs | None = None
         self._views: dict[int, PeerView] = {}
+        self._key_ids: dict[int, tuple[int, bytes]] = {}  # of each pair: its newest epoch, and the keys of that
 
     def configure(self, pairs: Pairs) -> None:
         """Make a view for each pair that is verified; views of unchanged peers stay."""
         before = self._pairs.by_number if self._pairs is not None else {}
         views = {}
         for pair in pairs.all:
-            if pair.verifies and pair.secret is not None:
+            if pair.verifies:
                 old = self._views.get(pair.number)
-                same = pair.number in before and before[pair.number].peer == pair.peer
-                views[pair.number] = old if same and old is not None else new_view(pair, pair.secret)
+                same = pair.number in before and has_same_view(before[pair.number], pair)
+                views[pair.number] = old if same and old is not None else new_view(pair)
         self._pairs, self._views = pairs, views
+        self._key_ids = {n: ids for n, ids in self._key_ids.items() if n in views}
         self._assembler.keep_only(set(pairs.by_number))
 
     def view_of(self, peer: str, now: float) -> View | None:
@@ -70,9 +72,11 @@ class VerifierRole:
             return
         now = time.time()
         view.take_nodes([event.source], now)
-        changed = view.take_glance(event.epoch, event.load, event.threat, now) and event.threat >= ALARM_THREAT
+        self._take_keys(event.pair, event.epoch, event.key_ids)
+        glance = event.load, event.threat
+        changed = view.take_glance(event.epoch, *glance, now) and event.threat >= ALARM_THREAT
         if event.kind == maps.EVENT_PROFILE:
-            for fragment in cut(event.pair, event.epoch, event.sealed, (event.load, event.threat), event.source):
+            for fragment in cut(event.pair, event.epoch, event.sealed, glance, event.source, event.key_ids):
                 sealed = self._assembler.add(fragment)
                 changed |= sealed is not None and self._on_sealed(fragment, sealed, view, now)
         if changed:
@@ -90,6 +94,7 @@ class VerifierRole:
         now = time.time()
         if fragment.source:  # empty if the queue began the epoch and the offload went on
             view.take_nodes([fragment.source], now)
+        self._take_keys(fragment.pair, fragment.epoch, fragment.key_ids)
         news = view.take_glance(fragment.epoch, fragment.load, fragment.threat, now)
         sealed = self._assembler.add(fragment)
         complete = sealed is not None and self._on_sealed(fragment, sealed, view, now)
@@ -97,22 +102,26 @@ class VerifierRole:
 
     def _on_sealed(self, fragment: Fragment, sealed: bytes, view: PeerView, now: float) -> bool:
         assert self._pairs is not None  # there are no views without pairs
-        pair = self._pairs.by_number[fragment.pair]
-        assert pair.secret is not None  # and no views of pairs without a secret
-        seal_key = pair.secret.receive_keys(keys.period_of(fragment.epoch)).seal
-        body = profile.open_sealed(sealed, seal_key, pair.public.verifier(), pair.public.key_id, fragment.epoch)
+        secret = self._pairs.by_number[fragment.pair].secret_of(fragment.key_ids)
+        if secret is None:  # one of the keys has just left the configuration
+            return False
+        seal_key, public = secret.receive_keys(keys.period_of(fragment.epoch)).seal, secret.public
+        body = profile.open_sealed(sealed, seal_key, public.verifier(), public.key_id, fragment.epoch)
         if isinstance(body, int):
             reason = layout.PROFILE_ERRORS[body]
             self.counters[f"error:{reason}"] += 1
             log.warning("peer %s: a whole profile of epoch %d is wrong: %s", view.peer, fragment.epoch, reason)
             return False
         self.counters["profiles"] += 1
-        newest = view.take_profile(body, now)
+        newest = view.take_profile(body, secret.pseudonym_key, now)
         if newest is None:
             log.info("peer %s: the profile of epoch %d came after a newer one", view.peer, fragment.epoch)
             return False
         self._bus.publish(Notice("profile", {"peer": newest.peer, **view_fields(view.view(now), now)}))
         return True
+
+    def _take_keys(self, pair: int, epoch: int, key_ids: bytes) -> None:
+        self._key_ids[pair] = max((epoch, key_ids), self._key_ids.get(pair, (0, b"")))
 
     def _publish(self, numbers: Iterable[int]) -> None:
         """Publish the Views of these pairs' peers; of several views of a peer only the newest."""
@@ -129,20 +138,30 @@ class VerifierRole:
     # -- status ------------------------------------------------------------
 
     def status(self, pair: Pair, highest_epoch: int, now: float) -> PeerStatus:
-        view = self._views.get(pair.number)
+        view, (_, newest) = self._views.get(pair.number), self._key_ids.get(pair.number, (0, b""))
+        key_ids = [keys.parse_public(text).key_id.hex() for text in pair.peer.public_keys]
         return PeerStatus(
             name=pair.peer.name,
             network=pair.network.name,
-            key_id=pair.public.key_id.hex(),
+            key_id=key_ids[0],
+            next_key_id=key_ids[1] if key_ids[1:] else "",
             highest_epoch=highest_epoch,
             verified=pair.verifies,
-            revoked=pair.revoked,
+            revoked=[key.key_id.hex() for key in pair.revoked],
+            signed_by=newest[:4].hex(),
+            made_for=newest[4:].hex(),
             profile=profile_status(view.view(now) if view is not None else None, now),
         )
 
 
-def new_view(pair: Pair, secret: PairSecret) -> PeerView:
-    return PeerView(pair.peer.name, secret.pseudonym_key(), prefixes(pair.peer.addresses), pair.slots())
+def new_view(pair: Pair) -> PeerView:
+    return PeerView(pair.peer.name, prefixes(pair.peer.addresses), pair.slots())
+
+
+def has_same_view(before: Pair, pair: Pair) -> bool:
+    """Whether what is known of the peer holds on: new keys are no reason to forget it, stolen ones are."""
+    same = before.peer.addresses == pair.peer.addresses and before.slots() == pair.slots()
+    return same and set(pair.revoked) <= set(before.revoked)
 
 
 def profile_status(view: View | None, now: float) -> ProfileStatus | None:

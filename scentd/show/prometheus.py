@@ -113,7 +113,7 @@ def peers(status: Status) -> Iterator[Metric]:
     interval = GaugeMetricFamily("scentd_profile_interval_seconds", text, labels=["peer"])
     text = "1 for a peer that this host verifies and has no profile of"
     without = GaugeMetricFamily("scentd_peer_without_profile", text, labels=["peer"])
-    expected = {peer.name for peer in status.peers if peer.verified and not peer.revoked}
+    expected = {peer.name for peer in status.peers if peer.verified}
     for name, profile in newest_profiles(status.peers).items():
         if profile is not None:
             add_levels(levels, name, profile.levels, profile.overall)

@@ -32,8 +32,9 @@ def status(data: Status) -> str:
     lines += [offload(data.offload), guard(data.guard), ""]
     for network in data.networks:
         lines += network_lines(network)
+    changing = {network.name for network in data.networks if network.next_key_id}
     for peer in data.peers:
-        lines += peer_lines(peer)
+        lines += peer_lines(peer, peer.network in changing or bool(peer.next_key_id))
     for traffic in data.traffic:
         lines += traffic_lines(traffic)
     lines += omitted(data.omitted)
@@ -52,18 +53,22 @@ def status(data: Status) -> str:
 
 def network_lines(network: NetworkStatus) -> list[str]:
     duties = " ".join(word for word, does in (("signs", network.signs), ("stamps", network.stamps)) if does)
-    lines = [f"network {network.name}  key {network.key_id or '-'}  {duties}".rstrip()]
+    following = f", next {network.next_key_id}" if network.next_key_id else ""
+    lines = [f"network {network.name}  key {network.key_id or '-'}{following}  {duties}".rstrip()]
     if network.epoch:
         lines.append(f"  epoch {network.epoch}, overall {level(network.overall)}")
         lines.append(f"  {levels(network.levels)}")
     return lines
 
 
-def peer_lines(peer: PeerStatus) -> list[str]:
-    lines = [f"peer {peer.name}  key {peer.key_id}"]
+def peer_lines(peer: PeerStatus, changing: bool) -> list[str]:
+    """`changing`: one of the two ends has a second key."""
+    following = f", next {peer.next_key_id}" if peer.next_key_id else ""
+    lines = [f"peer {peer.name}  key {peer.key_id}{following}"]
+    lines += [f"  its key {key_id} is revoked: nothing is accepted by it" for key_id in peer.revoked]
     profile = peer.profile
-    if peer.revoked:
-        return [*lines, "  its key is revoked: nothing of it is accepted"]
+    if peer.revoked and not peer.verified:
+        return lines
     if not peer.verified:
         return [*lines, "  not verified here: verify = false, or the network's key is not on this host"]
     if profile is None:
@@ -73,6 +78,8 @@ def peer_lines(peer: PeerStatus) -> list[str]:
         f"glance load {level(profile.glance.load)} threat {level(profile.glance.threat)}, {profile.nodes} node(s)"
     )
     lines.append(f"  {levels(profile.levels)}")
+    if changing:
+        lines.append(f"  signed by its key {peer.signed_by}, made for our key {peer.made_for}")
     if profile.affected:
         more = profile.affected_count - len(profile.affected)
         lines.append(f"  affected: {', '.join(profile.affected)}{f' and {more} more' if more else ''}")

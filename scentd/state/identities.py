@@ -2,61 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
-from scentd.config.sections import Config, Peer
+from scentd.config.sections import KEY_SETTINGS, Config, Network, Peer
 from scentd.errors import ConfigError, ScentdError
 from scentd.state import key_files
-from scentd.state.epochs import slot_id
 from scentd.wire import keys
 
 
-def load(config: Config) -> dict[str, keys.Identity]:
-    """The identity of each network that has a key here, by name. Raises ConfigError with every wrong key at once."""
-    identities: dict[str, keys.Identity] = {}
+def load(config: Config) -> dict[str, tuple[keys.Identity, ...]]:
+    """The identities of each network that has a key here, by name: the one in use, then the next.
+
+    Raises ConfigError with every wrong key at once.
+    """
+    found: dict[str, tuple[keys.Identity, ...]] = {}
+    owners: dict[str, str] = {}  # of each public key: the setting that names it
     problems = []
     for i, network in enumerate(config.network):
-        if not network.key_file:
-            continue
-        try:
-            identity = key_files.load(network.key_file)
-        except ScentdError as error:
-            problems.append(f"network[{i}].{error}")
-            continue
-        duplicates = [name for name, other in identities.items() if other.public == identity.public]
-        if duplicates:
-            problems.append(f"network[{i}].key_file: holds the key of network {duplicates[0]!r}; make one for each")
-        identities[network.name] = identity
+        own = []
+        for name, key_file in key_files_of(network):
+            try:
+                identity = key_files.load(key_file)
+            except ScentdError as error:
+                problems.append(f"network[{i}].{str(error).replace('key_file', name, 1)}")
+                continue
+            path = f"network[{i}].{name}"
+            owner = owners.setdefault(str(identity.public), path)
+            if owner != path:
+                problems.append(f"{path}: holds the key of {owner}; make one for each")
+            own.append(identity)
+        if own:
+            found[network.name] = tuple(own)
+    everybody = [identity for own in found.values() for identity in own]
     for i, peer in enumerate(config.peer):
-        problems += [f"peer[{i}].public_key: {why}" for why in key_problems(peer, list(identities.values()))]
+        problems += [f"peer[{i}].{problem}" for problem in key_problems(peer, everybody)]
     if problems:
         raise ConfigError(problems)
-    return identities
+    return found
 
 
-def pair_slots(config: Config, identities: Mapping[str, keys.Identity]) -> dict[tuple[str, str], bytes]:
-    """The slot of the highest epoch seen of each pair, by the names of network and peer.
-
-    The slot's id depends on the two keys, so that a new key has a new slot. Without the network's key on this host it
-    depends on the names.
-    """
-    slots = {}
-    for network in config.network:
-        own = identities.get(network.name)
-        for peer in config.peer:
-            peer_key = keys.parse_public(peer.public_key).raw
-            ends = (own.public.raw, peer_key) if own is not None else (network.name.encode(), peer.name.encode())
-            slots[network.name, peer.name] = slot_id("seen", *ends)
-    return slots
+def key_files_of(network: Network) -> list[tuple[str, str]]:
+    """(setting, file) of the network's keys."""
+    settings = ("key_file", network.key_file), ("next_key_file", network.next_key_file)
+    return [(name, key_file) for name, key_file in settings if key_file]
 
 
-def key_problems(peer: Peer, identities: list[keys.Identity]) -> list[str]:
-    public = keys.parse_public(peer.public_key)
-    if any(public == identity.public for identity in identities):
-        return ["is a key of this host; name the other end's"]
-    try:
-        for identity in identities[:1]:
-            keys.pair_secret(identity, public)
-    except ValueError as error:
-        return [f"{error}; take the output of `scentd pubkey`"]
-    return []
+def key_problems(peer: Peer, identities: Sequence[keys.Identity]) -> list[str]:
+    problems = []
+    for name, text in zip(KEY_SETTINGS, peer.public_keys, strict=False):
+        public = keys.parse_public(text)
+        if any(public == identity.public for identity in identities):
+            problems.append(f"{name}: is a key of this host; name the other end's")
+        try:
+            for identity in identities[:1]:
+                keys.pair_secret(identity, public)
+        except ValueError as error:
+            problems.append(f"{name}: {error}; take the output of `scentd pubkey`")
+    return problems

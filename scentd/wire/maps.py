@@ -2,7 +2,7 @@
 
 from struct import Struct
 
-MAPS_VERSION = 4
+MAPS_VERSION = 5
 LENGTHS_MAX = 15
 CANDIDATES = 4
 PERIODS = 3
@@ -21,6 +21,7 @@ SCOPE_MEMBER = 0x80000000
 
 PAIR_SENDER = 1
 PAIR_IPV6_FRAGMENTS = 2
+PAIR_TWO_KEYS = 4
 PAIR_OVERHEAD4 = 8
 PAIR_OVERHEAD6 = 16
 
@@ -175,18 +176,19 @@ IDENTITY_NETWORK_AT = 4
 IDENTITY_CANDIDATE_AT = 8
 IDENTITY_SIZE = 12
 
-# scent_incoming: pair, peer, flags, period, tag_keys, glance_keys
-INCOMING = Struct("=IIII6Q6Q")
+# scent_incoming: pair, peer, flags, period, key_ids, tag_keys, glance_keys
+INCOMING = Struct("=IIII8s6Q6Q")
 INCOMING_PAIR_AT = 0
 INCOMING_PEER_AT = 4
 INCOMING_FLAGS_AT = 8
 INCOMING_PERIOD_AT = 12
-INCOMING_TAG_KEYS_AT = 16
-INCOMING_GLANCE_KEYS_AT = 64
-INCOMING_SIZE = 112
+INCOMING_KEY_IDS_AT = 16
+INCOMING_TAG_KEYS_AT = 24
+INCOMING_GLANCE_KEYS_AT = 72
+INCOMING_SIZE = 120
 
-# scent_receiving: lock, highest, before, since, seen, glance, nodes, nodes_at, accepted, sealed, family, padding2, source
-RECEIVING = Struct("=IIIIIIIIQ130sB5s16s")
+# scent_receiving: lock, highest, before, since, seen, glance, nodes, nodes_at, accepted, key_ids, sealed, family, padding2, source
+RECEIVING = Struct("=IIIIIIIIQ8s130sB5s16s")
 RECEIVING_LOCK_AT = 0
 RECEIVING_HIGHEST_AT = 4
 RECEIVING_BEFORE_AT = 8
@@ -196,11 +198,12 @@ RECEIVING_GLANCE_AT = 20
 RECEIVING_NODES_AT = 24
 RECEIVING_NODES_AT_AT = 28
 RECEIVING_ACCEPTED_AT = 32
-RECEIVING_SEALED_AT = 40
-RECEIVING_FAMILY_AT = 170
-RECEIVING_PADDING2_AT = 171
-RECEIVING_SOURCE_AT = 176
-RECEIVING_SIZE = 192
+RECEIVING_KEY_IDS_AT = 40
+RECEIVING_SEALED_AT = 48
+RECEIVING_FAMILY_AT = 178
+RECEIVING_PADDING2_AT = 179
+RECEIVING_SOURCE_AT = 184
+RECEIVING_SIZE = 200
 
 # scent_verified: flow, now, offset, scent, tag, tail, selector, glance, pair
 VERIFIED = Struct("=40sQQ3QQIIII")
@@ -222,14 +225,15 @@ NODE_FAMILY_AT = 4
 NODE_ADDRESS_AT = 8
 NODE_SIZE = 24
 
-# scent_event: kind, pair, epoch, glance, source, sealed, family, padding
-EVENT = Struct("=IIII16s130sB5s")
+# scent_event: kind, pair, epoch, glance, source, key_ids, sealed, family, padding
+EVENT = Struct("=IIII16s8s130sB5s")
 EVENT_KIND_AT = 0
 EVENT_PAIR_AT = 4
 EVENT_EPOCH_AT = 8
 EVENT_GLANCE_AT = 12
 EVENT_SOURCE_AT = 16
-EVENT_SEALED_AT = 32
-EVENT_FAMILY_AT = 162
-EVENT_PADDING_AT = 163
-EVENT_SIZE = 168
+EVENT_KEY_IDS_AT = 32
+EVENT_SEALED_AT = 40
+EVENT_FAMILY_AT = 170
+EVENT_PADDING_AT = 171
+EVENT_SIZE = 176

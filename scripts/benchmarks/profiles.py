@@ -95,10 +95,9 @@ def verifying(party: Party) -> dict[str, Callable[[int], Any]]:
     statement = score.statement(network, samples(EPOCH), [], EPOCH)
     issuer = issue.Issuer(party.near, party.sends.issued_pairs("near"), issue.metric_slots({}))
     sealed = b"".join(issuer.issue(statement, EPOCH)[0].fragments)
-    assert pair.secret is not None  # both have their keys here
-    seal_key = pair.secret.receive_keys(EPOCH // PER_PERIOD).seal
-    verifier, key_id = pair.public.verifier(), pair.public.key_id
-    pseudonym_key = pair.secret.pseudonym_key()
+    (secret,) = pair.secrets
+    seal_key = secret.receive_keys(EPOCH // PER_PERIOD).seal
+    verifier, key_id = secret.public.verifier(), secret.public.key_id
     opened = profile.seal(seal_key, EPOCH, sealed)
     body, signature = opened[:66], opened[66:]
     decoded = profile.decode_body(body, key_id, EPOCH)
@@ -109,8 +108,8 @@ def verifying(party: Party) -> dict[str, Callable[[int], Any]]:
     def take(epoch: int) -> Any:
         """A view takes only what is newer than what it has: each hour of epochs has one of its own."""
         if epoch == EPOCH or not views:
-            views[0] = PeerView("near", pseudonym_key, (), pair.slots())
-        return views[0].take_profile(newer[epoch], EPOCH)
+            views[0] = PeerView("near", (), pair.slots())
+        return views[0].take_profile(newer[epoch], secret.pseudonym_key, EPOCH)
 
     def whole(epoch: int) -> Any:
         made = profile.open_sealed(sealed, seal_key, verifier, key_id, EPOCH)

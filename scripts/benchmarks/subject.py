@@ -32,8 +32,8 @@ class Party:
 
     def __init__(self) -> None:
         self.near, self.far = keys.identity(b"\1" * 32), keys.identity(b"\2" * 32)
-        self.sends = Pairs(self._config("near", NEAR, FAR, self.far), {"near": self.near}, {("near", "peer"): 0})
-        self.takes = Pairs(self._config("far", FAR, NEAR, self.near), {"far": self.far}, {("far", "peer"): 0})
+        self.sends = Pairs(self._config("near", NEAR, FAR, self.far), {"near": (self.near,)}, {("near", "peer"): 0})
+        self.takes = Pairs(self._config("far", FAR, NEAR, self.near), {"far": (self.far,)}, {("far", "peer"): 0})
         self._issuer = issue.Issuer(self.near, self.sends.issued_pairs("near"), issue.metric_slots({}))
         self._epoch = 0
         self.folder = tempfile.TemporaryDirectory(prefix="scentd-bench-")

@@ -216,8 +216,8 @@ def test_routers_errors_are_the_queues(kernel, packet):
 def test_peers_with_the_same_key_id_are_told_apart_by_address(kernel):
     """As many as there may be; the last one's packet is judged by the last one's keys."""
     alice = wire_setup.incoming("alice", "bob")
-    wrong = {period: bytes(16) for period in alice.tag_keys}
-    others = [replace(alice, pair=10 + i, peer=(f"10.{i}.0.0/16",), tag_keys=wrong) for i in range(maps.CANDIDATES - 1)]
+    wrong = (replace(alice.keys[0], tag_keys=dict.fromkeys(alice.keys[0].tag_keys, bytes(16))),)
+    others = [replace(alice, pair=10 + i, peer=(f"10.{i}.0.0/16",), keys=wrong) for i in range(maps.CANDIDATES - 1)]
     kernel.verify_by(VerifyTable(incoming=(*others, alice)))
     kernel.fresh_verifier()
     assert kernel.verify(SCENTED[4], NOW).counts == {"accepted": 1}

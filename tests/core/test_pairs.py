@@ -7,7 +7,7 @@ from scentd.core.pairs import ANY, Pairs
 from scentd.kinds import config_from
 from scentd.wire import keys, layout
 
-IDENTITIES = {name: keys.identity(bytes((n,)) * 32) for n, name in enumerate(("acme", "quiet", "svc", "cdn"))}
+IDENTITIES = {name: keys.identity(bytes((n,)) * 32) for n, name in enumerate(("acme", "quiet", "svc", "cdn", "new"))}
 PERIOD = 500_000
 
 
@@ -28,13 +28,17 @@ def made(networks=("acme",), peers=("svc",), **peer) -> Config:
     )  # fmt: skip
 
 
-def pairs(settings: Config, numbers=None) -> Pairs:
-    """`numbers` are kept by the epoch file in a daemon; here names get the next one when they are first seen."""
+def pairs(settings: Config, numbers=None, following=(), revoked=()) -> Pairs:
+    """`following`: the next key of each network; `revoked`: names.
+
+    `numbers` are kept by the epoch file in a daemon; here names get the next one when they are first seen.
+    """
     numbers = {} if numbers is None else numbers
     for network in settings.network:
         for peer in settings.peer:
             numbers.setdefault((network.name, peer.name), len(numbers))
-    return Pairs(settings, IDENTITIES, numbers)
+    own = {name: (identity, *following) for name, identity in IDENTITIES.items()}
+    return Pairs(settings, own, numbers, {str(IDENTITIES[name].public) for name in revoked})
 
 
 def test_every_network_with_every_peer():
@@ -64,10 +68,11 @@ def test_the_ends_derive_the_same_keys():
     )
     there = pairs(mirrored).all[0]
     period = keys.period_of(PERIOD * layout.PERIOD)
-    assert here.secret.issued.keys_at(PERIOD * layout.PERIOD).tag == there.secret.receive_keys(period).tag
-    assert there.secret.issued.keys_at(PERIOD * layout.PERIOD).tag == here.secret.receive_keys(period).tag
-    assert here.secret.receive_keys(period).tag != there.secret.receive_keys(period).tag, "each direction has its own"
-    assert there.secret.pseudonym_key() == here.secret.issued.pseudonym_key
+    (ours,), (theirs,) = here.secrets, there.secrets
+    assert here.issued.keys_at(PERIOD * layout.PERIOD).tag == theirs.receive_keys(period).tag
+    assert there.issued.keys_at(PERIOD * layout.PERIOD).tag == ours.receive_keys(period).tag
+    assert ours.receive_keys(period).tag != theirs.receive_keys(period).tag, "each direction has its own"
+    assert theirs.pseudonym_key == here.issued.pseudonym_key
 
 
 def test_the_stamp_table():
@@ -116,9 +121,10 @@ def test_the_verify_table():
     (incoming,) = table.incoming
     assert incoming.slot == found.all[0].number
     assert incoming.sender_bound
-    assert incoming.key_id == IDENTITIES["svc"].public.key_id
-    assert sorted(incoming.tag_keys) == sorted(incoming.glance_keys) == [PERIOD - 1, PERIOD, PERIOD + 1]
-    assert len(set(incoming.tag_keys.values())) == 3
+    (made_keys,) = incoming.keys
+    assert made_keys.key_ids == ids("svc", "acme")
+    assert sorted(made_keys.tag_keys) == sorted(made_keys.glance_keys) == [PERIOD - 1, PERIOD, PERIOD + 1]
+    assert len(set(made_keys.tag_keys.values())) == 3
     ((prefix, treatments),) = table.treatments
     assert prefix == "10.2.0.0/24"
     assert (treatments.rejected, treatments.absent, treatments.absent_ipv6_fragment) == ("reject", "drop", "pass")
@@ -132,5 +138,49 @@ def test_fragments_are_treated_as_absent_ones_by_default():
 
 def test_no_secret_is_shown():
     shown = repr(pairs(made()).all[0])
-    assert pairs(made()).all[0].secret.issued.secret.hex() not in shown
+    assert pairs(made()).all[0].issued.secret.hex() not in shown
     assert "issued" not in shown
+
+
+# -- two keys ------------------------------------------------------------
+
+
+def ids(sender: str, receiver: str) -> bytes:
+    return IDENTITIES[sender].public.key_id + IDENTITIES[receiver].public.key_id
+
+
+def changing(**more) -> Pairs:
+    """Both ends change their key: acme's next is that of quiet here, svc's next that of cdn."""
+    settings = made(next_public_key=str(IDENTITIES["cdn"].public))
+    return pairs(settings, following=(IDENTITIES["quiet"],), **more)
+
+
+def test_every_key_of_a_peer_with_every_key_of_ours():
+    (incoming,) = changing().verify_table(PERIOD).incoming
+    assert {sender: [k.key_ids for k in found] for sender, found in incoming.by_sender().items()} == {
+        IDENTITIES["svc"].public.key_id: [ids("svc", "acme"), ids("svc", "quiet")],
+        IDENTITIES["cdn"].public.key_id: [ids("cdn", "acme"), ids("cdn", "quiet")],
+    }, "ours in use comes first"
+    assert len({key for k in incoming.keys for key in k.tag_keys.values()}) == 12
+
+
+def test_signed_by_the_key_in_use_and_made_for_the_peers_next():
+    (issued,) = changing().issued_pairs("acme")
+    assert (issued.identity, issued.public) == (IDENTITIES["acme"], IDENTITIES["cdn"].public)
+    assert changing().all[0].secret_of(ids("svc", "quiet")).identity is IDENTITIES["quiet"]
+    assert changing().all[0].secret_of(ids("svc", "new")) is None
+
+
+def test_a_stolen_key_is_one_of_the_two():
+    one = changing(revoked=("cdn",))
+    assert [k.key_ids for k in one.verify_table(PERIOD).incoming[0].keys] == [ids("svc", "acme"), ids("svc", "quiet")]
+    assert one.issued_pairs("acme")[0].public == IDENTITIES["svc"].public
+    both = changing(revoked=("cdn", "svc"))
+    assert (both.verify_table(PERIOD).incoming, both.stamp_table(()).pairs, both.issued_pairs("acme")) == ((), (), [])
+
+
+def test_what_an_earlier_daemon_sent_may_have_any_of_the_keys():
+    found = changing().tag_keys(0, PERIOD * layout.PERIOD)
+    assert len(set(found)) == 4
+    assert changing().issued_pairs("acme")[0].keys_at(PERIOD * layout.PERIOD).tag in found
+    assert changing().tag_keys(9, PERIOD * layout.PERIOD) is None

@@ -164,7 +164,7 @@ def test_metrics_and_a_reload(nodes):
     assert traffic(b).rejected == before.rejected
     send(a, b, 4, None, 2)
     send(a, b, 4, NOBODYS, 3)
-    until(lambda: traffic(b).let_in == before.let_in + 5, "let in")
+    until(lambda: traffic(b).let_in >= before.let_in + 5, "let in")  # more: a answers beacons here, too
     said = b.cli("metrics").stdout
     assert (
         f'scentd_peer_rejected_total{{peer="a",reason="unknown-key"}} {traffic(b).rejected["unknown-key"]:.1f}' in said

@@ -22,11 +22,12 @@ from scentd.core.pairs import Pairs
 from scentd.kinds import config_from
 from scentd.model import IssuedEpoch, Outgoing, Samples, Views
 from scentd.roles.collector import CollectorRole
-from scentd.roles.profiler import ProfilerRole, issued_slot
+from scentd.roles.profiler import ProfilerRole
 from scentd.roles.stamper import StamperRole
 from scentd.roles.verifier import VerifierRole
 from scentd.state.epochs import prepare
 from scentd.state.issued import IssuedEpochs
+from scentd.state.slots import issued_slot
 from scentd.wire import ip, keys, layout
 
 TENANT, OTHER = keys.identity(b"\1" * 32), keys.identity(b"\2" * 32)
@@ -97,7 +98,7 @@ class Peer:
     """The other end: a verifier and the role that opens profiles."""
 
     def __init__(self) -> None:
-        self.pairs = Pairs(PEER, {"other": OTHER}, {("other", "tenant"): 0})
+        self.pairs = Pairs(PEER, {"other": (OTHER,)}, {("other", "tenant"): 0})
         self.views: list[Views] = []
         bus = LocalBus()
         bus.subscribe(Views, self.views.append)
@@ -130,8 +131,8 @@ def passed(tmp_path_factory):
         path = StampedHere(pairs)
         stamper = StamperRole(there, path, 0, IssuedEpochs(tmp_path_factory.mktemp("issued")))
         stamper.configure(pairs)
-        file = prepare(tmp_path_factory.mktemp("apart") / "epochs", [issued_slot(TENANT)])
-        await profiler.replace(SIGNS, Pairs(SIGNS, {"tenant": TENANT}, numbered(SIGNS, 0)), file)
+        file = prepare(tmp_path_factory.mktemp("apart") / "epochs", [issued_slot("tenant")])
+        await profiler.replace(SIGNS, Pairs(SIGNS, {"tenant": (TENANT,)}, numbered(SIGNS, 0)), file)
         await collector.replace(COLLECTS)
         end = time.monotonic() + 15
         while not any(b"cpu" in s for s in samples) or not path.sending:

@@ -10,8 +10,9 @@ from scentd.config.sections import Config, Network, Peer
 from scentd.core.pairs import Pairs
 from scentd.model import IssuedEpoch, Notice, Sample, Samples, SecurityEvent
 from scentd.roles import profiler
-from scentd.roles.profiler import ProfilerRole, issued_slot
+from scentd.roles.profiler import ProfilerRole
 from scentd.state.epochs import Epochs, prepare
+from scentd.state.slots import issued_slot
 from scentd.wire import keys
 
 OWN, OTHER = keys.identity(b"\1" * 32), keys.identity(b"\2" * 32)
@@ -33,12 +34,12 @@ class Signer:
         self.network = Network(name="n", key_file="k", sign=True, **{"interval": INTERVAL, **network})
 
     def epochs(self) -> Epochs:
-        return prepare(self.path / "epochs", [issued_slot(OWN)])
+        return prepare(self.path / "epochs", [issued_slot("n")])
 
     async def __aenter__(self) -> "Signer":
         config = Config(network=[self.network], peer=[Peer("p", str(OTHER.public), ["192.0.2.1"])])
         self.epoch_file = self.epochs()
-        await self.role.replace(config, Pairs(config, {"n": OWN}, {("n", "p"): 0}), self.epoch_file)
+        await self.role.replace(config, Pairs(config, {"n": (OWN,)}, {("n", "p"): 0}), self.epoch_file)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -156,7 +157,7 @@ def test_no_epoch_is_used_twice_and_each_is_written_first(tmp_path):
         for _ in range(3):
             signer.say("one", 0.2)
             await signer.next()
-            assert signer.epoch_file.epoch(issued_slot(OWN)) == signer.issued[-1][1].epoch
+            assert signer.epoch_file.epoch(issued_slot("n")) == signer.issued[-1][1].epoch
         numbers = [issued.epoch for _, issued in signer.issued]
         assert numbers == sorted(set(numbers))
 

@@ -56,8 +56,10 @@ def test_everything_is_there():
 
 
 def test_no_profile_is_missed_of_a_peer_that_is_not_verified_or_whose_key_is_revoked():
-    for changed in ({"verified": False}, {"revoked": True}):
-        quiet = PeerStatus(name="new", network="acme", key_id="cd", highest_epoch=0, profile=None, **changed)
+    for revoked in ([], ["cd"]):
+        quiet = PeerStatus(
+            name="new", network="acme", key_id="cd", highest_epoch=0, verified=False, revoked=revoked, profile=None
+        )
         assert ("scentd_peer_without_profile", "new") not in samples(prometheus.exposition(status(peers=[quiet])))
 
 

@@ -19,11 +19,11 @@ ALARM_THREAT = 0.5  # a glance whose threat rises to this or more is an alarm
 class PeerView:
     """The state behind one peer's View."""
 
-    def __init__(self, peer: str, pseudonym_key: bytes, prefixes: tuple[Prefix, ...], slots: Mapping[str, int]):
+    def __init__(self, peer: str, prefixes: tuple[Prefix, ...], slots: Mapping[str, int]):
         """`slots` maps metric names to level slots, the peer's private ones included."""
         self.peer = peer
         self.prefixes = prefixes
-        self._pseudonym_key = pseudonym_key
+        self._pseudonym_key = b""  # of the newest profile
         self._names = {slot: name for name, slot in slots.items()}
         self._bits = bloom.to_bits(bytes(layout.BLOOM_LEN))
         self._profiles: tuple[Profile, ...] = ()
@@ -48,14 +48,20 @@ class PeerView:
         self._glance_epoch, self._glance = epoch, (load, threat)
         return changed
 
-    def take_profile(self, body: profile.Body, now: float) -> Profile | None:
-        """Add a profile. None: it is not newer than the newest one (the packet path keeps order, a bus does not)."""
+    def take_profile(self, body: profile.Body, pseudonym_key: bytes, now: float) -> Profile | None:
+        """Add a profile. None: it is not newer than the newest one (the packet path keeps order, a bus does not).
+
+        `pseudonym_key`: of the keys under which the profile came.
+        """
         if self._profiles and body.epoch <= self._profiles[0].epoch:
             return None
         levels = {self._names[slot]: value for slot, value in body.levels.items() if slot in self._names}
         newest = Profile(self.peer, body.epoch, body.interval, body.overall, levels, body.bloom)
         self._profiles = (newest, *self._profiles[: HISTORY - 1])
         self._received_at = now
+        if pseudonym_key != self._pseudonym_key:
+            self._pseudonym_key = pseudonym_key
+            self._items.clear()
         self._marked.clear()
         self._bits = bloom.to_bits(body.bloom)
         return newest

@@ -23,6 +23,7 @@ class OffloadEvent(NamedTuple):
     load: float  # 0.0 .. 1.0
     threat: float
     source: bytes  # packed address of the packet that began the epoch or completed the profile
+    key_ids: bytes  # 8: of the peer's key and of ours
     sealed: bytes  # whole in EVENT_PROFILE only
 
 
@@ -36,6 +37,7 @@ class PairState(NamedTuple):
     load: float  # 0.0 .. 1.0, of the highest epoch
     threat: float
     source: bytes  # packed address of the packet that began the highest epoch; empty before the first
+    key_ids: bytes  # 8: of the peer's key and of ours, in the highest epoch
     sealed: bytes  # whole if all bits of `seen` are set
     accepted: int  # packets whose scent was looked up, since the pair's entry was made
 
@@ -52,16 +54,18 @@ class PacketTally(NamedTuple):
 
 def parse_event(data: bytes) -> OffloadEvent:
     """One record of the ring buffer, a struct scent_event."""
-    kind, pair, epoch, glance, source, sealed, family, _ = maps.EVENT.unpack(data)
+    kind, pair, epoch, glance, source, key_ids, sealed, family, _ = maps.EVENT.unpack(data)
     load, threat = tag.glance_levels(glance)
-    return OffloadEvent(kind, pair, epoch, load, threat, source[: ADDRESS_LEN[family]], sealed)
+    return OffloadEvent(kind, pair, epoch, load, threat, source[: ADDRESS_LEN[family]], key_ids, sealed)
 
 
 def parse_receiving(value: bytes) -> PairState:
     """A struct scent_receiving."""
-    _, highest, before, since, seen, glance, _, _, accepted, sealed, family, _, source = maps.RECEIVING.unpack(value)
-    load, threat = tag.glance_levels(glance)
-    return PairState(highest, before, since, seen, load, threat, source[: ADDRESS_LEN[family]], sealed, accepted)
+    _, highest, before, since, seen, glance, _, _, accepted, key_ids, sealed, family, _, source = maps.RECEIVING.unpack(
+        value
+    )
+    address = source[: ADDRESS_LEN[family]]
+    return PairState(highest, before, since, seen, *tag.glance_levels(glance), address, key_ids, sealed, accepted)
 
 
 def parse_node(key: bytes) -> tuple[int, bytes]:

@@ -14,7 +14,7 @@ from struct import Struct
 from typing import NamedTuple
 
 from scentd.core.packet.stamp import IP_MAX
-from scentd.core.tables import Incoming, StampPair, StampTable, Treatments, VerifyTable
+from scentd.core.tables import Incoming, IncomingKeys, StampPair, StampTable, Treatments, VerifyTable
 from scentd.errors import HostError
 from scentd.model import Outgoing
 from scentd.prefix import BITS, NumericPrefix, by_numeric, nesting, numeric, remove_covered
@@ -186,9 +186,9 @@ def verify_entries(table: VerifyTable, local_addresses: Sequence[str], marks: Ma
     Raises HostError if there are more prefix lengths, or more pairs of one key id, than the program supports.
     """
     # A peer has the number of its first pair. No other peer ever has that number, not even while entries change.
-    peers: dict[tuple[bytes, tuple[str, ...]], int] = {}
+    peers: dict[tuple[tuple[bytes, ...], tuple[str, ...]], int] = {}
     for incoming in table.incoming:
-        peers.setdefault((incoming.key_id, incoming.peer), incoming.pair)
+        peers.setdefault(peer_of(incoming), incoming.pair)
     networks = {network: i for i, network in enumerate(dict.fromkeys(i.network for i in table.incoming))}
     first: dict[tuple[str, ...], int] = {}
     for incoming in table.incoming:
@@ -204,17 +204,22 @@ def verify_entries(table: VerifyTable, local_addresses: Sequence[str], marks: Ma
         treatment_bits(table.default, table.default.absent != "pass"),
         *lengths(prefixes, VERIFY_SCOPES),
     )
-    values: list[list[tuple[int, bytes, bytes]]] = [[] for _ in networks]
+    values: list[list[tuple[int, bytes, list[bytes]]]] = [[] for _ in networks]
+    identities = {}
     for order, i in enumerate(table.incoming):
-        entry = order, i.key_id, incoming_value(i, peers[i.key_id, i.peer])
-        values[networks[i.network]].append(entry)
-    # Number 0 is no network: the program looks there to learn whether a key is known at all.
-    identities = {
-        maps.IDENTITY.pack(i.key_id, 0, 0): incoming_value(i, peers[i.key_id, i.peer]) for i in table.incoming
-    }
+        for key_id, candidates in i.by_sender().items():
+            made = [incoming_value(i, k, peers[peer_of(i)], len(candidates)) for k in candidates]
+            values[networks[i.network]].append((order, key_id, made))
+            # Number 0 is no network: the program looks there to learn whether a key is known at all.
+            identities[maps.IDENTITY.pack(key_id, 0, 0)] = made[0]
     for group, number in numbers.items():
         identities |= candidate_entries(number, sorted(chain.from_iterable(values[i] for i in group)))
     return VerifyEntries(prefixes, identities, frozenset(i.pair for i in table.incoming), settings)
+
+
+def peer_of(incoming: Incoming) -> tuple[tuple[bytes, ...], tuple[str, ...]]:
+    """What tells a pair's peer from others: its key ids, and its addresses."""
+    return tuple(incoming.by_sender()), incoming.peer
 
 
 def number_destinations(
@@ -237,31 +242,36 @@ def number_destinations(
     return {prefix: numbers[group] for prefix, group in groups.items()}, numbers
 
 
-def candidate_entries(number: int, incoming: Iterable[tuple[int, bytes, bytes]]) -> dict[bytes, bytes]:
-    """The identities of one network number, from (order, key id, value). Pairs of one key id keep their order."""
+def candidate_entries(number: int, incoming: Iterable[tuple[int, bytes, list[bytes]]]) -> dict[bytes, bytes]:
+    """The identities of one network number, from (order, key id, a value for each key of ours).
+
+    Pairs of one key id keep their order.
+    """
     pairs: Counter[bytes] = Counter()
     identities = {}
-    for _, key_id, value in incoming:
+    for _, key_id, values in incoming:
         if pairs[key_id] == maps.CANDIDATES:
             raise HostError(
                 f"network.addresses: at one address the offload supports {maps.CANDIDATES} pairs with peers of key id "
                 f"{key_id.hex()}; let fewer networks share addresses; {QUEUE_INSTEAD}"
             )
-        identities[maps.IDENTITY.pack(key_id, number, pairs[key_id])] = value
+        for other, value in enumerate(values):
+            identities[maps.IDENTITY.pack(key_id, number, pairs[key_id] + other * maps.CANDIDATES)] = value
         pairs[key_id] += 1
     return identities
 
 
-def incoming_value(incoming: Incoming, peer: int) -> bytes:
-    """A struct scent_incoming, from keys of three periods in a row."""
-    periods = sorted(incoming.tag_keys)
+def incoming_value(incoming: Incoming, keys: IncomingKeys, peer: int, own_keys: int) -> bytes:
+    """A struct scent_incoming, from keys of three periods in a row. `own_keys`: how many keys our network has."""
+    periods = sorted(keys.tag_keys)
     return maps.INCOMING.pack(
         incoming.pair,
         peer,
-        maps.PAIR_SENDER * incoming.sender_bound,
+        maps.PAIR_SENDER * incoming.sender_bound | maps.PAIR_TWO_KEYS * (own_keys > 1),
         periods[maps.PERIODS // 2],
-        *chain.from_iterable(key_words(incoming.tag_keys[p]) for p in periods),
-        *chain.from_iterable(key_words(incoming.glance_keys[p]) for p in periods),
+        keys.key_ids,
+        *chain.from_iterable(key_words(keys.tag_keys[p]) for p in periods),
+        *chain.from_iterable(key_words(keys.glance_keys[p]) for p in periods),
     )
 
 

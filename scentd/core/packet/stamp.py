@@ -48,17 +48,18 @@ def build_scent(out: Outgoing, parsed: ip.Parsed, index: int, sender_bound: bool
 class OutgoingPair:
     """One pair's current epoch: which fragments have left, and which goes next."""
 
-    __slots__ = ("fragment_bits", "next_index", "outgoing", "pair", "previous_key")
+    __slots__ = ("fragment_bits", "key_since", "next_index", "outgoing", "pair", "previous_key")
 
     def __init__(self, pair: StampPair, outgoing: Outgoing, previous: OutgoingPair | None = None) -> None:
         """`previous` is the pair's epoch until now: routers may still send errors about packets of that epoch."""
         self.pair = pair
         self.outgoing = outgoing
-        self.previous_key: tuple[int, bytes] | None = None  # (period, tag key) of an earlier period
-        if previous is not None:
-            period = previous.outgoing.epoch // layout.PERIOD
-            changed = period != outgoing.epoch // layout.PERIOD
-            self.previous_key = (period, previous.outgoing.tag_key) if changed else previous.previous_key
+        self.key_since = outgoing.epoch - outgoing.epoch % layout.PERIOD  # the first one of this tag key
+        self.previous_key: bytes | None = None  # of the epochs before, by an earlier period or other keys
+        if previous is not None and previous.outgoing.tag_key == outgoing.tag_key:
+            self.key_since, self.previous_key = previous.key_since, previous.previous_key
+        elif previous is not None:
+            self.key_since, self.previous_key = outgoing.epoch, previous.outgoing.tag_key
         self.fragment_bits = 0  # bit i: fragment i has left
         self.next_index = 0
 
@@ -66,10 +67,7 @@ class OutgoingPair:
         """The tag key of an epoch, or None if the pair has sent no packet of that epoch lately."""
         if not 0 <= self.outgoing.epoch - epoch <= quote.MAX_AGE:
             return None
-        period = epoch // layout.PERIOD
-        if period == self.outgoing.epoch // layout.PERIOD:
-            return self.outgoing.tag_key
-        return self.previous_key[1] if self.previous_key is not None and self.previous_key[0] == period else None
+        return self.outgoing.tag_key if epoch >= self.key_since else self.previous_key
 
     def take(self) -> tuple[int, int]:
         """(the index of the next fragment, the number of packets of a flow that may carry it)."""

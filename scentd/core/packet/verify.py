@@ -8,13 +8,13 @@ bytes needs no tag.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, Iterator, MutableSequence
+from collections.abc import Callable, MutableSequence
 from struct import Struct
 from typing import NamedTuple
 
 from scentd.core.packet import quote
 from scentd.core.packet.stamp import IPV4_FRAGMENT_BITS, MAX_FLOWS, unpack_ipv4, unpack_ipv6
-from scentd.core.tables import Incoming, Treatments, VerifyTable
+from scentd.core.tables import Incoming, IncomingKeys, Treatments, VerifyTable
 from scentd.model import Fragment
 from scentd.prefix import PrefixMap
 from scentd.wire import ip, layout, tag
@@ -56,21 +56,26 @@ class IncomingPair:
         "fragment_bits",
         "glance",
         "incoming",
+        "key_ids",
         "local",
         "nodes",
         "previous_epoch",
     )
 
     def __init__(self, incoming: Incoming) -> None:
-        self.incoming = incoming
         self.accepted = 0  # packets since the last drain
-        self.addresses = PrefixMap((p, True) for p in incoming.peer)
-        self.local = PrefixMap((p, True) for p in incoming.network)
         self.epoch = 0
         self.previous_epoch = 0  # the epoch before `epoch`, the oldest that is still accepted during `grace`
+        self.key_ids = b""  # of the keys of `epoch`: fragments under other keys are not its own
         self.fragment_bits = 0  # bit i: fragment i of `epoch` has become an event
         self.glance = 0  # of `epoch`, unmasked
         self.nodes: set[bytes] = set()
+        self.configure(incoming)
+
+    def configure(self, incoming: Incoming) -> None:
+        self.incoming = incoming
+        self.addresses = PrefixMap((p, True) for p in incoming.peer)
+        self.local = PrefixMap((p, True) for p in incoming.network)
 
     def serves(self, parsed: ip.Parsed) -> bool:
         """Whether the packet's source is the peer's and its destination the network's."""
@@ -92,7 +97,8 @@ class Verifier:
         self.errors_rewritten = 0
         self._epochs = epochs
         self._table = VerifyTable()
-        self._by_key: dict[bytes, list[IncomingPair]] = {}
+        self._pairs: dict[int, IncomingPair] = {}
+        self._by_key: dict[bytes, list[tuple[IncomingPair, tuple[IncomingKeys, ...]]]] = {}
         self._treatments: PrefixMap[Treatments] = PrefixMap()
         self._now = 0.0
         # By protocol; the values are the checksum's delta, the bytes that replace addresses and option, and the pair.
@@ -106,17 +112,16 @@ class Verifier:
         """Take a new table. Pairs that are in the old and the new table keep their state."""
         if epochs is not None:
             self._epochs = epochs
-        old_pairs = {p.incoming.pair: p for p in self._pairs()}
+        before, self._pairs = self._pairs, {}
         self._table = table
         self._treatments = PrefixMap(table.treatments)
         self._by_key = {}
         for incoming in table.incoming:
-            pair = IncomingPair(incoming)
-            old = old_pairs.get(incoming.pair)
-            if old is not None and old.incoming.key_id == incoming.key_id:
-                pair.epoch, pair.fragment_bits, pair.nodes = old.epoch, old.fragment_bits, old.nodes
-                pair.previous_epoch, pair.glance, pair.accepted = old.previous_epoch, old.glance, old.accepted
-            self._by_key.setdefault(incoming.key_id, []).append(pair)
+            pair = before.get(incoming.pair) or IncomingPair(incoming)
+            pair.configure(incoming)
+            self._pairs[incoming.pair] = pair
+            for sender, candidates in incoming.by_sender().items():
+                self._by_key.setdefault(sender, []).append((pair, candidates))
         self._forget()
 
     def tick(self, now: float) -> None:
@@ -128,18 +133,18 @@ class Verifier:
     def drain_nodes(self) -> dict[int, list[bytes]]:
         """Source addresses of accepted packets since the last drain, by pair."""
         drained = {}
-        for pair in self._pairs():
+        for number, pair in self._pairs.items():
             if pair.nodes:
-                drained[pair.incoming.pair] = list(pair.nodes)
+                drained[number] = list(pair.nodes)
                 pair.nodes.clear()
         return drained
 
     def drain_accepted(self) -> dict[int, int]:
         """Accepted packets since the last drain, by pair."""
         drained = {}
-        for pair in self._pairs():
+        for number, pair in self._pairs.items():
             if pair.accepted:
-                drained[pair.incoming.pair] = pair.accepted
+                drained[number] = pair.accepted
                 pair.accepted = 0
         return drained
 
@@ -148,14 +153,11 @@ class Verifier:
         drained, self._refused_epochs = self._refused_epochs, {}
         return drained
 
-    def _pairs(self) -> Iterator[IncomingPair]:
-        return (pair for pairs in self._by_key.values() for pair in pairs)
-
     def glance(self, packet: bytes) -> int:
         """The newest glance, one byte, of the pair of an accepted packet. The packet must still have its scent."""
         parsed = ip.parse(packet)
         key_id = packet[parsed.scent_at + layout.SCENT_KEY_ID_AT :][:4]
-        return next((p.glance for p in self._by_key.get(key_id, ()) if p.serves(parsed)), 0)
+        return next((p.glance for p, _ in self._by_key.get(key_id, ()) if p.serves(parsed)), 0)
 
     def verify(self, packet: bytes) -> bytes | Outcome:
         """The packet without its scent, or an Outcome."""
@@ -189,10 +191,11 @@ class Verifier:
         if not parsed.scent_at:
             return self._rewrite_error(packet, parsed) or self._absent(packet, parsed)
         scent = packet[parsed.scent_at : parsed.scent_at + layout.LEN]
-        pair = self._check(packet, parsed, scent)
-        if isinstance(pair, int):
-            return self._refuse(pair, parsed)
-        self._record(pair, parsed, scent)
+        found = self._check(packet, parsed, scent)
+        if isinstance(found, int):
+            return self._refuse(found, parsed)
+        pair, fitting = found
+        self._record(pair, fitting, parsed, scent)
         if scent[2] & layout.FLAG_BEACON:
             pair.accepted += 1
             return Outcome(layout.VERDICT_ACCEPTED, "drop", pair.incoming.pair)
@@ -213,18 +216,18 @@ class Verifier:
         self.errors_rewritten += rewritten is not None
         return rewritten
 
-    def _check(self, packet: bytes, parsed: ip.Parsed, scent: bytes) -> IncomingPair | int:
-        """The pair, if the tag is right; otherwise a verdict. The order is part of the specification."""
+    def _check(self, packet: bytes, parsed: ip.Parsed, scent: bytes) -> tuple[IncomingPair, IncomingKeys] | int:
+        """The pair and the keys by which the tag is right, or a verdict. The order is part of the specification."""
         _, version_flags, _, key_id, epoch, index_count, _, packet_tag = layout.SCENT.unpack(scent)
         if version_flags >> 4 != layout.VERSION:
             return layout.VERDICT_UNSUPPORTED_VERSION
         flags = version_flags & 15
         if flags & 8 or index_count & 15 != layout.FRAGMENTS or index_count >> 4 >= layout.FRAGMENTS:
             return layout.VERDICT_MALFORMED
-        pairs = self._by_key.get(key_id)
-        if pairs is None:
+        known = self._by_key.get(key_id)
+        if known is None:
             return layout.VERDICT_UNKNOWN_KEY
-        pair = next((p for p in pairs if p.serves(parsed)), None)
+        pair, candidates = next((entry for entry in known if entry[0].serves(parsed)), (None, ()))
         if pair is None:
             return layout.VERDICT_WRONG_ADDRESS
         if not self._is_bound(pair.incoming, flags, packet, parsed):
@@ -232,15 +235,17 @@ class Verifier:
         if epoch > self._now + self._table.max_future:
             self._refused_epochs[pair.incoming.pair] = epoch
             return layout.VERDICT_FUTURE
-        key = pair.incoming.tag_keys.get(epoch // layout.PERIOD)
-        if epoch < self._now - self._table.max_age or key is None:
+        period = epoch // layout.PERIOD
+        if epoch < self._now - self._table.max_age or period not in candidates[0].tag_keys:
             self._refused_epochs[pair.incoming.pair] = epoch
             return layout.VERDICT_STALE
-        if not hmac.compare_digest(tag.compute(key, scent[: layout.TAGGED_LEN], parsed), packet_tag):
-            return layout.VERDICT_BAD_TAG
-        if not self._is_fresh(pair, epoch):
-            return layout.VERDICT_REPLAYED_EPOCH
-        return pair
+        if len(candidates) > 1 and pair.key_ids == candidates[1].key_ids:
+            candidates = candidates[::-1]  # the keys of the newest epoch first: most packets need one tag
+        for fitting in candidates:
+            made = tag.compute(fitting.tag_keys[period], scent[: layout.TAGGED_LEN], parsed)
+            if hmac.compare_digest(made, packet_tag):
+                return (pair, fitting) if self._is_fresh(pair, epoch) else layout.VERDICT_REPLAYED_EPOCH
+        return layout.VERDICT_BAD_TAG
 
     @staticmethod
     def _is_bound(incoming: Incoming, flags: int, packet: bytes, parsed: ip.Parsed) -> bool:
@@ -275,7 +280,7 @@ class Verifier:
         oldest = pair.epoch if 0 < pair.epoch < highest else pair.previous_epoch
         return 0 < oldest <= epoch and 0 <= self._now - self._epochs[2 * slot + 1] <= self._table.grace
 
-    def _record(self, pair: IncomingPair, parsed: ip.Parsed, scent: bytes) -> None:
+    def _record(self, pair: IncomingPair, fitting: IncomingKeys, parsed: ip.Parsed, scent: bytes) -> None:
         """Record the source, the glance and the fragment of an accepted scent. A fragment is an event once an epoch."""
         _, _, masked, _, epoch, index_count, data, _ = layout.SCENT.unpack(scent)
         if len(pair.nodes) < MAX_NODES:
@@ -284,15 +289,14 @@ class Verifier:
             return
         if epoch > pair.epoch:
             pair.previous_epoch = max(pair.previous_epoch, pair.epoch)  # another worker may have raised the highest
-            pair.epoch, pair.fragment_bits = epoch, 0
+            pair.epoch, pair.fragment_bits, pair.key_ids = epoch, 0, fitting.key_ids
         index = index_count >> 4
-        if pair.fragment_bits >> index & 1:
+        if pair.fragment_bits >> index & 1 or fitting.key_ids != pair.key_ids:
             return
         pair.fragment_bits |= 1 << index
-        glance_key = pair.incoming.glance_keys[epoch // layout.PERIOD]
-        pair.glance = masked ^ tag.glance_mask(glance_key, epoch)
-        load, threat = tag.glance_levels(pair.glance)
-        self.events.append(Fragment(pair.incoming.pair, epoch, index, data, load, threat, parsed.source))
+        pair.glance = masked ^ tag.glance_mask(fitting.glance_keys[epoch // layout.PERIOD], epoch)
+        glance = tag.glance_levels(pair.glance)
+        self.events.append(Fragment(pair.incoming.pair, epoch, index, data, *glance, parsed.source, fitting.key_ids))
 
     def _keep_recent(self, packet: bytes, parsed: ip.Parsed, pair: IncomingPair) -> None:
         """Keep the bytes on which the verdict depends. Only authentic packets get here, so nobody else can fill it.

@@ -46,6 +46,7 @@ class Issuer:
         self._peers = peers
         self._slots = slots
         self._by_peer = {p.peer: p for p in peers}
+        self.key_ids = {p.peer: identity.public.key_id + p.public.key_id for p in peers}  # by which it signs and seals
 
     def issue(self, statement: Statement, epoch: int) -> list[Outgoing]:
         """An Outgoing for each peer in this epoch. An epoch must never be issued twice."""

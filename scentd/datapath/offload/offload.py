@@ -38,7 +38,7 @@ RUN_NS = 4_000_000  # a pair's packets share a fragment for so long: a receiver 
 LEASE_NS = 300_000_000_000  # how long the verifier goes on without a daemon; a restart is a matter of seconds
 NODES_MAX = 1 << 20
 TALLIES = 8  # outcomes of a pair that are counted, on average
-TagKeys = Callable[[int, int], bytes | None]  # (pair, epoch): its tag key as a sender, None if there is no such pair
+TagKeys = Callable[[int, int], list[bytes] | None]  # (pair, epoch): those it may have as a sender; None: no such pair
 
 
 class OffloadError(HostError):
@@ -109,10 +109,13 @@ class Offload:
             want = encode.stamp_entries(stamp, unstamped, forwarded, RUN_NS)
             accept = encode.verify_entries(verify, addresses, marks)
             needed = sizes(want, accept, len(stamp.pairs))
+            first = self._programs is None
             if self._programs is None or any(self._programs.capacity(name) < n for name, n in needed.items()):
                 self._renew(needed)
             self.tick()
-            self._write_stamp_maps(want, stamp, tag_keys)
+            if first:
+                self._drop_foreign(tag_keys)
+            self._write_stamp_maps(want, stamp)
             self._write_verify_maps(accept)
 
     def _renew(self, needed: Mapping[str, int]) -> None:
@@ -135,17 +138,21 @@ class Offload:
         if before is not None:
             before.close()
 
-    def _write_stamp_maps(self, want: StampEntries, table: StampTable, tag_keys: TagKeys) -> None:
+    def _drop_foreign(self, tag_keys: TagKeys) -> None:
+        """Drop the profiles in another daemon's maps that do not fit our keys."""
+        outgoing = self._map("stamp.outgoing")
+        found = {encode.PAIR.unpack(key)[0]: value for key, value in outgoing.items()}
+        outgoing.delete_many(encode.PAIR.pack(n) for n, value in found.items() if not is_ours(value, n, tag_keys))
+
+    def _write_stamp_maps(self, want: StampEntries, table: StampTable) -> None:
         outgoing = self._map("stamp.outgoing")
         self._pairs = {p.pair: p for p in table.pairs}
         current = {encode.PAIR.unpack(key)[0]: value for key, value in outgoing.items()}
-        ours = {pair: value for pair, value in current.items() if is_ours(value, pair, tag_keys)}
-        outgoing.delete_many(encode.PAIR.pack(pair) for pair in current.keys() - ours.keys())
         self._write_prefixes("stamp", want.prefixes, want.settings_for)
-        outgoing.delete_many(encode.PAIR.pack(pair) for pair in ours.keys() - self._pairs.keys())
-        for pair in ours.keys() & self._pairs.keys():
-            changed = encode.with_flags(ours[pair], self._pairs[pair])
-            if changed != ours[pair]:
+        outgoing.delete_many(encode.PAIR.pack(pair) for pair in current.keys() - self._pairs.keys())
+        for pair in current.keys() & self._pairs.keys():
+            changed = encode.with_flags(current[pair], self._pairs[pair])
+            if changed != current[pair]:
                 outgoing.update(encode.PAIR.pack(pair), changed)
 
     def _write_verify_maps(self, want: VerifyEntries) -> None:
@@ -247,7 +254,8 @@ class Offload:
             return
         state = decode.parse_receiving(value)
         if epoch > state.highest:
-            raised = maps.RECEIVING.pack(0, epoch, state.highest, since, 0, 0, 0, 0, state.accepted, b"", 0, b"", b"")
+            counted = state.accepted, b"", b"", 0, b"", b""
+            raised = maps.RECEIVING.pack(0, epoch, state.highest, since, 0, 0, 0, 0, *counted)
             receiving.update(key, raised, F_LOCK)
 
     def sent_bits(self, pair: int, epoch: int) -> int:
@@ -319,5 +327,4 @@ def is_ours(value: bytes, pair: int, tag_keys: TagKeys) -> bool:
     """Whether an entry of `stamp.outgoing` fits this configuration: another one may have used the pair's number."""
     fields = maps.OUTGOING.unpack(value)
     epoch = int.from_bytes(value[maps.OUTGOING_EPOCH_AT :][:4], "little")
-    expected = tag_keys(pair, epoch)
-    return expected is not None and encode.key_words(expected) == fields[:2]
+    return any(encode.key_words(key) == fields[:2] for key in tag_keys(pair, epoch) or ())

@@ -7,9 +7,12 @@ from scentd.core.allocate.assemble import Assembler
 from scentd.model import Fragment
 from scentd.wire import layout
 
+KEYS = b"themours"
 
-def fragment(index: int, epoch: int = 100, pair: int = 0) -> Fragment:
-    return Fragment(pair, epoch, index, bytes((pair, epoch & 255, index)).ljust(13, b"."), 0.0, 0.0, b"\n\0\0\1")
+
+def fragment(index: int, epoch: int = 100, pair: int = 0, key_ids: bytes = KEYS) -> Fragment:
+    data = bytes((pair, epoch & 255, index)).ljust(13, b".")
+    return Fragment(pair, epoch, index, data, 0.0, 0.0, b"\n\0\0\1", key_ids)
 
 
 def whole(epoch: int = 100, pair: int = 0) -> bytes:
@@ -49,6 +52,16 @@ def test_pairs_do_not_mix():
     assert assembler.add(fragment(9, pair=1)) == whole(pair=1)
 
 
+def test_keys_do_not_mix():
+    """An epoch is sealed once. What comes under other keys is of somebody else's epoch of the same number."""
+    assembler = Assembler()
+    for i in range(9):
+        assembler.add(fragment(i))
+    assert not any(assembler.add(fragment(i, key_ids=b"themnext")) for i in range(10))
+    assert assembler.add(fragment(9)) == whole()
+    assert [m for i in range(10) if (m := assembler.add(fragment(i, 101, key_ids=b"themnext")))] == [whole(101)]
+
+
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 2**32 - 1), st.integers(0, 3)), max_size=200))
 def test_state_is_bounded_by_the_pairs(steps):
     """Invariant 4: one set of at most ten fragments for each pair, whatever comes."""
@@ -56,7 +69,7 @@ def test_state_is_bounded_by_the_pairs(steps):
     for index, epoch, pair in steps:
         assembler.add(fragment(index, epoch, pair))
     assert len(assembler._parts) <= 4
-    assert all(len(parts) <= 10 for _, parts in assembler._parts.values())
+    assert all(len(parts) <= 10 for *_, parts in assembler._parts.values())
 
 
 def test_a_pair_that_left_is_forgotten():

@@ -27,10 +27,17 @@ def filled(struct, **members):
 
 
 def test_an_event():
-    members = {"kind": maps.EVENT_PROFILE, "pair": 3, "epoch": 1_700_000_000, "glance": 0xC3, "sealed": SEALED}
+    members = {
+        "kind": maps.EVENT_PROFILE,
+        "pair": 3,
+        "epoch": 1_700_000_000,
+        "glance": 0xC3,
+        "sealed": SEALED,
+        "key_ids": b"themours",
+    }
     found = decode.parse_event(filled("EVENT", **members, source=b"\x0a\1\0\7", family=4))
     levels = tag.glance_levels(0xC3)
-    assert found == (maps.EVENT_PROFILE, 3, 1_700_000_000, *levels, b"\x0a\1\0\7", SEALED)
+    assert found == (maps.EVENT_PROFILE, 3, 1_700_000_000, *levels, b"\x0a\1\0\7", b"themours", SEALED)
     assert (found.load, found.threat) == (0.8, 0.2)
     assert decode.parse_event(filled("EVENT", **members, source=IPV6, family=6)).source == IPV6
 
@@ -43,8 +50,8 @@ def test_what_is_no_event(size):
 
 def test_what_is_known_of_a_pair():
     value = filled("RECEIVING", lock=1, highest=90, before=80, since=91, seen=0x3FF, glance=0x0F, nodes=5, nodes_at=92,
-                   accepted=4, sealed=SEALED, family=6, source=IPV6)  # fmt: skip
-    assert decode.parse_receiving(value) == (90, 80, 91, 0x3FF, 0.0, 1.0, IPV6, SEALED, 4)
+                   accepted=4, key_ids=b"themours", sealed=SEALED, family=6, source=IPV6)  # fmt: skip
+    assert decode.parse_receiving(value) == (90, 80, 91, 0x3FF, 0.0, 1.0, IPV6, b"themours", SEALED, 4)
     assert decode.parse_receiving(bytes(maps.RECEIVING_SIZE)).source == b""
 
 

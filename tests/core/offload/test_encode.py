@@ -20,7 +20,7 @@ from scentd.core.offload.encode import (
 )
 from scentd.core.packet.stamp import IP_MAX
 from scentd.core.packet.verify import IncomingPair
-from scentd.core.tables import Incoming, StampPair, StampTable, Treatments, VerifyTable
+from scentd.core.tables import Incoming, IncomingKeys, StampPair, StampTable, Treatments, VerifyTable
 from scentd.errors import HostError
 from scentd.model import Outgoing
 from scentd.prefix import PrefixMap
@@ -61,9 +61,10 @@ def look_up(found, at, scope, address):
     return None
 
 
-def incoming(pair=0, key_id=b"ABCD", network=("10.2.0.0/24",), peer=("10.1.0.0/24",), **more):
-    keys = {n: bytes((n,)) * 16 for n in (7, 8, 9)}
-    return Incoming(pair, key_id, network, peer, pair, keys, {n: bytes(15) + k[:1] for n, k in keys.items()}, **more)
+def incoming(pair=0, key_id=b"ABCD", network=("10.2.0.0/24",), peer=("10.1.0.0/24",), own=(b"OURS",), **more):
+    tags = {n: bytes((n,)) * 16 for n in (7, 8, 9)}
+    keys = tuple(IncomingKeys(key_id + k, tags, {n: bytes(15) + t[:1] for n, t in tags.items()}) for k in own)
+    return Incoming(pair, network, peer, pair, keys, **more)
 
 
 # -- stamping ------------------------------------------------------------
@@ -181,7 +182,7 @@ def test_every_scent_is_of_the_pair_that_the_verifier_would_choose(drawn):
         for destination in ADDRESSES[4 if len(source) == 4 else 6]:
             parsed = ip.Parsed(source=source, destination=destination)
             for key_id in (b"ABCD", b"EFGH"):
-                first = (r.incoming.pair for r in known if r.incoming.key_id == key_id and r.serves(parsed))
+                first = (r.incoming.pair for r in known if key_id in r.incoming.by_sender() and r.serves(parsed))
                 assert identified(found, key_id, source, destination) == next(first, None)
 
 
@@ -215,7 +216,18 @@ def test_identities():
     }, "a peer is one, whichever network it speaks to; a network's number is that of its first pair, and one"
     words = [word for n in (7, 8, 9) for word in (int.from_bytes(bytes((n,)) * 8, "little"),) * 2]
     glances = [word for n in (7, 8, 9) for word in (0, n << 56)]
-    assert list(decoded[b"ABCD", 7, 0][4:]) == words + glances
+    assert list(decoded[b"ABCD", 7, 0][5:]) == words + glances
+
+
+def test_identities_of_a_network_with_two_keys():
+    """The second key's entry is as many candidates behind as there are candidates."""
+    found = verify_entries(VerifyTable((incoming(6), incoming(7, own=(b"OURS", b"NEXT")))), (), MARKS)
+    decoded = {maps.IDENTITY.unpack(k): maps.INCOMING.unpack(v) for k, v in found.identities.items()}
+    assert {key[2]: (v[0], v[2], v[4]) for key, v in decoded.items() if key[1]} == {
+        0: (6, 0, b"ABCDOURS"),
+        1: (7, maps.PAIR_TWO_KEYS, b"ABCDOURS"),
+        1 + maps.CANDIDATES: (7, maps.PAIR_TWO_KEYS, b"ABCDNEXT"),
+    }
 
 
 def test_what_networks_share_has_a_number_of_its_own():

@@ -17,7 +17,7 @@ TO_WORKER = [
 FROM_WORKER = [
     link.Ready(),
     link.StartFailure("no queue"),
-    link.Fragments((Fragment(1, 2, 3, b"x" * 13, 0.5, 1.0, b"\n\0\0\1"),)),
+    link.Fragments((Fragment(1, 2, 3, b"x" * 13, 0.5, 1.0, b"\n\0\0\1", b"themours"),)),
     link.WorkerReport({"stamped": 7}, ((0, "stale:drop", 2),), {0: 1_700_000_000}, ((0, 5, 1023),), {0: [b"\n\0\0\1"]}),
 ]
 
