@@ -65,10 +65,10 @@ def peer_lines(peer: PeerStatus, changing: bool) -> list[str]:
     """`changing`: one of the two ends has a second key."""
     following = f", next {peer.next_key_id}" if peer.next_key_id else ""
     lines = [f"peer {peer.name}  key {peer.key_id}{following}"]
-    lines += [f"  its key {key_id} is revoked: nothing is accepted by it" for key_id in peer.revoked]
     profile = peer.profile
     if peer.revoked and not peer.verified:
-        return lines
+        return [*lines, "  its key is revoked: nothing of it is accepted"]
+    lines += [f"  its key {key_id} is revoked: nothing is accepted by it" for key_id in peer.revoked]
     if not peer.verified:
         return [*lines, "  not verified here: verify = false, or the network's key is not on this host"]
     if profile is None:
