@@ -158,7 +158,7 @@ class Served(Node):
         data = super().settings()
         for section in ("daemon", "datapath"):
             data.pop(section)
-        data["network"][0]["key_file"] = "/etc/scentd/host.key"
+        data["network"][0]["key_file"] = self.network.get("key_file", "/etc/scentd/host.key")
         return data | self.sections
 
     def write(self) -> None:
