@@ -22,7 +22,7 @@ enum scent_maps_constants {
 	SCENT_MAPS_VERSION = 5,
 	SCENT_LENGTHS_MAX = 15,		/* different prefix lengths of one scope and family */
 	SCENT_CANDIDATES = 4,		/* peers with the same key id that are told apart by address; a power of two */
-	SCENT_PERIODS = 3,		/* keys of the period before, this one and the next */
+	SCENT_PERIODS = 3,		/* keys of the period before, this one and the next; all bits below its highest are set */
 	SCENT_NODES = 4096,		/* source addresses of a pair that are recorded in a second */
 	SCENT_NO_PAIR = 0xffffffff,	/* a route to a peer whose network signs nothing; a sender who is nobody */
 	SCENT_CACHE_BITS = 8,
@@ -219,9 +219,10 @@ struct scent_incoming {
 	__u32 peer;
 	__u32 flags;			/* scent_pair_flags */
 	__u32 period;			/* of the second of the three keys */
-	__u8 key_ids[8];		/* of the peer's key and of ours */
 	__u64 tag_keys[2 * SCENT_PERIODS];	/* two words each */
 	__u64 glance_keys[2 * SCENT_PERIODS];
+	__u8 key_ids[8];		/* of the peer's key and of ours */
+	__u64 padding;
 };
 
 /* By pair; made by the daemon, changed by the program under its lock. */

@@ -113,6 +113,7 @@ static __always_inline void compose(struct scent_stamped *c, struct scent_outgoi
 	__u32 flags = out->flags & SCENT_PAIR_SENDER ? SCENT_FLAG_SENDER : p->has_ports ? SCENT_FLAG_PORTS : 0;
 	__u32 steady = out->sent >= SCENT_FRAGMENTS, index = next_fragment(out, now, run);
 	const struct scent_piece *piece;
+	struct tagged tagged = {};
 
 	if (index >= SCENT_FRAGMENTS)
 		index = 0;		/* cannot happen, but the kernel's verifier wants the bound */
@@ -121,7 +122,10 @@ static __always_inline void compose(struct scent_stamped *c, struct scent_outgoi
 	c->scent[1] = piece->words[0];
 	c->scent[2] = piece->words[1];
 	c->tail = piece->tail;
-	c->tag = tag_of(out->tag_key, c->scent, piece->tail, p, flags);
+	cover(&tagged, c->scent, piece->tail, p, flags);
+	tagged.key[0] = out->tag_key[0];
+	tagged.key[1] = out->tag_key[1];
+	c->tag = tag_of(&tagged);
 	set_flow(&c->flow, p);
 	c->now = steady ? now : 0;
 }

@@ -59,30 +59,53 @@ static __always_inline __u64 siphash_end(struct siphash *s, __u64 last)
 	return s->a ^ s->b ^ s->c ^ s->d;
 }
 
-/* The tag, on this packet, of a scent whose first 26 bytes are three words and the two bytes `tail`. */
-static __always_inline __u64 tag_of(const __u64 *key, const __u64 *scent, __u16 tail, const struct packet *p,
-				    __u32 flags)
+/* A key, and what a tag covers, as the words that SipHash takes. */
+struct tagged {
+	__u64 key[2];
+	__u64 words[8];
+	__u64 last;
+	__u32 count;			/* 4, 5 or 8 */
+};
+
+/* All but the key: of this packet, with a scent whose first 26 bytes are three words and the two bytes `tail`. */
+static __always_inline void cover(struct tagged *t, const __u64 *scent, __u16 tail, const struct packet *p, __u32 flags)
+{
+	t->words[0] = scent[0];
+	t->words[1] = scent[1];
+	t->words[2] = scent[2];
+	t->words[3] = tail;
+	t->count = 4;
+	if (!(flags & SCENT_FLAG_SENDER)) {
+		t->words[3] |= (__u64)p->protocol << 16 | (__u64)(flags & SCENT_FLAG_PORTS ? p->ports : 0) << 32;
+		t->count = p->family == 4 ? 5 : 8;
+	}
+	t->words[4] = p->family == 4 ? (__u32)p->source.words[0] | p->destination.words[0] << 32 : p->source.words[0];
+	t->words[5] = p->source.words[1];
+	t->words[6] = p->destination.words[0];
+	t->words[7] = p->destination.words[1];
+	t->last = (__u64)t->count << 59;	/* the length in bytes, in the highest byte */
+}
+
+/* The tag. A global function: the kernel's verifier looks at it once, and not anew for each way that leads here. */
+__noinline __u64 tag_of(const struct tagged *t)
 {
 	struct siphash s;
 
-	siphash_begin(&s, key);
-	siphash_word(&s, scent[0]);
-	siphash_word(&s, scent[1]);
-	siphash_word(&s, scent[2]);
-	if (flags & SCENT_FLAG_SENDER) {
-		siphash_word(&s, tail);
-		return siphash_end(&s, 32ULL << 56);
+	if (!t)
+		return 0;		/* no caller does that */
+	siphash_begin(&s, t->key);
+	siphash_word(&s, t->words[0]);
+	siphash_word(&s, t->words[1]);
+	siphash_word(&s, t->words[2]);
+	siphash_word(&s, t->words[3]);
+	if (t->count > 4)
+		siphash_word(&s, t->words[4]);
+	if (t->count > 5) {
+		siphash_word(&s, t->words[5]);
+		siphash_word(&s, t->words[6]);
+		siphash_word(&s, t->words[7]);
 	}
-	siphash_word(&s, tail | (__u64)p->protocol << 16 | (__u64)(flags & SCENT_FLAG_PORTS ? p->ports : 0) << 32);
-	if (p->family == 4) {
-		siphash_word(&s, (__u32)p->source.words[0] | p->destination.words[0] << 32);
-		return siphash_end(&s, 40ULL << 56);
-	}
-	siphash_word(&s, p->source.words[0]);
-	siphash_word(&s, p->source.words[1]);
-	siphash_word(&s, p->destination.words[0]);
-	siphash_word(&s, p->destination.words[1]);
-	return siphash_end(&s, 64ULL << 56);
+	return siphash_end(&s, t->last);
 }
 
 /* The glance's mask of an epoch (section 4.3); `epoch` as on the wire. */

@@ -110,6 +110,16 @@ static __always_inline int binding_holds(struct __sk_buff *skb, __u32 at, const 
 }
 
 /*
+ * The key of a period, by its index. check() has looked at its bound. Linux 6.1 forgets that, and sees a mask; struct
+ * scent_incoming has room behind for the index that the mask lets through.
+ */
+static __always_inline const __u64 *key_at(const __u64 *keys, __u64 period)
+{
+	asm volatile("" : "+r"(period));
+	return keys + 2 * (period & SCENT_PERIODS);
+}
+
+/*
  * The entry whose tag key fits, or NULL. If our network has two keys, the packet may be made for either: the one for
  * which the pair's newest epoch was made comes first, so that most packets need one tag, and none more than two.
  */
@@ -118,6 +128,7 @@ static __always_inline struct scent_incoming *find_key(const struct route *route
 						       const struct scent_words *w, __u32 period, __u32 flags)
 {
 	struct scent_incoming *other = NULL, *first = in;
+	struct tagged tagged = {};
 
 	if (in->flags & SCENT_PAIR_TWO_KEYS) {
 		struct scent_identity id = {.network = route->network, .candidate = route->candidate + SCENT_CANDIDATES};
@@ -129,9 +140,14 @@ static __always_inline struct scent_incoming *find_key(const struct route *route
 			other = in;
 		}
 	}
+	cover(&tagged, w->scent, w->tail, p, flags);
 #pragma clang loop unroll(disable)
 	for (int i = 0; i < 2 && first; i++) {
-		if (tag_of(first->tag_keys + 2 * period, w->scent, w->tail, p, flags) == w->tag)
+		const __u64 *key = key_at(first->tag_keys, period);
+
+		tagged.key[0] = key[0];
+		tagged.key[1] = key[1];
+		if (tag_of(&tagged) == w->tag)
 			return first;
 		first = other;
 		other = NULL;
@@ -173,7 +189,7 @@ static __always_inline int check(struct __sk_buff *skb, __u32 at, struct route *
 	in = find_key(route, in, state, p, w, period, flags);
 	if (!in)
 		return SCENT_VERDICT_BAD_TAG;
-	verdict = accept(s, state, in, in->glance_keys + 2 * period, p, w, now);
+	verdict = accept(s, state, in, key_at(in->glance_keys, period), p, w, now);
 	if (verdict != SCENT_VERDICT_ACCEPTED)
 		return verdict;
 	route->state = state;

@@ -176,16 +176,17 @@ IDENTITY_NETWORK_AT = 4
 IDENTITY_CANDIDATE_AT = 8
 IDENTITY_SIZE = 12
 
-# scent_incoming: pair, peer, flags, period, key_ids, tag_keys, glance_keys
-INCOMING = Struct("=IIII8s6Q6Q")
+# scent_incoming: pair, peer, flags, period, tag_keys, glance_keys, key_ids, padding
+INCOMING = Struct("=IIII6Q6Q8sQ")
 INCOMING_PAIR_AT = 0
 INCOMING_PEER_AT = 4
 INCOMING_FLAGS_AT = 8
 INCOMING_PERIOD_AT = 12
-INCOMING_KEY_IDS_AT = 16
-INCOMING_TAG_KEYS_AT = 24
-INCOMING_GLANCE_KEYS_AT = 72
-INCOMING_SIZE = 120
+INCOMING_TAG_KEYS_AT = 16
+INCOMING_GLANCE_KEYS_AT = 64
+INCOMING_KEY_IDS_AT = 112
+INCOMING_PADDING_AT = 120
+INCOMING_SIZE = 128
 
 # scent_receiving: lock, highest, before, since, seen, glance, nodes, nodes_at, accepted, key_ids, sealed, family, padding2, source
 RECEIVING = Struct("=IIIIIIIIQ8s130sB5s16s")

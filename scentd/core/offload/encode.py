@@ -269,9 +269,10 @@ def incoming_value(incoming: Incoming, keys: IncomingKeys, peer: int, own_keys: 
         peer,
         maps.PAIR_SENDER * incoming.sender_bound | maps.PAIR_TWO_KEYS * (own_keys > 1),
         periods[maps.PERIODS // 2],
-        keys.key_ids,
         *chain.from_iterable(key_words(keys.tag_keys[p]) for p in periods),
         *chain.from_iterable(key_words(keys.glance_keys[p]) for p in periods),
+        keys.key_ids,
+        0,
     )
 
 
