@@ -108,7 +108,7 @@ class Crowd:
         words = encode.key_words(KEY) * maps.PERIODS
         period = self.now // layout.PERIOD
         table["verify.identities"].update_many(
-            (maps.IDENTITY.pack(key_id(n), NETWORK, 0), maps.INCOMING.pack(n, n, 0, period, *words, *words))
+            (maps.IDENTITY.pack(key_id(n), NETWORK, 0), maps.INCOMING.pack(n, n, 0, period, *words, *words, b"", 0))
             for n in numbers
         )
         self.reset(numbers, self.first, ALL_SEEN)  # packets of that epoch say nothing new
@@ -131,7 +131,7 @@ class Crowd:
 
     def reset(self, peers: Iterable[int], epoch: int, seen: int) -> None:
         """This is all that is known of these peers."""
-        value = maps.RECEIVING.pack(0, epoch, 0, self.first, seen, 0, 0, 0, 0, b"", 4, b"", b"")
+        value = maps.RECEIVING.pack(0, epoch, 0, self.first, seen, 0, 0, 0, 0, b"", b"", 4, b"", b"")
         self.programs.maps["verify.receiving"].update_many((PAIR.pack(n), value) for n in peers)
 
     # -- packets and runs --------------------------------------------------
