@@ -1,4 +1,7 @@
-"""The step of the package's build that makes the BPF objects; setup.cfg names it under `cmdclass`."""
+"""The step of the package's build that makes the BPF objects and takes the operator's files in.
+
+setup.cfg names it under `cmdclass`.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,14 @@ from pathlib import Path
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).resolve().parent
+FILES = HERE.parent / "systemd"
 
 
 class BuildPy(build_py):
-    """build_py with scentd/datapath/offload/*.bpf.o brought up to date first. Raises SystemExit.
+    """build_py with scentd/datapath/offload/*.bpf.o brought up to date first, and systemd/ as scentd/files behind.
 
-    Not an exception of setuptools: of those an editable installation makes warnings, and goes on without the objects.
+    Raises SystemExit, not an exception of setuptools: of those an editable installation makes warnings, and goes on
+    without the objects.
     """
 
     def run(self) -> None:
@@ -24,3 +29,8 @@ class BuildPy(build_py):
         if made.returncode:
             raise SystemExit("error: the BPF objects were not made; the line of make above says why")
         super().run()
+        if not self.editable_mode:
+            for path in sorted(FILES.iterdir()):
+                target = str(Path(self.build_lib) / "scentd" / "files" / path.name)
+                self.mkpath(str(Path(target).parent))
+                self.copy_file(str(path), target)

@@ -115,6 +115,11 @@ def parser() -> argparse.ArgumentParser:
     command("keygen", keygen, "print a new secret key; keep it in a file of mode 0600")
     command("pubkey", pubkey, "read a secret key on standard input, print its public key")
     command("check-config", check_config, "check the configuration and its key files, report every mistake")
+    changed = command("config", change_config, "give old names in the configuration their names of today")
+    changed.add_argument("action", choices=("migrate",))
+    changed.add_argument("--dry-run", action="store_true", help="say what would be renamed, and write nothing")
+    files = command("files", show_files, "say where units, the example, alert rules and the operations text are")
+    files.add_argument("name", nargs="*", metavar="NAME", help="print the paths of these alone")
     rules = command("rules", redirect_rules, "show, apply or remove the sets, routes and iptables rules")
     rules.add_argument("action", choices=("show", "apply", "remove"))
     cleanup = command("cleanup", clean_up, "remove all that a daemon may have left on this host")
@@ -207,20 +212,12 @@ def metrics(arguments: argparse.Namespace) -> int:
 
 def export(arguments: argparse.Namespace) -> int:
     from scentd.control import client
-    from scentd.control.status import Status
     from scentd.show import prometheus
 
     host, _, port = arguments.listen.rpartition(":")
     if not host or not port.isdigit():
         raise HostError(f"--listen {arguments.listen}: write HOST:PORT, e.g. 127.0.0.1:9736")
-    path = control_socket(arguments)
-
-    def asked() -> Status | None:
-        try:
-            return client.status(path, METRICS_LIMIT)
-        except ScentdError:
-            return None
-
+    asked = functools.partial(client.status_if_any, control_socket(arguments), METRICS_LIMIT)
     prometheus.serve(asked, host.strip("[]"), int(port))
     threading.Event().wait()  # until it is interrupted
     return OK
@@ -248,9 +245,21 @@ def pubkey(_: argparse.Namespace) -> int:
 
 
 def check_config(arguments: argparse.Namespace) -> int:
-    from scentd import check_config
+    from scentd import config_file
 
-    return check_config.show(load_config(arguments.config), arguments.config, arguments.json)
+    return config_file.check(load_config(arguments.config), arguments.config, arguments.json)
+
+
+def change_config(arguments: argparse.Namespace) -> int:
+    from scentd import config_file
+
+    return config_file.rename(arguments.config, arguments.dry_run, arguments.json)
+
+
+def show_files(arguments: argparse.Namespace) -> int:
+    from scentd import files
+
+    return files.show(arguments.name, arguments.json)
 
 
 def redirect_rules(arguments: argparse.Namespace) -> int:

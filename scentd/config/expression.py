@@ -16,19 +16,27 @@ from scentd.wire import layout
 LENGTH_MAX = 1000  # characters; the CEL parser overflows its stack on chains of some 20,000 operators
 NUMBERS = ("overall", "load", "age", "interval", "epoch")  # besides the metrics
 HAS_FUNCTION = "Has"  # the name of has("...") in the compiled program
-RENAMINGS = {"network": "; it is called peer now"}
+RENAMINGS = {"network": "peer"}  # old names of variables -> new ones
 FUNCTIONS = ("has", "size", "int", "double", "string", "contains", "startsWith", "endsWith", "matches", "type")
 
 # In CEL has() is a macro that takes only a field; ours takes text. HAS_FUNCTION is as long as "has", so the columns in
 # error messages stay right. The pattern matches literals and comments first, so that they stay as they are.
-HAS = re.compile(
-    r"""(?P<keep>//[^\n]*
+KEEP = r"""(?P<keep>//[^\n]*
       | [bB]?[rR][bB]?(?:\"\"\".*?\"\"\"|'''.*?'''|"[^"\n]*"|'[^'\n]*')
       | \"\"\"(?:\\.|.)*?\"\"\" | '''(?:\\.|.)*?'''
-      | "(?:\\.|[^"\\\n])*" | '(?:\\.|[^'\\\n])*')
-      | (?<![\w.])has(?=\s*\(\s*[rR]?["'])""",
-    re.VERBOSE | re.DOTALL,
-)
+      | "(?:\\.|[^"\\\n])*" | '(?:\\.|[^'\\\n])*')"""
+HAS = re.compile(rf"""{KEEP} | (?<![\w.])has(?=\s*\(\s*[rR]?["'])""", re.VERBOSE | re.DOTALL)
+# A variable's old name. One behind a dot is a field, and one before a bracket a function.
+OLD = re.compile(rf"{KEEP} | (?<![\w.])(?P<old>{'|'.join(RENAMINGS)})(?!\w|\s*\()", re.VERBOSE | re.DOTALL)
+
+
+def renaming(variable: str) -> str:
+    return f"; it is called {RENAMINGS[variable]} now" if variable in RENAMINGS else ""
+
+
+def renamed(when: str) -> str:
+    """An expression with today's names of variables. Literals and comments stay."""
+    return OLD.sub(lambda m: m["keep"] or RENAMINGS[m["old"]], when)
 
 
 def compile(when: str) -> Any:
@@ -86,7 +94,7 @@ def check_when(when: str, known: Sequence[str]) -> list[str]:
     calls = sorted(f for f in used["functions"] if not f.startswith(operators) and f not in allowed)
     names = sorted(v for v in used["variables"] if v not in known and v not in FUNCTIONS)
     problems = [f"no such function: {f}{suggestion(f, FUNCTIONS)}" for f in calls]
-    problems += [f"unknown variable: {v}{RENAMINGS.get(v) or suggestion(v, known)}" for v in names]
+    problems += [f"unknown variable: {v}{renaming(v) or suggestion(v, known)}" for v in names]
     return problems or trial(program, known)
 
 

@@ -28,6 +28,14 @@ def status(path: str, limit: int | None = None) -> Status:
     return msgspec.convert(ask(path, {"command": "status", "limit": limit}), Status)
 
 
+def status_if_any(path: str, limit: int | None = None) -> Status | None:
+    """The same; None if no daemon answers."""
+    try:
+        return status(path, limit)
+    except ScentdError:
+        return None
+
+
 def explain(path: str, peer: str, limit: int) -> Explanation:
     """How a peer's policies stand. Raises ScentdError."""
     return msgspec.convert(ask(path, {"command": "explain", "peer": peer, "limit": limit}), Explanation)

@@ -105,7 +105,8 @@ class Server:
             except OSError:
                 self._path.unlink()
                 return
-        raise HostError(f"daemon.control_socket {self._path}: another scentd is running; stop it first")
+            running = f"another scentd is running, process {peer_of(probe)[0]}"
+        raise HostError(f"daemon.control_socket {self._path}: {running}; stop it first")
 
     def restrict(self, group: str) -> None:
         """Let this group's members ask, too; "" for nobody. Raises HostError, and then nothing has changed."""
@@ -180,7 +181,11 @@ class Server:
 
 
 def peer_user(writer: asyncio.StreamWriter) -> int:
-    """The user id of the other end (SO_PEERCRED, unix(7))."""
-    end = writer.get_extra_info("socket")
-    _, user, _ = struct.unpack("3i", end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return int(user)
+    """The user id of the other end."""
+    return peer_of(writer.get_extra_info("socket"))[1]
+
+
+def peer_of(end: socket.socket) -> tuple[int, int]:
+    """(process id, user id) of the other end of a unix socket (SO_PEERCRED, unix(7))."""
+    process, user, _ = struct.unpack("3i", end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return process, user

@@ -128,7 +128,9 @@ def check_config(path: str | None) -> tuple[Check, Config | None]:
         return Check("configuration", "warning", f"{path}: permission denied", "run doctor as root"), None
     except OSError:
         if not named:
-            return Check("configuration", "warning", f"no {path} yet", "start from scentd.example.toml"), None
+            return Check(
+                "configuration", "warning", f"no {path} yet", "start from $(scentd files scentd.example.toml)"
+            ), None
     try:
         return Check("configuration", "yes", path), load_config(path)
     except ConfigError as error:
@@ -181,7 +183,7 @@ def check_lockout(config: Config) -> Check:
     locked = [f"{use} {address}" for use, address in examine.needed_addresses() if is_closed(orders, address)]
     if locked:
         found = f"without a daemon this host cannot hear {', '.join(locked)}"
-        return Check(name, "warning", found, "add [guard] exception entries for them, see systemd/README.md")
+        return Check(name, "warning", found, "add [guard] exception entries for them: $(scentd files README.md)")
     return Check(name, "yes", "what strict peers send without a scent; none of what this host needs")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from scentd.datapath.offload.libbpf import Object
+from scentd.files import WHAT
 
 ROOT = Path(__file__).resolve().parents[2]
 OBJECTS = {"stamp.bpf.o", "verify.bpf.o"}
@@ -20,7 +22,7 @@ NO_CLANG = {**os.environ, "CLANG": "no-such-clang"}
 def copy(place: Path) -> Path:
     """What the package is built from, without what has been built."""
     ignore = shutil.ignore_patterns("__pycache__", "*.o")
-    for name in ("bpf", "scentd"):
+    for name in ("bpf", "scentd", "systemd"):
         shutil.copytree(ROOT / name, place / name, ignore=ignore)
     for name in ("LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.cfg"):
         shutil.copy(ROOT / name, place)
@@ -125,6 +127,9 @@ def test_the_build_makes_and_ships_the_objects(checkout):
     assert done.returncode == 0, done.stderr
     assert objects(checkout / "out" / "scentd" / "datapath") == OBJECTS
     assert not (checkout / "out" / "bpf").exists()
+    files = checkout / "out" / "scentd" / "files"
+    assert {path.name for path in files.iterdir()} == set(WHAT)
+    assert (files / "README.md").read_bytes() == (ROOT / "systemd" / "README.md").read_bytes()
 
 
 def test_the_build_without_clang_fails_and_says_why(checkout):
@@ -158,3 +163,22 @@ def test_the_source_distribution_has_all_that_the_build_needs(checkout, tmp_path
     done = setuptools(source, "build_py", "--build-lib", "out")
     assert done.returncode == 0, done.stderr
     assert objects(source / "out") == OBJECTS
+    assert (source / "out" / "scentd" / "files" / "scentd.service").is_file()
+
+
+def test_a_wheel_says_where_its_files_are(checkout, tmp_path_factory):
+    """Without a checkout beside it."""
+    done = setuptools(checkout, "bdist_wheel")
+    assert done.returncode == 0, done.stderr
+    (wheel,) = (checkout / "dist").iterdir()
+    installed = tmp_path_factory.mktemp("installed")
+    shutil.unpack_archive(wheel, installed, "zip")
+    run = [sys.executable, "-m", "scentd", "files"]
+    where = {"cwd": installed, "env": {**os.environ, "PYTHONPATH": str(installed)}}
+    done = subprocess.run([*run, "--json"], capture_output=True, text=True, timeout=60, check=True, **where)
+    found = json.loads(done.stdout)["files"]
+    assert found == {name: str(installed / "scentd" / "files" / name) for name in WHAT}
+    assert all(Path(path).read_bytes() == (ROOT / "systemd" / name).read_bytes() for name, path in found.items())
+    done = subprocess.run([*run, "nothing"], capture_output=True, text=True, timeout=60, check=False, **where)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "nothing: no such file; known: scentd.service" in done.stderr

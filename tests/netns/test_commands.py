@@ -151,7 +151,7 @@ def test_a_second_daemon_touches_nothing(nodes):
     kept = sorted(path.name for path in a.directory.rglob("*"))
     done = a.cli("run")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "another scentd is running; stop it first" in done.stderr
+    assert f"another scentd is running, process {a.process.pid}; stop it first" in done.stderr
     assert "stopped" not in done.stderr
     assert a.host.out("iptables", "-S", "-t", "mangle") == rules
     assert sorted(path.name for path in a.directory.rglob("*")) == kept

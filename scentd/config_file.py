@@ -1,0 +1,82 @@
+"""What the command line does with a configuration's file: `scentd check-config`, `scentd config migrate`."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from scentd import act
+from scentd.config import migrate
+from scentd.config.sections import Config
+from scentd.datapath.beacon import peers_without_endpoint
+from scentd.errors import ConfigError, HostError
+from scentd.model import SCHEMA
+from scentd.state import identities
+
+
+def check(config: Config, path: str, as_json: bool) -> int:
+    """Print the networks' public keys, and notes on what the daemon will not do; the exit status.
+
+    Raises ConfigError for wrong keys.
+    """
+    loaded = identities.load(config)
+    silent = (f"peer {p.name}: no beacons, as it has no single address" for p in peers_without_endpoint(config))
+    notes = [*(f"{note}; set endpoint" for note in silent), *act.notes(config)]
+    if as_json:
+        now = {name: str(own[0].public) for name, own in loaded.items()}
+        following = {name: str(own[1].public) for name, own in loaded.items() if own[1:]}
+        said = {"schema": SCHEMA, "ok": True, "public_keys": now, "next_public_keys": following, "notes": notes}
+        print(json.dumps(said))
+        return 0
+    for name, own in loaded.items():
+        for which, identity in zip(("", "next "), own, strict=False):
+            public = identity.public
+            print(f"network {name}: {which}key id {public.key_id.hex()}, {which}public key {public}")
+    print("\n".join([*notes, f"{path}: ok"]))
+    return 0
+
+
+def rename(path: str, dry: bool, as_json: bool) -> int:
+    """Give old names in the file today's; the file of before stays beside it. The exit status.
+
+    Raises ConfigError for what cannot be rewritten, HostError for what cannot be written; then nothing has changed.
+    """
+    file = Path(path)
+    try:
+        before = file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{error}; name the file with --config"]) from None
+    made, renamed = migrate.migrate(before)
+    kept = file.with_name(f"{file.name}.old") if renamed and not dry else None
+    if kept is not None:
+        replace(file, made, kept)
+    if as_json:
+        said = {"schema": SCHEMA, "renamed": renamed, "kept": None if kept is None else str(kept)}
+        print(json.dumps(said))
+    elif not renamed:
+        print(f"{path}: has no old names")
+    else:
+        print("\n".join(renamed))
+        print(f"{path}: nothing is written (--dry-run)" if kept is None else f"{path}: rewritten; {kept} is as it was")
+    return 0
+
+
+def replace(file: Path, text: str, kept: Path) -> None:
+    """Put the text in the file's place, and the file under the name `kept`. A crash leaves the one or the other."""
+    new = file.with_name(f"{file.name}.new")
+    try:
+        status = file.stat()
+        with open(new, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as out:
+            os.fchown(out.fileno(), status.st_uid, status.st_gid)
+            os.fchmod(out.fileno(), status.st_mode & 0o7777)
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        os.link(file, kept)
+        os.replace(new, file)
+    except FileExistsError:
+        new.unlink()
+        raise HostError(f"{kept}: is there already; move it away. Nothing has changed") from None
+    except OSError as error:
+        raise HostError(f"{error.filename or new}: {error.strerror}; nothing has changed") from None
