@@ -5,15 +5,17 @@ a (a tenant, strict) ---- 10.1.0.0/24, fd00:1::/64 ---- b (the service, strict)
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
 from flows import Flows
-from hosts import acquainted, answered, peer_of, start, until
-from machine import Served, two_machines
-from tree import UNITS
+from hosts import ROOT, acquainted, answered, peer_of, start, until
+from machine import START, Served, two_machines
+from tree import CHECKOUT, NOT_SOURCE, OFFLINE, UNITS
 
+from scentd import __version__
 from scentd.roles.refusal_log import REJECTED
 from scentd.state import key_files
 from scentd.wire import keys
@@ -23,6 +25,7 @@ pytestmark = [pytest.mark.netns, pytest.mark.alone]
 STRICT = {"absent": "reject", "rejected": "drop"}
 LENIENT = {"absent": "pass", "rejected": "pass"}
 MOVED = "10.1.0.77"
+NEWER = f"{__version__}.post1"
 PROCEDURES = (UNITS / "README.md").read_text().split("\n## Procedures\n")[1].split("\n## ")[0]
 
 
@@ -184,6 +187,65 @@ def test_rotate_a_key(both):
     a.network["key_file"] = "/etc/scentd/host.key"
     apply(a)
     assert take_key(a) == said.strip()
+    both_ways(a, b)
+
+
+def test_rotate_a_credential(both):
+    """By restarts, which lose nothing either."""
+    a, b = both
+    for node in both:
+        node.network["interval"] = "10s"
+        apply(node)
+    old = str(a.identity.public)
+    _, said = perform(a, blocks("Rotate a key")[0])
+    new = keys.parse_public(said.strip()).key_id.hex()
+    drop_in = a.machine.root / "etc/systemd/system/scentd.service.d"
+    drop_in.mkdir()
+    loads = (f"LoadCredential={name}:/etc/scentd/{name}.key\n" for name in ("host", "next"))
+    (drop_in / "keys.conf").write_text(f"[Service]\n{''.join(loads)}")
+
+    def restart(first: str, second: str) -> None:
+        a.network |= {"key_file": f"credential:{first}", "next_key_file": f"credential:{second}"}
+        a.write()
+        perform(a, ["systemctl daemon-reload", "systemctl restart scentd"])
+        until(a.started, "a starts", START)
+
+    with Flows(a, b), Flows(b, a):
+        restart("host", "next")
+        b.peers[0]["next_public_key"] = said.strip()
+        apply(b)
+        until(lambda: f"made for our key {new}" in a.machine.out("scentd", "status"), "b's packets are for the new key")
+        restart("next", "host")
+        until(lambda: f"signed by its key {new}" in b.machine.out("scentd", "status"), "the new key signs")
+    shutil.rmtree(drop_in)
+    perform(a, ["systemctl daemon-reload"])
+    a.network["key_file"] = "/etc/scentd/host.key"
+    del a.network["next_key_file"], b.peers[0]["next_public_key"]
+    a.write()
+    perform(a, ["systemctl restart scentd"])
+    apply(b)
+    assert b.peers[0]["public_key"] == old
+    both_ways(a, b)
+
+
+def test_upgrade(both):
+    """Host by host, and nothing is lost. The new version is this one under another number."""
+    a, b = both
+    for node in both:
+        node.network["interval"] = "10s"  # a profile may be sent for three: a start on a busy machine takes seconds
+        apply(node)
+    offline = "".join(f"export {name}={value}; " for name, value in OFFLINE.items())
+    with Flows(a, b), Flows(b, a):
+        for node in both:
+            checkout = node.machine.root / CHECKOUT[1:]
+            shutil.copytree(ROOT, checkout, ignore=shutil.ignore_patterns(*NOT_SOURCE))
+            version = checkout / "scentd/__init__.py"
+            version.write_text(version.read_text().replace(__version__, NEWER))
+            for command in blocks("Upgrade")[0]:
+                said = f"cd {CHECKOUT}; {offline if '/pip ' in command else ''}{command}"
+                node.machine.run("sh", "-ec", said, timeout=200)
+            until(lambda n=node: n.started() and n.status()["version"] == NEWER, "the new version runs", START)
+            until(lambda n=node: n.status()["guard"]["connected"], "it has a guard")
     both_ways(a, b)
 
 
