@@ -8,6 +8,7 @@ from textwrap import dedent
 import pytest
 
 from scentd import cli, model
+from scentd.config import expression
 from scentd.kinds import load_config
 from scentd.system import debian
 from scentd.wire import keys
@@ -71,6 +72,14 @@ def test_every_command_in_the_table_exists():
         with pytest.raises(SystemExit) as ended:
             cli.main([name, "--help"])
         assert ended.value.code == 0
+
+
+def test_the_table_has_every_variable_of_policies():
+    """And no other; metrics are one row, but for the threat."""
+    rows = [line for line in section(OPERATIONS, "Policies").splitlines() if line.startswith("| `")]
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert named == {*expression.NUMBERS, "threat", "peer"}
+    assert expression.check([" && ".join(f"{n} > 0.0" for n in named - {"peer"})], set()) == []
 
 
 def test_the_table_has_every_command():

@@ -95,10 +95,12 @@ OTHER: dict[str, Any] = {
     "webhook.url": "http://127.0.0.1:10/",
     "webhook.timeout": "1s",
 }
-# By daemons: test_reload_trial.py and netns/test_takeover.py (keys), roles/test_apart.py (who signs and stamps),
+# By daemons: test_reload_trial.py and netns/test_takeover.py (keys), netns/test_rotation.py
+# (next keys), roles/test_apart.py (who signs and stamps),
 # netns/test_forwarding.py (where beacons come from). `source` and `do` are the kinds below.
 ELSEWHERE = {
     "network.key_file",
+    "network.next_key_file",
     "network.sign",
     "network.stamp",
     "network.beacon_source",
