@@ -278,6 +278,7 @@ class Daemon:
             offload=offload,
             guard=self._paths.guard.status(),
             rules_why_not=self._paths.rules_why_not,
+            rules_restored=self._paths.rules_restored(),
             workers=self._paths.workers.pids(),
             worker_restarts=self._paths.workers.restarts,
             reloads=dict(self._reloads.counts),

@@ -178,6 +178,7 @@ class Status(Struct, frozen=True, kw_only=True):
     offload: OffloadStatus
     guard: GuardStatus
     rules_why_not: str = ""  # rules, routes or programs are not as they should be, and why; the daemon tries again
+    rules_restored: int = 0  # how often somebody had removed or changed something of ours there, and it was put back
     workers: list[int]  # process ids
     worker_restarts: int
     reloads: dict[str, int]  # applied, refused, reverted

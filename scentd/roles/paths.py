@@ -80,7 +80,9 @@ class Paths:
     async def start(self) -> None:
         """Start the workers, and load the offload if that is possible. Raises HostError."""
         await self.workers.start(await asyncio.to_thread(self.guard.free_queues))
-        self._host = Host(self._config, lambda facts: self._spawn(self._update_facts(facts)))
+        self._host = Host(
+            self._config, lambda facts: self._spawn(self._update_facts(facts)), lambda: self._spawn(self.check())
+        )
         if self._config.datapath.offload == "off":
             self.why_not = "datapath.offload is off"
             await asyncio.to_thread(remove_offload, self._config.datapath.pin_dir)
@@ -203,7 +205,7 @@ class Paths:
         return refused
 
     async def check(self) -> None:
-        """Now and then: put back the programs and rules that somebody else has removed."""
+        """Now and then, and after removals: put back what somebody else has removed."""
         if self._host is None:
             return
         try:
@@ -216,7 +218,7 @@ class Paths:
                 log.error("the host is not as the configuration wants it: %s; tried again now and then", error)
             self.rules_why_not = str(error)
             return
-        self.rules_why_not = ""
+        self.rules_why_not = self._host.restored.why_not(time.monotonic())
 
     def counters(self) -> Counter[str]:
         """Totals of all paths since the daemon's start."""
@@ -228,6 +230,10 @@ class Paths:
     def outcomes(self) -> Outcomes:
         """Packets of all paths by peer and outcome, since the daemon's start."""
         return self.traffic.outcomes(self.offload.counts.of_pairs() if self.offload is not None else Counter())
+
+    def rules_restored(self) -> int:
+        """How often something of ours was put back on the host."""
+        return self._host.restored.count if self._host is not None else 0
 
     def status(self) -> tuple[str, OffloadStatus]:
         """The name of the packet path, and the offload's part of the status document."""

@@ -73,6 +73,8 @@ def counters(status: Status) -> Iterator[Metric]:
         family = GaugeMetricFamily(name, text)
         family.add_metric([], float(value))
         yield family
+    text = "How often something of ours on the host was put back after others had removed or changed it"
+    yield CounterMetricFamily("scentd_rules_restored", text, value=status.rules_restored)
     closed = GaugeMetricFamily("scentd_closed", "Whether the guard keeps something closed")
     closed.add_metric([], float(status.guard.connected and status.guard.closed))
     yield closed

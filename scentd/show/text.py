@@ -29,6 +29,8 @@ def status(data: Status) -> str:
         )
     if data.rules_why_not:
         lines.append(f"the host is not as it should be: {data.rules_why_not}")
+    if data.rules_restored:
+        lines.append(f"put back on the host after others had removed or changed it: {data.rules_restored} time(s)")
     lines += [offload(data.offload), guard(data.guard), ""]
     for network in data.networks:
         lines += network_lines(network)

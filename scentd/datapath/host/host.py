@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,9 @@ from scentd.core.closed import closed
 from scentd.core.lowered_mtu import RoutePlan
 from scentd.core.offload.coverage import Coverage
 from scentd.datapath.host import marks, routes, rules, sets
+from scentd.datapath.host.netlink_watch import NetlinkWatch
+from scentd.datapath.host.restored import Restored
+from scentd.datapath.host.rule_watch import RuleWatch
 from scentd.datapath.host.watch import Watch
 from scentd.datapath.offload.interfaces import read_served
 from scentd.datapath.offload.offload import Offload, remove_offload
@@ -47,19 +51,22 @@ class Installed(NamedTuple):
 class Host:
     """Makes and removes these parts; routes and programs of ours update the host's routes and interfaces.
 
-    `on_facts` is called on the loop's thread after routes or addresses have changed.
+    `on_facts` is called on the loop's thread after routes or addresses have changed, `on_removal` after somebody has
+    removed rules, ours perhaps: then check().
     `apply` and `remove` block and must not run on the loop's thread.
     """
 
-    def __init__(self, config: Config, on_facts: Callable[[HostFacts], None]) -> None:
+    def __init__(self, config: Config, on_facts: Callable[[HostFacts], None], on_removal: Callable[[], None]) -> None:
         self._on_facts = on_facts
+        self._on_removal = on_removal
         self._loop = asyncio.get_running_loop()
         self._config = config  # the newest
         self.applied = False  # some configuration is on the host
         self._is_whole = False  # and it is the newest, all of it
         self._offload: Offload | None = None
         self._served: Coverage | None = None
-        self._watch: Watch | None = None
+        self._watches: list[NetlinkWatch] = []
+        self.restored = Restored()
         self._lock = threading.Lock()  # the watch, a reload and the stop run on different threads
         self._stopped = False
 
@@ -71,9 +78,10 @@ class Host:
             self._config, self._offload = config, offload
             facts = self._install()
             self.applied = True
-        if self._watch is None:
-            self._watch = Watch(config.datapath, self._on_change)
-            self._watch.start()
+        if not self._watches:
+            self._watches = [Watch(config.datapath, self._on_change), RuleWatch(self._on_rules)]
+            for watch in self._watches:
+                watch.start()
         return facts
 
     def _install(self) -> HostFacts:
@@ -92,12 +100,10 @@ class Host:
                 return False
             was_whole = self._is_whole
             if was_whole:
-                if self._offload is not None and self._offload.interfaces.is_incomplete():
-                    log.warning("offload: somebody has removed programs of ours; putting them back")
-                elif not rules.is_applied(self._config, self._served):
-                    log.warning("iptables: somebody has changed rules of ours; putting them back")
-                else:
+                missing = find_missing(self._config, self._offload, self._served)
+                if not missing:
                     return False
+                self.restored.note(missing, time.monotonic())
             facts = self._install()
             if not was_whole:
                 log.info("the host is as the configuration wants it again")
@@ -106,9 +112,9 @@ class Host:
 
     def leave(self) -> None:
         """Change nothing on the host from now on."""
-        if self._watch is not None:
-            self._watch.stop()
-            self._watch = None
+        for watch in self._watches:
+            watch.stop()
+        self._watches = []
         with self._lock:
             self._stopped = True
 
@@ -116,6 +122,10 @@ class Host:
         """Remove everything. Raises HostError."""
         self.leave()
         cleanup(self._config)
+
+    def _on_rules(self) -> None:
+        if not self.restored.is_fight(time.monotonic()):
+            self._loop.call_soon_threadsafe(self._on_removal)
 
     def _on_change(self) -> None:
         try:
@@ -128,6 +138,19 @@ class Host:
             self._is_whole = False  # the next check tries again
             return
         self._loop.call_soon_threadsafe(self._on_facts, facts)
+
+
+def find_missing(config: Config, offload: Offload | None, served: Coverage | None) -> str:
+    """What of ours somebody has removed or changed; "" if all is there. Raises HostError."""
+    if offload is not None and offload.interfaces.is_incomplete():
+        return "offload: somebody has removed programs of ours"
+    if not rules.is_applied(config, served):
+        return "iptables: somebody has changed rules of ours"
+    if not sets.is_applied(config):
+        return "ipset: somebody has changed address sets of ours"
+    if clears_mark(config, served) and config.datapath.mark_verified not in marks.read():
+        return f"nftables: somebody has changed the table {marks.NAME}, which is ours"
+    return ""
 
 
 def with_queue(config: Config, first: int) -> Config:
@@ -177,7 +200,7 @@ def write(config: Config, plan: RoutePlan, served: Coverage | None) -> tuple[Lim
 
     The order is such that packets that the queue has stamped find the routes that they need.
     """
-    if nft.available() or served is not None or closed(config) is not None:
+    if clears_mark(config, served):
         marks.apply(config.datapath.mark_verified)
     if served is not None and served.rule_free:
         rules.apply(config, served)
@@ -187,6 +210,11 @@ def write(config: Config, plan: RoutePlan, served: Coverage | None) -> tuple[Lim
     limits = routes.apply(config, lowered).limits()
     rules.apply(config, served)
     return limits, lowered
+
+
+def clears_mark(config: Config, served: Coverage | None) -> bool:
+    """Whether packets lose the mark behind the verifier: wherever that is possible, and always where it is needed."""
+    return nft.available() or served is not None or closed(config) is not None
 
 
 def as_installed(config: Config) -> Config:

@@ -24,7 +24,7 @@ from pyroute2.ipset import NoSuchObject
 from pyroute2.netlink import NLA_F_NESTED, NLA_F_NET_BYTEORDER, NLM_F_ACK, NLM_F_REQUEST
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.nfnetlink import nfgen_msg
-from pyroute2.netlink.nfnetlink.ipset import IPSET_CMD_ADD, IPSET_ERR_BUSY
+from pyroute2.netlink.nfnetlink.ipset import IPSET_CMD_ADD, IPSET_ERR_BUSY, IPSET_FLAG_LIST_HEADER
 
 from scentd.config.sections import Config, stamped_peers
 from scentd.errors import HostError
@@ -193,6 +193,17 @@ def elements(ipset: IPSet, set_name: str) -> Iterator[Prefix]:
             address = ip.get_attr("IPSET_ATTR_IPADDR_IPV4") or ip.get_attr("IPSET_ATTR_IPADDR_IPV6")
             length = data.get_attr("IPSET_ATTR_CIDR")
             yield ip_network(address if length is None else f"{address}/{length}")
+
+
+def is_applied(config: Config) -> bool:
+    """Whether the kernel has the configuration's sets, by their sizes: to read them takes long. Raises HostError."""
+    with ipset_socket() as ipset:
+        found = {}
+        for message in ipset.list(flags=IPSET_FLAG_LIST_HEADER):
+            data = message.get_attr("IPSET_ATTR_DATA")
+            size = data.get_attr("IPSET_ATTR_ELEMENTS") if data is not None else None
+            found[message.get_attr("IPSET_ATTR_SETNAME")] = size
+    return all(found.get(set_name) == len(elements) for set_name, elements in contents(config).items())
 
 
 @contextmanager

@@ -1,0 +1,101 @@
+"""A thread that calls back when the kernel says on a netlink socket that something has changed.
+
+watch.py follows routes and interfaces, rule_watch.py removals from nftables.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+log = logging.getLogger(__name__)
+
+BUFFER = 1 << 20  # bytes; an overflow counts as a change
+
+
+class NetlinkWatch:
+    """A thread of its own that runs `callback` after each burst of changes, until stop().
+
+    The socket belongs to the network namespace of the thread that makes the watch. An exception of
+    `callback` is logged, and the watch goes on: the datapath does not stop for it.
+    """
+
+    def __init__(self, name: str, family: int, groups: int, callback: Callable[[], object], debounce: float) -> None:
+        """`groups`: bits of multicast groups; `debounce`: seconds from the first change to the call."""
+        self.callback = callback
+        self.debounce = debounce
+        self.socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, family)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
+        self.socket.bind((0, groups))
+        self.wake = os.eventfd(0)
+        self.urgent = False  # the change may not wait
+        self.thread = threading.Thread(target=self.run, name=name, daemon=True)
+
+    def __enter__(self) -> NetlinkWatch:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        self.thread.start()
+
+    def stop(self) -> None:
+        """End the thread and wait for it; not to be called by `callback`."""
+        os.eventfd_write(self.wake, 1)
+        self.thread.join()
+        self.socket.close()
+        os.close(self.wake)
+
+    def run(self) -> None:
+        poll = select.poll()
+        poll.register(self.socket, select.POLLIN)
+        poll.register(self.wake, select.POLLIN)
+        due: float | None = None
+        while True:
+            ready = poll.poll(None if due is None else max(0.0, due - time.monotonic()) * 1000)
+            if any(fd == self.wake for fd, _ in ready):
+                return
+            if ready and self.read(parse=due is None) and due is None:
+                due = time.monotonic() + self.debounce
+            if self.urgent:
+                due, self.urgent = time.monotonic(), False
+            if due is not None and time.monotonic() >= due:
+                due = None
+                self.call()
+
+    def read(self, parse: bool) -> bool:
+        """Empty the socket; whether there was a change. Without `parse` any message counts as one."""
+        changed = False
+        while True:
+            try:
+                data = self.socket.recv(1 << 16)
+            except BlockingIOError:
+                return changed
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                changed = True
+                continue
+            self.look(data)
+            changed = changed or not parse or self.is_change(data)
+
+    def look(self, data: bytes) -> None:
+        """Look at messages that are not parsed, too; may set `urgent`."""
+
+    def is_change(self, data: bytes) -> bool:
+        """Whether these messages are a reason to call."""
+        raise NotImplementedError
+
+    def call(self) -> None:
+        try:
+            self.callback()
+        except Exception:  # the watch must still report the next change
+            log.exception("%s: cannot follow a change; the next change is the next try", self.thread.name)

@@ -1,0 +1,34 @@
+"""Calls back when something is removed from nftables, where iptables of today keeps its rules, too.
+
+A firewall that is loaded anew, a container engine that restarts, `nft flush ruleset`: they remove what is not theirs.
+Rules of iptables-legacy are not in nftables; nobody is told of their end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from struct import Struct
+
+from scentd.datapath.host.netlink_watch import NetlinkWatch
+
+DEBOUNCE = 0.2  # seconds: a firewall is loaded anew in several steps
+NETLINK_NETFILTER, NFNLGRP_NFTABLES, NFNL_SUBSYS_NFTABLES = 12, 7, 10  # linux/netfilter/nfnetlink.h
+NFT_MSG_DELTABLE, NFT_MSG_DELCHAIN, NFT_MSG_DELRULE = 2, 5, 8  # linux/netfilter/nf_tables.h
+REMOVALS = {NFNL_SUBSYS_NFTABLES << 8 | kind for kind in (NFT_MSG_DELTABLE, NFT_MSG_DELCHAIN, NFT_MSG_DELRULE)}
+HEADER = Struct("=IH10x")  # struct nlmsghdr: length, type
+
+
+class RuleWatch(NetlinkWatch):
+    """Calls back after each burst of removals, whosesoever."""
+
+    def __init__(self, callback: Callable[[], object], debounce: float = DEBOUNCE) -> None:
+        super().__init__("rule-watch", NETLINK_NETFILTER, 1 << (NFNLGRP_NFTABLES - 1), callback, debounce)
+
+    def is_change(self, data: bytes) -> bool:
+        at = 0
+        while at + HEADER.size <= len(data):
+            length, kind = HEADER.unpack_from(data, at)
+            if kind in REMOVALS:
+                return True
+            at += max(length + 3 & ~3, HEADER.size)
+        return False

@@ -1,0 +1,144 @@
+"""What is ours on the host vanishes: a firewall is loaded anew, a set emptied. It comes back, and is told.
+
+a ---- 10.1.0.0/24, fd00:1::/64 ---- b      each the other's strict peer
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+from compiled import bpffs
+from edges import in_place, offloaded, strict
+from hosts import Node, acquainted, answered, pair, start, until
+
+from scentd.datapath.host import marks, sets
+
+pytestmark = pytest.mark.netns
+
+SOON = 5  # seconds: what is told of; the look now and then comes every 10
+
+
+@pytest.fixture(scope="module", params=["queue", "offload"])
+def nodes(request, tmp_path_factory) -> Iterator[tuple[Node, Node]]:
+    directory = tmp_path_factory.mktemp("va")
+    with ExitStack() as stack:
+        a, b = stack.enter_context(pair("va", directory))
+        if request.param == "offload":
+            offloaded(stack.enter_context(bpffs(directory / "bpf")), a, b)
+        for node, other in ((a, b), (b, a)):
+            node.peers = [strict(other, rejected="drop")]
+        start(a, b)
+        in_place(a, b)
+        acquainted(b, a)
+        acquainted(a, b)
+        yield a, b
+
+
+def iptables(node: Node, *argv: str) -> None:
+    for program in ("iptables", "ip6tables"):
+        node.host.run(program, "-w", *argv)
+
+
+def flush_ruleset(node: Node) -> None:
+    node.host.run("nft", "flush", "ruleset")
+
+
+def flush_mangle(node: Node) -> None:
+    iptables(node, "-t", "mangle", "-F")
+    iptables(node, "-t", "mangle", "-X")
+
+
+def load_another(node: Node) -> None:
+    """As a firewall does that is started anew."""
+    for program in ("iptables", "ip6tables"):
+        rules = "*mangle\n:PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n"
+        node.host.run(f"{program}-restore", "-w", "10", input=rules)
+
+
+def delete_jump(node: Node) -> None:
+    line = next(
+        x for x in node.host.out("iptables", "-t", "mangle", "-S").splitlines() if x.startswith("-A PREROUTING")
+    )
+    node.host.run("iptables", "-w", "-t", "mangle", "-D", *line.split()[1:])
+
+
+def delete_marks(node: Node) -> None:
+    node.host.run("nft", "delete", "table", "inet", marks.NAME)
+
+
+def empty_sets(node: Node) -> None:
+    for kind in sets.KINDS:
+        node.host.call(empty, sets.name(kind, 4))
+
+
+def empty(name: str) -> None:
+    with sets.ipset_socket() as ipset:
+        ipset.flush(name)
+
+
+def as_before(node: Node) -> tuple:
+    """What of ours is there."""
+    rules = [node.host.out(p, "-w", "-t", "mangle", "-S") for p in ("iptables", "ip6tables")]
+    return rules, node.host.call(sets.read), node.host.call(marks.read)
+
+
+def reached(one: Node, other: Node) -> list[bool]:
+    found = []
+    for version in (4, 6):
+        with one.socket(version) as sender, other.socket(version) as receiver:
+            found.append(answered(sender, receiver, seconds=0.5))
+    return found
+
+
+@pytest.mark.parametrize("vanish", [flush_ruleset, flush_mangle, load_another, delete_jump, delete_marks])
+@pytest.mark.parametrize("end", [0, 1], ids=["the sender's", "the receiver's"])
+def test_what_is_removed_comes_back_at_once(nodes, vanish: Callable[[Node], None], end):
+    node = nodes[end]
+    before, restored = as_before(node), node.status()["rules_restored"]
+    vanish(node)
+    until(lambda: node.status()["rules_restored"] > restored, "it is seen", SOON)
+    until(lambda: as_before(node) == before, "all is back", SOON)
+    assert node.status()["rules_why_not"] == ""
+    assert "; putting them back" in node.log.read_text()
+    assert "put back on the host after others" in node.cli("status").stdout
+    until(lambda: reached(*nodes) == [True, True], "scented packets pass")
+
+
+def test_an_empty_set_is_filled_again(nodes):
+    """Nobody is told of it: the look now and then sees it."""
+    node = nodes[1]
+    before, restored = as_before(node), node.status()["rules_restored"]
+    empty_sets(node)
+    until(lambda: node.status()["rules_restored"] > restored, "it is seen", 20)
+    assert as_before(node) == before
+    assert "ipset: somebody has changed address sets of ours" in node.log.read_text()
+
+
+def test_other_rules_are_nobody_s_business(nodes):
+    """What others remove of their own is no reason to touch anything."""
+    node = nodes[1]
+    restored = node.status()["rules_restored"]
+    for _ in range(3):
+        iptables(node, "-A", "INPUT", "-p", "tcp", "--dport", "9", "-j", "ACCEPT")
+        iptables(node, "-D", "INPUT", "-p", "tcp", "--dport", "9", "-j", "ACCEPT")
+    node.host.run("nft", "add", "table", "inet", "theirs")
+    node.host.run("nft", "delete", "table", "inet", "theirs")
+    assert reached(*nodes) == [True, True]
+    assert node.status()["rules_restored"] == restored
+
+
+def test_a_fighter_gets_a_clear_word(nodes):
+    """Ten times in a minute are enough; then it is put back now and then alone. This test is the last one."""
+    node = nodes[1]
+    before = as_before(node)
+
+    def fought() -> bool:
+        if "-A SCENTD" in node.host.out("iptables", "-w", "-t", "mangle", "-S"):
+            flush_mangle(node)
+        return "put back every 10 s alone until this ends" in node.log.read_text()
+
+    until(fought, "it gives up", 60)
+    until(lambda: "again and again" in node.status()["rules_why_not"], "status says so")
+    until(lambda: as_before(node) == before, "it is put back all the same", 25)
