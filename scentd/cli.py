@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from scentd import __version__
-from scentd.errors import ConfigError, HostError, ScentdError
+from scentd.errors import ConfigError, HostError, ScentdError, UsageError
 
 if TYPE_CHECKING:
     from scentd.config.sections import Config
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         return USAGE
     except ScentdError as error:
         print(f"scentd: {error}", file=sys.stderr)
-        return FAILED
+        return USAGE if isinstance(error, UsageError) else FAILED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
@@ -336,6 +336,8 @@ def revoke_key(arguments: argparse.Namespace) -> int:
     from scentd import revoke
 
     config, undo = load_or_default(arguments.config), getattr(arguments, "undo", False)
+    if arguments.key is None and undo:
+        raise UsageError("revoke --undo: name the PUBLIC_KEY; `scentd revoke` lists those that are revoked")
     if arguments.key is None:
         return revoke.show(config, arguments.json)
     return revoke.revoke(config, arguments.socket or config.daemon.control_socket, arguments.key, undo, arguments.json)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from scentd import act
 from scentd.config import migrate
-from scentd.config.sections import Config
+from scentd.config.sections import KEY_SETTINGS, Config
 from scentd.datapath.beacon import peers_without_endpoint
 from scentd.errors import ConfigError, HostError
 from scentd.model import SCHEMA
-from scentd.state import identities
+from scentd.state import identities, revoked
 
 
 def check(config: Config, path: str, as_json: bool) -> int:
@@ -22,7 +22,7 @@ def check(config: Config, path: str, as_json: bool) -> int:
     """
     loaded = identities.load(config)
     silent = (f"peer {p.name}: no beacons, as it has no single address" for p in peers_without_endpoint(config))
-    notes = [*(f"{note}; set endpoint" for note in silent), *act.notes(config)]
+    notes = [*(f"{note}; set endpoint" for note in silent), *revoked_notes(config), *act.notes(config)]
     if as_json:
         now = {name: str(own[0].public) for name, own in loaded.items()}
         following = {name: str(own[1].public) for name, own in loaded.items() if own[1:]}
@@ -35,6 +35,17 @@ def check(config: Config, path: str, as_json: bool) -> int:
             print(f"network {name}: {which}key id {public.key_id.hex()}, {which}public key {public}")
     print("\n".join([*notes, f"{path}: ok"]))
     return 0
+
+
+def revoked_notes(config: Config) -> list[str]:
+    """The peers' keys that are revoked on this host. Raises HostError."""
+    found = revoked.read(config.daemon.state_dir)
+    return [
+        f"peer {peer.name}: its {setting} is revoked here: nothing is accepted by it"
+        for peer in config.peer
+        for setting, key in zip(KEY_SETTINGS, peer.public_keys, strict=False)
+        if key in found
+    ]
 
 
 def rename(path: str, dry: bool, as_json: bool) -> int:

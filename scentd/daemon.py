@@ -43,6 +43,7 @@ log = logging.getLogger("scentd")
 
 TICK = 1.0  # seconds
 SYNC_TICKS = 10
+FIRST_EPOCHS = 3.0  # seconds that a start waits for them at most; sources need half a second
 EXPLAIN_LIMIT = 20  # decisions
 
 
@@ -100,6 +101,7 @@ class Daemon:
         try:
             async with self._reloads.lock:  # a SIGHUP that comes early waits for the start
                 await self._start()
+            await self._first_epochs()
             notify.notify("READY=1", f"STATUS=serving {len(self._pairs.all)} pairs")
             log.info("scentd %s: %d networks, %d peers", __version__, len(self.config.network), len(self.config.peer))
             await self._serve()
@@ -122,6 +124,12 @@ class Daemon:
         await self._profiler.replace(self.config, self._pairs, self._epochs)
         if problems := await self._collector.replace(self.config):
             raise HostError("\n".join(problems))
+
+    async def _first_epochs(self) -> None:
+        """Wait, not for long, until there is something to send: whoever waits for the start expects scents after it."""
+        end = time.monotonic() + FIRST_EPOCHS
+        while not self._profiler.has_issued() and time.monotonic() < end and not self._stop.is_set():
+            await asyncio.sleep(0.05)
 
     async def _serve(self) -> None:
         watchdog = notify.watchdog_seconds()

@@ -17,6 +17,10 @@ class ConfigError(ScentdError):
         self.problems = problems
 
 
+class UsageError(ScentdError):
+    """An argument of the command line is wrong. Exit status 2."""
+
+
 class KeyFileError(ScentdError):
     """A key file is missing, unreadable, readable by others or does not hold a key."""
 

@@ -6,7 +6,7 @@ import json
 
 from scentd.config.sections import Config
 from scentd.control import client
-from scentd.errors import HostError
+from scentd.errors import UsageError
 from scentd.model import SCHEMA
 from scentd.state import revoked
 from scentd.wire import keys
@@ -28,11 +28,11 @@ def show(config: Config, as_json: bool) -> int:
 
 
 def revoke(config: Config, socket: str, text: str, undo: bool, as_json: bool) -> int:
-    """Revoke a key, or take that back; the exit status. Raises HostError."""
+    """Revoke a key, or take that back; the exit status. Raises UsageError for what is no key, HostError."""
     try:
         key = keys.parse_public(text)
     except ValueError as error:
-        raise HostError(f"PUBLIC_KEY: {error}") from None
+        raise UsageError(f"PUBLIC_KEY: {error}") from None
     if client.answers(socket):
         problems = client.change(socket, {"command": "revoke", "key": str(key), "undo": undo})["problems"]
         when = "at once"

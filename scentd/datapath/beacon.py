@@ -6,7 +6,9 @@ the kernel as a socket option, so that beacons need no queue.
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import socket
 from ipaddress import ip_address, ip_network
 
@@ -19,6 +21,7 @@ from scentd.wire.carrier import ipv4_option, ipv6_header
 
 log = logging.getLogger(__name__)
 
+NOBODY = "nobody listens there; does scentd run at that end, and verify?"
 _IPV6_DSTOPTS = 59  # linux/in6.h
 _SO_MARK = 36
 
@@ -100,4 +103,5 @@ class Beacons:
         key = (pair.peer.name, address)
         if self._warned.get(key) != why:
             self._warned[key] = why
-            log.warning("no beacons to peer %s at %s: %s; see peer.endpoint and routes", pair.peer.name, address, why)
+            way_out = NOBODY if why == os.strerror(errno.ECONNREFUSED) else "see peer.endpoint and routes"
+            log.warning("no beacons to peer %s at %s: %s; %s", pair.peer.name, address, why, way_out)

@@ -56,6 +56,10 @@ class ProfilerRole:
         for profiler in self._profilers.values():
             await profiler.stop()
 
+    def has_issued(self) -> bool:
+        """Whether every network that is signed here has an epoch."""
+        return all(profiler.issued for profiler in self._profilers.values())
+
     def status(self, network: Network, key_ids: tuple[str, str], collectors: dict[str, int]) -> NetworkStatus:
         profiler = self._profilers.get(network.name)
         statement = profiler.statement if profiler is not None else None

@@ -95,6 +95,16 @@ def test_without_a_daemon(nodes):
 def test_what_is_no_key_is_refused(nodes):
     _, b = nodes
     done = b.cli("revoke", "a")
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert "take the output of `scentd pubkey`" in done.stderr
     assert not (b.directory / "revoked").exists()
+    done = b.cli("revoke", "--undo")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "revoke --undo: name the PUBLIC_KEY" in done.stderr
+
+
+def test_check_config_says_that_a_key_is_revoked(nodes):
+    _, b = nodes
+    assert "is revoked" not in b.cli("check-config").stdout
+    b.cli("revoke", b.peers[0]["public_key"])
+    assert "peer a: its public_key is revoked here: nothing is accepted by it" in b.cli("check-config").stdout
