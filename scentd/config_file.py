@@ -20,9 +20,12 @@ def check(config: Config, path: str, as_json: bool) -> int:
 
     Raises ConfigError for wrong keys.
     """
-    loaded = identities.load(config)
+    elsewhere = identities.credentials_elsewhere(config)
+    loaded = {} if elsewhere else identities.load(config)
     silent = (f"peer {p.name}: no beacons, as it has no single address" for p in peers_without_endpoint(config))
     notes = [*(f"{note}; set endpoint" for note in silent), *revoked_notes(config), *act.notes(config)]
+    if elsewhere:
+        notes.append(f"network {', '.join(elsewhere)}: the key is a systemd credential, so no key was read here")
     if as_json:
         now = {name: str(own[0].public) for name, own in loaded.items()}
         following = {name: str(own[1].public) for name, own in loaded.items() if own[1:]}

@@ -158,3 +158,14 @@ def test_options_before_or_behind_the_command():
     other = parser.parse_args(["status", "--json", "--config", "x"])
     assert vars(one) == vars(other)
     assert parser.parse_args([]).run is cli.status
+
+
+def test_check_config_of_a_key_that_the_service_alone_has(capsys, files):
+    config = files / "scentd.toml"
+    config.write_text(config.read_text().replace(f'"{files}/key"', '"credential:acme"'))
+    status, said, _ = run(capsys, "check-config", "--config", str(config))
+    assert status == 0
+    assert said.splitlines()[-2:] == [
+        "network acme: the key is a systemd credential, so no key was read here",
+        f"{config}: ok",
+    ]

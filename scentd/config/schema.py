@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import difflib
 import functools
+import json
 import math
+import re
 import typing
 from collections.abc import Mapping
 from ipaddress import ip_network
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -52,6 +54,10 @@ def convert(data: Any, kind: Any, path: str, problems: list[str], kinds: Kinds) 
         return None if struct is None else convert_struct(data, struct, path, problems, kinds)
     if isinstance(kind, type) and issubclass(kind, Table):
         return convert_struct(data, kind, path, problems, kinds)
+    if typing.get_origin(kind) is list and isinstance(data, dict) and is_section(typing.get_args(kind)[0]):
+        header = re.sub(r"\[\d+\]", "", path)
+        problems.append(f"{path}: there may be several, each begins with [[{header}]]")
+        return None
     if typing.get_origin(kind) is list and isinstance(data, list):
         (item,) = typing.get_args(kind)
         if is_section(item):
@@ -60,8 +66,15 @@ def convert(data: Any, kind: Any, path: str, problems: list[str], kinds: Kinds) 
     try:
         return units.parse(data, extra["unit"]) if "unit" in extra else msgspec.convert(data, kind)
     except (ValueError, msgspec.ValidationError) as error:
-        problems.append(f"{path}: {error}")
+        problems.append(f"{path}: {error}{way_out(kind)}")
         return None
+
+
+def way_out(kind: Any) -> str:
+    """Of a value that is not of this kind: what may stand there, if that is a choice."""
+    options = [kind, *typing.get_args(kind)] if typing.get_origin(kind) is not Annotated else [*typing.get_args(kind)]
+    choices = [text for option in options if typing.get_origin(option) is Literal for text in typing.get_args(option)]
+    return f"; one of {', '.join(map(json.dumps, choices))}" if choices else ""
 
 
 def unwrap(kind: Any) -> tuple[Any, dict[str, Any]]:

@@ -30,6 +30,7 @@ from scentd.doctor.examine import Check
 from scentd.errors import ConfigError, HostError, ScentdError
 from scentd.kinds import load_config
 from scentd.model import SCHEMA
+from scentd.state import identities
 from scentd.system import python
 
 DEFAULT_CONFIG = "/etc/scentd/scentd.toml"
@@ -128,13 +129,15 @@ def check_config(path: str | None) -> tuple[Check, Config | None]:
         return Check("configuration", "warning", f"{path}: permission denied", "run doctor as root"), None
     except OSError:
         if not named:
-            return Check(
-                "configuration", "warning", f"no {path} yet", "start from $(scentd files scentd.example.toml)"
-            ), None
+            way_out = "start from $(scentd files scentd.example.toml)"
+            return Check("configuration", "warning", f"no {path} yet", way_out), None
     try:
-        return Check("configuration", "yes", path), load_config(path)
+        config = load_config(path)
+        if os.geteuid() == 0 and not identities.credentials_elsewhere(config):  # nobody else may read the key files
+            identities.load(config)
+        return Check("configuration", "yes", path), config
     except ConfigError as error:
-        return Check("configuration", "no", "; ".join(error.problems), f"mend {path}"), None
+        return Check("configuration", "no", "; ".join(error.problems), f"mend {path}, or what it names"), None
 
 
 # ---- the offload: nothing of it is essential, the queues do all that it cannot ----

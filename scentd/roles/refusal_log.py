@@ -18,7 +18,7 @@ KEYS = "compare peer.public_key here with `scentd pubkey` there"
 REJECTED = {  # what to do, by reason
     "malformed": "something on the path or at the sender mangles packets: `scentd decode` shows those of a capture",
     "unsupported-version": "the sender runs another version: update one of the two",
-    "unknown-key": f"{KEYS}; an old key stays in packets until its daemon is restarted",
+    "unknown-key": f"{KEYS}; is the key revoked here (`scentd revoke`)?",
     "wrong-address": "compare peer.addresses here with the addresses from which it sends, and network.addresses",
     "wrong-binding": 'peer.bind must be the same at both ends; behind NAT it is "sender"',
     "future": f"its clock is ahead, or ours is behind: {CLOCK}",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from scentd.config.sections import KEY_SETTINGS, Config, Network, Peer
 from scentd.errors import ConfigError, ScentdError
 from scentd.state import key_files
+from scentd.state.key_files import CREDENTIAL
 from scentd.wire import keys
 
 
@@ -39,6 +41,13 @@ def load(config: Config) -> dict[str, tuple[keys.Identity, ...]]:
     if problems:
         raise ConfigError(problems)
     return found
+
+
+def credentials_elsewhere(config: Config) -> list[str]:
+    """The networks whose keys are systemd credentials that this process was not given: the service alone has them."""
+    if os.environ.get("CREDENTIALS_DIRECTORY"):
+        return []
+    return [n.name for n in config.network if any(file.startswith(CREDENTIAL) for _, file in key_files_of(n))]
 
 
 def key_files_of(network: Network) -> list[tuple[str, str]]:

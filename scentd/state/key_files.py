@@ -16,6 +16,7 @@ from pathlib import Path
 from scentd.errors import KeyFileError
 from scentd.wire import keys
 
+CREDENTIAL = "credential:"  # and a name: no path, but a systemd credential
 _MAX = 256  # bytes that are read of a key file
 
 
@@ -62,12 +63,12 @@ def load(key_file: str) -> keys.Identity:
 
 
 def _path(key_file: str) -> Path:
-    if not key_file.startswith("credential:"):
+    if not key_file.startswith(CREDENTIAL):
         return Path(key_file)
     directory = os.environ.get("CREDENTIALS_DIRECTORY")
     if not directory:
         raise KeyFileError(f"key_file {key_file}: no credentials were passed; add LoadCredential= to the unit")
-    name = key_file.removeprefix("credential:")
+    name = key_file.removeprefix(CREDENTIAL)
     if "/" in name or name in ("", ".", ".."):
         raise KeyFileError(f"key_file {key_file}: a credential's name has no slashes")
     return Path(directory) / name

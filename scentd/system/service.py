@@ -12,17 +12,20 @@ def why_it_comes_back(unit: str, replaced: int, misconfigured: int) -> str:
     """Why a daemon follows the one that has just ended; "" if none does.
 
     `replaced` is the exit status of a daemon that makes room, `misconfigured` that of one that need not be restarted.
-    A restart that somebody ordered shows only in the job that is queued, one after a failure only in the result.
+    A restart that somebody ordered shows only in the job that is queued, one after a failure only in the result. A
+    start that fails for the configuration still has its job, and nothing follows it.
     """
+    status = os.environ.get("EXIT_STATUS", "")
+    if status == str(misconfigured):
+        return ""
     job = queued_job(unit)
     if job in ("restart", "start"):
         return f"{unit} is being restarted"
     if job == "stop":
         return ""
-    status = os.environ.get("EXIT_STATUS", "")
     if status == str(replaced):
         return f"{unit} is being replaced"
-    if os.environ.get("SERVICE_RESULT", "success") == "success" or status == str(misconfigured):
+    if os.environ.get("SERVICE_RESULT", "success") == "success":
         return ""
     return f"{unit} has failed and is restarted"
 

@@ -214,3 +214,16 @@ def test_no_value_of_a_network_breaks_it(field, value):
 @given(st.sampled_from(Peer.__struct_fields__), values)
 def test_no_value_of_a_peer_breaks_it(field, value):
     assert all(": " in problem for problem in told({"network": [NETWORK], "peer": [{**PEER, field: value}]}))
+
+
+def test_a_choice_is_told():
+    assert problems(peer=[{**PEER, "rejected": "block"}]) == [
+        'peer[0].rejected: Invalid enum value \'block\'; one of "drop", "reject", "pass"'
+    ]
+
+
+def test_one_table_where_several_may_stand():
+    assert problems(peer=PEER) == ["peer: there may be several, each begins with [[peer]]"]
+    assert problems(network=[{**NETWORK, "source": {"kind": "cpu"}}]) == [
+        "network[0].source: there may be several, each begins with [[network.source]]"
+    ]

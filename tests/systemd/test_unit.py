@@ -310,6 +310,7 @@ def test_nothing_unscented_comes_in_while_the_daemon_is_away(both, path, unscent
     (b.machine.root / "etc/scentd/scentd.toml").write_text("broken")
     run("systemctl", "restart", "scentd", check=False)
     assert b.machine.show("scentd", "ActiveState") == "failed"
+    assert "SCENTD" not in b.host.out("iptables", "-w", "-t", "mangle", "-S"), "as a stop"
     b.write()
     run("systemctl", "start", "scentd")
     b.wait_started()
