@@ -110,7 +110,8 @@ def prepare(path: Path, ids: Sequence[bytes]) -> Epochs:
                 path.rename(path.with_suffix(".bad"))
         _write(path, ids, before)
     except OSError as error:
-        raise HostError(f"daemon.state_dir {path.parent}: {error.strerror}; it keeps the highest epochs") from None
+        way_out = "it keeps the highest epochs, and a unit may write only what StateDirectory= or ReadWritePaths= names"
+        raise HostError(f"daemon.state_dir {path.parent}: {error.strerror}; {way_out}") from None
     return Epochs(path)
 
 
