@@ -277,16 +277,16 @@ def redirect_rules(arguments: argparse.Namespace) -> int:
         else:
             host.reinstall(config)
     else:
-        refuse_beside_daemon(arguments, "it needs them; `systemctl stop scentd` removes them")
+        refuse_beside_daemon(arguments, config, "it needs them; `systemctl stop scentd` removes them")
         host.cleanup(config)
     return OK
 
 
-def refuse_beside_daemon(arguments: argparse.Namespace, way_out: str) -> None:
+def refuse_beside_daemon(arguments: argparse.Namespace, config: Config, way_out: str) -> None:
     """Raise HostError if a daemon runs: its status would claim what is no longer there."""
     from scentd.control import client
 
-    path = arguments.socket or load_or_default(arguments.config).daemon.control_socket
+    path = arguments.socket or config.daemon.control_socket
     if client.answers(path):
         raise HostError(f"a daemon runs here (control socket {path}); {way_out}")
 
@@ -353,7 +353,7 @@ def clean_up(arguments: argparse.Namespace) -> int:
     if unit and (why := service.why_it_comes_back(unit, HANDED_OVER, USAGE)):
         print(f"{why}: what it made on the host stays until it is back", file=sys.stderr)
         return OK
-    refuse_beside_daemon(arguments, "`systemctl stop scentd` first")
+    refuse_beside_daemon(arguments, config, "`systemctl stop scentd` first")
     host.cleanup(config)
     act.cleanup()
     issued.IssuedEpochs(issued.directory(config)).remove()

@@ -12,7 +12,7 @@ from scentd.config.sections import KEY_SETTINGS, Config
 from scentd.datapath.beacon import peers_without_endpoint
 from scentd.errors import ConfigError, HostError
 from scentd.model import SCHEMA
-from scentd.state import identities, revoked
+from scentd.state import durable, identities, revoked
 
 
 def check(config: Config, path: str, as_json: bool) -> int:
@@ -78,19 +78,14 @@ def rename(path: str, dry: bool, as_json: bool) -> int:
 
 def replace(file: Path, text: str, kept: Path) -> None:
     """Put the text in the file's place, and the file under the name `kept`. A crash leaves the one or the other."""
-    new = file.with_name(f"{file.name}.new")
     try:
-        status = file.stat()
-        with open(new, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as out:
-            os.fchown(out.fileno(), status.st_uid, status.st_gid)
-            os.fchmod(out.fileno(), status.st_mode & 0o7777)
-            out.write(text)
-            out.flush()
-            os.fsync(out.fileno())
         os.link(file, kept)
-        os.replace(new, file)
     except FileExistsError:
-        new.unlink()
         raise HostError(f"{kept}: is there already; move it away. Nothing has changed") from None
     except OSError as error:
-        raise HostError(f"{error.filename or new}: {error.strerror}; nothing has changed") from None
+        raise HostError(f"{kept}: {error.strerror}; nothing has changed") from None
+    try:
+        durable.write(file, text.encode(), file.stat())
+    except OSError as error:
+        kept.unlink()
+        raise HostError(f"{file}: {error.strerror}; nothing has changed") from None

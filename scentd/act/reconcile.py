@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 BACKOFF_MIN = 1.0
 BACKOFF_MAX = 30.0
+AGAIN = 600.0  # seconds after which the same failure is logged once more
 RECONCILE = 5.0
 CLOSE_TIMEOUT = 5.0
 
@@ -38,6 +39,7 @@ class Keeper:
     due: float = 0.0  # monotonic; the next run
     failures: int = 0  # in a row
     why_not: str = ""  # the last failure, until it works again
+    told: float = 0.0  # CLOCK_MONOTONIC, when it was logged
 
     def is_due(self, desired: Desired) -> bool:
         """Whether to run now. A new state is due at once, unless the last try failed."""
@@ -52,9 +54,11 @@ class Keeper:
         except Exception as error:  # the other actuators must go on
             pause = min(BACKOFF_MIN * 2**self.failures, BACKOFF_MAX)
             self.failures, self.due = min(self.failures + 1, 10), time.monotonic() + pause
-            self.why_not = str(error)
             tally.add(f"{name}_failures")
-            report(name, error, f"next try in {pause:g} s")
+            if str(error) != self.why_not or time.monotonic() > self.told + AGAIN:
+                report(name, error, f"next try in {pause:g} s")
+                self.told = time.monotonic()
+            self.why_not = str(error)
             return
         if self.failures:
             log.info("%s: works again", name)

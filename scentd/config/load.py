@@ -21,7 +21,8 @@ def load(path: str | Path, kinds: Kinds) -> Config:
         text = Path(path).read_text()
         data = tomllib.loads(text)
     except OSError as error:
-        raise ConfigError([f"{path}: {error.strerror}; name the file with --config"]) from None
+        way_out = "name the file with --config, or begin with $(scentd files scentd.example.toml)"
+        raise ConfigError([f"{path}: {error.strerror}; {way_out}"]) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError([f"{path}: not valid TOML: {error}"]) from None
     return from_data(data, kinds)

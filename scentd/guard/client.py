@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import select
 import socket
 import threading
@@ -15,6 +14,7 @@ import msgspec
 from scentd.core.closed import Closed
 from scentd.errors import HostError
 from scentd.guard import orders
+from scentd.state import durable
 
 log = logging.getLogger(__name__)
 
@@ -126,11 +126,6 @@ def write_document(path: Path, closed: Closed | None) -> None:
         if closed is None:
             path.unlink(missing_ok=True)
             return
-        new = path.with_suffix(".new")
-        with open(new, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-            file.write(msgspec.json.encode(closed))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, path)
+        durable.write(path, msgspec.json.encode(closed))
     except OSError as error:
         raise HostError(f"daemon.state_dir: {path}: {error.strerror}") from error

@@ -28,7 +28,8 @@ def scents(file: str | BinaryIO) -> Iterator[dict]:
                             yield scent
                         break
     except (OSError, Scapy_Exception) as error:
-        raise HostError(f"{file}: not a capture that can be read: {error}") from None
+        why = error.strerror if isinstance(error, OSError) and error.strerror else f"not a capture: {error}"
+        raise HostError(f"{file}: {why}; name a file of `tcpdump -w`") from None
 
 
 def decode(packet: bytes, at: float) -> dict | None:

@@ -7,12 +7,12 @@ because a revocation must not get lost.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from scentd.errors import HostError
+from scentd.state import durable
 from scentd.wire import keys
 
 FILE = "revoked"
@@ -48,15 +48,10 @@ def change(state_dir: str, key: keys.Public, undo: bool) -> None:
 
 
 def write(state_dir: str, revoked: Mapping[str, str]) -> None:
-    """A crash leaves the old file or the new one. Raises HostError."""
+    """Raises HostError; then nothing has changed."""
     path = Path(state_dir) / FILE
-    new = path.with_suffix(".new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with open(new, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-            file.writelines(f"{key} {at}\n" for key, at in revoked.items())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, path)
+        durable.write(path, "".join(f"{key} {at}\n" for key, at in revoked.items()).encode())
     except OSError as error:
         raise HostError(f"daemon.state_dir: {path}: {error.strerror}; nothing has changed") from error

@@ -136,6 +136,7 @@ def test_one_that_fails_is_retried_and_the_other_goes_on(host, start, monkeypatc
         "bandwidth_later0: interface later0: does not exist; correct do.interface of the bandwidth policy; next try in"
         " 0.05 s" in caplog.text
     )
+    assert caplog.text.count("interface later0: does not exist") == 1, "once, though it fails again and again"
     assert made.why_not("bandwidth", "later0").startswith("interface later0: does not exist")
     assert made.why_not("bandwidth", host.interfaces[0]) == made.why_not("quarantine", str(NODE)) == ""
     host.ip("link add later0 type veth peer name later1")
