@@ -68,6 +68,7 @@ OTHER: dict[str, Any] = {
     "eve.hold": "5s",
     "eve.alarm": 0.9,
     "eve.affected": "source",
+    "eve.decoder": True,
     "prometheus.url": "http://127.0.0.1:10/",
     "prometheus.series": 'load{job="x"}',
     "prometheus.full": 2.0,

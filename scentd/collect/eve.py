@@ -28,6 +28,11 @@ MAX_HELD = 1024  # events; a more severe event beyond it replaces the oldest of 
 # alert.severity is the rule's priority (1 is the most severe; classification.config gives 1 to 4).
 SEVERITIES = {1: 1.0, 2: 0.7, 3: 0.4}
 MILDEST = 0.2
+MILDER = {1.0: 0.7, 0.7: 0.4}  # of what the sensor has blocked; any other: MILDEST
+
+# The category of Suricata's own rules about packets and streams that its decoder takes for odd (classtype
+# protocol-command-decode). A scent is an option that it does not know, so each scented packet is an alert.
+DECODER = "generic protocol command decode"
 
 # Words of classification.config's descriptions, most specific first; a description without any is an intrusion.
 KINDS = (
@@ -47,6 +52,7 @@ class EveSource(Source, tag_field="kind", tag="eve"):
     hold: Seconds = 60.0  # how long one event keeps the threat level up
     alarm: Share = 0.5  # an event at least this severe makes a new epoch at once
     affected: Literal["either", "source"] = "either"  # the end in the network, or only if it is the source
+    decoder: bool = False  # alerts of Suricata's decoder count, too
 
     reports_events = True
 
@@ -58,6 +64,7 @@ class EveSource(Source, tag_field="kind", tag="eve"):
 
 
 class Alert(msgspec.Struct):
+    action: str | None = ""
     severity: int = 3
     category: str | None = ""
     signature: str | None = ""
@@ -78,6 +85,7 @@ COUNTERS = (
     "eve_lines",
     "eve_alerts",
     "eve_not_ours",  # neither end is the network's
+    "eve_decoder",  # of the decoder, which do not count
     "eve_bad_json",
     "eve_not_utf8",
     "eve_wrong_type",
@@ -147,6 +155,9 @@ class Alerts:
         if record.alert is None or record.alert.severity < 1:
             self.counters["eve_wrong_type"] += 1
             return None
+        if not self._source.decoder and (record.alert.category or "").strip().lower() == DECODER:
+            self.counters["eve_decoder"] += 1
+            return None
         node = affected(record, self._own, self._source.affected == "source")
         if node is None:
             self.counters["eve_not_ours"] += 1
@@ -208,7 +219,10 @@ def event(alert: Alert, node: str, now: float, hold: float) -> SecurityEvent:
     category, signature = alert.category or "", alert.signature or ""
     # repr: text from a packet must not break lines of our log.
     detail = repr(f"{category}: {signature}"[:200])
-    return SecurityEvent(kind_of(category), SEVERITIES.get(alert.severity, MILDEST), now, now + hold, node, detail)
+    severity = SEVERITIES.get(alert.severity, MILDEST)
+    if alert.action == "blocked":  # tried, and kept out
+        severity = MILDER.get(severity, MILDEST)
+    return SecurityEvent(kind_of(category), severity, now, now + hold, node, detail)
 
 
 def kind_of(category: str) -> str:

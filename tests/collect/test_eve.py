@@ -16,13 +16,19 @@ def alerts(own=OWN):
     return eve.Alerts(SOURCE, own)
 
 
-def line(severity=1, source="192.0.2.9", destination="10.0.0.7", category="Attempted Administrator Privilege Gain"):
+def line(
+    severity=1,
+    source="192.0.2.9",
+    destination="10.0.0.7",
+    category="Attempted Administrator Privilege Gain",
+    action="allowed",
+):
     record = {
         "timestamp": "2031-01-01T00:00:00.000000+0000",
         "event_type": "alert",
         "src_ip": source,
         "dest_ip": destination,
-        "alert": {"action": "allowed", "signature": "x\ny", "category": category, "severity": severity},
+        "alert": {"action": action, "signature": "x\ny", "category": category, "severity": severity},
     }
     return json.dumps(record).encode()
 
@@ -43,13 +49,30 @@ def test_an_alert_is_an_event_of_its_severity(severity, score):
         ("A Network Trojan was detected", "malware"),
         ("Malware Command and Control Activity Detected", "malware"),
         ("Potential Corporate Privacy Violation", "policy"),
-        ("Generic Protocol Command Decode", "anomaly"),
+        ("Detection of a non-standard protocol or event", "anomaly"),
         ("Web Application Attack", "intrusion"),
         (None, "intrusion"),
     ],
 )
 def test_kind_follows_the_category(category, kind):
     assert alerts().line(line(category=category), 0.0, 0.0).kind == kind
+
+
+@pytest.mark.parametrize(("severity", "score"), [(1, 0.7), (2, 0.4), (3, 0.2), (4, 0.2)])
+def test_what_was_blocked_is_milder(severity, score):
+    """An intrusion that was kept out is less than one that was let in."""
+    assert alerts().line(line(severity, action="blocked"), 0.0, 0.0).severity == score
+
+
+def test_the_decoder_s_alerts_do_not_count():
+    """Each scented packet makes one: the sensor does not know our option. Nobody is attacked."""
+    held = alerts()
+    for category in ("Generic Protocol Command Decode", "generic protocol command decode "):
+        assert held.line(line(3, category=category), 0.0, 0.0) is None
+    assert held.active(0.0, 0.0) == []
+    assert (held.counters["eve_decoder"], held.counters["eve_alerts"]) == (2, 0)
+    told = eve.Alerts(EveSource(socket="unused", decoder=True), OWN)
+    assert told.line(line(3, category="Generic Protocol Command Decode"), 0.0, 0.0).kind == "anomaly"
 
 
 def test_the_affected_node_is_the_own_end():
