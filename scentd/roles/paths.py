@@ -81,7 +81,9 @@ class Paths:
         """Start the workers, and load the offload if that is possible. Raises HostError."""
         await self.workers.start(await asyncio.to_thread(self.guard.free_queues))
         self._host = Host(
-            self._config, lambda facts: self._spawn(self._update_facts(facts)), lambda: self._spawn(self.check())
+            self._config,
+            lambda facts: self._spawn(self._update_facts(facts)),
+            lambda: self._spawn(self.check(removal=True)),
         )
         if self._config.datapath.offload == "off":
             self.why_not = "datapath.offload is off"
@@ -204,12 +206,12 @@ class Paths:
             self._take_state(pair)
         return refused
 
-    async def check(self) -> None:
-        """Now and then, and after removals: put back what somebody else has removed."""
+    async def check(self, removal: bool = False) -> None:
+        """Now and then, and after a removal from nftables: put back what somebody else has removed."""
         if self._host is None:
             return
         try:
-            if await asyncio.to_thread(self._host.check):
+            if await asyncio.to_thread(self._host.check, removal):
                 await self.guard.order(closed(self._config))  # a reload that failed before this did not come so far
         except OffloadError as error:
             await self._fall_back(error)

@@ -207,8 +207,10 @@ def test_rules_show_apply_and_remove(nodes):
     """`rules show` says whether the host is as wanted; what is taken away, the daemon puts back, at once if asked."""
     a, b = nodes
     assert b.cli("rules", "show").stdout.count("as wanted") == 2
+    b.signal(signal.SIGSTOP)
     b.host.run("iptables", "-t", "mangle", "-F", "SCENTD-IN")
     assert "differs from what is wanted" in b.cli("rules", "show").stdout
+    b.signal(signal.SIGCONT)
     done = b.cli("rules", "apply")
     assert done.returncode == 0
     assert "the daemon has made them again" in done.stdout

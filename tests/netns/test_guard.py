@@ -167,15 +167,20 @@ def reached(a: Node, b: Node) -> bool:
     return any(reaches(a, b, version) for version in (4, 6))
 
 
+def flush_rules(node: Node) -> None:
+    node.host.run("nft", "flush", "ruleset")
+    for program in ("iptables", "ip6tables"):
+        node.host.run(program, "-t", "mangle", "-F")
+
+
 def test_closed_stays_closed_without_a_daemon(alone):
     """Verifying, killed, given up, rules flushed, cleaned up as by ExecStopPost=, the guard started anew."""
     a, b, guard = alone
     assert not reached(a, b)
-    b.host.run("nft", "flush", "ruleset")
-    for program in ("iptables", "ip6tables"):
-        b.host.run(program, "-t", "mangle", "-F")
+    flush_rules(b)
     assert not reached(a, b), "rules flushed under a running daemon"
     b.kill()
+    flush_rules(b)
     assert not reached(a, b), "killed, without rules"
     until(lambda: not guard.tell().orphans, "what waited is given up")
     assert not reached(a, b)

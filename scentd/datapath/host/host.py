@@ -90,9 +90,10 @@ class Host:
         self._is_whole = True
         return facts
 
-    def check(self) -> bool:
-        """Put back programs and rules that somebody has removed; finish what a reload could not. Raises HostError.
+    def check(self, removal: bool = False) -> bool:
+        """Put back what somebody has removed; finish what a reload could not. Raises HostError.
 
+        `removal`: something was removed from nftables, so only what is there is looked at.
         Return whether anything had to be done.
         """
         with self._lock:
@@ -100,10 +101,15 @@ class Host:
                 return False
             was_whole = self._is_whole
             if was_whole:
-                missing = find_missing(self._config, self._offload, self._served)
-                if not missing:
+                missing, changed = find_missing(self._config, self._served), False
+                if self._offload is not None and not missing and not removal:
+                    if self._offload.interfaces.lacks_programs():
+                        missing = "offload: somebody has removed programs of ours"
+                    changed = self._offload.interfaces.has_changed()
+                if missing:
+                    self.restored.note(missing, time.monotonic())
+                elif not changed:
                     return False
-                self.restored.note(missing, time.monotonic())
             facts = self._install()
             if not was_whole:
                 log.info("the host is as the configuration wants it again")
@@ -140,10 +146,8 @@ class Host:
         self._loop.call_soon_threadsafe(self._on_facts, facts)
 
 
-def find_missing(config: Config, offload: Offload | None, served: Coverage | None) -> str:
-    """What of ours somebody has removed or changed; "" if all is there. Raises HostError."""
-    if offload is not None and offload.interfaces.is_incomplete():
-        return "offload: somebody has removed programs of ours"
+def find_missing(config: Config, served: Coverage | None) -> str:
+    """What of ours in the firewall somebody has removed or changed; "" if all is there. Raises HostError."""
     if not rules.is_applied(config, served):
         return "iptables: somebody has changed rules of ours"
     if not sets.is_applied(config):

@@ -60,13 +60,16 @@ class Interfaces:
         for number, direction in self._attacher.attached_sides() - self._sides:
             self._attacher.detach(number, direction)
 
-    def is_incomplete(self) -> bool:
-        """Whether a program of ours was detached, or different sides need one: a bridge may be filtered now.
+    def lacks_programs(self) -> bool:
+        """Whether a program of ours was detached. The kernel does not report it."""
+        return not self._sides <= self._attacher.attached_sides()
 
-        The kernel reports neither that nor a new `gso_max_size`.
+    def has_changed(self) -> bool:
+        """Whether different sides need a program: a bridge may be filtered now, a switch be off, `gso_max_size` be new.
+
+        The kernel does not report these either.
         """
-        sides = {side for interface in attach.interfaces() for side in sides_of(interface)}
-        return sides != self._sides or not self._sides <= self._attacher.attached_sides()
+        return {side for interface in attach.interfaces() for side in sides_of(interface)} != self._sides
 
 
 def sides_of(interface: Interface) -> set[Side]:
