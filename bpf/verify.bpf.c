@@ -119,6 +119,15 @@ static __always_inline const __u64 *key_at(const __u64 *keys, __u64 period)
 	return keys + 2 * (period & SCENT_PERIODS);
 }
 
+static __always_inline __u64 tag_by(struct tagged *tagged, const struct scent_incoming *in, __u32 period)
+{
+	const __u64 *key = key_at(in->tag_keys, period);
+
+	tagged->key[0] = key[0];
+	tagged->key[1] = key[1];
+	return tag_of(tagged);
+}
+
 /*
  * The entry whose tag key fits, or NULL. If our network has two keys, the packet may be made for either: the one for
  * which the pair's newest epoch was made comes first, so that most packets need one tag, and none more than two.
@@ -141,17 +150,10 @@ static __always_inline struct scent_incoming *find_key(const struct route *route
 		}
 	}
 	cover(&tagged, w->scent, w->tail, p, flags);
-#pragma clang loop unroll(disable)
-	for (int i = 0; i < 2 && first; i++) {
-		const __u64 *key = key_at(first->tag_keys, period);
-
-		tagged.key[0] = key[0];
-		tagged.key[1] = key[1];
-		if (tag_of(&tagged) == w->tag)
-			return first;
-		first = other;
-		other = NULL;
-	}
+	if (tag_by(&tagged, first, period) == w->tag)
+		return first;
+	if (other && tag_by(&tagged, other, period) == w->tag)
+		return other;
 	return NULL;
 }
 
