@@ -8,12 +8,12 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from compiled import bpffs
-from hosts import Node, pair, peer_of, until
+from hosts import Node, acquainted, pair, peer_of, start, until
 from topology import Host
 
 HEADERS = {4: 28, 6: 48}  # IP and UDP
@@ -95,3 +95,19 @@ def settled(node: Node, before: dict[str, int], want: dict[str, int]) -> None:
         end = time.monotonic() + 1.2
         until(lambda: time.monotonic() > end, "")
     assert grown(node, before) == want, f"{node.name} counts {grown(node, before)}, not {want}"
+
+
+@contextmanager
+def strict_ends(tag: str, directory: Path, offload: bool) -> Iterator[tuple[Node, Node]]:
+    """hosts.pair(), running: each the other's strict peer, and acquainted; with the offload or the queue alone."""
+    with ExitStack() as stack:
+        a, b = stack.enter_context(pair(tag, directory))
+        if offload:
+            offloaded(stack.enter_context(bpffs(directory / "bpf")), a, b)
+        for node, other in ((a, b), (b, a)):
+            node.peers = [strict(other, rejected="drop")]
+        start(a, b)
+        in_place(a, b)
+        acquainted(b, a)
+        acquainted(a, b)
+        yield a, b

@@ -57,7 +57,7 @@ def ends(request, tmp_path_factory) -> Iterator[Ends]:
         for node, other, offload in ((a, b, sends), (b, a, receives)):
             node.pin_dir = mount / node.name if offload else None
             node.peers = [peer_of(other, **STRICT, absent_ipv6_fragments="pass")]
-            node.network["interval"] = "10s"  # no beacon is due before both verify: its answer would have no scent
+            node.network["interval"] = "30s"  # no beacon is due before both verify: its answer would have no scent
         start(a, b)
         for node, offload in ((a, sends), (b, receives)):
             assert node.status()["datapath"] == ("nfqueue+ebpf" if offload else "nfqueue"), node.log.read_text()

@@ -7,29 +7,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack
 
 import pytest
-from compiled import bpffs
-from edges import in_place, offloaded, strict
-from hosts import Node, acquainted, answered, pair, start, until
+from edges import in_place, strict_ends
+from hosts import Node, answered, until
 
 pytestmark = pytest.mark.netns
 
 
 @pytest.fixture(params=["queue", "offload"])
 def nodes(request, tmp_path) -> Iterator[tuple[Node, Node]]:
-    with ExitStack() as stack:
-        a, b = stack.enter_context(pair("rv", tmp_path))
-        if request.param == "offload":
-            offloaded(stack.enter_context(bpffs(tmp_path / "bpf")), a, b)
-        for node, other in ((a, b), (b, a)):
-            node.peers = [strict(other, rejected="drop")]
-        start(a, b)
-        in_place(a, b)
-        acquainted(b, a)
-        acquainted(a, b)
-        yield a, b
+    with strict_ends("rv", tmp_path, request.param == "offload") as ends:
+        yield ends
 
 
 def reached(one: Node, other: Node) -> list[bool]:

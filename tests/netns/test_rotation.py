@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
-from compiled import bpffs
-from edges import in_place, offloaded, strict
-from hosts import Node, acquainted, pair, start, until
+from edges import strict_ends
+from hosts import Node, acquainted, until
 from steady import Steady, steady
 
 from scentd.state import key_files
@@ -21,17 +20,8 @@ pytestmark = pytest.mark.netns
 
 @pytest.fixture(params=["queue", "offload"])
 def nodes(request, tmp_path) -> Iterator[tuple[Node, Node]]:
-    with ExitStack() as stack:
-        a, b = stack.enter_context(pair("ro", tmp_path))
-        if request.param == "offload":
-            offloaded(stack.enter_context(bpffs(tmp_path / "bpf")), a, b)
-        for node, other in ((a, b), (b, a)):
-            node.peers = [strict(other, rejected="drop")]
-        start(a, b)
-        in_place(a, b)
-        acquainted(b, a)
-        acquainted(a, b)
-        yield a, b
+    with strict_ends("ro", tmp_path, request.param == "offload") as ends:
+        yield ends
 
 
 @pytest.fixture

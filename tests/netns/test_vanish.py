@@ -6,12 +6,10 @@ a ---- 10.1.0.0/24, fd00:1::/64 ---- b      each the other's strict peer
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 
 import pytest
-from compiled import bpffs
-from edges import in_place, offloaded, strict
-from hosts import Node, acquainted, answered, pair, start, until
+from edges import strict_ends
+from hosts import Node, answered, until
 
 from scentd.datapath.host import marks, sets
 
@@ -22,18 +20,8 @@ SOON = 5  # seconds: what is told of; the look now and then comes every 10
 
 @pytest.fixture(scope="module", params=["queue", "offload"])
 def nodes(request, tmp_path_factory) -> Iterator[tuple[Node, Node]]:
-    directory = tmp_path_factory.mktemp("va")
-    with ExitStack() as stack:
-        a, b = stack.enter_context(pair("va", directory))
-        if request.param == "offload":
-            offloaded(stack.enter_context(bpffs(directory / "bpf")), a, b)
-        for node, other in ((a, b), (b, a)):
-            node.peers = [strict(other, rejected="drop")]
-        start(a, b)
-        in_place(a, b)
-        acquainted(b, a)
-        acquainted(a, b)
-        yield a, b
+    with strict_ends("va", tmp_path_factory.mktemp("va"), request.param == "offload") as ends:
+        yield ends
 
 
 def iptables(node: Node, *argv: str) -> None:
