@@ -23,6 +23,7 @@ from scentd.config.sections import Source
 from scentd.config.units import Seconds
 from scentd.model import Sample
 
+GZIP = b"\x1f\x8b"  # RFC 1952: how a compressed page begins
 MAX_PAGE = 4 * 1024 * 1024
 # The parser takes time in the square of a line's length; 16 KiB of labels are far beyond any real series.
 MAX_LINE = 16 * 1024
@@ -73,7 +74,7 @@ class PrometheusReader(Reader):
         self._source = source
         self._url = urlsplit(source.url)
         self._selector = selector.parse(source.series)
-        self._rates: Rates[tuple[tuple[str, str], ...]] = Rates()
+        self._rates: Rates[tuple[tuple[str, str], ...]] = Rates(restarts=True)
 
     def counts(self) -> dict[str, int]:
         return self.counters
@@ -190,6 +191,8 @@ def body(response: HTTPResponse, where: str) -> bytes:
         moved = f" to {response.headers['Location']}" if "Location" in response.headers else ""
         raise CollectError(f"{where}: HTTP {response.status} {response.reason}{moved}; correct `url`")
     page = response.read(MAX_PAGE + 1)
+    if page.startswith(GZIP) or response.headers.get("Content-Encoding", "identity") != "identity":
+        raise CollectError(f"{where}: a compressed page, though a plain one was asked for; turn compression off there")
     if len(page) > MAX_PAGE:
         raise CollectError(f"{where}: more than {MAX_PAGE >> 20} MiB; ask for less, e.g. with a name[] parameter")
     return page

@@ -14,17 +14,20 @@ MIN_ELAPSED = 0.01
 class Rates(Generic[Key]):
     """Increase per second of a set of counters since the reading before."""
 
-    def __init__(self) -> None:
+    def __init__(self, restarts: bool = False) -> None:
+        """`restarts`: a counter that went down began again at 0 (Prometheus's rule for `rate`). Else that is a gap: a
+        driver may have corrected it by a little.
+        """
+        self._restarts = restarts
         self._at: float | None = None
         self._counters: dict[Key, float] = {}
 
     def update(self, counters: Mapping[Key, float], at: float) -> dict[Key, float]:
         """Rates by key; `at` in monotonic seconds.
 
-        A new counter has no rate yet. A counter that went down began again at 0
-        (Prometheus's rule for `rate`). Less than MIN_ELAPSED after the last reading the
-        result is {}, and the older reading stays the base. If the clock went back, the
-        result is {}, and this reading is the new base.
+        A new counter has no rate yet. One that went down has none, either, or began again at 0. Less than
+        MIN_ELAPSED after the last reading the result is {}, and the older reading stays the base. If the clock
+        went back, the result is {}, and this reading is the new base.
         """
         if self._at is None or at < self._at:
             elapsed = None
@@ -38,5 +41,5 @@ class Rates(Generic[Key]):
         return {
             key: (value - before[key] if value >= before[key] else value) / elapsed
             for key, value in counters.items()
-            if key in before
+            if key in before and (self._restarts or value >= before[key])
         }

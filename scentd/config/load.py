@@ -14,11 +14,15 @@ from scentd.config.schema import Kinds, convert
 from scentd.config.sections import Config
 from scentd.errors import ConfigError
 
+BYTE_ORDER_MARK = "\ufeff"
+
 
 def load(path: str | Path, kinds: Kinds) -> Config:
     """Read and check a configuration file. Raises ConfigError with all its mistakes."""
     try:
         text = Path(path).read_text()
+        if text.startswith(BYTE_ORDER_MARK):
+            raise ConfigError([f"{path}: begins with a byte order mark, which TOML has not; save it without one"])
         data = tomllib.loads(text)
     except OSError as error:
         way_out = "name the file with --config, or begin with $(scentd files scentd.example.toml)"

@@ -227,3 +227,10 @@ def test_one_table_where_several_may_stand():
     assert problems(network=[{**NETWORK, "source": {"kind": "cpu"}}]) == [
         "network[0].source: there may be several, each begins with [[network.source]]"
     ]
+
+
+def test_a_byte_order_mark(tmp_path):
+    path = tmp_path / "scentd.toml"
+    path.write_bytes(b"\xef\xbb\xbf[daemon]\n")
+    with pytest.raises(ConfigError, match="begins with a byte order mark, which TOML has not"):
+        load_config(path)
