@@ -98,11 +98,12 @@ class NetworkProfiler:
         self._waiting: set[str] = set()  # collectors without Samples since the last epoch
         self._alarm = False
         self._ready = asyncio.Event()
+        self._issued_at = float("-inf")  # CLOCK_MONOTONIC
         self._task: asyncio.Task | None = None
 
     def adopt(self, old: NetworkProfiler) -> None:
-        """Take over the old profiler's Samples, statement and counts. New keys are used at once."""
-        self._parts, self._waiting = old._parts, old._waiting
+        """Take over the old profiler's Samples, statement and counts. New keys are used after the pause."""
+        self._parts, self._waiting, self._issued_at = old._parts, old._waiting, old._issued_at
         self.statement, self.epoch, self.issued, self.refused = old.statement, old.epoch, old.issued, old.refused
         if self._parts and self._issuer.key_ids != old._issuer.key_ids:
             self._ready.set()
@@ -129,6 +130,8 @@ class NetworkProfiler:
 
     async def _run(self, epochs: Epochs, slot: bytes) -> None:
         last = time.monotonic()
+        # A receiver takes the newest epoch and the one before. After two at once, packets on their way are too old.
+        await asyncio.sleep(max(0.0, self._issued_at + ISSUE_PAUSE - last))
         while True:
             patience = (PATIENCE if self._parts else 1.0) * self.network.interval
             try:
@@ -158,6 +161,7 @@ class NetworkProfiler:
                 epoch - now,
             )
         epochs.set_epoch(slot, epoch)  # before it is used: an epoch is a nonce
+        self._issued_at = time.monotonic()
         outgoing = self._verified(self._issuer.issue(statement, epoch))
         self.statement, self.epoch = statement, epoch
         self.issued += 1

@@ -1,6 +1,7 @@
 """When the profiler makes an epoch: when all its collectors have spoken, for an alarm at once, and at the latest."""
 
 import asyncio
+import itertools
 import time
 
 import pytest
@@ -37,10 +38,14 @@ class Signer:
         return prepare(self.path / "epochs", [issued_slot("n")])
 
     async def __aenter__(self) -> "Signer":
-        config = Config(network=[self.network], peer=[Peer("p", str(OTHER.public), ["192.0.2.1"])])
         self.epoch_file = self.epochs()
-        await self.role.replace(config, Pairs(config, {"n": (OWN,)}, {("n", "p"): 0}), self.epoch_file)
+        await self.sign_by(OWN)
         return self
+
+    async def sign_by(self, identity: keys.Identity) -> None:
+        """As a reload does."""
+        config = Config(network=[self.network], peer=[Peer("p", str(OTHER.public), ["192.0.2.1"])])
+        await self.role.replace(config, Pairs(config, {"n": (identity,)}, {("n", "p"): 0}), self.epoch_file)
 
     async def __aexit__(self, *_: object) -> None:
         await self.role.stop()
@@ -163,6 +168,23 @@ def test_no_epoch_is_used_twice_and_each_is_written_first(tmp_path):
 
     run(tmp_path, story)
     run(tmp_path, story)  # a signer that begins again goes on from what the file says
+
+
+def test_new_keys_are_used_soon_and_not_at_once(tmp_path):
+    """A receiver takes the newest epoch and the one before: a pause lies between any two, also over reloads."""
+
+    async def story(signer):
+        signer.say("one", 0.2)
+        await signer.next()
+        for secret in (b"\3", b"\4", b"\5"):
+            identity = keys.identity(secret * 32)
+            await signer.sign_by(identity)
+            await signer.next(seconds=2)
+            assert signer.issued[-1][1].outgoing[0].key_id == identity.public.key_id
+        at = [at for at, _ in signer.issued]
+        assert all(later - earlier >= PAUSE for earlier, later in itertools.pairwise(at))
+
+    run(tmp_path, story, interval=30.0)
 
 
 def test_samples_of_networks_that_are_not_signed_here_are_nobodys(tmp_path):
