@@ -150,7 +150,7 @@ def test_the_rate_of_counters_with_a_reset(page, monkeypatch):
         ("load x\n", "not the Prometheus text format"),
         ("load{a} 1\n", "Invalid labels"),
         (b"load \xff\n", "not UTF-8 at byte 5"),
-        (gzip.compress(b"load 1\n"), "a compressed page, though a plain one was asked for"),
+        (gzip.compress(b"load 1\n", mtime=0), "a compressed page, though a plain one was asked for"),
         (b"x" * (prometheus.MAX_PAGE + 1), "more than 4 MiB"),
         ("redirect http://127.0.0.1:1/secret", "HTTP 302 .*to http://127.0.0.1:1/secret"),
     ],
