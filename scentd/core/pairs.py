@@ -93,7 +93,9 @@ class Pair:
     def issued(self) -> IssuedPair | None:
         """The direction from this end to the peer: signed by our key in use, sealed for the peer's newest key."""
         ends = [s for s in self.secrets if s.identity is self.identities[0] and s.public is self.publics[-1]]
-        return IssuedPair(self.network.name, self.peer.name, ends[0].identity, ends[0].public) if ends else None
+        if not ends:
+            return None
+        return IssuedPair(self.network.name, self.peer.name, ends[0].identity, ends[0].public, ends[0].shared)
 
     def slots(self) -> dict[str, int]:
         return metric_slots(self.peer.metrics)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from scentd.config.sections import Config
 from scentd.core.pairs import Identities, PairName
@@ -27,13 +27,16 @@ def seen_slots(config: Config) -> dict[PairName, bytes]:
 def carry_over(epochs: Epochs, config: Config, identities: Mapping[str, Identities]) -> None:
     """Take the epochs over that earlier versions kept by keys; slots that have an epoch stay as they are."""
     entries = epochs.entries()
+
+    def take(slot: bytes, olds: Iterable[bytes]) -> None:
+        if not epochs.epoch(slot):
+            epoch, since = max((entries[old] for old in olds if old in entries), default=(0, 0))
+            epochs.raise_row(epochs.slot(slot), epoch, since)
+
+    publics = {p.name: [keys.parse_public(text).raw for text in p.public_keys] for p in config.peer}
     for network in config.network:
         own = [identity.public.raw for identity in identities.get(network.name, ())]
-        former = {issued_slot(network.name): [slot_id("issued", key) for key in own]}
-        for peer in config.peer:
-            theirs = [keys.parse_public(text).raw for text in peer.public_keys]
-            former[seen_slot(network.name, peer.name)] = [slot_id("seen", a, b) for a in own for b in theirs]
-        for slot, olds in former.items():
-            epoch, since = max((entries[old] for old in olds if old in entries), default=(0, 0))
-            if epoch and not epochs.epoch(slot):
-                epochs.raise_row(epochs.slot(slot), epoch, since)
+        if own:
+            take(issued_slot(network.name), (slot_id("issued", key) for key in own))
+        for peer, theirs in publics.items():
+            take(seen_slot(network.name, peer), (slot_id("seen", a, b) for a in own for b in theirs))

@@ -207,8 +207,9 @@ def verify_entries(table: VerifyTable, local_addresses: Sequence[str], marks: Ma
     values: list[list[tuple[int, bytes, list[bytes]]]] = [[] for _ in networks]
     identities = {}
     for order, i in enumerate(table.incoming):
+        peer = peers[peer_of(i)]
         for key_id, candidates in i.by_sender().items():
-            made = [incoming_value(i, k, peers[peer_of(i)], len(candidates)) for k in candidates]
+            made = [incoming_value(i, k, peer, len(candidates)) for k in candidates]
             values[networks[i.network]].append((order, key_id, made))
             # Number 0 is no network: the program looks there to learn whether a key is known at all.
             identities[maps.IDENTITY.pack(key_id, 0, 0)] = made[0]

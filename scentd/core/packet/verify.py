@@ -117,8 +117,11 @@ class Verifier:
         self._treatments = PrefixMap(table.treatments)
         self._by_key = {}
         for incoming in table.incoming:
-            pair = before.get(incoming.pair) or IncomingPair(incoming)
-            pair.configure(incoming)
+            pair = before.get(incoming.pair)
+            if pair is None:
+                pair = IncomingPair(incoming)
+            else:
+                pair.configure(incoming)
             self._pairs[incoming.pair] = pair
             for sender, candidates in incoming.by_sender().items():
                 self._by_key.setdefault(sender, []).append((pair, candidates))

@@ -17,13 +17,15 @@ LIFETIME = 3  # intervals for which a profile may be sent if there is no newer o
 class IssuedPair:
     """One peer of an issuer, with the keys that the pair derives, computed once or once per period."""
 
-    def __init__(self, network: str, peer: str, identity: keys.Identity, public: keys.Public) -> None:
+    def __init__(
+        self, network: str, peer: str, identity: keys.Identity, public: keys.Public, secret: bytes | None = None
+    ) -> None:
         """`network` and `peer` are configured names, `public` is the peer's key."""
         self.network = network
         self.peer = peer
         self.identity = identity
         self.public = public
-        self.secret = keys.pair_secret(identity, public)
+        self.secret = keys.pair_secret(identity, public) if secret is None else secret
         self.pseudonym_key = keys.pseudonym_key(self.secret, identity.public, public)
         self._period = -1
         self._keys: keys.PairKeys | None = None
