@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from compiled import bpffs
-from hosts import Node, acquainted, pair, peer_of, start, until
+from hosts import Node, acquainted, answered, pair, peer_of, start, until
 from topology import Host
 
 HEADERS = {4: 28, 6: 48}  # IP and UDP
@@ -111,3 +111,12 @@ def strict_ends(tag: str, directory: Path, offload: bool) -> Iterator[tuple[Node
         acquainted(b, a)
         acquainted(a, b)
         yield a, b
+
+
+def reached(one: Node, other: Node) -> list[bool]:
+    """Whether a datagram arrives, by IP version."""
+    arrived = []
+    for version in (4, 6):
+        with one.socket(version) as sender, other.socket(version) as receiver:
+            arrived.append(answered(sender, receiver, seconds=0.5))
+    return arrived

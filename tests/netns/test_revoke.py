@@ -9,8 +9,8 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from edges import in_place, strict_ends
-from hosts import Node, answered, until
+from edges import in_place, reached, strict_ends
+from hosts import Node, until
 
 pytestmark = pytest.mark.netns
 
@@ -19,15 +19,6 @@ pytestmark = pytest.mark.netns
 def nodes(request, tmp_path) -> Iterator[tuple[Node, Node]]:
     with strict_ends("rv", tmp_path, request.param == "offload") as ends:
         yield ends
-
-
-def reached(one: Node, other: Node) -> list[bool]:
-    """By IP version."""
-    arrived = []
-    for version in (4, 6):
-        with one.socket(version) as sender, other.socket(version) as receiver:
-            arrived.append(answered(sender, receiver, seconds=0.5))
-    return arrived
 
 
 def test_a_revoked_key_is_refused_at_once_and_for_good(nodes):

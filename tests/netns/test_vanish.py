@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from edges import strict_ends
-from hosts import Node, answered, until
+from edges import reached, strict_ends
+from hosts import Node, until
 
 from scentd.datapath.host import marks, sets
 
@@ -70,14 +70,6 @@ def as_before(node: Node) -> tuple:
     """What of ours is there."""
     rules = [node.host.out(p, "-w", "-t", "mangle", "-S") for p in ("iptables", "ip6tables")]
     return rules, node.host.call(sets.read), node.host.call(marks.read)
-
-
-def reached(one: Node, other: Node) -> list[bool]:
-    found = []
-    for version in (4, 6):
-        with one.socket(version) as sender, other.socket(version) as receiver:
-            found.append(answered(sender, receiver, seconds=0.5))
-    return found
 
 
 @pytest.mark.parametrize("vanish", [flush_ruleset, flush_mangle, load_another, delete_jump, delete_marks])

@@ -12,11 +12,22 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from struct import Struct
 
 log = logging.getLogger(__name__)
 
+HEADER = Struct("=IH10x")  # struct nlmsghdr: length, type
 BUFFER = 1 << 20  # bytes; an overflow counts as a change
+
+
+def messages(data: bytes, least: int) -> Iterator[tuple[int, int]]:
+    """(type, place) of each netlink message (linux/netlink.h). `least`: bytes of the shortest, with header."""
+    at = 0
+    while at + least <= len(data):
+        length, kind = HEADER.unpack_from(data, at)
+        yield kind, at
+        at += max(length + 3 & ~3, least)
 
 
 class NetlinkWatch:

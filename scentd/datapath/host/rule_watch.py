@@ -7,15 +7,13 @@ Rules of iptables-legacy are not in nftables; nobody is told of their end.
 from __future__ import annotations
 
 from collections.abc import Callable
-from struct import Struct
 
-from scentd.datapath.host.netlink_watch import NetlinkWatch
+from scentd.datapath.host.netlink_watch import HEADER, NetlinkWatch, messages
 
 DEBOUNCE = 0.2  # seconds: a firewall is loaded anew in several steps
 NETLINK_NETFILTER, NFNLGRP_NFTABLES, NFNL_SUBSYS_NFTABLES = 12, 7, 10  # linux/netfilter/nfnetlink.h
 NFT_MSG_DELTABLE, NFT_MSG_DELCHAIN, NFT_MSG_DELRULE = 2, 5, 8  # linux/netfilter/nf_tables.h
 REMOVALS = {NFNL_SUBSYS_NFTABLES << 8 | kind for kind in (NFT_MSG_DELTABLE, NFT_MSG_DELCHAIN, NFT_MSG_DELRULE)}
-HEADER = Struct("=IH10x")  # struct nlmsghdr: length, type
 
 
 class RuleWatch(NetlinkWatch):
@@ -25,10 +23,4 @@ class RuleWatch(NetlinkWatch):
         super().__init__("rule-watch", NETLINK_NETFILTER, 1 << (NFNLGRP_NFTABLES - 1), callback, debounce)
 
     def is_change(self, data: bytes) -> bool:
-        at = 0
-        while at + HEADER.size <= len(data):
-            length, kind = HEADER.unpack_from(data, at)
-            if kind in REMOVALS:
-                return True
-            at += max(length + 3 & ~3, HEADER.size)
-        return False
+        return any(kind in REMOVALS for kind, _ in messages(data, HEADER.size))

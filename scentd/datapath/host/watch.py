@@ -15,7 +15,7 @@ from pyroute2.netlink import rtnl
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
 from scentd.config.sections import Datapath
-from scentd.datapath.host.netlink_watch import NetlinkWatch
+from scentd.datapath.host.netlink_watch import NetlinkWatch, messages
 from scentd.datapath.host.routes import LOCAL, MAIN, PROTOCOL
 
 DEBOUNCE = 0.2  # seconds from the first change to the call: one interface makes a dozen messages
@@ -33,7 +33,7 @@ GROUPS = (
     | 1 << (RTNLGRP_IPV4_NETCONF - 1)  # forwarding on or off
     | 1 << (RTNLGRP_IPV6_NETCONF - 1)
 )
-LINK_MESSAGE = Struct("=IH14xi")  # struct nlmsghdr, then the index in ifinfomsg; the shortest message of rtnetlink
+LINK_MESSAGE = Struct("=20xi")  # struct nlmsghdr, then the index in ifinfomsg; the shortest message of rtnetlink
 
 
 class Watch(NetlinkWatch):
@@ -63,12 +63,9 @@ class Watch(NetlinkWatch):
 
 def links_of(data: bytes) -> Iterator[tuple[int, int]]:
     """(RTM_NEWLINK or RTM_DELLINK, interface) of netlink messages (linux/netlink.h, struct ifinfomsg)."""
-    at = 0
-    while at + LINK_MESSAGE.size <= len(data):
-        length, kind, index = LINK_MESSAGE.unpack_from(data, at)
+    for kind, at in messages(data, LINK_MESSAGE.size):
         if kind in (rtnl.RTM_NEWLINK, rtnl.RTM_DELLINK):
-            yield kind, index
-        at += max(length + 3 & ~3, LINK_MESSAGE.size)
+            yield kind, LINK_MESSAGE.unpack_from(data, at)[0]
 
 
 def is_relevant(message: Any, datapath: Datapath) -> bool:
