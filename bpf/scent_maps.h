@@ -19,11 +19,13 @@
 #include "scent_wire.h"
 
 enum scent_maps_constants {
-	SCENT_MAPS_VERSION = 5,
+	SCENT_MAPS_VERSION = 6,
 	SCENT_LENGTHS_MAX = 15,		/* different prefix lengths of one scope and family */
 	SCENT_CANDIDATES = 4,		/* peers with the same key id that are told apart by address; a power of two */
 	SCENT_PERIODS = 3,		/* keys of the period before, this one and the next; all bits below its highest are set */
 	SCENT_NODES = 4096,		/* source addresses of a pair that are recorded in a second */
+	SCENT_ANSWERS = 4,		/* refused packets that a processor tells of in a tick of the clock */
+	SCENT_REFUSED_LEN = 128,	/* bytes of one that it tells */
 	SCENT_NO_PAIR = 0xffffffff,	/* a route to a peer whose network signs nothing; a sender who is nobody */
 	SCENT_CACHE_BITS = 8,
 	SCENT_CACHE_SIZE = 1 << SCENT_CACHE_BITS,	/* address pairs that a processor remembers */
@@ -187,9 +189,9 @@ struct scent_verify_settings {
 	__u64 max_future;
 	__u64 grace;
 	__u32 mark_verified;		/* mark of packets that are judged: the queue's rules let them by */
-	__u32 mark_rejected;
 	__u32 mark_glance;		/* eight neighbouring bits of the mark for load and threat, or 0 */
 	__u32 fallback;			/* scent_treatments of strangers */
+	__u32 padding;
 	struct scent_lengths local4;
 	struct scent_lengths local6;
 	struct scent_lengths source4;
@@ -269,6 +271,7 @@ struct scent_node {
 enum scent_event_kind {
 	SCENT_EVENT_EPOCH = 1,		/* the first packet of a new epoch: its glance */
 	SCENT_EVENT_PROFILE = 2,	/* all ten fragments: `sealed` */
+	SCENT_EVENT_REFUSED = 3,	/* a packet that the daemon answers: struct scent_refused */
 };
 
 struct scent_event {
@@ -281,6 +284,22 @@ struct scent_event {
 	__u8 sealed[SCENT_PROFILE_LEN];
 	__u8 family;
 	__u8 padding[5];
+};
+
+/* A packet that was dropped and whose sender is to be told. Nothing in it is believed. */
+struct scent_refused {
+	__u32 kind;			/* SCENT_EVENT_REFUSED */
+	__u32 interface;
+	__u32 length;			/* of the IP packet */
+	__u32 held;			/* bytes of it below */
+	__u8 packet[SCENT_REFUSED_LEN];
+};
+
+/* A processor's part in keeping these few. */
+struct scent_answered {
+	__u64 now;			/* the clock's tick */
+	__u32 told;			/* in it */
+	__u32 padding;
 };
 
 /* Indices into the verifier's counters; before these stand SCENT_TREATMENTS * scent_verdict + scent_treatment. */

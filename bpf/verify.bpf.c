@@ -14,6 +14,7 @@
 #include "parse.h"
 #include "accept.h"
 #include "outcome.h"
+#include "refuse.h"
 #include "lpm.h"
 #include "cache.h"
 #include "tag.h"
@@ -308,9 +309,9 @@ static __always_inline int is_quarantined(const struct scent_verify_settings *s,
 	return lengths->count && find_prefix(lengths, &p->source, &q) && monotonic < q.value.number * SECOND;
 }
 
-/* The one exit of judged packets: counts the packet, and drops it or marks it and lets it go. */
-static __always_inline int settle(struct __sk_buff *skb, const struct scent_verify_settings *s, __u32 packets,
-				  const struct outcome *o, __u32 second)
+/* The one exit of judged packets: counts the packet, and drops it or marks it and lets it go. `now`: CLOCK_MONOTONIC. */
+static __always_inline int settle(struct __sk_buff *skb, __u32 at, const struct scent_verify_settings *s, __u32 packets,
+				  const struct packet *p, const struct outcome *o, __u64 now, __u32 second)
 {
 	__u32 glance = s->mark_glance, index = SCENT_TREATMENTS * o->verdict + o->treatment;
 
@@ -323,9 +324,11 @@ static __always_inline int settle(struct __sk_buff *skb, const struct scent_veri
 		count_accepted(o->state, o->pair, packets);
 	else
 		count_of(o->pair, index, packets, second, o->epoch);
-	if (o->treatment == SCENT_TREATMENT_DROP)
+	if (o->treatment == SCENT_TREATMENT_REJECT)
+		tell_refused(skb, at, p, now);
+	if (o->treatment != SCENT_TREATMENT_PASS)
 		return TC_ACT_SHOT;
-	skb->mark |= s->mark_verified | (o->treatment == SCENT_TREATMENT_REJECT ? s->mark_rejected : 0);
+	skb->mark |= s->mark_verified;
 	if (o->verdict == SCENT_VERDICT_ACCEPTED && glance)
 		skb->mark = (skb->mark & ~glance) | (o->glance * (glance & -glance) & glance);
 	return TC_ACT_UNSPEC;
@@ -352,7 +355,7 @@ static __always_inline int verify(struct __sk_buff *skb, __u32 at)
 	if (!s)
 		return TC_ACT_UNSPEC;
 	/* A packet out of a tunnel has the marks of the packet around it, which say nothing about it. */
-	marks = s->mark_verified | s->mark_rejected | s->mark_glance;
+	marks = s->mark_verified | s->mark_glance;
 	if (skb->mark & marks)
 		skb->mark &= ~marks;
 	now = bpf_ktime_get_coarse_ns();
@@ -368,7 +371,7 @@ static __always_inline int verify(struct __sk_buff *skb, __u32 at)
 	}
 	if (form == FORM_SCENTED && !is_icmp_too_big(&p)) {
 		judge_scented(skb, at, s, route.selector, &p, now, time->offset, &o);
-		return settle(skb, s, packets, &o, (now + time->offset) / SECOND);
+		return settle(skb, at, s, packets, &p, &o, now, (now + time->offset) / SECOND);
 	}
 	if (find_route(&route, &p))
 		return TC_ACT_UNSPEC;
@@ -378,7 +381,7 @@ static __always_inline int verify(struct __sk_buff *skb, __u32 at)
 		o.verdict = UNDECIDED;
 	else
 		judge_absent(skb, at, s, &p, &o);
-	return settle(skb, s, packets, &o, (now + time->offset) / SECOND);
+	return settle(skb, at, s, packets, &p, &o, now, (now + time->offset) / SECOND);
 }
 
 /* On an interface with Ethernet headers. */

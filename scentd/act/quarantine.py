@@ -1,7 +1,7 @@
 """Drops packets from quarantined addresses and prefixes: the nftables table `inet scentd`.
 
-The chain hooks prerouting at priority raw (-300), before conntrack (-200) and our verifier's queue in mangle (-150),
-so that a quarantined node costs next to nothing. Packets over `lo` pass.
+The chain hooks prerouting before our verifier's queue in raw (-300) and before conntrack (-200), so that a quarantined
+node costs next to nothing. Packets over `lo` pass.
 
 Each prefix length in use has one hash set (`ipv4_32`, `ipv6_64`), looked up by `saddr & mask`. An interval
 set would refuse overlapping prefixes with ends of their own. The kernel removes an element when its
@@ -27,7 +27,7 @@ from scentd.system.nft import Nftables
 TABLE = {"family": "inet", "name": "scentd"}
 IN_TABLE = {"family": "inet", "table": "scentd"}
 CHAIN = "prerouting"
-PRIORITY = -300
+PRIORITY = -310
 SET_SIZE = 2 * QUARANTINED_MAX  # the set holds a renewed element twice until the transaction ends
 TIMEOUT_SLACK = 2.0  # seconds; nftables counts whole ones, rounded up
 COUNTERS = ("dropped_ipv4", "dropped_ipv6")
@@ -48,6 +48,9 @@ class QuarantineTable:
     def quarantine(self, want: Mapping[Prefix, float]) -> int:
         """Quarantine exactly these prefixes, each for so many seconds from now; return the number of changes."""
         listing = self._listing()
+        if any(item["chain"].get("prio") != PRIORITY for item in listing if "chain" in item):  # another version's
+            self.remove()
+            listing = []
         ended, new = difference(elements(listing), want)
         commands = self._setup_commands(listing, {set_name(p) for p in want})
         commands += release(ended)

@@ -38,12 +38,14 @@ class Datapath(Table):
     queue: Annotated[int, Meta(ge=0, le=65535 - 384)] = 22600  # first NFQUEUE number; 6 x workers are used
     queue_length: Annotated[int, Meta(ge=64, le=1_000_000)] = 4096  # packets that the kernel keeps for each queue
     mark_stamped: Annotated[int, Meta(gt=0, lt=2**32)] = 0x10000000  # packet mark bits of ours
-    mark_rejected: Annotated[int, Meta(gt=0, lt=2**32)] = 0x20000000
+    mark_queued: Annotated[int, Meta(gt=0, lt=2**32)] = 0x20000000  # packets on their way to a queue
     route_table: Annotated[int, Meta(gt=255, lt=2**31)] = 22600  # the table of routes to peers with lowered MTUs
     rule_priority: Annotated[int, Meta(gt=0, lt=32764)] = 22600  # of our three `ip rule`s
     offload: Literal["auto", "off"] = "auto"  # auto: BPF programs do the work where the kernel supports it
     pin_dir: str = "/sys/fs/bpf/scentd"  # on a bpf file system: programs and maps outlive the daemon there
     mark_verified: Annotated[int, Meta(gt=0, lt=2**32)] = 0x40000000  # packets that a BPF program has judged
+
+    renamings = {"mark_rejected": "mark_queued"}
 
     def mistakes(self, path: str) -> list[str]:
         return check_marks(self, path)
@@ -197,7 +199,7 @@ KEY_SETTINGS = ("public_key", "next_public_key")
 
 def check_marks(datapath: Datapath, path: str) -> list[str]:
     """Each mark needs bits of its own."""
-    names = ("mark_stamped", "mark_rejected", "mark_verified")
+    names = ("mark_stamped", "mark_queued", "mark_verified")
     return [
         f"{path}.{name}: shares bits with {path}.{other}; give each a bit of its own"
         for i, name in enumerate(names)
@@ -305,7 +307,7 @@ def check_config(config: Config) -> list[str]:
         ]
     problems += check_public_keys(config.peer)
     problems += check_overlaps(config.peer)
-    own = config.datapath.mark_stamped | config.datapath.mark_rejected | config.datapath.mark_verified
+    own = config.datapath.mark_stamped | config.datapath.mark_queued | config.datapath.mark_verified
     if config.verify.mark_glance & own:
         problems.append("verify.mark_glance: shares bits with a mark of [datapath]; choose other bits")
     if config.peer and not config.network:

@@ -8,6 +8,7 @@ to the daemon and to its rules.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -18,6 +19,7 @@ if TYPE_CHECKING:  # the guard reads the document, and has no configuration
     from scentd.config.sections import Config
 
 ANY: tuple[NumericPrefix, ...] = ((4, 0, 0), (6, 0, 0))
+ADDRESS = {4: IPv4Address, 6: IPv6Address}
 Range = tuple[int, int, int]  # IP version, first and last address as numbers
 
 
@@ -128,3 +130,10 @@ def merged(ranges: Iterable[Range]) -> Iterator[Range]:
         current = version, first, last
     if current is not None:
         yield current
+
+
+def range_text(addresses: Range) -> str:
+    """As nft(8) takes it: "10.0.0.0-10.0.0.255", or one address."""
+    version, first, last = addresses
+    made: Iterable[str] = (str(ADDRESS[version](n)) for n in (first, last))
+    return "-".join(dict.fromkeys(made))

@@ -38,19 +38,13 @@ Finding = tuple[str, Ok, str, str]  # name, ok, what was found, the way out
 
 # Matches and targets of datapath/host/rules.py, each in a rule of its own: extension -> (families, table, rule).
 EXTENSIONS: dict[str, tuple[tuple[int, ...], str, str]] = {
-    "set": ((4, 6), "mangle", "-m set --match-set {set} src"),
-    "u32": ((4,), "mangle", '-m u32 --u32 "0x0>>0x18&0xf=0x6:0xf"'),
-    "ipv6header": ((6,), "mangle", "-m ipv6header --header ipv6-opts --soft"),
-    "addrtype": ((4, 6), "mangle", "-m addrtype --dst-type LOCAL"),
-    "mark": ((4, 6), "mangle", "-m mark --mark 0x10000000/0x10000000"),
-    "icmp": ((4,), "mangle", "-p icmp -m icmp --icmp-type 3/4"),
-    "icmp6": ((6,), "mangle", "-p ipv6-icmp -m icmp6 --icmpv6-type 2"),
-    "hl": ((6,), "mangle", "-p ipv6-icmp -m hl --hl-eq 255"),
-    "length": ((6,), "mangle", "-m length --length 1501:65535"),
-    "NFQUEUE": ((4, 6), "mangle", "-j NFQUEUE --queue-balance 22600:22601 --queue-bypass"),
-    "REJECT": ((4, 6), "filter", "-p tcp -j REJECT --reject-with tcp-reset"),
+    "mark": ((4, 6), "security", "-m mark --mark 0x10000000/0x10000000"),
+    "icmp": ((4,), "raw", "-p icmp -m icmp --icmp-type 3/4"),
+    "icmp6": ((6,), "raw", "-p ipv6-icmp -m icmp6 --icmpv6-type 2"),
+    "length": ((6,), "raw", "-m length --length 1501:65535"),
+    "NFQUEUE": ((4, 6), "raw", "-j NFQUEUE --queue-balance 22600:22601 --queue-bypass"),
 }
-MODULES = {"REJECT": "ipt_REJECT and ip6t_REJECT", "ipv6header": "ip6t_ipv6header", "icmp": "ip_tables"}
+MODULES = {"icmp": "ip_tables", "icmp6": "ip6_tables"}
 KERNEL = "use a kernel with {} (all of Debian's have it; modprobe, or the host's kernel if this is a container)"
 
 
@@ -120,24 +114,18 @@ def restore(program: str, table: str, *lines: str) -> None:
 
 def iptables(family: int) -> Finding:
     """Try each match and target of our rules by itself, to name all missing ones at once."""
-    from scentd.config.sections import Config
-    from scentd.datapath.host import sets
-
     name, program = f"iptables, IPv{family}", "iptables" if family == 4 else "ip6tables"
     try:
         version = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=TIMEOUT, check=False)
     except FileNotFoundError:
         return name, "no", f"{program} not found", debian.install(program)
-    sets.apply(Config())
     wanted = {e: entry for e, entry in EXTENSIONS.items() if family in entry[0]}
     missing: dict[str, str] = {}
     for extension, (_, table, rule) in wanted.items():
         try:
-            rule = f"OUTPUT {rule.format(set=sets.name('stamp', family))}"
-            restore(program, table, f"-A {rule}", f"-D {rule}")
+            restore(program, table, f"-A OUTPUT {rule}", f"-D OUTPUT {rule}")
         except HostError as error:
             missing[extension] = str(error)
-    sets.remove()
     found = f"{version.stdout.strip()}; {len(wanted) - len(missing)} of {len(wanted)} matches and targets"
     if missing:
         modules = ", ".join(MODULES.get(m, f"xt_{m}") for m in missing)
@@ -147,18 +135,24 @@ def iptables(family: int) -> Finding:
 
 def redirect_rules() -> Finding:
     """Install and remove the whole rule set of a gateway with one peer, as the daemon does."""
+    from scentd.core.offload.coverage import Coverage
     from scentd.datapath.family import families
-    from scentd.datapath.host import iptables, rules, sets
+    from scentd.datapath.host import iptables, path_table, rules, selection
 
     sample = sample_config()
-    sets.apply(sample)
+    want = selection.select(sample, Coverage(stamping=("lo",)))
     rules.apply(sample)
+    path_table.apply(want)
     installed = sum(
         len(iptables.own_lines(lines)) for family in families() for lines in iptables.read_tables(family).values()
     )
+    kept = path_table.is_applied(want)
+    path_table.remove()
     rules.remove()
-    sets.remove()
-    return "redirect rules", "yes", f"{installed} lines loaded and removed", ""
+    if not kept:
+        return "redirect rules", "no", "nftables did not keep our table as it was written", KERNEL.format("NF_TABLES")
+    found = f"{len(want.rules)} rules of nftables and {installed} lines of iptables loaded and removed"
+    return "redirect rules", "yes", found, ""
 
 
 def sample_config() -> Any:
@@ -177,15 +171,6 @@ def sample_config() -> Any:
         network=[network, whole_host],
         peer=[peer],
     )
-
-
-def ipset() -> Finding:
-    from scentd.datapath.host import sets
-
-    sets.apply(sample_config())
-    count = sum(map(len, sets.read().values()))
-    sets.remove()
-    return "ipset", "yes", f"hash:net sets made, filled with {count} prefixes, swapped, removed", ""
 
 
 def nftables() -> Finding:
@@ -277,7 +262,6 @@ def load_and_attach() -> str:
 
 PROBES: dict[str, Callable[[], Finding]] = {
     "NFQUEUE": nfqueue,
-    "ipset": ipset,
     "iptables, IPv4": lambda: iptables(4),
     **({"iptables, IPv6": lambda: iptables(6)} if Path("/proc/sys/net/ipv6").exists() else {}),
     "redirect rules": redirect_rules,

@@ -7,14 +7,12 @@ is not.
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import platform
-import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -22,12 +20,10 @@ from pathlib import Path
 from scentd.config.sections import Config, DaemonSettings, Datapath
 from scentd.control import client
 from scentd.core.closed import Closed, closed
-from scentd.datapath.family import families
-from scentd.datapath.host import iptables
 from scentd.datapath.offload import pins
-from scentd.doctor import examine, sandbox
+from scentd.doctor import examine, marks, sandbox
 from scentd.doctor.examine import Check
-from scentd.errors import ConfigError, HostError, ScentdError
+from scentd.errors import ConfigError, ScentdError
 from scentd.kinds import load_config
 from scentd.model import SCHEMA
 from scentd.state import identities
@@ -35,7 +31,6 @@ from scentd.system import python
 
 DEFAULT_CONFIG = "/etc/scentd/scentd.toml"
 PROBE_TIMEOUT = 60.0  # seconds; it takes one
-MARKING_TABLES = ("raw", "mangle")  # whose PREROUTING lies between the BPF programs and our queues
 
 
 def checks(config_path: str | None = None) -> list[Check]:
@@ -57,7 +52,8 @@ def checks(config_path: str | None = None) -> list[Check]:
         examine.check_state_dir(Path(daemon.state_dir)),
         examine.check_space(Path(daemon.state_dir)),
         examine.check_jit(examine.read("/proc/sys/net/core/bpf_jit_enable")),
-        *([] if datapath.offload == "off" else [check_pin_dir(datapath.pin_dir), check_marks(datapath.mark_verified)]),
+        *([] if datapath.offload == "off" else [check_pin_dir(datapath.pin_dir)]),
+        marks.check_marks(datapath),
         *(check_daemon(daemon.control_socket) or sandbox.checks()),
         *([] if loaded is None else [check_lockout(loaded)]),
     ]
@@ -196,67 +192,3 @@ def is_closed(orders: Closed, address: str) -> bool:
     if any(ip in ip_network(e.prefix) for e in orders.exceptions):
         return False
     return any(version == ip.version and first <= int(ip) <= last for version, first, last in orders.strict)
-
-
-def check_marks(verified: int) -> Check:
-    """Look for rules of others that change the mark by which a BPF program reports its decision to our rules."""
-    name = "packet marks"
-    try:
-        found = [
-            f"{program} -t {table} {rule}"
-            for program, table, lines in rules_before_ours()
-            for rule in changing(lines, verified)
-        ]
-    except HostError as error:
-        return Check(name, "warning", str(error), "run as root, or see with iptables -S what changes packet marks")
-    if found:
-        return Check(
-            name,
-            "warning",
-            f"{'; '.join(found)}: changes datapath.mark_verified ({verified:#x}) behind the BPF program",
-            "give these rules a mask without the bits, as in --set-mark 0x5/0xff or --restore-mark --mask 0xff, "
-            "or choose another datapath.mark_verified",
-        )
-    return Check(name, "yes", f"nobody else's rule changes {verified:#x}")
-
-
-def rules_before_ours() -> Iterator[tuple[str, str, list[str]]]:
-    """(program, table, its rules as `iptables -S` prints them). Raises HostError."""
-    for family in families():
-        program = iptables.PROGRAM[family]
-        legacy = "legacy" in iptables.run([program, "--version"])
-        made = (examine.read(f"/proc/net/ip{'' if family == 4 else '6'}_tables_names") or "").split()
-        for table in MARKING_TABLES:
-            # iptables-legacy makes a table by looking at it.
-            if not legacy or table in made:
-                yield program, table, iptables.run([program, *iptables.WAIT, "-t", table, "-S"]).splitlines()
-
-
-def changing(lines: Sequence[str], mark: int) -> list[str]:
-    """Of a table's rules those that packets in PREROUTING can meet and that change bits of `mark`; ours are not."""
-    table: dict[str, list[list[str]]] = {}
-    for line in lines:
-        kind, chain, *words = shlex.split(line)
-        if kind == "-A":
-            table.setdefault(chain, []).append(words)
-    reached, found = ["PREROUTING"], []
-    for chain in reached:
-        for words in table.get(chain, []):
-            options = dict(itertools.pairwise(words))
-            target = options.get("-j") or options.get("-g") or ""
-            if target in table and target not in reached and not iptables.OWN_CHAIN.match(target):
-                reached.append(target)
-            if changed_bits(target, options) & mark:
-                found.append(shlex.join(["-A", chain, *words]))
-    return found
-
-
-def changed_bits(target: str, options: dict[str, str]) -> int:
-    """Bits of the packet mark that a rule may change; `options` has for each of its words the next."""
-    if target == "CONNMARK" and "--restore-mark" in options:
-        return int(options["--nfmask"], 0) | int(options["--ctmask"], 0)
-    given = {"MARK": "--set-xmark", "TPROXY": "--tproxy-mark"}.get(target)
-    if given is None:
-        return 0
-    value, _, mask = options[given].partition("/")
-    return int(value, 0) | int(mask, 0)

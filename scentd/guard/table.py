@@ -1,21 +1,22 @@
 """The guard's nftables table, as text of nft(8). Pure.
 
-It drops what a strict peer sends and nobody has verified, directly behind the place where the queue verifies. The table
-has the flag `owner`: nobody but the guard can change or flush it, and it goes when the guard's socket is closed. While
-nobody verifies, some packets come in by exception.
+It drops what a strict peer sends and nobody has verified, directly behind the place where the queue verifies and before
+conntrack, which lets others restore the marks of earlier packets. The table has the flag `owner`: nobody but the guard
+can change or flush it, and it goes when the guard's socket is closed. While nobody verifies, some packets come in by
+exception; whether one is an answer to what this host has sent, only conntrack knows, so a second chain is behind it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv6Address, ip_network
+from ipaddress import ip_network
 
-from scentd.core.closed import Closed, OpenException, Range
+from scentd.core.closed import Closed, OpenException, range_text
 
-LAYOUT = 1  # of what `create` makes and `update` changes: a guard goes on with a table of its own layout only
-PRIORITY = -149  # behind the mangle table (-150)
+LAYOUT = 2  # of what `create` makes and `update` changes: a guard goes on with a table of its own layout only
+PRIORITY = -299  # behind the raw table (-300)
+ANSWERS_PRIORITY = -199  # behind conntrack (-200)
 COUNTERS = ("dropped", "excepted")
-ADDRESS = {4: IPv4Address, 6: IPv6Address}
 PROTOCOL = {4: "ip", 6: "ip6"}
 # What a host needs to have addresses and neighbours at all, and path MTU discovery: RFC 4861, 2710, 3810, 8415, 2131.
 ALWAYS = (
@@ -48,54 +49,72 @@ def create(name: str, closed: Closed, verifying: bool) -> str:
 
 
 def update(name: str, closed: Closed | None, verifying: bool) -> str:
-    """The commands that make an existing table fit, in one transaction. Its chain stays: queued packets survive it."""
-    commands = [f"flush chain inet {name} {chain}" for chain in ("guard", "ours", "unverified")]
-    commands += [f"flush set inet {name} strict{version}" for version in (4, 6)]
+    """The commands that make an existing table fit, in one transaction. Its chains stay: queued packets survive it."""
+    commands = [f"flush table inet {name}", *(f"flush set inet {name} strict{version}" for version in (4, 6))]
     if closed is None:
         return "\n".join(commands)
     for version in (4, 6):
         if ranges := [range_text(r) for r in closed.strict if r[0] == version]:
             commands.append(f"add element inet {name} strict{version} {{ {', '.join(ranges)} }}")
-    rules = [("guard", rule) for rule in guard_rules(closed)]
-    rules += [("ours", rule) for rule in destination_rules(closed)]
+    rules = [("guard", rule) for rule in guard_rules(closed, "ours")]
+    rules += [("ours", rule) for rule in destination_rules(closed, "unverified")]
     if not verifying:
         rules += [("unverified", exception_rule(e)) for e in closed.exceptions]
+        if any(e.direction == "out" for e in closed.exceptions):
+            commands += [f"add chain inet {name} {chain}" for chain in (answers_chain(), "late", "answered")]
+            rules += [("answers", rule) for rule in guard_rules(closed, "late")]
+            rules += [("late", rule) for rule in destination_rules(closed, "answered")]
+            rules += [("answered", rule) for e in inward_first(closed.exceptions) for rule in answer_rules(e)]
     elif closed.overload_open:
         rules.append(("unverified", "counter name excepted accept"))
     rules.append(("unverified", "counter name dropped drop"))
     return "\n".join(commands + [f"add rule inet {name} {chain} {rule}" for chain, rule in rules])
 
 
-def guard_rules(closed: Closed) -> list[str]:
+def answers_chain() -> str:
+    return f"answers {{ type filter hook prerouting priority {ANSWERS_PRIORITY}; policy accept; }}"
+
+
+def guard_rules(closed: Closed, then: str) -> list[str]:
     """From the cheapest to the dearest: almost every packet ends at the first, or at one of the last two."""
     return [
         f"meta mark & {closed.mark:#x} == {closed.mark:#x} accept",
-        "ip saddr @strict4 jump ours",
-        "ip6 saddr @strict6 jump ours",
+        f"ip saddr @strict4 jump {then}",
+        f"ip6 saddr @strict6 jump {then}",
     ]
 
 
-def destination_rules(closed: Closed) -> list[str]:
+def destination_rules(closed: Closed, then: str) -> list[str]:
     """For packets of strict peers that nobody has verified."""
     rules = list(ALWAYS)
     if closed.whole_host:
-        rules.append("fib daddr type local goto unverified")
-    rules += [f"{PROTOCOL[ip_network(n).version]} daddr {n} goto unverified" for n in closed.networks]
+        rules.append(f"fib daddr type local goto {then}")
+    rules += [f"{PROTOCOL[ip_network(n).version]} daddr {n} goto {then}" for n in closed.networks]
     return rules
 
 
 def exception_rule(exception: OpenException) -> str:
-    """By the port of this host; or by the state of a connection that this host began, never by its port alone."""
-    source = f"{PROTOCOL[ip_network(exception.prefix).version]} saddr {exception.prefix}"
+    """Answers are counted behind conntrack."""
     if exception.direction == "in":
-        return f"{source} {exception.protocol} dport {exception.port} counter name excepted accept"
-    return (
-        f"{source} {exception.protocol} sport {exception.port} ct state established ct direction reply "
-        "counter name excepted accept"
-    )
+        return f"{source_of(exception)} dport {exception.port} counter name excepted accept"
+    return f"{source_of(exception)} sport {exception.port} accept"
 
 
-def range_text(addresses: Range) -> str:
-    version, first, last = addresses
-    made: Iterable[str] = (str(ADDRESS[version](n)) for n in (first, last))
-    return "-".join(dict.fromkeys(made))
+def answer_rules(exception: OpenException) -> list[str]:
+    """By the state of a connection that this host began, never by the other end's port alone."""
+    if exception.direction == "in":
+        return [f"{source_of(exception)} dport {exception.port} accept"]
+    source = f"{source_of(exception)} sport {exception.port}"
+    return [
+        f"{source} ct state established ct direction reply counter name excepted accept",
+        f"{source} counter name dropped drop",
+    ]
+
+
+def inward_first(exceptions: Iterable[OpenException]) -> list[OpenException]:
+    """No drop of another exception may come before what lets a packet in."""
+    return sorted(exceptions, key=lambda e: e.direction)
+
+
+def source_of(exception: OpenException) -> str:
+    return f"{PROTOCOL[ip_network(exception.prefix).version]} saddr {exception.prefix} {exception.protocol}"

@@ -18,8 +18,9 @@ from scentd.config.sections import Config
 from scentd.control.status import OffloadStatus
 from scentd.core.allocate.assemble import cut
 from scentd.core.closed import closed, in_both
-from scentd.core.offload.decode import OffloadEvent, PairState
+from scentd.core.offload.decode import OffloadEvent, PairState, RefusedPacket
 from scentd.core.pairs import Pairs
+from scentd.datapath.answers import Answers
 from scentd.datapath.host import host
 from scentd.datapath.host.host import Host, HostFacts
 from scentd.datapath.offload.counts import PairCounts
@@ -67,6 +68,7 @@ class Paths:
         self._epochs: Epochs | None = None
         self._period = 0
         self._install_pending = False  # programs of another version stay until our first epoch
+        self._answers: Answers | None = None  # to packets that the programs have refused
         self.guard = GuardLink(config)
         self._overload = OverloadLog()
         self._refusals = RefusalLog()
@@ -90,6 +92,7 @@ class Paths:
             await asyncio.to_thread(remove_offload, self._config.datapath.pin_dir)
             return
         try:
+            self._answers = Answers()
             self.offload = await asyncio.to_thread(Offload, self._config, self._on_event)
         except OffloadError as error:
             self._drop_offload(error)
@@ -151,6 +154,8 @@ class Paths:
                 log.error("%s; `scentd cleanup` removes what is left", error)
         if self.offload is not None:
             self.offload.close()
+        if self._answers is not None:
+            self._answers.close()
         await self.workers.stop()
         self.guard.close(release=not leave)
 
@@ -343,7 +348,11 @@ class Paths:
             self._shared_epochs[fragment.pair] = fragment.epoch
             self._take_state(fragment.pair)
 
-    def _on_event(self, event: OffloadEvent) -> None:
+    def _on_event(self, event: OffloadEvent | RefusedPacket) -> None:
+        if isinstance(event, RefusedPacket):
+            assert self._answers is not None  # it is made before the programs
+            self._answers.send(*event, time.time())
+            return
         assert self._epochs is not None  # no event comes before the tables
         self._epochs.raise_row(event.pair, event.epoch, int(time.time()))
         self.traffic.take_epoch(event.pair, event.epoch, time.time())

@@ -9,6 +9,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import json
+import socket
+import struct
 import threading
 from typing import Any
 
@@ -18,7 +20,9 @@ from scentd.system import debian
 LIBRARY = "libnftables.so.1"
 MISSING = "No such file or directory"
 _inside = threading.Lock()
-OUTPUT_JSON = 1 << 4  # NFT_CTX_OUTPUT_JSON, nftables/libnftables.h
+OUTPUT_JSON, WITHOUT_COUNTS, NUMERIC_PRIORITY, WITHOUT_ELEMENTS = 1 << 4, 1 << 2, 1 << 8, 1 << 11  # libnftables.h
+TIMEOUT = 5.0  # seconds
+NETLINK_NETFILTER, GETGEN, NFTA_GEN_ID = 12, 10 << 8 | 16, 1  # linux/netfilter/nfnetlink.h, nf_tables.h
 
 
 @functools.cache
@@ -27,7 +31,7 @@ def library() -> ctypes.CDLL:
     try:
         lib = ctypes.CDLL(LIBRARY)
     except OSError:
-        raise HostError(f"{LIBRARY}: not found; quarantine and the guard need it: {debian.install(LIBRARY)}") from None
+        raise HostError(f"{LIBRARY}: not found; every rule of ours needs it: {debian.install(LIBRARY)}") from None
     pointer, text = ctypes.c_void_p, ctypes.c_char_p
     signatures: dict[str, tuple[Any, list[Any]]] = {
         "nft_ctx_new": (pointer, [ctypes.c_uint32]),
@@ -96,8 +100,47 @@ class Nftables:
                 return None
             raise
 
+    def text(self, name: str, family: str = "inet") -> str:
+        """A table as nft(8) prints it, "" if there is none. Raises HostError."""
+        try:
+            return self._listed(f"list table {family} {name}", 0)
+        except HostError as error:
+            if MISSING in str(error):
+                return ""
+            raise
+
+    def ruleset(self) -> str:
+        """All tables as nft(8) prints them, priorities as numbers, without elements of sets. Raises HostError."""
+        return self._listed("list ruleset", WITHOUT_COUNTS | NUMERIC_PRIORITY | WITHOUT_ELEMENTS)
+
+    def _listed(self, command: str, flags: int) -> str:
+        self._lib.nft_ctx_output_set_flags(self._context, flags)
+        try:
+            return self.run_text(command)
+        finally:
+            self._lib.nft_ctx_output_set_flags(self._context, OUTPUT_JSON)
+
     def close(self) -> None:
         if self._context:
             with _inside:
                 self._lib.nft_ctx_free(self._context)
             self._context = None
+
+
+def generation() -> int:
+    """A number that each change of nftables in this network namespace raises, whosesoever. Raises HostError."""
+    request = struct.pack("=IHHIIBBH", 20, GETGEN, 1, 0, 0, socket.AF_UNSPEC, 0, 0)
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as end:
+            end.settimeout(TIMEOUT)
+            end.send(request)
+            answer = end.recv(4096)
+    except OSError as error:
+        raise HostError(f"nftables: {error}; check CAP_NET_ADMIN and the kernel's nf_tables") from error
+    at = 20  # behind struct nlmsghdr and struct nfgenmsg
+    while at + 4 <= len(answer):
+        length, kind = struct.unpack_from("=HH", answer, at)
+        if kind == NFTA_GEN_ID and length == 8:
+            return int.from_bytes(answer[at + 4 : at + 8], "big")
+        at += max(4, length + 3 & ~3)
+    raise HostError("nftables: the kernel does not tell its generation; check that it has nf_tables")

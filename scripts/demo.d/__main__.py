@@ -227,7 +227,7 @@ def stop(story: Story, before: dict[str, dict[str, str]], tenant: End, service: 
     left = [str(path) for end in (tenant, service) for path in end.directory.glob("*.sock")]
     story.check("SIGTERM: both daemons end in order", statuses == [0, 0], f"status {statuses[0]} and {statuses[1]}")
     story.check(
-        "iptables, ip rule, routes, ipset, nft, tc and BPF programs are as before",
+        "iptables, ip rule, routes, nft, tc and BPF programs are as before",
         not changed and not left,
         ", ".join(changed + left) or "compared on both hosts, before and after",
     )

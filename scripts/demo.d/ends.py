@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from lab import INTERFACE, Host, Lab, command, wait_for
-from pyroute2 import IPSet
 from story import DemoError
 
 from scentd.control.client import ask, follow
@@ -176,7 +175,7 @@ class End:
 
     def _has_rules(self) -> bool:
         """The control socket is there before the rules are; those of IPv6 are the last."""
-        return "SCENTD-IN" in self.lab.run(self.host, "ip6tables", "-w", "-t", "mangle", "-S")
+        return "SCENTD-IN" in self.lab.run(self.host, "ip6tables", "-w", "-t", "raw", "-S")
 
     def status(self) -> dict[str, Any]:
         return ask(self.socket, {"command": "status"})
@@ -206,7 +205,7 @@ class End:
         found = {
             f"{program} -t {table} -S": run(host, program, "-w", "-t", table, "-S")
             for program in ("iptables", "ip6tables")
-            for table in ("mangle", "filter")
+            for table in ("raw", "security")
         }
         for family in ("-4", "-6"):
             found[f"ip {family} rule"] = run(host, "ip", family, "rule")
@@ -221,7 +220,6 @@ class End:
             found[f"tc filter {side}"] = run(host, "tc", "filter", "show", "dev", INTERFACE, side)
         found["tcx"] = self.lab.inside(host, linked_programs)
         found["BPF pins"] = " ".join(sorted(str(path) for path in self.pins.rglob("*")))
-        found["ipset"] = " ".join(sorted(self.lab.inside(host, set_names)))
         return found
 
 
@@ -239,11 +237,6 @@ class Monitor:
     def alarms(self) -> set[int]:
         """Epochs that were issued for an event."""
         return {e["epoch"] for e in self.events.copy() if e["event"] == "epoch" and e["alarm"]}
-
-
-def set_names() -> list[str]:
-    with IPSet() as ipset:
-        return [message.get_attr("IPSET_ATTR_SETNAME") for message in ipset.list()]
 
 
 def linked_programs() -> str:

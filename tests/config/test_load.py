@@ -59,14 +59,14 @@ def test_a_time_without_its_unit(value):
 def test_ten_mistakes():
     found = problems(
         daemon={"log_level": "loud"},
-        datapath={"workers": 0, "mark_stamped": 3, "mark_rejected": 1},
+        datapath={"workers": 0, "mark_stamped": 3, "mark_queued": 1},
         network=[{"name": "-bad", "key_file": "/k", "interval": "90s", "low": 0.9, "high": 0.1, "labels": ["x"]}],
         peer=[{**PEER, "addresses": [], "public_key": "short"}],
         policy=[{"name": "p", "when": "cpu >", "do": {"kind": "nothing"}}],
         nonsense=1,
     )
     for path in (
-        "daemon.log_level", "datapath.workers", "datapath.mark_rejected", "network[0].name",
+        "daemon.log_level", "datapath.workers", "datapath.mark_queued", "network[0].name",
         "peer[0].addresses", "peer[0].public_key", "policy[0].do.kind", "nonsense",
     ):  # fmt: skip
         assert [p for p in found if p.startswith(path)], (path, found)
@@ -83,10 +83,10 @@ def test_the_fields_of_a_network_are_checked_together():
 @pytest.mark.parametrize(
     ("marks", "path", "other"),
     [
-        ({"mark_rejected": 0x10000000}, "mark_rejected", "mark_stamped"),
+        ({"mark_queued": 0x10000000}, "mark_queued", "mark_stamped"),
         ({"mark_verified": 0x30000000}, "mark_verified", "mark_stamped"),
         ({"mark_stamped": 0xF0, "mark_verified": 0x80}, "mark_verified", "mark_stamped"),
-        ({"mark_rejected": 0x60000000}, "mark_verified", "mark_rejected"),
+        ({"mark_queued": 0x60000000}, "mark_verified", "mark_queued"),
     ],
 )
 def test_each_mark_has_bits_of_its_own(marks, path, other):
@@ -95,7 +95,7 @@ def test_each_mark_has_bits_of_its_own(marks, path, other):
 
 
 def test_marks_of_several_bits_may_be_neighbours():
-    marks = {"mark_stamped": 0x0C, "mark_rejected": 0x30, "mark_verified": 0xC0}
+    marks = {"mark_stamped": 0x0C, "mark_queued": 0x30, "mark_verified": 0xC0}
     assert config_from({"datapath": marks}).datapath.mark_verified == 0xC0
 
 
@@ -114,7 +114,7 @@ def test_the_glance_is_in_a_mark_of_32_bits(bits):
     one(problems(verify={"mark_glance": bits}), "verify.mark_glance: ")
 
 
-@pytest.mark.parametrize("mark", ["mark_stamped", "mark_rejected", "mark_verified"])
+@pytest.mark.parametrize("mark", ["mark_stamped", "mark_queued", "mark_verified"])
 def test_the_glance_leaves_our_other_marks_alone(mark):
     one(problems(verify={"mark_glance": 0xFF00}, datapath={mark: 0x100}), "verify.mark_glance: shares bits")
 

@@ -11,7 +11,7 @@ import confined
 import pytest
 
 from scentd.datapath.host import iptables, rules
-from scentd.doctor import examine, probe, run
+from scentd.doctor import examine, marks, probe, run
 from scentd.doctor.run import Check
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +29,7 @@ def test_this_host_can_run_scentd(checked):
 
 @pytest.mark.netns
 @pytest.mark.parametrize(
-    "name", ["NFQUEUE", "ipset", "redirect rules", "ip rule", "nftables", "HTB", "receive buffer", "offload"]
+    "name", ["NFQUEUE", "redirect rules", "ip rule", "nftables", "HTB", "receive buffer", "offload"]
 )
 def test_the_kernels_features_were_really_tried(checked, name):
     assert checked[name].ok == "yes"
@@ -45,7 +45,7 @@ def test_every_check_that_is_not_yes_names_a_way_out(checked):
 @pytest.mark.netns
 def test_the_hosts_network_is_left_alone():
     def state():
-        commands = (["iptables", "-t", "mangle", "-S"], ["ip", "rule"], ["tc", "qdisc"], ["nft", "list", "tables"])
+        commands = (["iptables", "-t", "raw", "-S"], ["ip", "rule"], ["tc", "qdisc"], ["nft", "list", "tables"])
         return [subprocess.run(c, capture_output=True, text=True, check=True).stdout for c in commands]
 
     before = state()
@@ -146,7 +146,7 @@ def test_a_host_whose_offload_is_off_is_not_asked_for_it(tmp_path):
     path.write_text('[datapath]\noffload = "off"\npin_dir = "/nowhere"\n')
     names = {check.name for check in run.checks(str(path))}
     assert "state directory" in names
-    assert not {"pin directory", "packet marks"} & names
+    assert "pin directory" not in names
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ RULES = {  # of others, as `iptables -S` prints them -> do they change bits of t
 
 @pytest.mark.parametrize("rule", RULES)
 def test_rules_that_change_what_the_program_has_decided(rule):
-    found = run.changing(["-P PREROUTING ACCEPT", f"-A PREROUTING {rule}"], MARK)
+    found = marks.changing(["-P PREROUTING ACCEPT", f"-A PREROUTING {rule}"], MARK)
     assert found == ([f"-A PREROUTING {rule}"] if RULES[rule] else [])
 
 
@@ -191,30 +191,37 @@ def test_only_rules_that_packets_from_outside_meet_before_ours():
     lines = ["-P PREROUTING ACCEPT", "-N A", "-N B", "-N C", "-N SCENTD-IN"]
     lines += ["-A PREROUTING -j A", "-A PREROUTING -j SCENTD-IN", f"-A OUTPUT {mark}", f"-A SCENTD-IN {mark}"]
     lines += ["-A A -g B", f"-A A {mark}", "-A B -j A", f"-A B {mark}", f"-A C {mark}"]
-    assert run.changing(lines, MARK) == [f"-A A {mark}", f"-A B {mark}"]
+    assert marks.changing(lines, MARK) == [f"-A A {mark}", f"-A B {mark}"]
 
 
 @pytest.mark.netns
 def test_the_hosts_real_rules_are_read():
     """In a namespace of its own: a rule of each kind, once without and once with a mask."""
-    code = f"""
+    code = """
 import ctypes, json, subprocess
-from scentd.doctor import run
+from scentd.config.sections import Datapath
+from scentd.doctor import marks
 assert ctypes.CDLL(None).unshare(0x40000000) == 0
 def found():
-    check = run.check_marks({MARK})
+    check = marks.check_marks(Datapath())
     return check.ok, check.found
 answers = [found()]
 for program in ("iptables", "ip6tables"):
-    for table, rule in (("raw", "MARK --set-mark 5"), ("mangle", "CONNMARK --restore-mark")):
-        argv = [program, "-w", "5", "-t", table, "-A", "PREROUTING", "-j", *rule.split()]
-        masked = argv + ["--mask", "0xff"] if "restore" in rule else argv[:-1] + ["5/0xff"]
-        subprocess.run(masked, check=True)
+    argv = [program, "-w", "5", "-t", "raw", "-A", "PREROUTING", "-j", "MARK", "--set-mark"]
+    subprocess.run([*argv, "5/0xff"], check=True)
+    answers.append(found())
+    subprocess.run([*argv, "5"], check=True)
+    answers.append(found())
+    argv[argv.index("-A")] = "-D"
+    subprocess.run([*argv, "5"], check=True)
+for family in ("ip", "inet"):
+    chain = family + " theirs pre { type filter hook prerouting priority %s; }"
+    for priority, rule in ((-150, "meta mark set ct mark"), (-300, "meta mark set ct mark")):
+        subprocess.run(["nft", "add", "table", family, "theirs"], check=True)
+        subprocess.run(["nft", "add", "chain", *(chain % priority).split()], check=True)
+        subprocess.run(["nft", "add", "rule", family, "theirs", "pre", *rule.split()], check=True)
         answers.append(found())
-        subprocess.run(argv, check=True)
-        answers.append(found())
-        argv[argv.index("-A")] = "-D"
-        subprocess.run(argv, check=True)
+        subprocess.run(["nft", "delete", "table", family, "theirs"], check=True)
 print(json.dumps(answers))
 """
     done = subprocess.run(
@@ -224,8 +231,59 @@ print(json.dumps(answers))
     answers = json.loads(done.stdout)
     assert [ok for ok, _ in answers] == ["yes", *["yes", "warning"] * 4]
     told = [found.split(":")[0] for ok, found in answers if ok == "warning"]
-    programs = [f"{program} -t {table}" for program in ("iptables", "ip6tables") for table in ("raw", "mangle")]
-    assert [text.partition(" -A ")[0] for text in told] == programs
+    assert [text.partition(" -A ")[0] for text in told] == [
+        "iptables -t raw",
+        "ip6tables -t raw",
+        "nft table ip theirs, chain pre",
+        "nft table inet theirs, chain pre",
+    ]
+
+
+RULESET = """table inet scentd_path {
+	chain in {
+		type filter hook prerouting priority -301; policy accept;
+		meta mark set meta mark | 0x40000000
+	}
+}
+table ip raw {
+	chain PREROUTING {
+		type filter hook prerouting priority -300; policy accept;
+		meta mark set 0x00000003
+	}
+}
+table inet theirs {
+	chain early {
+		type filter hook prerouting priority -300; policy accept;
+		meta l4proto udp meta mark set meta mark & 0x000000ff
+		meta mark set meta mark | 0x00000004 counter
+		ct mark set meta mark
+		tcp dport { 5, 6 } jump inner
+	}
+	chain inner {
+		meta mark set meta mark & 0x0000ff05 | 0x00000005
+		goto outer
+	}
+	chain outer {
+		meta mark set meta mark ^ 0x40000000
+	}
+	chain late {
+		type filter hook prerouting priority -150; policy accept;
+		meta mark set ct mark
+	}
+	chain alone {
+		meta mark set 0x00000005
+	}
+}
+"""
+
+
+def test_rules_of_nftables_that_change_what_was_decided():
+    found = [line.rpartition(": ")[2] for line in marks.changing_nftables(RULESET, MARK)]
+    assert found == [
+        "meta l4proto udp meta mark set meta mark & 0x000000ff",
+        "meta mark set meta mark & 0x0000ff05 | 0x00000005",
+        "meta mark set meta mark ^ 0x40000000",
+    ]
 
 
 # ---- the report ----

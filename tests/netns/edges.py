@@ -35,13 +35,13 @@ def offloaded(bpf: Path, *nodes: Node) -> None:
 def in_place(*nodes: Node) -> None:
     """Wait until rules and programs are there: a node that issues nothing answers before that."""
     for node in nodes:
-        until(lambda node=node: "SCENTD-IN" in node.host.out("ip6tables", "-t", "mangle", "-S"), f"{node.name}'s rules")
+        until(lambda node=node: "SCENTD-IN" in node.host.out("ip6tables", "-t", "raw", "-S"), f"{node.name}'s rules")
         assert node.status()["datapath"] == ("nfqueue+ebpf" if node.pin_dir else "nfqueue")
 
 
 def queueing(node: Node) -> list[str]:
     """What leads packets of the host's own to the queue."""
-    lines = (node.host.out(p, "-w", "-t", "mangle", "-S") for p in ("iptables", "ip6tables"))
+    lines = (node.host.out(p, "-w", "-t", "security", "-S") for p in ("iptables", "ip6tables"))
     return [
         line for text in lines for line in text.splitlines() if line.startswith("-A OUTPUT") or "SCENTD-OUT" in line
     ]

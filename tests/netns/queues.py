@@ -11,7 +11,7 @@ from topology import Host
 
 from scentd.collect.cpu import CpuSource
 from scentd.config.sections import Config, Network, Peer
-from scentd.datapath.host import rules, sets
+from scentd.datapath.host import path_table, rules, selection
 from scentd.datapath.queue.nfqueue import Queue
 
 IP_OPTIONS, IPV6_DSTOPTS = 4, 59
@@ -38,11 +38,10 @@ def config(peer: list[str] = PEER, local: list[str] | None = None, **more) -> Co
 
 
 class Queues:
-    """Listens on the queues of a host; `seen` are (queue number, packet). Every packet gets `mark` and goes on."""
+    """Listens on the queues of a host; `seen` are (queue number, packet). Every packet goes on."""
 
-    def __init__(self, host: Host, mark: int = 0) -> None:
+    def __init__(self, host: Host) -> None:
         self.seen: list[tuple[int, bytes]] = []
-        self.mark = mark
         self.stopped = False
         numbers = (STAMP_QUEUE, VERIFY_QUEUE, LONG_QUEUE)
         self.queues = host.call(lambda: [Queue(n, self.taker(n), 1024) for n in numbers])
@@ -51,8 +50,6 @@ class Queues:
     def taker(self, number: int):
         def take(packet) -> None:
             self.seen.append((number, packet.get_payload()))
-            if number != STAMP_QUEUE and self.mark:
-                packet.set_mark(packet.mark | self.mark)
             packet.accept()
 
         return take
@@ -118,5 +115,5 @@ def wait_for(condition, seconds: float = 10.0) -> bool:
 
 
 def install(host: Host, wish: Config) -> None:
-    host.call(sets.apply, wish)
     host.call(rules.apply, wish)
+    host.call(path_table.apply, selection.select(wish))

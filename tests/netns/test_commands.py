@@ -147,13 +147,13 @@ def test_status_tells_how_policies_stand_and_how_long_it_took(nodes):
 def test_a_second_daemon_touches_nothing(nodes):
     """It says whose place is taken and ends; what the first one made and keeps stays."""
     a, _ = nodes
-    rules = a.host.out("iptables", "-S", "-t", "mangle")
+    rules = a.host.out("iptables", "-S", "-t", "raw")
     kept = sorted(path.name for path in a.directory.rglob("*"))
     done = a.cli("run")
     assert (done.returncode, done.stdout) == (1, "")
     assert f"another scentd is running, process {a.process.pid}; stop it first" in done.stderr
     assert "stopped" not in done.stderr
-    assert a.host.out("iptables", "-S", "-t", "mangle") == rules
+    assert a.host.out("iptables", "-S", "-t", "raw") == rules
     assert sorted(path.name for path in a.directory.rglob("*")) == kept
     assert a.status()["workers"]
 
@@ -206,17 +206,17 @@ def test_explain_nobody(nodes):
 def test_rules_show_apply_and_remove(nodes):
     """`rules show` says whether the host is as wanted; what is taken away, the daemon puts back, at once if asked."""
     a, b = nodes
-    assert b.cli("rules", "show").stdout.count("as wanted") == 2
+    assert b.cli("rules", "show").stdout.count("as wanted") == 3
     b.signal(signal.SIGSTOP)
-    b.host.run("iptables", "-t", "mangle", "-F", "SCENTD-IN")
+    b.host.run("iptables", "-t", "raw", "-F", "SCENTD-IN")
     assert "differs from what is wanted" in b.cli("rules", "show").stdout
     b.signal(signal.SIGCONT)
     done = b.cli("rules", "apply")
     assert done.returncode == 0
     assert "the daemon has made them again" in done.stdout
-    assert b.cli("rules", "show").stdout.count("as wanted") == 2
-    b.host.run("ip6tables", "-t", "mangle", "-F")
-    until(lambda: b.cli("rules", "show").stdout.count("as wanted") == 2, "the daemon has seen it")
+    assert b.cli("rules", "show").stdout.count("as wanted") == 3
+    b.host.run("ip6tables", "-t", "raw", "-F")
+    until(lambda: b.cli("rules", "show").stdout.count("as wanted") == 3, "the daemon has seen it")
     assert "somebody has changed rules of ours" in b.log.read_text()
     accepted = b.count("accepted")
     a.host.run("ping", "-c", "2", "-i", "0.1", b.host.ipv4)
@@ -248,7 +248,7 @@ def test_without_a_daemon_it_is_done(nodes):
     assert b.cli("rules", "remove").returncode == 0
     assert b.cli("rules", "show").stdout.count("differs from what is wanted") == 2
     assert b.cli("rules", "apply").returncode == 0
-    assert b.cli("rules", "show").stdout.count("as wanted") == 2
+    assert b.cli("rules", "show").stdout.count("as wanted") == 3
     assert b.cli("cleanup").returncode == 0
     assert b.cli("rules", "show").stdout.count("differs from what is wanted") == 2
     b.start()

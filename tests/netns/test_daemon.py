@@ -13,23 +13,21 @@ import time
 import forge
 import pytest
 from hosts import Node, acquainted, alive, answered, environment, pair, peer_of, start, until
-from pyroute2 import IPSet
 from steady import steady
 
 pytestmark = pytest.mark.netns
 
 STATE = (
-    ("iptables-save", "-t", "mangle"),
-    ("iptables-save", "-t", "filter"),
-    ("ip6tables-save", "-t", "mangle"),
-    ("ip6tables-save", "-t", "filter"),
+    ("iptables-save", "-t", "raw"),
+    ("iptables-save", "-t", "security"),
+    ("ip6tables-save", "-t", "raw"),
+    ("ip6tables-save", "-t", "security"),
     ("ip", "rule"),
     ("ip", "-6", "rule"),
     ("ip", "route", "show", "table", "all"),
     ("ip", "-6", "route", "show", "table", "all"),
     ("nft", "list", "tables"),
     ("tc", "qdisc", "show"),
-    ("ipset", "list"),
 )
 
 
@@ -38,8 +36,8 @@ def nodes(tmp_path_factory):
     with pair("dm", tmp_path_factory.mktemp("dm")) as (a, b):
         for node in (a, b):  # the tables exist beforehand, with a rule of somebody else's
             for program in ("iptables", "ip6tables"):
-                node.host.run(program, "-t", "mangle", "-A", "OUTPUT", "-p", "udp", "--dport", "9", "-j", "ACCEPT")
-                node.host.run(program, "-A", "INPUT", "-p", "tcp", "--dport", "9", "-j", "DROP")
+                node.host.run(program, "-t", "raw", "-A", "OUTPUT", "-p", "udp", "--dport", "9", "-j", "ACCEPT")
+                node.host.run(program, "-t", "security", "-A", "INPUT", "-p", "tcp", "--dport", "9", "-j", "DROP")
         b.sections["policy"] = [{"name": "isolate", "when": "threat > 0.9", "do": {"kind": "quarantine"}}]
         for node in (a, b):
             node.before, node.routes_before = snapshot(node), main_routes(node)
@@ -62,17 +60,9 @@ def snapshot(node: Node) -> dict[tuple[str, ...], str]:
     """What the host has of rules, routes, sets and queues; counters and dates left out."""
     kept = {}
     for argv in STATE:
-        if argv[0] == "ipset":
-            kept[argv] = node.host.call(ipsets)
-            continue
         lines = node.host.out(*argv).splitlines()
         kept[argv] = "\n".join(line.split(" [")[0] for line in lines if not line.startswith("#"))
     return kept
-
-
-def ipsets() -> str:
-    with IPSet() as sets:
-        return " ".join(sorted(m.get_attr("IPSET_ATTR_SETNAME") for m in sets.list()))
 
 
 def main_routes(node: Node) -> str:

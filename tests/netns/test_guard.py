@@ -170,7 +170,7 @@ def reached(a: Node, b: Node) -> bool:
 def flush_rules(node: Node) -> None:
     node.host.run("nft", "flush", "ruleset")
     for program in ("iptables", "ip6tables"):
-        node.host.run(program, "-t", "mangle", "-F")
+        node.host.run(program, "-t", "raw", "-F")
 
 
 def test_closed_stays_closed_without_a_daemon(alone):
@@ -186,7 +186,7 @@ def test_closed_stays_closed_without_a_daemon(alone):
     assert not reached(a, b)
     done = b.cli("cleanup", "--unless-restarting", "none.service")
     assert done.returncode == 0, done.stderr
-    assert "SCENTD" not in b.host.out("iptables", "-S", "-t", "mangle")
+    assert "SCENTD" not in b.host.out("iptables", "-S", "-t", "raw")
     assert not reached(a, b), "stopped"
     guard.stop()
     guard.start()

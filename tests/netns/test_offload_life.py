@@ -293,7 +293,7 @@ def test_many_peers(tmp_path, capsys):
         b.write()
         began = time.monotonic()
         b.launch()
-        until(lambda: "SCENTD-IN" in b.host.out("ip6tables", "-t", "mangle", "-S"), "rules", LONG)
+        until(lambda: "SCENTD-IN" in b.host.out("ip6tables", "-t", "raw", "-S"), "rules", LONG)
         started = time.monotonic() - began
         in_place(b)
         exchange(a, b)

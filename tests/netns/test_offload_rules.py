@@ -1,4 +1,4 @@
-"""The queue's rules beside the offload: what a program serves is not queued, what it has not decided is."""
+"""What the queues get beside the offload: what a program serves is not queued, what it has not decided is."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import pytest
 from queues import config
 from topology import Topology
 
-from scentd.config.sections import Stamp, Verify
+from scentd.config.sections import Config, Stamp, Verify
 from scentd.core.offload.coverage import Coverage
-from scentd.datapath.host import iptables, rules, sets
+from scentd.datapath.host import iptables, path_table, rules, selection
 
 pytestmark = pytest.mark.netns
 
 SERVED = Coverage(("eth0", "eth1"), ("vrf0",))
+VERIFIED = "meta mark & 0x40000000 == 0x40000000"
+STAMPED_THERE = 'oifname { "eth0", "eth1" }'
 
 
 @pytest.fixture
@@ -21,64 +23,65 @@ def host():
         yield net.host("a")
 
 
+def chain(name: str, wish: Config, served: Coverage | None) -> list[str]:
+    return [rule.text for rule in selection.select(wish, served).rules if rule.chain == name]
+
+
 @pytest.mark.parametrize("forwarded", [False, True])
-def test_the_kernel_prints_them_as_they_are_wanted(host, forwarded):
-    wish = config(stamp=Stamp(forwarded=forwarded), verify=Verify(absent="drop"))
-    host.call(sets.apply, wish)
+@pytest.mark.parametrize("local", [None, ["10.9.0.0/16", "fd09::/32"]])
+def test_the_kernel_has_them_as_they_are_wanted(host, forwarded, local):
+    wish = config(local=local, stamp=Stamp(forwarded=forwarded), verify=Verify(absent="drop"))
     for served in (SERVED, None, Coverage(("eth0",)), SERVED._replace(rule_free=True), Coverage()):
-        assert host.call(rules.apply, wish, served)
+        want = selection.select(wish, served)
+        host.call(rules.apply, wish, served)
+        assert host.call(path_table.apply, want)
+        assert host.call(path_table.is_applied, want)
+        assert not host.call(path_table.apply, want)
         for family in (4, 6):
             assert iptables.is_applied(rules.build(wish, family, served), host.call(iptables.read_tables, family))
         assert not host.call(rules.apply, wish, served)
     assert host.call(rules.remove)
+    assert host.call(path_table.remove)
+    assert not host.call(path_table.remove)
 
 
 def test_without_the_offload_nothing_passes_by_the_queue():
-    for family in (4, 6):
-        lines = rules.build(config(), family)["mangle"]
-        assert not any("0x40000000" in line or "eth0" in line for line in lines)
+    rules_of_all = [rule.text for rule in selection.select(config()).rules]
+    assert not any("0x40000000" in text or "oifname" in text for text in rules_of_all)
 
 
-@pytest.mark.parametrize("names", [(), ("eth0",), ("eth0", "eth1")])
-def test_what_leaves_by_other_interfaces_leads_to_the_queue(names):
-    lines = rules.outbound_rules(config(), 4, Coverage(names))
-    jumps = [line.removeprefix("-A OUTPUT ") for line in lines if line.startswith("-A OUTPUT")]
-    assert jumps == [["-j SCENTD-OUT"], ["! -o eth0 -j SCENTD-OUT"], ["-j SCENTD-OTHERS"]][len(names)]
-    others = [line.removeprefix("-A SCENTD-OTHERS ") for line in lines if line.startswith("-A SCENTD-OTHERS")]
-    assert others == ([*(f"-o {n} -j RETURN" for n in names), "-j SCENTD-OUT"] if len(names) == 2 else [])
-    assert "NFQUEUE" in lines[-1]
+def test_what_leaves_by_other_interfaces_leads_to_the_queue():
+    assert chain("out", config(), SERVED) == [f"{STAMPED_THERE} accept", "goto leaving"]
+    assert chain("out", config(), Coverage()) == chain("out", config(), None) == ["goto leaving"]
 
 
-@pytest.mark.parametrize("family", [4, 6])
-def test_where_programs_stamp_alone_nothing_is_done_with_what_this_host_sends(family):
+def test_where_programs_stamp_alone_nothing_is_done_with_what_this_host_sends():
     rule_free = SERVED._replace(rule_free=True)
-    assert rules.outbound_rules(config(), family, rule_free) == []
-    forwarding = rules.outbound_rules(config(local=["10.9.0.0/16"], stamp=Stamp(forwarded=True)), family, rule_free)
-    assert forwarding[0] == "-A FORWARD -j SCENTD-FORWARD"
-    assert all(line.startswith("-A SCENTD-FORWARD") for line in forwarding[1:])
-    assert not any("NFQUEUE" in line for line in forwarding)
-    assert rules.inbound_rules(config(), family, rule_free) == rules.inbound_rules(config(), family, SERVED)
+    assert rules.outbound_rules(config(), rule_free) == []
+    wish = config(local=["10.9.0.0/16"], stamp=Stamp(forwarded=True))
+    used = {rule.chain for rule in selection.select(wish, rule_free).rules}
+    assert used == {"in", "ours", "across", "forwarded"}
+    assert chain("forwarded", wish, rule_free) == [f"{STAMPED_THERE} meta mark set meta mark | 0x40000000 accept"]
+    assert chain("in", wish, rule_free) == chain("in", wish, SERVED)
     nowhere = Coverage(rule_free=True)  # no route leads to a peer
-    assert rules.outbound_rules(config(stamp=Stamp(forwarded=True)), family, nowhere) == []
+    assert {rule.chain for rule in selection.select(wish, nowhere).rules} == {"in", "ours"}
 
 
-@pytest.mark.parametrize("family", [4, 6])
-def test_only_what_is_undecided_is_looked_at(family):
-    lines = rules.inbound_rules(config(), family, SERVED)
-    mark = "0x40000000/0x40000000"
-    assert [x for x in lines if x.startswith("-A PREROUTING")] == [
-        f"-A PREROUTING -m mark ! --mark {mark} -j SCENTD-IN"
-    ]
-    inside = [line for line in lines if line.startswith("-A SCENTD-IN")]
-    assert inside[0] == "-A SCENTD-IN -i vrf0 -j RETURN"
+def test_only_what_is_undecided_is_looked_at():
+    assert chain("in", config(), SERVED)[0] == f"{VERIFIED} meta mark set meta mark & 0xbfffffff accept"
+    strict = config(verify=Verify(absent="drop"))  # the guard reads the mark, and it is cleared behind
+    assert chain("in", strict, SERVED)[0] == f"{VERIFIED} accept"
+    assert chain("judged", strict, SERVED)[0] == f"{VERIFIED} meta mark set meta mark & 0xbfffffff"
 
 
-@pytest.mark.parametrize("family", [4, 6])
-def test_what_is_forwarded_and_ours_is_marked_for_the_program(family):
-    lines = rules.outbound_rules(config(local=["10.9.0.0/16"], stamp=Stamp(forwarded=True)), family, SERVED)
-    marked = [i for i, line in enumerate(lines) if line.endswith("-j MARK --set-xmark 0x40000000/0x40000000")]
-    assert [lines[i].split()[:4] for i in marked] == [["-A", "SCENTD-FORWARD", "-o", n] for n in SERVED.stamping]
-    foreign = next(i for i, line in enumerate(lines) if line.startswith("-A SCENTD-FORWARD -m set !"))
-    assert foreign < marked[0]
-    assert lines[marked[-1] + 1] == "-A SCENTD-FORWARD -m mark --mark 0x40000000/0x40000000 -j RETURN"
-    assert not any("-j MARK" in line for line in rules.outbound_rules(config(), family, SERVED))
+def test_what_is_forwarded_and_ours_is_marked_for_the_program():
+    wish = config(local=["10.9.0.0/16"], stamp=Stamp(forwarded=True))
+    assert chain("across", wish, SERVED) == ["ip saddr @local4 goto forwarded", "ip6 saddr @local6 goto forwarded"]
+    marked, others = chain("forwarded", wish, SERVED)
+    assert marked == f"{STAMPED_THERE} meta mark set meta mark | 0x40000000 accept"
+    assert others == "goto leaving"
+    assert chain("across", config(), SERVED) == []
+
+
+def test_an_interface_whose_name_would_need_escapes_is_left_to_the_queue():
+    assert chain("out", config(), Coverage(('e"0', "e*", "eth0"))) == ['oifname { "eth0" } accept', "goto leaving"]

@@ -14,6 +14,8 @@ import pytest
 from edges import DISCOVER, DO, HEADERS, OVERHEAD, grown, is_scented, offloaded_pair, strict, switch, totals
 from hosts import acquainted, start, transfer, until
 
+from scentd.datapath.host import selection
+
 pytestmark = pytest.mark.netns
 
 BOTH = pytest.mark.parametrize("version", [4, 6])
@@ -54,11 +56,9 @@ def device(request, nodes):
 
 
 def is_served(node, name: str) -> bool:
-    """Whether packets by this interface are the program's; the rules of IPv6 are written last."""
-    jumps = [
-        line for line in node.host.out("ip6tables", "-w", "-t", "mangle", "-S", "OUTPUT").splitlines() if " -j " in line
-    ]
-    return not jumps or any(f" ! -o {name} " in line for line in jumps)
+    """Whether packets by this interface are the program's."""
+    table = node.host.out("nft", "list", "table", "inet", selection.NAME)
+    return "goto leaving" not in table or f'oifname "{name}" accept' in table
 
 
 @pytest.fixture(params=[False, True], ids=["", "gro"])

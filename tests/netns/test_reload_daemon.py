@@ -20,7 +20,7 @@ from hosts import Node, acquainted, pair, peer_of, start, until
 
 from scentd.control import client
 from scentd.control.server import CLIENTS_MAX
-from scentd.datapath.host import sets
+from scentd.datapath.host import selection
 from scentd.errors import ScentdError
 
 pytestmark = pytest.mark.netns
@@ -140,7 +140,7 @@ def test_rules_that_cannot_be_written_are_told_and_written_later(nodes, b):
         assert done.returncode == 1
         assert "applied but for: " in done.stderr
         assert "tried again every 10 s" in done.stderr
-    until(lambda: b.cli("rules", "show").stdout.count("as wanted") == 2, "they are written", 20)
+    until(lambda: b.cli("rules", "show").stdout.count("as wanted") == 3, "they are written", 20)
     until(lambda: b.status()["guard"]["closed"], "the guard is told")
     assert b.log.read_text().count("the host is not as the configuration wants it") <= 1
     assert "Traceback" not in b.log.read_text()
@@ -148,20 +148,13 @@ def test_rules_that_cannot_be_written_are_told_and_written_later(nodes, b):
 
 @contextmanager
 def broken(node: Node) -> Iterator[None]:
-    """A set under the name that ours is built under, in use by a rule: the kernel refuses to destroy it."""
-    name = sets.temporary("local", 4)
-
-    def make() -> None:
-        with sets.ipset_socket() as ipset:
-            sets.create(ipset, name, 4, 1)
-
-    node.host.call(make)
-    rule = ("-m", "set", "--match-set", name, "src", "-j", "RETURN")
-    node.host.run("iptables", "-A", "FORWARD", *rule)
+    """A chain under the name of one that the new configuration needs, at another hook: the kernel refuses ours."""
+    chain = ("chain", "inet", selection.NAME, "judged")
+    node.host.run("nft", "add", *chain, "{ type filter hook input priority 0; }")
     try:
         yield
     finally:
-        node.host.run("iptables", "-D", "FORWARD", *rule)
+        node.host.run("nft", "delete", *chain)
 
 
 @contextmanager

@@ -48,7 +48,7 @@ OTHER: dict[str, typing.Any] = {
     "datapath.queue": 1000,
     "datapath.queue_length": 8192,
     "datapath.mark_stamped": 0x1,
-    "datapath.mark_rejected": 0x2,
+    "datapath.mark_queued": 0x2,
     "datapath.mark_verified": 0x4,
     "datapath.route_table": 23000,
     "datapath.rule_priority": 23000,
@@ -148,8 +148,7 @@ def change(node: Node, name: str) -> None:
 def state(node: Node) -> dict[str, typing.Any]:
     """What the host has of this node's configuration."""
     host, found = node.host, {}
-    found["rules"] = [host.out(p, "-t", t, "-S") for p in ("iptables", "ip6tables") for t in ("mangle", "filter")]
-    found["sets"] = node.cli("rules", "show").stdout.partition("# address sets")[2].partition("# lowered")[0]
+    found["rules"] = [host.out(p, "-t", t, "-S") for p in ("iptables", "ip6tables") for t in ("raw", "security")]
     found["routes"] = [host.out("ip", f, "route", "show", "table", "all", "proto", "83") for f in ("-4", "-6")]
     document = node.directory / "closed.json"
     found["closed"] = document.read_text() if document.exists() else ""

@@ -11,7 +11,8 @@ import pytest
 from edges import reached, strict_ends
 from hosts import Node, until
 
-from scentd.datapath.host import marks, sets
+from scentd.datapath.host import iptables as tables_of_iptables
+from scentd.datapath.host import selection
 
 pytestmark = pytest.mark.netns
 
@@ -33,46 +34,46 @@ def flush_ruleset(node: Node) -> None:
     node.host.run("nft", "flush", "ruleset")
 
 
-def flush_mangle(node: Node) -> None:
-    iptables(node, "-t", "mangle", "-F")
-    iptables(node, "-t", "mangle", "-X")
+def flush_raw(node: Node) -> None:
+    iptables(node, "-t", "raw", "-F")
+    iptables(node, "-t", "raw", "-X")
 
 
 def load_another(node: Node) -> None:
     """As a firewall does that is started anew."""
     for program in ("iptables", "ip6tables"):
-        rules = "*mangle\n:PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n"
+        rules = "*raw\n:PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n"
         node.host.run(f"{program}-restore", "-w", "10", input=rules)
 
 
 def delete_jump(node: Node) -> None:
-    line = next(
-        x for x in node.host.out("iptables", "-t", "mangle", "-S").splitlines() if x.startswith("-A PREROUTING")
-    )
-    node.host.run("iptables", "-w", "-t", "mangle", "-D", *line.split()[1:])
+    line = next(x for x in node.host.out("iptables", "-t", "raw", "-S").splitlines() if x.startswith("-A PREROUTING"))
+    node.host.run("iptables", "-w", "-t", "raw", "-D", *line.split()[1:])
 
 
-def delete_marks(node: Node) -> None:
-    node.host.run("nft", "delete", "table", "inet", marks.NAME)
+def delete_table(node: Node) -> None:
+    node.host.run("nft", "delete", "table", "inet", selection.NAME)
+
+
+def delete_rule(node: Node) -> None:
+    listed = node.host.out("nft", "-a", "list", "chain", "inet", selection.NAME, "ours").splitlines()
+    handle = next(line for line in listed if "@verify6" in line).split()[-1]
+    node.host.run("nft", "delete", "rule", "inet", selection.NAME, "ours", "handle", handle)
 
 
 def empty_sets(node: Node) -> None:
-    for kind in sets.KINDS:
-        node.host.call(empty, sets.name(kind, 4))
-
-
-def empty(name: str) -> None:
-    with sets.ipset_socket() as ipset:
-        ipset.flush(name)
+    for kind in selection.SET_KINDS:
+        node.host.run("nft", "flush", "set", "inet", selection.NAME, f"{kind}4")
 
 
 def as_before(node: Node) -> tuple:
     """What of ours is there."""
-    rules = [node.host.out(p, "-w", "-t", "mangle", "-S") for p in ("iptables", "ip6tables")]
-    return rules, node.host.call(sets.read), node.host.call(marks.read)
+    programs = ("iptables", "ip6tables")
+    rules = [node.host.out(p, "-w", "-t", t, "-S") for p in programs for t in tables_of_iptables.TABLES]
+    return rules, node.host.out("nft", "list", "table", "inet", selection.NAME, check=False)
 
 
-@pytest.mark.parametrize("vanish", [flush_ruleset, flush_mangle, load_another, delete_jump, delete_marks])
+@pytest.mark.parametrize("vanish", [flush_ruleset, flush_raw, load_another, delete_jump, delete_table, delete_rule])
 @pytest.mark.parametrize("end", [0, 1], ids=["the sender's", "the receiver's"])
 def test_what_is_removed_comes_back_at_once(nodes, vanish: Callable[[Node], None], end):
     node = nodes[end]
@@ -93,7 +94,7 @@ def test_an_empty_set_is_filled_again(nodes):
     empty_sets(node)
     until(lambda: node.status()["rules_restored"] > restored, "it is seen", 20)
     assert as_before(node) == before
-    assert "ipset: somebody has changed address sets of ours" in node.log.read_text()
+    assert f"nftables: somebody has changed the table {selection.NAME}" in node.log.read_text()
 
 
 def test_other_rules_are_nobody_s_business(nodes):
@@ -115,8 +116,8 @@ def test_a_fighter_gets_a_clear_word(nodes):
     before = as_before(node)
 
     def fought() -> bool:
-        if "-A SCENTD" in node.host.out("iptables", "-w", "-t", "mangle", "-S"):
-            flush_mangle(node)
+        if "-A SCENTD" in node.host.out("iptables", "-w", "-t", "raw", "-S"):
+            flush_raw(node)
         return "put back every 10 s alone until this ends" in node.log.read_text()
 
     until(fought, "it gives up", 60)

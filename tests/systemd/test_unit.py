@@ -301,7 +301,7 @@ def test_nothing_unscented_comes_in_while_the_daemon_is_away(both, path, unscent
     _, b = both
     run = b.machine.run
     flush_rules(b)
-    until(lambda: "SCENTD" in b.host.out("iptables", "-w", "-t", "mangle", "-S"), "the rules are back")
+    until(lambda: "SCENTD" in b.host.out("iptables", "-w", "-t", "raw", "-S"), "the rules are back")
     for event in ("restart", "hand-over", "daemon killed", "all killed"):
         before = b.main_pid()
         run(*EVENTS[event])
@@ -310,7 +310,7 @@ def test_nothing_unscented_comes_in_while_the_daemon_is_away(both, path, unscent
     (b.machine.root / "etc/scentd/scentd.toml").write_text("broken")
     run("systemctl", "restart", "scentd", check=False)
     assert b.machine.show("scentd", "ActiveState") == "failed"
-    assert "SCENTD" not in b.host.out("iptables", "-w", "-t", "mangle", "-S"), "as a stop"
+    assert "SCENTD" not in b.host.out("iptables", "-w", "-t", "raw", "-S"), "as a stop"
     b.write()
     run("systemctl", "start", "scentd")
     b.wait_started()
@@ -326,8 +326,8 @@ def test_nothing_unscented_comes_in_while_the_daemon_is_away(both, path, unscent
 def flush_rules(node: Served) -> None:
     """As a firewall does that begins anew. What has an owner stays, and then nft says that it could not do all."""
     for program in ("iptables", "ip6tables"):
-        node.host.run(program, "-w", "-t", "mangle", "-F")
-        node.host.run(program, "-w", "-t", "mangle", "-X")
+        node.host.run(program, "-w", "-t", "raw", "-F")
+        node.host.run(program, "-w", "-t", "raw", "-X")
     node.host.run("nft", "flush", "ruleset", check=False)
 
 

@@ -5,6 +5,7 @@ encode.py is the other direction. Bytes of another length than the struct raise 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -25,6 +26,14 @@ class OffloadEvent(NamedTuple):
     source: bytes  # packed address of the packet that began the epoch or completed the profile
     key_ids: bytes  # 8: of the peer's key and of ours
     sealed: bytes  # whole in EVENT_PROFILE only
+
+
+class RefusedPacket(NamedTuple):
+    """A packet that the program has dropped and whose sender is to be told."""
+
+    head: bytes  # its first bytes
+    length: int  # of the whole IP packet
+    interface: int  # index
 
 
 class PairState(NamedTuple):
@@ -52,8 +61,11 @@ class PacketTally(NamedTuple):
     epoch: int  # verifying: the epoch for which the last one was refused, or 0
 
 
-def parse_event(data: bytes) -> OffloadEvent:
-    """One record of the ring buffer, a struct scent_event."""
+def parse_event(data: bytes) -> OffloadEvent | RefusedPacket:
+    """One record of the ring buffer: a struct scent_event, or a struct scent_refused."""
+    if int.from_bytes(data[:4], sys.byteorder) == maps.EVENT_REFUSED:
+        _, interface, length, held, packet = maps.REFUSED.unpack(data)
+        return RefusedPacket(packet[:held], length, interface)
     kind, pair, epoch, glance, source, key_ids, sealed, family, _ = maps.EVENT.unpack(data)
     load, threat = tag.glance_levels(glance)
     return OffloadEvent(kind, pair, epoch, load, threat, source[: ADDRESS_LEN[family]], key_ids, sealed)

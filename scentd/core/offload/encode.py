@@ -38,10 +38,9 @@ TREATMENTS = {name: number for number, name in layout.TREATMENTS.items()}
 
 
 class Marks(NamedTuple):
-    """Bits of the packet mark: datapath.mark_verified, datapath.mark_rejected and verify.mark_glance."""
+    """Bits of the packet mark: datapath.mark_verified and verify.mark_glance."""
 
     verified: int
-    rejected: int
     glance: int = 0
 
 
@@ -202,6 +201,7 @@ def verify_entries(table: VerifyTable, local_addresses: Sequence[str], marks: Ma
         *map(nanoseconds, (table.max_age, table.max_future, table.grace)),
         *marks,
         treatment_bits(table.default, table.default.absent != "pass"),
+        0,
         *lengths(prefixes, VERIFY_SCOPES),
     )
     values: list[list[tuple[int, bytes, list[bytes]]]] = [[] for _ in networks]

@@ -13,10 +13,9 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from scentd.config.sections import Config
-from scentd.core.closed import closed
 from scentd.core.lowered_mtu import RoutePlan
 from scentd.core.offload.coverage import Coverage
-from scentd.datapath.host import marks, routes, rules, sets
+from scentd.datapath.host import path_table, routes, rules, selection
 from scentd.datapath.host.netlink_watch import NetlinkWatch
 from scentd.datapath.host.restored import Restored
 from scentd.datapath.host.rule_watch import RuleWatch
@@ -63,6 +62,7 @@ class Host:
         self._config = config  # the newest
         self.applied = False  # some configuration is on the host
         self._is_whole = False  # and it is the newest, all of it
+        self._generation: int | None = None  # of nftables, when our table was last seen to be whole
         self._offload: Offload | None = None
         self._served: Coverage | None = None
         self._watches: list[NetlinkWatch] = []
@@ -86,7 +86,8 @@ class Host:
 
     def _install(self) -> HostFacts:
         self._is_whole = False
-        facts, self._served = install(self._config, self._offload)
+        self._generation = None
+        facts, self._served = update(self._config, self._offload)
         self._is_whole = True
         return facts
 
@@ -101,7 +102,7 @@ class Host:
                 return False
             was_whole = self._is_whole
             if was_whole:
-                missing, changed = find_missing(self._config, self._served), False
+                missing, changed = self._find_missing(), False
                 if self._offload is not None and not missing and not removal:
                     if self._offload.interfaces.lacks_programs():
                         missing = "offload: somebody has removed programs of ours"
@@ -115,6 +116,17 @@ class Host:
                 log.info("the host is as the configuration wants it again")
         self._loop.call_soon_threadsafe(self._on_facts, facts)
         return True
+
+    def _find_missing(self) -> str:
+        """What of ours in the firewall somebody has removed or changed; "" if all is there. Raises HostError."""
+        if not rules.is_applied(self._config, self._served):
+            return "iptables: somebody has changed rules of ours"
+        generation = nft.generation()
+        if generation != self._generation:
+            if not path_table.is_applied(selection.select(self._config, self._served)):
+                return f"nftables: somebody has changed the table {selection.NAME}, which is ours"
+            self._generation = generation
+        return ""
 
     def leave(self) -> None:
         """Change nothing on the host from now on."""
@@ -146,35 +158,17 @@ class Host:
         self._loop.call_soon_threadsafe(self._on_facts, facts)
 
 
-def find_missing(config: Config, served: Coverage | None) -> str:
-    """What of ours in the firewall somebody has removed or changed; "" if all is there. Raises HostError."""
-    if not rules.is_applied(config, served):
-        return "iptables: somebody has changed rules of ours"
-    if not sets.is_applied(config):
-        return "ipset: somebody has changed address sets of ours"
-    if clears_mark(config, served) and config.datapath.mark_verified not in marks.read():
-        return f"nftables: somebody has changed the table {marks.NAME}, which is ours"
-    return ""
-
-
 def with_queue(config: Config, first: int) -> Config:
     return replace(config, datapath=replace(config.datapath, queue=first))
 
 
 def read_facts(config: Config) -> HostFacts:
-    """The facts that `install` will return, as far as they are known before it. Changes nothing. Raises HostError."""
+    """The facts that `update` will return, as far as they are known before it. Changes nothing. Raises HostError."""
     return HostFacts(routes.read_plan(config).limits(), routes.own_addresses())
 
 
-def install(config: Config, offload: Offload | None = None) -> Installed:
-    """Make the host as the configuration wants it; doing it twice is harmless. Raises HostError."""
-    sets.apply(config)
-    return update(config, offload)
-
-
 def reinstall(config: Config) -> None:
-    """Write sets, routes and rules again; they fit a daemon's attached programs. Raises HostError."""
-    sets.apply(config)
+    """Write routes and rules again; they fit a daemon's attached programs. Raises HostError."""
     write(as_installed(config), routes.read_plan(config), current_served(config))
 
 
@@ -202,23 +196,19 @@ def restrict_rule_free(config: Config, plan: RoutePlan, served: Coverage) -> Cov
 def write(config: Config, plan: RoutePlan, served: Coverage | None) -> tuple[Limits, bool]:
     """Write routes and rules to fit these programs. Return the paths' MTUs, and whether lowered ones bind forwarding.
 
-    The order is such that packets that the queue has stamped find the routes that they need.
+    The order is such that packets that the queue has stamped find the routes that they need, and marked ones the queue.
     """
-    if clears_mark(config, served):
-        marks.apply(config.datapath.mark_verified)
+    want = selection.select(config, served)
     if served is not None and served.rule_free:
+        path_table.apply(want)
         rules.apply(config, served)
         return routes.apply(config, rule_free=True).limits(), True
     stamping = len(served.stamping) if served is not None else 0
     lowered = config.stamp.forwarded and 0 < stamping == len(plan.interfaces())
     limits = routes.apply(config, lowered).limits()
     rules.apply(config, served)
+    path_table.apply(want)
     return limits, lowered
-
-
-def clears_mark(config: Config, served: Coverage | None) -> bool:
-    """Whether packets lose the mark behind the verifier: wherever that is possible, and always where it is needed."""
-    return nft.available() or served is not None or closed(config) is not None
 
 
 def as_installed(config: Config) -> Config:
@@ -234,12 +224,11 @@ def current_served(config: Config) -> Coverage | None:
 
 
 def show(config: Config) -> str:
-    """The rules, the sets and the lowered routes as text, and the difference from what the configuration requires."""
-    lines = [rules.show(as_installed(config), current_served(config)), "# address sets\n"]
-    for name, prefixes in sets.read().items():
-        lines.append(f"{name}: {' '.join(sorted(map(str, prefixes))) or '-'}\n")
-    lines.append(f"# marks cleared behind the verifier, in nftables table inet {marks.NAME}\n")
-    lines += [f"{mark:#x}\n" for mark in marks.read()]
+    """The rules and the lowered routes as text, and the difference from what the configuration requires."""
+    served = current_served(config)
+    lines = [rules.show(as_installed(config), served)]
+    state = "as wanted" if path_table.is_applied(selection.select(config, served)) else "differs from what is wanted"
+    lines.append(f"# nftables: installed, {state}\n{path_table.show()}")
     lines.append(f"# lowered routes, in table {config.datapath.route_table} or local\n")
     for route in routes.read_own(config.datapath):
         lines.append(f"{route}\n")
@@ -252,8 +241,7 @@ def cleanup(config: Config) -> None:
     release_waiting(config)
     remove_offload(config.datapath.pin_dir)
     routes.remove(config.datapath)
-    sets.remove()
-    marks.remove()
+    path_table.remove()
 
 
 def release_waiting(config: Config) -> None:

@@ -17,12 +17,11 @@ log = logging.getLogger(__name__)
 
 Tables = Mapping[str, list[str]]  # table -> lines as `iptables -t TABLE -S` prints them
 
-TABLES = ("mangle", "filter")
+TABLES = ("raw", "security")
 PROGRAM = {4: "iptables", 6: "ip6tables"}
 WAIT = ("-w", "10")  # seconds for another program that holds the lock
 TIMEOUT = 30.0
 OWN_CHAIN = re.compile(r"^SCENTD-[A-Z]+$")
-JUMPS_FIRST = ("INPUT", "FORWARD")  # in filter: before a rule accepts established connections
 
 
 def read_tables(family: int) -> dict[str, list[str]]:
@@ -56,15 +55,10 @@ def transaction(table: str, want: list[str], current: list[str]) -> str:
         ),
         *(f"-F {chain}" for chain in unused),
         *(f"-X {chain}" for chain in unused),
-        *(with_position(table, line) for line in want if not line.startswith("-N ")),
+        *(line for line in want if not line.startswith("-N ")),
         "COMMIT",
     ]
     return "\n".join(lines) + "\n"
-
-
-def with_position(table: str, line: str) -> str:
-    chain = chain_of(line)
-    return line.replace(f"-A {chain}", f"-I {chain} 1", 1) if table == "filter" and chain in JUMPS_FIRST else line
 
 
 def chain_of(line: str) -> str:
@@ -84,9 +78,7 @@ def is_applied(want: Tables, current: Tables) -> bool:
             return False
         for chain in {chain_of(line) for line in want[table] if line.startswith("-A ")}:
             order = [line for line in want[table] if line.startswith(f"-A {chain} ")]
-            in_chain = [line for line in lines if line.startswith(f"-A {chain} ")]
-            first = table == "filter" and chain in JUMPS_FIRST
-            if (in_chain[:1] if first else own_lines(in_chain)) != order:
+            if own_lines([line for line in lines if line.startswith(f"-A {chain} ")]) != order:
                 return False
     return True
 
@@ -119,8 +111,6 @@ def explain(stderr: str, stdin: str) -> str:
     if missing:
         name = missing[1] or missing[2]
         return f"{message}; the match or target {name!r} is missing: kernel module xt_{name}, package iptables"
-    if re.search(r"Set \S+ doesn't exist", message):
-        return f"{message}; make the address sets first"
     if "ermission denied" in message or "Operation not permitted" in message:
         return f"{message}; scentd needs CAP_NET_ADMIN"
     return message

@@ -63,7 +63,7 @@ class Offload:
     Raises OffloadError if the kernel, our rights or `datapath.pin_dir` do not allow the offload.
     """
 
-    def __init__(self, config: Config, on_event: Callable[[decode.OffloadEvent], None]) -> None:
+    def __init__(self, config: Config, on_event: Callable[[decode.OffloadEvent | decode.RefusedPacket], None]) -> None:
         with offload_errors():
             libbpf.library()
             if Attacher(config.datapath.pin_dir).is_foreign():
@@ -103,7 +103,7 @@ class Offload:
         Raises OffloadError.
         """
         with self._lock, offload_errors():
-            marks = encode.Marks(self._datapath.mark_verified, self._datapath.mark_rejected, config.verify.mark_glance)
+            marks = encode.Marks(self._datapath.mark_verified, config.verify.mark_glance)
             # The rules decide whether a forwarded packet is ours: they see its source before NAT.
             forwarded = self._datapath.mark_verified if config.stamp.forwarded else 0
             want = encode.stamp_entries(stamp, unstamped, forwarded, RUN_NS)

@@ -10,23 +10,19 @@ from __future__ import annotations
 import socket
 import struct
 
+from scentd.core.packet.answer import QUOTED_MAX, may_be_icmp_error, names_no_host
 from scentd.wire import ip
 
-_QUOTE_IPV4 = 548  # bytes of the packet that fit into an error of 576 bytes, RFC 1812 section 4.3.2.3
-_QUOTE_IPV6 = 1232  # bytes of the packet that fit into an error of 1280 bytes, RFC 4443 section 2.4
-# Queries and replies. Any other type of ICMP is an error message, or unknown and may be one (linux icmp_pointers).
-_QUERIES_IPV4 = frozenset((0, 8, 9, 10, 13, 14, 15, 16, 17, 18))
-_ICMPV6_FIRST_QUERY, _ICMPV6_REDIRECT = 128, 137  # RFC 4443 section 2.1, 2.4 (e.2)
 _PER_SECOND = 100  # errors sent at most, RFC 1812 section 4.3.2.8
 
 
 def too_big(packet: bytes, mtu: int) -> bytes:
     """Return the ICMP message that says packets of `mtu` bytes fit, without IP header; ICMPv6 without checksum."""
     if packet[0] >> 4 == 4:
-        message = struct.pack(">BBHHH", 3, 4, 0, 0, mtu) + packet[:_QUOTE_IPV4]
+        message = struct.pack(">BBHHH", 3, 4, 0, 0, mtu) + packet[: QUOTED_MAX[4]]
         message += b"\0" * (len(message) % 2)
         return message[:2] + ip.checksum(message).to_bytes(2, "big") + message[4:]
-    return struct.pack(">BBHI", 2, 0, 0, mtu) + packet[:_QUOTE_IPV6]  # the kernel fills in the checksum
+    return struct.pack(">BBHI", 2, 0, 0, mtu) + packet[: QUOTED_MAX[6]]  # the kernel fills in the checksum
 
 
 def may_answer(packet: bytes, parsed: ip.Parsed) -> bool:
@@ -37,23 +33,7 @@ def may_answer(packet: bytes, parsed: ip.Parsed) -> bool:
     """
     if parsed.malformed or parsed.fragment or not parsed.dont_fragment or len(packet) <= ip.LEAST_MTU[parsed.version]:
         return False
-    return not _names_no_host(parsed.source) and not _may_be_icmp_error(packet, parsed)
-
-
-def _names_no_host(source: bytes) -> bool:
-    """Unspecified, loopback, multicast, reserved or limited broadcast. The kernel refuses a subnet's broadcast."""
-    if len(source) == 4:
-        return source[0] in (0, 127) or source[0] >= 224
-    return source[0] == 0xFF or (source[:15] == bytes(15) and source[15] <= 1)
-
-
-def _may_be_icmp_error(packet: bytes, parsed: ip.Parsed) -> bool:
-    kind = packet[parsed.transport_at] if parsed.transport_at < len(packet) else None
-    if parsed.version == 4:
-        return parsed.protocol == socket.IPPROTO_ICMP and kind not in _QUERIES_IPV4
-    if parsed.protocol != socket.IPPROTO_ICMPV6:
-        return False
-    return kind is None or kind < _ICMPV6_FIRST_QUERY or kind == _ICMPV6_REDIRECT
+    return not names_no_host(parsed.source) and not may_be_icmp_error(packet, parsed)
 
 
 class IcmpSender:

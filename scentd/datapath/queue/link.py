@@ -20,7 +20,7 @@ class WorkerSetup(Struct, frozen=True, tag=True):
     verify_queue: int
     queue_length: int
     mark_stamped: int
-    mark_rejected: int
+    mark_queued: int
     long_queue: int | None = None  # verifies IPv6 packets that may hold several segments; None: no IPv6
     guard_socket: str = ""
 

@@ -22,6 +22,7 @@ from scentd.core import lowered_mtu
 from scentd.core.packet import partial_checksum
 from scentd.core.packet.stamp import Stamper
 from scentd.core.packet.verify import Outcome, Verifier
+from scentd.datapath.answers import Answers
 from scentd.datapath.queue import icmp, link
 from scentd.datapath.queue.nfqueue import Queue
 from scentd.errors import HostError
@@ -61,6 +62,8 @@ class Worker:
         self._stamped = [0]  # packets
         self._accepted = 0  # packets until the last report, beacons among them
         self._forward_lowered = False
+        self._answers = Answers()
+        self._unqueued = setup.mark_queued ^ 0xFFFFFFFF
         self._marks = [0, 0]  # VERIFIED: of all that comes in; then the bits of the glance
         self._fail_open = [False, False]  # by STAMPED and ACCEPTED
         self._counters: Counter[str] = Counter()
@@ -106,12 +109,14 @@ class Worker:
             for queue in self._queues:
                 queue.close()
         self._icmp.close()
+        self._answers.close()
 
     # -- packets ---------------------------------------------------------
 
     def _stamp_handler(self) -> Callable[[Any], None]:
         """Return the function that stamps one packet. It is a closure: attribute lookups are a tenth of its cost."""
         stamp, stamped, mark, mark_above = self._stamper.stamp, self._stamped, self._setup.mark_stamped, MARK_ABOVE
+        unqueued = self._unqueued
 
         def handle(packet: Any) -> None:
             try:
@@ -121,7 +126,7 @@ class Worker:
                         if packet.hook == HOOK_FORWARD and self._outgrows_route(result):
                             self._pass_unstamped(packet, layout.UNSTAMPED_TOO_BIG)
                             return
-                        packet.set_mark(packet.mark | mark)
+                        packet.set_mark(packet.mark & unqueued | mark)
                     packet.set_payload(result)
                     packet.accept()
                     stamped[0] += 1
@@ -137,7 +142,7 @@ class Worker:
 
         If finish() returns None, the packet keeps its scent: the receiver's stack skips the option.
         """
-        verify, marks = self._verifier.verify, self._marks
+        verify, marks, unqueued = self._verifier.verify, self._marks, self._unqueued
 
         def handle(packet: Any) -> None:
             try:
@@ -145,11 +150,10 @@ class Worker:
                 result = verify(payload)
                 if isinstance(result, bytes):
                     verified, glance = marks
+                    mark = packet.mark & unqueued | verified
                     if glance:
-                        glanced = packet.mark & ~glance | self._verifier.glance(payload) * (glance & -glance)
-                        packet.set_mark(glanced | verified)
-                    elif verified:
-                        packet.set_mark(packet.mark | verified)
+                        mark = mark & ~glance | self._verifier.glance(payload) * (glance & -glance)
+                    packet.set_mark(mark)
                     bare = finish(result) if finish else result
                     if bare is not None:
                         packet.set_payload(bare)
@@ -179,13 +183,14 @@ class Worker:
             self._count(f"{layout.VERDICTS[outcome.verdict]}:{treatment}", outcome.pair)
         else:
             self._counters["accepted:drop"] += 1  # a beacon
-        if treatment == "drop":
-            packet.drop()
+        if treatment == "pass":
+            packet.set_mark(packet.mark & self._unqueued | self._marks[VERIFIED])
+            packet.accept()
             return
-        rejected = self._setup.mark_rejected if treatment == "reject" else 0
-        if mark := rejected | self._marks[VERIFIED]:
-            packet.set_mark(packet.mark | mark)
-        packet.accept()
+        if treatment == "reject":
+            payload = packet.get_payload()
+            self._answers.send(payload, len(payload), packet.indev, self._now)
+        packet.drop()
 
     def _count(self, outcome: str, pair: int) -> None:
         self._counters[outcome] += 1

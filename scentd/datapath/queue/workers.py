@@ -151,7 +151,7 @@ class Workers:
             queue_length=datapath.queue_length,
             guard_socket=os.path.abspath(self._config.guard.socket),
             mark_stamped=datapath.mark_stamped,
-            mark_rejected=datapath.mark_rejected,
+            mark_queued=datapath.mark_queued,
             long_queue=self.first_queue + 2 * datapath.workers + number if 6 in families() else None,
         )
 

@@ -27,7 +27,7 @@ from scentd.prefix import PrefixMap
 from scentd.wire import ip, layout, maps, tag
 
 LITTLE = sys.byteorder == "little"
-MARKS = Marks(0x40000000, 0x20000000, 0x00FF0000)
+MARKS = Marks(0x40000000, 0x00FF0000)
 STRICT = Treatments("reject", "drop", "pass", pair=7)
 # Every prefix is one of few, so that they often nest, and every address that they tell apart is tried.
 FIRST, VARYING = {4: 7, 6: 63}, 2  # bits: where the addresses begin to differ, in how many

@@ -4,29 +4,20 @@ from __future__ import annotations
 
 from queues import config
 
-from scentd.config.sections import Verify
 from scentd.datapath.host import iptables, rules
 
 
 def test_jumps_of_others_are_not_ours():
-    have = {"mangle": ["-P OUTPUT ACCEPT", "-N SCENTD-OUT", "-A OUTPUT -j OTHER", "-A OUTPUT -j SCENTD-OUT"]}
-    assert iptables.removal_input(have) == "*mangle\n-D OUTPUT -j SCENTD-OUT\n-F SCENTD-OUT\n-X SCENTD-OUT\nCOMMIT\n"
-    assert iptables.removal_input({"mangle": ["-A OUTPUT -j OTHER"], "filter": []}) == ""
+    have = {"raw": ["-P OUTPUT ACCEPT", "-N SCENTD-OUT", "-A OUTPUT -j OTHER", "-A OUTPUT -j SCENTD-OUT"]}
+    assert iptables.removal_input(have) == "*raw\n-D OUTPUT -j SCENTD-OUT\n-F SCENTD-OUT\n-X SCENTD-OUT\nCOMMIT\n"
+    assert iptables.removal_input({"raw": ["-A OUTPUT -j OTHER"], "security": []}) == ""
 
 
-def test_a_foreign_rule_above_the_refusal_is_a_difference():
-    want = rules.build(config(verify=Verify(rejected="reject")), 4)
-    filled = {"mangle": want["mangle"], "filter": ["-A INPUT -j ACCEPT", *want["filter"]]}
+def test_a_foreign_rule_beside_ours_is_no_difference_and_a_missing_one_of_ours_is():
+    want = rules.build(config(), 4)
     assert iptables.is_applied(want, want)
-    assert not iptables.is_applied(want, filled)
-
-
-def test_nobody_told_no_rules_in_filter():
-    for told in (Verify(rejected="reject"), Verify(absent="reject")):
-        assert rules.build(config(verify=told), 4)["filter"]
-    assert rules.build(config(), 4)["filter"] == []
-    assert "*filter" not in iptables.restore_input(rules.build(config(), 4))
-    assert "-X SCENTD-REJECT" in iptables.restore_input(rules.build(config(), 4), {"filter": ["-N SCENTD-REJECT"]})
+    assert iptables.is_applied(want, {**want, "raw": ["-A PREROUTING -j ACCEPT", *want["raw"]]})
+    assert not iptables.is_applied(want, {**want, "raw": want["raw"][:-1]})
 
 
 def test_explanations_name_the_way_out():

@@ -5,10 +5,8 @@ sender ---- 10.1.0.0/24, fd00:1::/64 ---- receiver
 
 from __future__ import annotations
 
-import errno
 import socket
 import struct
-from ipaddress import ip_network
 
 import pytest
 from queues import (
@@ -21,19 +19,18 @@ from queues import (
     family_of,
     heard,
     install,
-    set_options,
     udp,
     wait_for,
 )
 from topology import Topology
 
 from scentd.config.sections import Config, Datapath, Network, Stamp, Verify
-from scentd.datapath.host import iptables, rules, sets
+from scentd.datapath.host import iptables, path_table, rules, selection
 from scentd.errors import HostError
 
 pytestmark = pytest.mark.netns
 
-MARK_STAMPED, MARK_REJECTED = Datapath().mark_stamped, Datapath().mark_rejected
+MARK_STAMPED = Datapath().mark_stamped
 
 
 # -- the text, without a kernel ------------------------------------------------
@@ -41,26 +38,35 @@ MARK_STAMPED, MARK_REJECTED = Datapath().mark_stamped, Datapath().mark_rejected
 
 def test_queues_bypass_and_balance_follow_the_configuration():
     closed = config(stamp=Stamp(fail="closed"), verify=Verify(fail="closed"), datapath=Datapath(workers=4, queue=100))
-    assert rules.outbound_rules(closed, 4)[-1].endswith("-j NFQUEUE --queue-balance 100:103")
+    assert rules.outbound_rules(closed)[-1].endswith("-j NFQUEUE --queue-balance 100:103")
     assert rules.inbound_rules(closed, 4)[-1].endswith("-j NFQUEUE --queue-balance 104:107")
     assert "-j NFQUEUE --queue-balance 108:111" in " ".join(rules.inbound_rules(closed, 6))
     opened = config(stamp=Stamp(fail="open"), verify=Verify(fail="open"))
-    assert rules.outbound_rules(opened, 6)[-1].endswith("-j NFQUEUE --queue-num 22600 --queue-bypass")
+    assert rules.outbound_rules(opened)[-1].endswith("-j NFQUEUE --queue-num 22600 --queue-bypass")
     assert rules.inbound_rules(opened, 6)[-1].endswith("-j NFQUEUE --queue-num 22601 --queue-bypass")
 
 
-@pytest.mark.parametrize("absent", ["pass", "drop"])
-def test_before_each_rule_for_the_verify_queue_what_may_be_segments_has_its_own(absent):
+def test_what_may_be_segments_of_ipv6_has_queues_of_its_own():
     """None may be left to the rule behind it: the kernel would cut it for that queue."""
-    wish = config(verify=Verify(absent=absent))
-    lines = [line for line in rules.inbound_rules(wish, 6) if "--queue-num" in line and "icmp" not in line]
-    assert len(lines) == (6 if absent == "pass" else 9)
-    for tcp, long, short in zip(lines[::3], lines[1::3], lines[2::3], strict=True):
-        for what, line in (("-p tcp ", tcp), ("-m length --length 1501:65535 ", long)):
-            assert what in line
-            assert line.replace(what, "").replace("22602", "22601") == short
-    plain = rules.inbound_rules(wish, 4) + rules.outbound_rules(wish, 6)
+    *_, tcp, long, short = rules.inbound_rules(config(), 6)
+    for what, line in (("-p tcp ", tcp), ("-m length --length 1501:65535 ", long)):
+        assert what in line
+        assert line.replace(what, "").replace("22602", "22601") == short
+    plain = rules.inbound_rules(config(), 4) + rules.outbound_rules(config())
     assert not any("length" in line or "-p tcp" in line for line in plain)
+
+
+def test_saved_rules_name_nothing_that_may_be_missing():
+    """At the next boot a restore would fail as a whole. And they do nothing to a packet that nobody has marked."""
+    everything = config(
+        local=["10.1.0.1"], stamp=Stamp(forwarded=True), verify=Verify(absent="drop"), datapath=Datapath(workers=2)
+    )
+    for family in (4, 6):
+        for lines in rules.build(everything, family).values():
+            assert not any("--match-set" in line for line in lines)
+            own = [line for line in lines if not line.startswith(("-N", "-A SCENTD-"))]
+            assert own
+            assert all("-m mark --mark 0x20000000/0x20000000 -j SCENTD-" in line for line in own)
 
 
 def test_every_rule_names_a_chain_of_ours():
@@ -71,9 +77,6 @@ def test_every_rule_names_a_chain_of_ours():
             assert not any("comment" in line for line in lines)
 
 
-# -- sets ------------------------------------------------------------------
-
-
 # -- rules as the host holds them -------------------------------------------
 
 
@@ -82,45 +85,49 @@ def test_every_rule_names_a_chain_of_ours():
 @pytest.mark.parametrize("local", [None, ["10.1.0.1", "fd00:1::1"]])
 def test_apply_is_idempotent_and_remove_leaves_others_alone(sender, backend, forwarded, local):
     for program in ("iptables", "ip6tables"):
-        sender.run(program, "-t", "mangle", "-A", "OUTPUT", "-p", "tcp", "-j", "MARK", "--set-mark", "1")
-        sender.run(program, "-A", "INPUT", "-p", "udp", "-j", "ACCEPT")
-        sender.run(program, "-N", "OTHER")
+        sender.run(program, "-t", "security", "-A", "OUTPUT", "-p", "tcp", "-j", "ACCEPT")
+        sender.run(program, "-t", "raw", "-A", "PREROUTING", "-p", "udp", "-j", "ACCEPT")
+        sender.run(program, "-t", "raw", "-N", "OTHER")
     foreign = [sender.call(iptables.read_tables, family) for family in (4, 6)]
     wish = config(local=local, stamp=Stamp(forwarded=forwarded), verify=Verify(rejected="reject", absent="drop"))
-    sender.call(sets.apply, wish)
     assert sender.call(rules.apply, wish)
     first = [sender.call(iptables.read_tables, family) for family in (4, 6)]
     for family, have in zip((4, 6), first, strict=True):
         assert iptables.is_applied(rules.build(wish, family), have)
-        assert have["filter"].index("-A INPUT -p udp -j ACCEPT") > 0
-        assert next(line for line in have["filter"] if line.startswith("-A INPUT")).endswith("SCENTD-REJECT")
+        for table in iptables.TABLES:  # a queue's verdict skips the rest of a table: ours come last
+            hooks = [line for line in have[table] if line.startswith(("-A PREROUTING", "-A OUTPUT"))]
+            assert [" -j ACCEPT" in line for line in hooks] == [True, False]
     assert not sender.call(rules.apply, wish)
     assert [sender.call(iptables.read_tables, family) for family in (4, 6)] == first
     other = config(datapath=Datapath(workers=2))  # fewer chains, other targets
     assert sender.call(rules.apply, other)
     assert sender.call(rules.show, other).count("as wanted") == 2
-    assert "SCENTD-FORWARD" not in sender.out("iptables", "-t", "mangle", "-S")
+    assert "FORWARD -m" not in sender.out("iptables", "-t", "security", "-S")
     assert sender.call(rules.remove)
     assert not sender.call(rules.remove)
     assert [sender.call(iptables.read_tables, family) for family in (4, 6)] == foreign
-    sender.call(sets.remove)
 
 
 @pytest.mark.netns
-def test_apply_restores_its_place_before_other_rules(sender):
-    wish = config(verify=Verify(rejected="reject"))
-    install(sender, wish)
-    sender.run("iptables", "-I", "INPUT", "-j", "ACCEPT")
-    assert "differs" in sender.call(rules.show, wish)
-    assert sender.call(rules.apply, wish)
-    inputs = [line for line in sender.call(iptables.read_tables, 4)["filter"] if line.startswith("-A INPUT")]
-    assert [line.split()[-1] for line in inputs] == ["SCENTD-REJECT", "ACCEPT"]
+def test_what_was_saved_is_restored_without_us_and_does_no_harm(sender, receiver):
+    """As at the next boot: the host's own rules come back, and packets to and from peers pass."""
+    for host in (sender, receiver):
+        host.run("iptables", "-t", "raw", "-A", "PREROUTING", "-p", "udp", "--dport", "7", "-j", "DROP")
+        install(host, config(stamp=Stamp(fail="closed"), verify=Verify(fail="closed", absent="drop")))
+        saved = {program: host.out(f"{program}-save") for program in ("iptables", "ip6tables")}
+        host.call(path_table.remove)
+        host.call(rules.remove)
+        for program, text in saved.items():
+            assert "SCENTD-IN" in text
+            host.run(f"{program}-restore", input=text)
+    for address in ("10.1.0.2", "fd00:1::2"):
+        with heard(receiver, address) as s:
+            sender.call(udp, address, b"passes", 0, True)
+            assert s.recv(100) == b"passes"
 
 
 @pytest.mark.netns
-def test_missing_sets_and_missing_programs_are_explained(sender, tmp_path, monkeypatch):
-    with pytest.raises(HostError, match="make the address sets first"):
-        sender.call(rules.apply, config())
+def test_missing_programs_are_explained(sender, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(HostError, match="apt-get install iptables"):
         sender.call(rules.apply, config())
@@ -149,12 +156,13 @@ def test_a_host_that_signs_nothing_queues_nothing_that_it_sends(sender):
     verifies_only = config()
     verifies_only.network[0].source.clear()
     install(sender, verifies_only)
-    assert sender.call(sets.read)["scentd-stamp4"] == sender.call(sets.read)["scentd-stamp6"] == frozenset()
-    assert sender.call(sets.read)["scentd-verify4"] == {ip_network("10.1.0.0/24")}
+    found = selection.sets(verifies_only)
+    assert (found["stamp4"], found["stamp6"]) == ((), ())
+    assert found["verify4"] == ((4, 0x0A010000, 0x0A0100FF),)
     with Queues(sender) as queues:
         for address in ("10.1.0.2", "fd00:1::2"):
             sender.call(udp, address, b"to a peer")
-        sender.call(sets.apply, config())  # the same host with a collector: the queue does see it
+        install(sender, config())  # the same host with a collector: the queue does see it
         sender.call(udp, "10.1.0.2", b"with a collector")
         assert wait_for(lambda: queues.count(STAMP_QUEUE, b"with a collector"))
         assert not queues.count(STAMP_QUEUE, b"to a peer")
@@ -315,45 +323,6 @@ def test_too_big_messages_of_anybody_are_seen_and_pass_without_a_daemon(sender, 
     with Queues(receiver) as queues:
         sender.call(complain)
         assert wait_for(lambda: queues.count(VERIFY_QUEUE, b"quotation") == 2)
-
-
-@pytest.mark.netns
-@pytest.mark.parametrize("options", [False, True])
-@pytest.mark.parametrize("address", ["10.1.0.2", "fd00:1::2"])
-def test_a_marked_packet_is_refused_to_its_sender(sender, receiver, address, options):
-    """RST for TCP, "administratively prohibited" for UDP, also for packets as long-headed as scented ones."""
-
-    def tcp() -> int:
-        with socket.socket(family_of(address), socket.SOCK_STREAM) as s:
-            if options:
-                set_options(s)
-            s.settimeout(2)
-            return s.connect_ex((address, 80))
-
-    def datagram() -> int:
-        with socket.socket(family_of(address), socket.SOCK_DGRAM) as s:
-            if options:
-                set_options(s)
-            s.settimeout(2)
-            s.connect((address, 9))
-            s.send(b"hello")
-            try:
-                s.recv(100)
-            except OSError as error:
-                return error.errno or 0
-            return 0
-
-    install(receiver, config(verify=Verify(rejected="reject")))
-    listener = receiver.call(lambda: socket.create_server((address, 80), family=family_of(address)))
-    with listener, heard(receiver, address) as s:
-        with Queues(receiver, mark=0) as queues:
-            assert sender.call(tcp) == 0
-            assert queues.count(LONG_QUEUE if ":" in address else VERIFY_QUEUE, b"") > 0
-        with Queues(receiver, mark=MARK_REJECTED):
-            assert sender.call(tcp) == errno.ECONNREFUSED
-            assert sender.call(datagram) == (errno.EACCES if ":" in address else errno.EHOSTUNREACH)
-            with pytest.raises(TimeoutError):
-                s.recv(100)
 
 
 @pytest.mark.netns

@@ -1,0 +1,221 @@
+"""Which packets the queues get: the nftables table `inet scentd_path`, as text of nft(8). Pure.
+
+    prerouting  -301  in        from peers, with a scent, or anything: marks for the verify queues
+                -300            iptables raw: what is marked goes to the queue (rules.py)
+                -299            the guard (scentd/guard/table.py), if something is to be kept closed
+                -198  judged    clears our marks, so that neither others' rules nor routing see them
+    output        49  out       to peers: marks for the stamp queues
+    forward       49  across    the same for our networks' nodes, if asked for; and for the BPF stamper
+    both          50            iptables security (150 with iptables-nft): what is marked goes to the queue
+    output       151  sent      clears the mark
+    forward      151  passed    the same
+
+Verdicts are read before conntrack (-200), because nothing that restores a connection's mark can come earlier. Packets
+are stamped behind the host's own mangle, nat and filter tables, because these may rewrite marks and destinations.
+
+The prefixes are in sets of this table and not in iptables rules: somebody may save these rules, and a saved rule that
+names a missing set makes the whole restore fail at the next boot. A saved rule of ours only looks at a mark.
+
+A base chain is never deleted while packets may wait in a queue, because the kernel drops these then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import NamedTuple
+
+from scentd.config.sections import Config, stamped_peers
+from scentd.core.closed import Range, closed, ends, merged, range_text
+from scentd.core.offload.coverage import Coverage
+from scentd.prefix import numeric
+
+NAME = "scentd_path"
+# Chain -> hook and priority.
+HOOKS = {
+    "in": ("prerouting", -301),
+    "judged": ("prerouting", -198),
+    "out": ("output", 49),
+    "sent": ("output", 151),
+    "across": ("forward", 49),
+    "passed": ("forward", 151),
+}
+SET_KINDS = ("local", "stamp", "verify")  # our networks; peers that we stamp to; peers that we verify
+PROTOCOL = {4: "ip", 6: "ip6"}
+# Neighbour discovery needs these messages, so no queue may hold them up. Only a neighbour's messages pass the verifier:
+# RFC 4861 section 7.1 requires a hop limit of 255, which no packet has after a router; RFC 2710 section 3 and RFC 3810
+# section 5 send multicast listener messages with 1.
+UNQUEUED = (
+    "fib daddr type { broadcast, multicast } accept",
+    "icmpv6 type { 133, 134, 135, 136, 137 } ip6 hoplimit 255 accept",
+    "icmpv6 type { 130, 131, 132, 143 } ip6 hoplimit 1 accept",
+)
+TOO_BIG = ("icmp type destination-unreachable icmp code 4", "icmpv6 type packet-too-big")
+# Packets that may hold a scent: an IPv4 header of more than five words; a Destination Options header.
+HAS_OPTIONS = ("ip hdrlength > 5", "exthdr dst exists")
+PLAIN_NAME = re.compile(r"^[A-Za-z0-9_.@-]+$")  # of an interface, as nft(8) takes it without escapes
+
+
+class Rule(NamedTuple):
+    chain: str
+    text: str
+
+
+class Selection(NamedTuple):
+    """The rules of the table, and the addresses of its sets by name."""
+
+    rules: tuple[Rule, ...]
+    sets: dict[str, tuple[Range, ...]]
+
+    @property
+    def digest(self) -> str:
+        """Tells these rules from others."""
+        return hashlib.sha256("\n".join(map(" ".join, self.rules)).encode()).hexdigest()[:16]
+
+
+def select(config: Config, served: Coverage | None = None) -> Selection:
+    """What this configuration wants. `served`: the interfaces of the BPF programs, None without offload."""
+    rules = [*inbound_rules(config, served), *outbound_rules(config, served or Coverage())]
+    return Selection(tuple(rules), sets(config))
+
+
+def sets(config: Config) -> dict[str, tuple[Range, ...]]:
+    """The addresses of each set, as ranges that lie apart."""
+    addresses: dict[str, Iterable[str]] = {
+        "local": chain.from_iterable(n.addresses for n in config.network),
+        "stamp": chain.from_iterable(p.addresses for p in stamped_peers(config)),
+        "verify": chain.from_iterable(p.addresses for p in config.peer if p.verify),
+    }
+    result: dict[str, tuple[Range, ...]] = {}
+    for kind in SET_KINDS:
+        ranges = sorted({ends(numeric(a)) for a in addresses[kind]}, key=lambda r: (r[0], r[1], -r[2]))
+        found = tuple(merged(ranges))
+        for version in PROTOCOL:
+            result[f"{kind}{version}"] = tuple(r for r in found if r[0] == version)
+    return result
+
+
+def set_commands(sets: Mapping[str, Sequence[Range]]) -> list[str]:
+    """The commands that make these sets, or give them these addresses."""
+    lines = []
+    for name, ranges in sets.items():
+        kind = "ipv4_addr" if name.endswith("4") else "ipv6_addr"
+        lines += [f"add set inet {NAME} {name} {{ type {kind}; flags interval; }}", f"flush set inet {NAME} {name}"]
+        if ranges:
+            lines.append(f"add element inet {NAME} {name} {{ {', '.join(map(range_text, ranges))} }}")
+    return lines
+
+
+def rule_commands(selection: Selection) -> list[str]:
+    """The commands that replace all rules of the table. Base chains that have no rules any more stay, empty."""
+    lines = []
+    for name in dict.fromkeys(rule.chain for rule in selection.rules):
+        hook = "{{ type filter hook {} priority {}; policy accept; }}".format(*HOOKS[name]) if name in HOOKS else ""
+        lines.append(f"add chain inet {NAME} {name} {hook}")
+    digest = selection.digest
+    return [
+        *lines,
+        f"flush table inet {NAME}",
+        *(f'add rule inet {NAME} {rule.chain} {rule.text} comment "{digest}"' for rule in selection.rules),
+    ]
+
+
+# -- packets that come -------------------------------------------------------
+
+
+def inbound_rules(config: Config, served: Coverage | None) -> Iterator[Rule]:
+    """Marks packets from peers and packets that may hold a scent; all packets unless verify.absent is "pass".
+
+    With the offload only those that it has not judged.
+    """
+    verified, queued = config.datapath.mark_verified, config.datapath.mark_queued
+    guarded = closed(config) is not None
+    if served is not None:
+        clear = "" if guarded else f"{clear_bits(verified)} "
+        yield Rule("in", f"{is_marked(verified)} {clear}accept")
+    yield Rule("in", "iif lo accept")
+    yield Rule("in", "meta iifkind vrf accept")  # the second time that these packets come by
+    yield from (Rule("in", f"{match} goto ours") for match in destinations(config))
+    yield from (Rule("ours", rule) for rule in UNQUEUED)
+    sources = (f"{PROTOCOL[version]} saddr @verify{version}" for version in PROTOCOL)
+    for match in ("",) if config.verify.absent != "pass" else (*TOO_BIG, *sources, *HAS_OPTIONS):
+        yield Rule("ours", f"{match} {set_bits(queued)}".strip())
+    if guarded:
+        yield Rule("judged", f"{is_marked(verified)} {clear_bits(verified)}")
+        yield Rule("judged", f"{is_marked(queued)} {clear_bits(queued)}")
+
+
+def destinations(config: Config) -> Iterator[str]:
+    """The matches for destinations in our networks."""
+    if has_prefixes(config):
+        yield from (f"{PROTOCOL[version]} daddr @local{version}" for version in PROTOCOL)
+    if has_whole_host(config):
+        yield "fib daddr type local"
+
+
+def has_prefixes(config: Config) -> bool:
+    return any(network.addresses for network in config.network)
+
+
+def has_whole_host(config: Config) -> bool:
+    """A network without addresses, or no network at all, means every address of this host."""
+    return not config.network or any(not network.addresses for network in config.network)
+
+
+# -- packets that leave ------------------------------------------------------
+
+
+def outbound_rules(config: Config, served: Coverage) -> Iterator[Rule]:
+    """Marks local packets to peers, and forwarded ones of our networks if configured, for the stamp queues.
+
+    With the offload only those that leave by an interface without a BPF stamper.
+    """
+    queued = config.datapath.mark_queued
+    names = [name for name in served.stamping if PLAIN_NAME.match(name)]
+    programs = f"oifname {{ {', '.join(map(quoted, names))} }}" if names else ""
+    if not served.rule_free:
+        if programs:
+            yield Rule("out", f"{programs} accept")
+        yield Rule("out", "goto leaving")
+        yield Rule("sent", f"{is_marked(queued)} {clear_bits(queued)}")
+        yield from leaving_rules(config)
+    if not config.stamp.forwarded or (served.rule_free and not programs):
+        return
+    sources = [f"{PROTOCOL[v]} saddr @local{v} " for v in PROTOCOL] if has_prefixes(config) else [""]
+    yield from (Rule("across", f"{source}goto forwarded") for source in sources)
+    if programs:  # the program sees the source only after NAT
+        yield Rule("forwarded", f"{programs} {set_bits(config.datapath.mark_verified)} accept")
+    if not served.rule_free:
+        yield Rule("forwarded", "goto leaving")
+        yield Rule("passed", f"{is_marked(queued)} {clear_bits(queued)}")
+
+
+def leaving_rules(config: Config) -> Iterator[Rule]:
+    """For packets that leave through an interface without a program."""
+    yield Rule("leaving", "oif lo accept")
+    yield Rule("leaving", f"{is_marked(config.datapath.mark_stamped)} accept")
+    yield from (Rule("leaving", f"{PROTOCOL[v]} daddr @stamp{v} goto to_peer") for v in PROTOCOL)
+    if has_prefixes(config) and not has_whole_host(config):
+        yield from (Rule("to_peer", f"{PROTOCOL[v]} saddr @local{v} goto unscented") for v in PROTOCOL)
+    else:
+        yield Rule("to_peer", "goto unscented")
+    yield from (Rule("unscented", rule) for rule in UNQUEUED)
+    yield Rule("unscented", set_bits(config.datapath.mark_queued))
+
+
+def is_marked(bits: int) -> str:
+    return f"meta mark & {bits:#x} == {bits:#x}"
+
+
+def set_bits(bits: int) -> str:
+    return f"meta mark set meta mark | {bits:#x}"
+
+
+def clear_bits(bits: int) -> str:
+    return f"meta mark set meta mark & {bits ^ 0xFFFFFFFF:#x}"
+
+
+def quoted(name: str) -> str:
+    return f'"{name}"'
