@@ -134,7 +134,7 @@ static __always_inline int accept(const struct scent_verify_settings *s, struct 
 		return SCENT_VERDICT_MALFORMED;
 	if (epoch == *(volatile __u32 *)&state->highest && *(volatile __u32 *)&state->seen >> index & 1)
 		return SCENT_VERDICT_ACCEPTED;
-	glance = MASKED_GLANCE(w) ^ glance_mask(glance_key, (__u32)w->scent[1]);
+	glance = MASKED_GLANCE(w) ^ glance_mask(glance_key, w->scent[1], w->scent[2], w->tail);
 	bpf_spin_lock(&state->lock);
 	if (epoch > state->highest) {
 		state->before = state->highest;

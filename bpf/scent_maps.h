@@ -128,11 +128,12 @@ struct scent_stamp_settings {
 	struct scent_lengths route6;
 };
 
-/* Bytes 8 to 25 of a scent, as the words that the tag's hash and the packet take. */
+/* Bytes 8 to 25 of a scent, as the words that the tag's hash and the packet take, and byte 3. */
 struct scent_piece {
 	__u64 words[2];			/* epoch, fragment index and count, fragment[0..10] */
 	__u16 tail;			/* fragment[11..12] */
-	__u16 padding[3];
+	__u8 glance;			/* masked */
+	__u8 padding[5];
 };
 
 /* By pair. Replaced as a whole with each epoch; the three mutable members begin anew. */
@@ -140,7 +141,7 @@ struct scent_outgoing {
 	__u64 tag_key[2];		/* little-endian, as SipHash reads a key */
 	__u64 expires;			/* CLOCK_MONOTONIC, ns */
 	__u64 run_until;		/* mutable: when the run of this fragment ends */
-	__u64 head;			/* bytes 0 to 7 of the scent, its flags zero */
+	__u64 head;			/* bytes 0 to 7 of the scent, its flags and its glance zero */
 	__u32 sent;			/* mutable: packets stamped, counted up to ten */
 	__u32 index;			/* mutable: the fragment of this run */
 	__u32 epoch;

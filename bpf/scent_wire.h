@@ -64,7 +64,7 @@ enum scent_flags {
 struct scent {
 	__u16 magic;
 	__u8 version_flags;		/* version << 4 | flags */
-	__u8 glance;			/* (load << 4 | threat) ^ mask of the epoch */
+	__u8 glance;			/* (load << 4 | threat) ^ mask of epoch and fragment */
 	__u8 key_id[4];
 	__u32 epoch;
 	__u8 fragment_index_count;	/* index << 4 | count */

@@ -118,7 +118,7 @@ static __always_inline void compose(struct scent_stamped *c, struct scent_outgoi
 	if (index >= SCENT_FRAGMENTS)
 		index = 0;		/* cannot happen, but the kernel's verifier wants the bound */
 	piece = &out->pieces[index];
-	c->scent[0] = out->head | (__u64)flags << 16;
+	c->scent[0] = out->head | (__u64)flags << 16 | (__u64)piece->glance << 24;
 	c->scent[1] = piece->words[0];
 	c->scent[2] = piece->words[1];
 	c->tail = piece->tail;

@@ -108,13 +108,15 @@ __noinline __u64 tag_of(const struct tagged *t)
 	return siphash_end(&s, t->last);
 }
 
-/* The glance's mask of an epoch (section 4.3); `epoch` as on the wire. */
-static __always_inline __u8 glance_mask(const __u64 *key, __u32 epoch)
+/* The mask of a glance (section 4.3), by bytes 8 to 25 of the scent beside it. */
+static __always_inline __u8 glance_mask(const __u64 *key, __u64 first, __u64 second, __u16 tail)
 {
 	struct siphash s;
 
 	siphash_begin(&s, key);
-	return siphash_end(&s, epoch | 4ULL << 56);
+	siphash_word(&s, first);
+	siphash_word(&s, second);
+	return siphash_end(&s, tail | 18ULL << 56);
 }
 
 #endif

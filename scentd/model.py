@@ -90,7 +90,7 @@ class Outgoing(Struct, frozen=True):
     epoch: int
     key_id: bytes
     tag_key: bytes
-    glance: int  # masked
+    glances: bytes  # masked, one for each fragment
     fragments: tuple[bytes, ...]
     expires: float  # Unix time after which it is too old to send
 

@@ -104,8 +104,8 @@ def pair_secret(mine, their_public):
 
 
 def direction_keys(pair, sender, receiver, period):
-    out = expand(pair, b"scentd/1 keys" + sender + receiver + struct.pack(">I", period), 64)
-    return out[:16], out[16:32], out[32:]
+    out = expand(pair, b"scentd/1 keys by R" + sender + receiver + struct.pack(">I", period), 96)
+    return out[:16], out[16:32], out[32:64], out[64:]
 
 
 def pseudonym(pair, sender, receiver, address):
@@ -130,8 +130,20 @@ def bloom_positions(item, epoch):
     return [(h1 + i * (h2 | 1)) % 256 for i in range(5)]
 
 
-def chacha(key, epoch, data):
-    return Cipher(ChaCha20(key, bytes(12) + struct.pack(">I", epoch)), mode=None).encryptor().update(data)
+def chacha(key, nonce, data):
+    return Cipher(ChaCha20(key, bytes(4) + nonce), mode=None).encryptor().update(data)
+
+
+def seal(seal_key, nonce_key, epoch, data):
+    """Section 6.2, of a signed body."""
+    r = data[66:98]
+    return chacha(nonce_key, bytes(8) + struct.pack(">I", epoch), r) + chacha(seal_key, r[:12], data[:66] + data[98:])
+
+
+def unseal(seal_key, nonce_key, epoch, data):
+    r = chacha(nonce_key, bytes(8) + struct.pack(">I", epoch), data[:32])
+    rest = chacha(seal_key, r[:12], data[32:])
+    return rest[:66] + r + rest[66:]
 
 
 def body(key_id, epoch, interval, overall, levels, items):
@@ -146,8 +158,9 @@ def signed_by(public, data):
     Ed25519PublicKey.from_public_bytes(public[:32]).verify(data[66:], b"scentd/1 profile" + data[:66])
 
 
-def glance_mask(key, epoch):
-    return siphash24(key, struct.pack(">I", epoch)) & 255
+def glance_mask(key, scent):
+    """Section 4.3."""
+    return siphash24(key, scent[8:26]) & 255
 
 
 def tag(key, scent, version, protocol, ports, source, destination):

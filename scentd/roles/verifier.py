@@ -105,8 +105,8 @@ class VerifierRole:
         secret = self._pairs.by_number[fragment.pair].secret_of(fragment.key_ids)
         if secret is None:  # one of the keys has just left the configuration
             return False
-        seal_key, public = secret.receive_keys(keys.period_of(fragment.epoch)).seal, secret.public
-        body = profile.open_sealed(sealed, seal_key, public.verifier(), public.key_id, fragment.epoch)
+        pair_keys, public = secret.receive_keys(keys.period_of(fragment.epoch)), secret.public
+        body = profile.open_sealed(sealed, pair_keys, public.verifier(), public.key_id, fragment.epoch)
         if isinstance(body, int):
             reason = layout.PROFILE_ERRORS[body]
             self.counters[f"error:{reason}"] += 1

@@ -1,7 +1,7 @@
 """Identities and the keys of a pair: derivation only, no files (README.md section 3).
 
 secret (32 bytes) -> Ed25519 and X25519 private keys -> public key (base64 of both)
-X25519(own, peer's) -> pair secret -> tag, glance and seal keys per direction and period
+X25519(own, peer's) -> pair secret -> tag, glance, seal and nonce keys per direction and period
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LABEL_ED25519 = b"scentd/1 ed25519"
 LABEL_X25519 = b"scentd/1 x25519"
 LABEL_KEY_ID = b"scentd/1 key-id"
 LABEL_PAIR = b"scentd/1 pair"
-LABEL_KEYS = b"scentd/1 keys"
+LABEL_KEYS = b"scentd/1 keys by R"
 LABEL_PSEUDONYM = b"scentd/1 pseudonym"
 
 
@@ -62,6 +62,7 @@ class PairKeys:
     tag: bytes  # 16, SipHash-2-4
     glance: bytes  # 16, SipHash-2-4
     seal: bytes  # 32, ChaCha20
+    nonce: bytes  # 32, ChaCha20: hides the nonce of the seal
 
 
 def identity(secret: bytes) -> Identity:
@@ -100,8 +101,8 @@ def pair_secret(own: Identity, peer: Public) -> bytes:
 def direction_keys(pair: bytes, sender: Public, receiver: Public, period: int) -> PairKeys:
     """The keys of packets from `sender` to `receiver` in `period` (epoch // layout.PERIOD)."""
     info = LABEL_KEYS + sender.raw + receiver.raw + period.to_bytes(4, "big")
-    okm = HKDFExpand(hashes.SHA256(), 64, info).derive(pair)
-    return PairKeys(okm[:16], okm[16:32], okm[32:])
+    okm = HKDFExpand(hashes.SHA256(), 96, info).derive(pair)
+    return PairKeys(okm[:16], okm[16:32], okm[32:64], okm[64:])
 
 
 def pseudonym_key(pair: bytes, sender: Public, receiver: Public) -> bytes:

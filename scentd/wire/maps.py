@@ -113,11 +113,12 @@ STAMP_SETTINGS_ROUTE4_AT = 48
 STAMP_SETTINGS_ROUTE6_AT = 64
 STAMP_SETTINGS_SIZE = 80
 
-# scent_piece: words, tail, padding
-PIECE = Struct("=2QH3H")
+# scent_piece: words, tail, glance, padding
+PIECE = Struct("=2QHB5s")
 PIECE_WORDS_AT = 0
 PIECE_TAIL_AT = 16
-PIECE_PADDING_AT = 18
+PIECE_GLANCE_AT = 18
+PIECE_PADDING_AT = 19
 PIECE_SIZE = 24
 
 # scent_outgoing: tag_key, expires, run_until, head, sent, index, epoch, flags, pieces

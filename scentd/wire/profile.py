@@ -17,8 +17,11 @@ from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from siphashc import siphash
 
 from scentd.wire import layout
+from scentd.wire.keys import PairKeys
 
 LABEL_SIGNATURE = b"scentd/1 profile"
+_R_LEN = 32  # of an Ed25519 signature: R, then S
+_R_END = layout.BODY_LEN + _R_LEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +56,32 @@ def sign(signer: Ed25519PrivateKey, body: bytes) -> bytes:
     return body + signer.sign(LABEL_SIGNATURE + body)
 
 
-def seal(key: bytes, epoch: int, profile: bytes) -> bytes:
-    """ChaCha20 (RFC 8439) with the epoch as nonce; sealing and opening are the same operation.
+def seal(keys: PairKeys, epoch: int, profile: bytes) -> bytes:
+    """The 130 bytes that travel: R of the signature, hidden under a key stream of the epoch, then body and S.
 
-    A key stream must never serve two profiles: a pair uses an epoch only once, and its keys change each period.
+    R is the nonce of the second key stream. It is a function of secret and message (RFC 8032 section 5.1.6), so two
+    different profiles never share a key stream, even if a cloned machine or a clock that was set back makes both for
+    one epoch.
     """
-    nonce = b"\0\0\0\0" + b"\0" * 8 + epoch.to_bytes(4, "big")  # counter 0 (little-endian), 12-byte nonce
-    return Cipher(ChaCha20(key, nonce), mode=None).encryptor().update(profile)
+    body, first, second = profile[: layout.BODY_LEN], profile[layout.BODY_LEN : _R_END], profile[_R_END:]
+    return _hide_nonce(keys, epoch, first) + chacha(keys.seal, first[:12], body + second)
+
+
+def unseal(keys: PairKeys, epoch: int, sealed: bytes) -> bytes:
+    """The profile that seal() was given; bytes of no meaning if the keys are others."""
+    first = _hide_nonce(keys, epoch, sealed[:_R_LEN])
+    rest = chacha(keys.seal, first[:12], sealed[_R_LEN:])
+    return rest[: layout.BODY_LEN] + first + rest[layout.BODY_LEN :]
+
+
+def _hide_nonce(keys: PairKeys, epoch: int, first: bytes) -> bytes:
+    """In clear, R would show who gets a different profile. Hiding and showing are the same operation."""
+    return chacha(keys.nonce, bytes(8) + epoch.to_bytes(4, "big"), first)
+
+
+def chacha(key: bytes, nonce: bytes, data: bytes) -> bytes:
+    """ChaCha20 (RFC 8439) with a nonce of 12 bytes, from block 0 on."""
+    return Cipher(ChaCha20(key, bytes(4) + nonce), mode=None).encryptor().update(data)
 
 
 def fragments(sealed: bytes) -> tuple[bytes, ...]:
@@ -68,11 +90,11 @@ def fragments(sealed: bytes) -> tuple[bytes, ...]:
     return tuple(sealed[i : i + size] for i in range(0, layout.PROFILE_LEN, size))
 
 
-def open_sealed(sealed: bytes, seal_key: bytes, verifier: Ed25519PublicKey, key_id: bytes, epoch: int) -> Body | int:
+def open_sealed(sealed: bytes, keys: PairKeys, verifier: Ed25519PublicKey, key_id: bytes, epoch: int) -> Body | int:
     """The Body, or one of layout.PROFILE_ERROR_*. Nothing is decoded before the signature is verified."""
     if len(sealed) != layout.PROFILE_LEN:
         return layout.PROFILE_ERROR_LENGTH
-    profile = seal(seal_key, epoch, sealed)
+    profile = unseal(keys, epoch, sealed)
     body, signature = profile[: layout.BODY_LEN], profile[layout.BODY_LEN :]
     try:
         verifier.verify(signature, LABEL_SIGNATURE + body)

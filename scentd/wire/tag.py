@@ -32,9 +32,12 @@ def head(flags: int, glance: int, key_id: bytes, epoch: int, index: int, fragmen
     )[: layout.TAGGED_LEN]
 
 
-def glance_mask(key: bytes, epoch: int) -> int:
-    """The key stream byte of an epoch: the lowest byte of SipHash-2-4 over the big-endian epoch."""
-    return siphash(key, epoch.to_bytes(4, "big")) & 0xFF
+def glance_mask(key: bytes, scent: bytes) -> int:
+    """The key stream byte of a glance: the lowest byte of SipHash-2-4 over epoch, index and fragment beside it.
+
+    `scent` has at least its first 26 bytes. Another profile of the same epoch has other fragments, and another mask.
+    """
+    return siphash(key, scent[layout.SCENT_EPOCH_AT : layout.TAGGED_LEN]) & 0xFF
 
 
 def glance(load: float, threat: float) -> int:

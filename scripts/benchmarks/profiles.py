@@ -71,7 +71,7 @@ def issuing(party: Party) -> dict[str, Callable[[int], Any]]:
     assert statement.levels, "a statement of nothing costs nothing"
     slots = issue.metric_slots({})
     levels = {slots[m]: v for m, v in statement.levels.items()}
-    key_id, seal_key = party.near.public.key_id, issued[0].keys_at(EPOCH).seal
+    key_id, pair_keys = party.near.public.key_id, issued[0].keys_at(EPOCH)
     body = profile.encode_body(key_id, EPOCH, 10, statement.overall, levels, bloom.make(statement.items, EPOCH))
     signed = profile.sign(party.near.signer, body)
     return {
@@ -80,7 +80,7 @@ def issuing(party: Party) -> dict[str, Callable[[int], Any]]:
         "bloom": lambda epoch: bloom.make(statement.items, epoch),
         "encode": lambda epoch: profile.encode_body(key_id, epoch, 10, statement.overall, levels, b""),
         "sign": lambda _: profile.sign(party.near.signer, body),
-        "seal": lambda epoch: profile.fragments(profile.seal(seal_key, epoch, signed)),
+        "seal": lambda epoch: profile.fragments(profile.seal(pair_keys, epoch, signed)),
         # What the daemon does besides: it opens its own profile once before it is sent.
         "whole, and checked": lambda epoch: issuer.verify(
             issuer.issue(score.statement(network, readings[epoch], [], epoch), epoch)[0]
@@ -96,9 +96,9 @@ def verifying(party: Party) -> dict[str, Callable[[int], Any]]:
     issuer = issue.Issuer(party.near, party.sends.issued_pairs("near"), issue.metric_slots({}))
     sealed = b"".join(issuer.issue(statement, EPOCH)[0].fragments)
     (secret,) = pair.secrets
-    seal_key = secret.receive_keys(EPOCH // PER_PERIOD).seal
+    pair_keys = secret.receive_keys(EPOCH // PER_PERIOD)
     verifier, key_id = secret.public.verifier(), secret.public.key_id
-    opened = profile.seal(seal_key, EPOCH, sealed)
+    opened = profile.unseal(pair_keys, EPOCH, sealed)
     body, signature = opened[:66], opened[66:]
     decoded = profile.decode_body(body, key_id, EPOCH)
     assert isinstance(decoded, profile.Body)
@@ -112,13 +112,13 @@ def verifying(party: Party) -> dict[str, Callable[[int], Any]]:
         return views[0].take_profile(newer[epoch], secret.pseudonym_key, EPOCH)
 
     def whole(epoch: int) -> Any:
-        made = profile.open_sealed(sealed, seal_key, verifier, key_id, EPOCH)
+        made = profile.open_sealed(sealed, pair_keys, verifier, key_id, EPOCH)
         assert isinstance(made, profile.Body)
         return take(epoch)
 
     return {
         "whole": whole,
-        "unseal": lambda _: profile.seal(seal_key, EPOCH, sealed),
+        "unseal": lambda _: profile.unseal(pair_keys, EPOCH, sealed),
         "check": lambda _: verifier.verify(signature, profile.LABEL_SIGNATURE + body),
         "decode": lambda _: profile.decode_body(body, key_id, EPOCH),
         "view": take,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from ipaddress import ip_address
 
 import pytest
 import wire_setup
-from bpf_programs import MARKS, SHOT, UNSPEC, Kernel
+from bpf_programs import COARSE, MARKS, SHOT, UNSPEC, Kernel, next_tick
 from msgspec.structs import replace
 from packet_vectors import A4, A6, B6, C4, C6, DATA, ip4, ip6, raw, tcp, udp
 from rejected_vectors import insert
@@ -115,10 +116,10 @@ def test_the_mark_of_an_outer_packet_is_not_taken_for_ours(kernel):
 def test_the_glance_in_the_mark(kernel, shift):
     """Of accepted packets alone. Bits of ours that a packet comes with say nothing; others stay as they were."""
     mask = 0xFF << shift
-    marks = encode.Marks(verified=0x100, rejected=0x200, glance=mask)
+    marks = encode.Marks(verified=0x100, glance=mask)
     kernel.verify_by(marks=marks)
     before = 0x5A5A5A5A
-    kept = before & ~(marks.verified | marks.rejected | mask)
+    kept = before & ~(marks.verified | mask)
     glance = 8 << 4 | 3  # of the statement: load 0.52, threat 0.2
     for packet in SCENTED.values():
         ran = kernel.verify(packet, NOW, mark=before)
@@ -288,5 +289,20 @@ def test_treatments_of_strangers(kernel):
         kernel.verify_by(replace(wire_setup.VERIFY_TABLE, default=Treatments("reject", absent, absent)))
         ran = kernel.verify(stranger, NOW)
         assert ran.counts == counts
-    assert ran.mark == MARKS.verified | MARKS.rejected
+    assert (ran.action, ran.mark) == (SHOT, 0)
     assert kernel.verify(insert(ip4(src="10.9.0.1") / tcp()), NOW).counts == {"wrong-address:reject": 1}
+
+
+def test_who_is_refused_and_to_be_told_is_told_of_a_few_times_in_a_tick(kernel):
+    """The packet is dropped each time; the daemon answers from the event, which has the start of the packet."""
+    packet = bytes(ip4(src="10.9.0.1") / tcp() / (b"x" * 1000))
+    kernel.verify_by(replace(wire_setup.VERIFY_TABLE, default=Treatments("reject", "reject", "reject")))
+    kernel.verify(packet, NOW)
+    next_tick()
+    began = time.clock_gettime(COARSE)
+    ran = [kernel.verify(packet, None) for _ in range(200)]
+    ticks = 1 + round((time.clock_gettime(COARSE) - began) / time.clock_getres(COARSE))
+    told = [event for r in ran for event in r.refused]
+    assert {r.action for r in ran} == {SHOT}
+    assert 0 < len(told) <= maps.ANSWERS * ticks * len(os.sched_getaffinity(0))
+    assert {event[:2] for event in told} == {(packet[: maps.REFUSED_LEN], len(packet))}

@@ -213,11 +213,13 @@ def test_rejected(kernel, vector):
         assert ran.packet == without_scent(packet)
         assert isinstance(outcome, bytes)
     else:
-        dropped, rejected = vector["treatment"] == "drop", vector["treatment"] == "reject"
-        assert ran.action == (SHOT if dropped else UNSPEC)
-        assert ran.mark == (0 if dropped else MARKS.verified | MARKS.rejected * rejected)
+        passed = vector["treatment"] == "pass"
+        assert (ran.action, ran.mark) == ((UNSPEC, MARKS.verified) if passed else (SHOT, 0))
         assert ran.packet == packet
         assert ran.events == []
+        for told in ran.refused:  # a few in a tick of the clock
+            assert vector["treatment"] == "reject"
+            assert told[:2] == (packet[: maps.REFUSED_LEN], stated_length(packet))
     assert_same_memory(kernel, [event for r in (*earlier, ran) for event in r.events], one)
 
 

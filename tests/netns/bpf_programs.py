@@ -26,7 +26,7 @@ from scentd.wire import maps
 UNSPEC, SHOT = -1, 2  # TC_ACT_*
 IPV4, IPV6 = 0x0800, 0x86DD
 TO_US = bytes(6)
-MARKS = encode.Marks(verified=0x100, rejected=0x200)
+MARKS = encode.Marks(verified=0x100)
 LONG_NS = 10**15  # eleven days: no test ends a run of fragments, or the lease
 COARSE = 6  # CLOCK_MONOTONIC_COARSE of linux/time.h, the programs' clock
 
@@ -49,6 +49,7 @@ class Run(NamedTuple):
     mark: int
     counts: dict[str, int]
     events: list[decode.OffloadEvent]
+    refused: list[decode.RefusedPacket]
 
 
 class Kernel:
@@ -58,7 +59,8 @@ class Kernel:
         self._programs = Programs({})
         self._maps = self._programs.maps
         self._events: list[decode.OffloadEvent] = []
-        self._ring = RingBuffer(self._programs.events(), lambda data: self._events.append(decode.parse_event(data)))
+        self._refused: list[decode.RefusedPacket] = []
+        self._ring = RingBuffer(self._programs.events(), self._take)
         self._pairs: frozenset[int] = frozenset()
         # As old as it may be, so that no test depends on its own speed.
         offset = time.time() - time.monotonic()
@@ -132,6 +134,13 @@ class Kernel:
     def stamp(self, packet: bytes, **frame) -> Run:
         return self._run("stamp", packet, **frame)
 
+    def _take(self, data: bytes) -> None:
+        event = decode.parse_event(data)
+        if isinstance(event, decode.RefusedPacket):
+            self._refused.append(event)
+        else:
+            self._events.append(event)
+
     def verify(self, packet: bytes, now: float | None, lease: int = LONG_NS, **frame) -> Run:
         """`now`: Unix seconds, to the next tick of the programs' clock, or what has become of the last ones; `lease`:
         ns that are left of it."""
@@ -174,6 +183,7 @@ class Kernel:
         header = destination + bytes(6) + kind.to_bytes(2, "big")
         before = dict(self._maps[f"{name}.counters"].items())
         self._events.clear()
+        self._refused.clear()
         program = self._programs.program("egress" if name == "stamp" else "ingress", len(header))
         context = CONTEXT.pack(mark, received_on, segments, segment_size)
         action, frame, context, _ = prog_test_run(program, header + packet, context)
@@ -185,7 +195,9 @@ class Kernel:
             for key, value in after
             if value != before[key]
         }
-        return Run(action, frame[len(header) :], CONTEXT.unpack(context)[0], moved, list(self._events))
+        return Run(
+            action, frame[len(header) :], CONTEXT.unpack(context)[0], moved, list(self._events), list(self._refused)
+        )
 
     def of_pairs(self) -> Counter[tuple[int, str]]:
         """As counts.of_pairs(), without the rows of all the pairs that there could be."""

@@ -246,11 +246,11 @@ def test_without_a_daemon_it_is_done(nodes):
     b.kill()
     assert b.control.exists()
     assert b.cli("rules", "remove").returncode == 0
-    assert b.cli("rules", "show").stdout.count("differs from what is wanted") == 2
+    assert b.cli("rules", "show").stdout.count("differs from what is wanted") == 3
     assert b.cli("rules", "apply").returncode == 0
     assert b.cli("rules", "show").stdout.count("as wanted") == 3
     assert b.cli("cleanup").returncode == 0
-    assert b.cli("rules", "show").stdout.count("differs from what is wanted") == 2
+    assert b.cli("rules", "show").stdout.count("differs from what is wanted") == 3
     b.start()
 
 

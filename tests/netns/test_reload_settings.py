@@ -155,6 +155,7 @@ def state(node: Node) -> dict[str, typing.Any]:
     found["routing rules"] = [host.out("ip", family, "rule") for family in ("-4", "-6")]
     tables = re.split(r"^(?=table )", node.host.out("nft", "list", "ruleset"), flags=re.M)
     kept = "".join(t for t in tables if "scentd_closed" not in t or "jump" in t)  # an open one stays beside queues
+    kept = re.sub(r"\tchain \w+ \{\n(\t\ttype .*\n)?\t\}\n", "", kept)  # a chain that has lost its rules stays
     found["nft"] = re.sub(r"packets \d+ bytes \d+|scentd_closed_\w+|# progname.*", "", kept).splitlines()
     if node.pin_dir is not None:
         for program in ("stamp", "verify"):

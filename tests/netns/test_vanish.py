@@ -70,7 +70,7 @@ def as_before(node: Node) -> tuple:
     """What of ours is there."""
     programs = ("iptables", "ip6tables")
     rules = [node.host.out(p, "-w", "-t", t, "-S") for p in programs for t in tables_of_iptables.TABLES]
-    return rules, node.host.out("nft", "list", "table", "inet", selection.NAME, check=False)
+    return rules, node.host.run("nft", "list", "table", "inet", selection.NAME, check=False).stdout
 
 
 @pytest.mark.parametrize("vanish", [flush_ruleset, flush_raw, load_another, delete_jump, delete_table, delete_rule])

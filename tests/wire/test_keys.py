@@ -38,7 +38,7 @@ def test_keys_differ_by_direction_period_and_use():
         for ends in ((ALICE.public, BOB.public), (BOB.public, ALICE.public))
         for period in (0, 1, 2**32 // 3600)
     ]
-    every = [k for m in made for k in (m.tag, m.glance, m.seal, m.seal[:16])]
+    every = [k for m in made for k in (m.tag, m.glance, m.seal, m.seal[:16], m.nonce, m.nonce[:16])]
     assert len(set(every)) == len(every)
 
 

@@ -7,14 +7,16 @@ from hypothesis import strategies as st
 from wire_strategies import quick
 
 from scentd.wire import layout, profile
+from scentd.wire.keys import PairKeys
 
 ALICE = wire_setup.IDENTITIES["alice"]
 KEY = bytes(range(32))
+KEYS = PairKeys(bytes(16), bytes(16), KEY, KEY[::-1])
 level = st.floats(0, 1)
 
 
 def test_chacha20_is_rfc_8439s():
-    """Section 2.4.2, and that `seal` counts from block 0 with the epoch as the nonce's last word."""
+    """Section 2.4.2, and that `chacha` counts from block 0."""
     text = b"Ladies and Gentlemen of the class of '99: If I could offer you only one tip for the future, "
     text += b"sunscreen would be it."
     nonce = bytes.fromhex("01000000000000000000004a00000000")
@@ -22,7 +24,20 @@ def test_chacha20_is_rfc_8439s():
         Cipher(ChaCha20(KEY, nonce), None).encryptor().update(text).hex().startswith("6e2e359a2568f98041ba0728dd0d6981")
     )
     stream = Cipher(ChaCha20(KEY, bytes(12) + b"\x01\x02\x03\x04"), None).encryptor().update(bytes(130))
-    assert profile.seal(KEY, 0x01020304, bytes(130)) == stream
+    assert profile.chacha(KEY, bytes(8) + b"\x01\x02\x03\x04", bytes(130)) == stream
+
+
+def test_two_profiles_of_one_epoch_tell_nothing_of_each_other():
+    """A cloned machine: each sealed byte of the one is as good as independent of the other's."""
+    sealed = [profile.seal(KEYS, 7, profile.sign(ALICE.signer, body_of(level / 250))) for level in range(200)]
+    for i in range(layout.PROFILE_LEN):
+        assert len({one[i] for one in sealed}) > 80, f"byte {i} repeats"
+    assert sealed[5] == profile.seal(KEYS, 7, profile.sign(ALICE.signer, body_of(5 / 250))), "the same one twice"
+    assert profile.seal(KEYS, 8, profile.sign(ALICE.signer, body_of(0.5)))[:32] != sealed[125][:32]
+
+
+def body_of(level: float) -> bytes:
+    return profile.encode_body(ALICE.public.key_id, 7, 5, 0.5, {0: level}, bytes(32))
 
 
 @quick
@@ -36,8 +51,8 @@ def test_chacha20_is_rfc_8439s():
 def test_what_is_signed_and_sealed_opens_as_it_was(interval, overall, levels, bloom, epoch):
     key_id = ALICE.public.key_id
     body = profile.encode_body(key_id, epoch, interval, overall, levels, bloom)
-    sealed = profile.seal(KEY, epoch, profile.sign(ALICE.signer, body))
-    opened = profile.open_sealed(b"".join(profile.fragments(sealed)), KEY, ALICE.public.verifier(), key_id, epoch)
+    sealed = profile.seal(KEYS, epoch, profile.sign(ALICE.signer, body))
+    opened = profile.open_sealed(b"".join(profile.fragments(sealed)), KEYS, ALICE.public.verifier(), key_id, epoch)
     assert (opened.interval, opened.bloom, opened.epoch) == (interval, bloom, epoch)
     assert opened.levels == pytest.approx(levels, abs=0.00201)
     assert opened.overall == (None if overall is None else pytest.approx(overall, abs=0.00201))
@@ -48,16 +63,16 @@ def test_what_is_signed_and_sealed_opens_as_it_was(interval, overall, levels, bl
 def test_any_bit_of_a_sealed_profile_counts(bit):
     """Invariant 1: nothing of a profile is decoded before its signature holds."""
     body = profile.encode_body(ALICE.public.key_id, 7, 5, 0.5, {0: 0.5}, bytes(32))
-    sealed = bytearray(profile.seal(KEY, 7, profile.sign(ALICE.signer, body)))
+    sealed = bytearray(profile.seal(KEYS, 7, profile.sign(ALICE.signer, body)))
     sealed[bit // 8] ^= 1 << bit % 8
-    opened = profile.open_sealed(bytes(sealed), KEY, ALICE.public.verifier(), ALICE.public.key_id, 7)
+    opened = profile.open_sealed(bytes(sealed), KEYS, ALICE.public.verifier(), ALICE.public.key_id, 7)
     assert opened == layout.PROFILE_ERROR_SIGNATURE
 
 
 @quick
 @given(st.binary(max_size=140))
 def test_arbitrary_bytes_never_raise(data):
-    opened = profile.open_sealed(data, KEY, ALICE.public.verifier(), ALICE.public.key_id, 7)
+    opened = profile.open_sealed(data, KEYS, ALICE.public.verifier(), ALICE.public.key_id, 7)
     assert opened in (layout.PROFILE_ERROR_LENGTH, layout.PROFILE_ERROR_SIGNATURE)
 
 

@@ -47,7 +47,11 @@ def test_glance_rounds_half_up(load, threat, byte):
     assert tag.glance_levels(byte) == (int(load * 15 + 0.5) / 15, int(threat * 15 + 0.5) / 15)
 
 
-def test_glance_mask_differs_by_epoch_and_key():
-    masks = {tag.glance_mask(KEY, e) for e in range(64)}
-    assert len(masks) > 40
-    assert [tag.glance_mask(KEY, e) for e in range(8)] != [tag.glance_mask(bytes(16), e) for e in range(8)]
+def test_glance_mask_differs_by_epoch_index_fragment_and_key():
+    def mask(key: bytes = KEY, epoch: int = 7, index: int = 0, fragment: bytes = bytes(13)) -> int:
+        return tag.glance_mask(key, tag.head(0, 0x5A, b"abcd", epoch, index, fragment))
+
+    assert len({mask(epoch=e) for e in range(64)}) > 40
+    assert len({mask(fragment=bytes((n,)) * 13) for n in range(64)}) > 40
+    assert len({mask(index=i) for i in range(10)}) > 6
+    assert len({mask(key=bytes((n,)) * 16) for n in range(64)}) > 40

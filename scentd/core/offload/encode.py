@@ -161,7 +161,8 @@ def outgoing_entry(pair: StampPair, out: Outgoing, monotonic_offset: float) -> t
     `monotonic_offset` is Unix time minus CLOCK_MONOTONIC, in seconds.
     """
     run_until = sent = index = 0
-    heads = [tag.head(0, out.glance, out.key_id, out.epoch, i, f) for i, f in enumerate(out.fragments)]
+    heads = [tag.head(0, 0, out.key_id, out.epoch, i, f) for i, f in enumerate(out.fragments)]
+    pieces = (head[8:] + out.glances[i : i + 1] for i, head in enumerate(heads))
     value = maps.OUTGOING.pack(
         *key_words(out.tag_key),
         max(nanoseconds(out.expires - monotonic_offset), 0),  # negative: it expired before the host booted
@@ -171,7 +172,7 @@ def outgoing_entry(pair: StampPair, out: Outgoing, monotonic_offset: float) -> t
         index,
         out.epoch,
         pair_flags(pair),
-        b"".join(head[8:].ljust(maps.PIECE_SIZE, b"\0") for head in heads),
+        b"".join(piece.ljust(maps.PIECE_SIZE, b"\0") for piece in pieces),
     )
     return PAIR.pack(pair.pair), value
 

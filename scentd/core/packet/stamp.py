@@ -41,7 +41,7 @@ def build_scent(out: Outgoing, parsed: ip.Parsed, index: int, sender_bound: bool
         flags |= layout.FLAG_SENDER
     elif parsed.ports:
         flags |= layout.FLAG_PORTS
-    head = tag.head(flags, out.glance, out.key_id, out.epoch, index, out.fragments[index])
+    head = tag.head(flags, out.glances[index], out.key_id, out.epoch, index, out.fragments[index])
     return head + tag.compute(out.tag_key, head, parsed)
 
 

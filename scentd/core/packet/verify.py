@@ -297,7 +297,7 @@ class Verifier:
         if pair.fragment_bits >> index & 1 or fitting.key_ids != pair.key_ids:
             return
         pair.fragment_bits |= 1 << index
-        pair.glance = masked ^ tag.glance_mask(fitting.glance_keys[epoch // layout.PERIOD], epoch)
+        pair.glance = masked ^ tag.glance_mask(fitting.glance_keys[epoch // layout.PERIOD], scent)
         glance = tag.glance_levels(pair.glance)
         self.events.append(Fragment(pair.incoming.pair, epoch, index, data, *glance, parsed.source, fitting.key_ids))
 

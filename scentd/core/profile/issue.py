@@ -67,16 +67,18 @@ class Issuer:
         return profile.encode_body(key_id, epoch, interval, statement.overall, levels, bloom.make(items, epoch))
 
     def _seal(self, peer: IssuedPair, statement: Statement, signed: bytes, epoch: int) -> Outgoing:
-        pair_keys = peer.keys_at(epoch)
+        pair_keys, key_id = peer.keys_at(epoch), self._identity.public.key_id
+        fragments = profile.fragments(profile.seal(pair_keys, epoch, signed))
+        heads = (tag.head(0, 0, key_id, epoch, i, fragment) for i, fragment in enumerate(fragments))
         glance = tag.glance(statement.overall or 0.0, statement.threat)
         return Outgoing(
             network=peer.network,
             peer=peer.peer,
             epoch=epoch,
-            key_id=self._identity.public.key_id,
+            key_id=key_id,
             tag_key=pair_keys.tag,
-            glance=glance ^ tag.glance_mask(pair_keys.glance, epoch),
-            fragments=profile.fragments(profile.seal(pair_keys.seal, epoch, signed)),
+            glances=bytes(glance ^ tag.glance_mask(pair_keys.glance, head) for head in heads),
+            fragments=fragments,
             expires=epoch + LIFETIME * statement.interval,
         )
 
@@ -87,7 +89,7 @@ class Issuer:
             return False
         opened = profile.open_sealed(
             b"".join(outgoing.fragments),
-            peer.keys_at(outgoing.epoch).seal,
+            peer.keys_at(outgoing.epoch),
             self._verifier,
             self._identity.public.key_id,
             outgoing.epoch,

@@ -62,7 +62,7 @@ def test_a_node():
 
 @pytest.mark.parametrize(("sent", "bits"), [(0, 0), (1, 1), (9, 0x1FF), (10, 0x3FF), (13, 0x3FF)])
 def test_fragments_that_have_left(sent, bits):
-    out = Outgoing("acme", "service", 1_700_000_000, b"ABCD", bytes(16), 0, (bytes(13),) * 10, 1_700_000_060.0)
+    out = Outgoing("acme", "service", 1_700_000_000, b"ABCD", bytes(16), bytes(10), (bytes(13),) * 10, 1_700_000_060.0)
     _, value = outgoing_entry(StampPair(3, 0, 0), out, 1_600_000_000.0)
     at = maps.OUTGOING_SENT_AT
     assert decode.parse_outgoing(value[:at] + Struct("=I").pack(sent) + value[at + 4 :]) == (1_700_000_000, bits)

@@ -139,24 +139,28 @@ def test_networks_that_sign_nothing_have_a_number_only_if_there_are_any():
 
 def test_an_outgoing_epoch():
     fragments = tuple(bytes((n,)) * layout.FRAGMENT_LEN for n in range(layout.FRAGMENTS))
-    out = Outgoing("acme", "service", 1_700_000_000, b"ABCD", bytes(range(16)), 0x5A, fragments, 1_700_000_060.5)
+    out = Outgoing(
+        "acme", "service", 1_700_000_000, b"ABCD", bytes(range(16)), bytes(range(10)), fragments, 1_700_000_060.5
+    )
     key, value = outgoing_entry(StampPair(3, 0, 0, True, True), out, 1_600_000_000.0)
     assert key == Struct("=I").pack(3)
     assert len(value) == maps.OUTGOING_SIZE
-    *tag_key, expires, run_until, head, sent, index, epoch, flags, pieces = maps.OUTGOING.unpack(value)
+    *tag_key, expires_at, run_until, head, sent, index, epoch, flags, pieces = maps.OUTGOING.unpack(value)
     assert tag_key == [0x0706050403020100, 0x0F0E0D0C0B0A0908]
-    assert (expires, run_until, sent, index, epoch) == (100_000_060_500_000_000, 0, 0, 0, 1_700_000_000)
+    assert (expires_at, run_until, sent, index, epoch) == (100_000_060_500_000_000, 0, 0, 0, 1_700_000_000)
     assert flags == maps.PAIR_SENDER | maps.PAIR_IPV6_FRAGMENTS | 36 << maps.PAIR_OVERHEAD4 | 40 << maps.PAIR_OVERHEAD6
     for i, fragment in enumerate(fragments):
-        piece = pieces[i * maps.PIECE_SIZE :][: layout.TAGGED_LEN - 8]
-        assert head.to_bytes(8, sys.byteorder) + piece == tag.head(0, 0x5A, b"ABCD", out.epoch, i, fragment)
+        piece = pieces[i * maps.PIECE_SIZE :][: maps.PIECE_SIZE]
+        start = head.to_bytes(8, sys.byteorder)
+        start = start[:3] + piece[maps.PIECE_GLANCE_AT :][:1] + start[4:]
+        assert start + piece[: layout.TAGGED_LEN - 8] == tag.head(0, i, b"ABCD", out.epoch, i, fragment)
     if LITTLE:
         with_flags = (head | layout.FLAG_PORTS << 16).to_bytes(8, "little")
-        assert with_flags == tag.head(layout.FLAG_PORTS, 0x5A, b"ABCD", out.epoch, 0, fragments[0])[:8]
+        assert with_flags == tag.head(layout.FLAG_PORTS, 0, b"ABCD", out.epoch, 0, fragments[0])[:8]
 
 
 def test_an_epoch_that_expired_before_the_boot_is_expired():
-    out = Outgoing("acme", "service", 1, b"ABCD", bytes(16), 0, (bytes(13),) * 10, 61.0)
+    out = Outgoing("acme", "service", 1, b"ABCD", bytes(16), bytes(10), (bytes(13),) * 10, 61.0)
     _, value = outgoing_entry(StampPair(0, 0, 0), out, 1_600_000_000.0)
     assert Struct("=Q").unpack_from(value, maps.OUTGOING_EXPIRES_AT) == (0,)
 
@@ -261,7 +265,7 @@ def test_every_sender_is_treated_as_the_queue_would(drawn, treated, default):
     table = VerifyTable(tuple(incoming(n, *d) for n, d in enumerate(drawn)), tuple(treated), default)
     found = verify_entries(table, (), MARKS)
     by_source, verified = PrefixMap(treated), PrefixMap((p, True) for _, _, peer in drawn for p in peer)
-    fallback = maps.VERIFY_SETTINGS.unpack(found.settings)[6]
+    fallback = maps.VERIFY_SETTINGS.unpack(found.settings)[5]
     for source in ALL:
         value = look_up(found, maps.VERIFY_SETTINGS_SOURCE4_AT, maps.SCOPE_SOURCE, source)
         expected = default.absent != "pass" or verified.get(source) is True
@@ -279,7 +283,7 @@ def test_verify_settings():
         (incoming(),), (("10.1.0.0/24", STRICT),), Treatments("drop", "reject", "pass"), 60.0, 10.5, 0.25
     )
     found = verify_entries(table, (), MARKS)
-    *numbers, local4, _, source4, _, member4, _, quarantine4, _ = maps.VERIFY_SETTINGS.unpack(found.settings)
+    *numbers, _, local4, _, source4, _, member4, _, quarantine4, _ = maps.VERIFY_SETTINGS.unpack(found.settings)
     assert numbers == [60_000_000_000, 10_500_000_000, 250_000_000, *MARKS, 0b1_10_01_00]
     assert [maps.LENGTHS.unpack(u)[0] for u in (local4, source4, member4, quarantine4)] == [1, 1, 1, 0]
     value = look_up(found, maps.VERIFY_SETTINGS_SOURCE4_AT, maps.SCOPE_SOURCE, b"\x0a\1\0\1")
