@@ -118,6 +118,26 @@ static __always_inline int is_of_epoch(const struct scent_receiving *state, cons
 	return !state->family || *(__u64 *)state->key_ids == *(__u64 *)in->key_ids;
 }
 
+static __always_inline void count_duplicate_issuer(__u32 pair, __u32 second)
+{
+	count(SCENT_VERIFY_COUNT_DUPLICATE_ISSUER, 1);
+	count_of(pair, SCENT_VERIFY_COUNT_DUPLICATE_ISSUER, 1, second, 0);
+}
+
+/* A sender whose own epochs rise while they are too old here is a second one, or somebody replays a recording. */
+static __always_inline void note_replayed(struct scent_receiving *state, __u32 pair, const struct packet *p,
+					  __u32 epoch, __u32 second)
+{
+	__u32 source = p->family == 4 ? p->source.words[0] : p->source.words[1] >> 32;
+
+	if (source == state->replayed_by && epoch > state->replayed)
+		count_duplicate_issuer(pair, second);
+	if (source != state->replayed_by || epoch > state->replayed) {
+		state->replayed_by = source;
+		state->replayed = epoch;
+	}
+}
+
 /*
  * The verdict on an authentic scent, by its freshness (section 7). Keeps its fragment and its glance if they are new.
  * Most packets of an epoch have nothing new, and take no lock.
@@ -132,8 +152,13 @@ static __always_inline int accept(const struct scent_verify_settings *s, struct 
 	asm volatile("" : "+r"(index));
 	if (index >= SCENT_FRAGMENTS)
 		return SCENT_VERDICT_MALFORMED;
-	if (epoch == *(volatile __u32 *)&state->highest && *(volatile __u32 *)&state->seen >> index & 1)
+	if (epoch == *(volatile __u32 *)&state->highest && *(volatile __u32 *)&state->seen >> index & 1) {
+		if (state->pieces[index] != (__u32)w->scent[2] && is_of_epoch(state, in))
+			count_duplicate_issuer(in->pair, now / SECOND);
 		return SCENT_VERDICT_ACCEPTED;
+	}
+	if (epoch <= state->leapt && epoch * SECOND > now + SCENT_LEAPT_FUTURE * SECOND)
+		return SCENT_VERDICT_FUTURE;
 	glance = MASKED_GLANCE(w) ^ glance_mask(glance_key, w->scent[1], w->scent[2], w->tail);
 	bpf_spin_lock(&state->lock);
 	if (epoch > state->highest) {
@@ -154,13 +179,18 @@ static __always_inline int accept(const struct scent_verify_settings *s, struct 
 		asm volatile("" : "+r"(index));	/* Linux 6.1 wants to see it once more */
 		if (index < SCENT_FRAGMENTS)
 			store_fragment(state->sealed + SCENT_FRAGMENT_LEN * index, w);
+		if (index < SCENT_FRAGMENTS)
+			state->pieces[index] = w->scent[2];
 		state->seen |= 1U << index;
 		whole = state->seen == (1U << SCENT_FRAGMENTS) - 1;
 	}
 	bpf_spin_unlock(&state->lock);
-	if (old)
-		return before && before <= epoch && within_grace(now, since, s->grace) ? SCENT_VERDICT_ACCEPTED :
-											 SCENT_VERDICT_REPLAYED_EPOCH;
+	if (old && before && before <= epoch && within_grace(now, since, s->grace))
+		return SCENT_VERDICT_ACCEPTED;
+	if (old) {
+		note_replayed(state, in->pair, p, epoch, now / SECOND);
+		return SCENT_VERDICT_REPLAYED_EPOCH;
+	}
 	if (began || whole)
 		send_event(state, whole ? SCENT_EVENT_PROFILE : SCENT_EVENT_EPOCH, in, epoch, glance, p);
 	return SCENT_VERDICT_ACCEPTED;

@@ -238,8 +238,13 @@ struct scent_receiving {
 	__u32 glance;			/* of the highest epoch, unmasked */
 	__u32 nodes;			/* recorded in the second below */
 	__u32 nodes_at;			/* Unix */
+	__u32 leapt;			/* epochs up to here were accepted while both ends' clocks were wrong */
+	__u32 replayed;			/* the last epoch that was refused as replayed; not under the lock */
+	__u32 replayed_by;		/* the last four bytes of the source address that it came from */
+	__u32 padding;
 	__u64 accepted;			/* packets; not under the lock, and without those in the map of that name */
 	__u8 key_ids[8];		/* of the keys of the highest epoch: fragments under other keys are not its own */
+	__u32 pieces[SCENT_FRAGMENTS];	/* four bytes of each fragment that is in `seen` */
 	__u8 sealed[SCENT_PROFILE_LEN];
 	__u8 family;			/* 4 or 6, of `source` */
 	__u8 padding2[5];
@@ -310,6 +315,7 @@ enum scent_verify_count {
 	SCENT_VERIFY_COUNT_EVENTS_LOST,
 	SCENT_VERIFY_COUNT_NODES_LOST,
 	SCENT_VERIFY_COUNT_QUARANTINED,
+	SCENT_VERIFY_COUNT_DUPLICATE_ISSUER,	/* packets that tell of a second machine with the peer's key */
 	SCENT_VERIFY_COUNTERS,
 };
 

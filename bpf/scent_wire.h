@@ -50,6 +50,7 @@ enum scent_constants {
 
 	/* time, seconds */
 	SCENT_PERIOD = 3600,		/* a pair's keys are new in each */
+	SCENT_LEAPT_FUTURE = 2,		/* how far an epoch may be ahead that was accepted once while clocks were wrong */
 	SCENT_INTERVAL_MIN = 1,
 	SCENT_INTERVAL_MAX = 60,
 };

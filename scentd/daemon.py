@@ -37,6 +37,7 @@ from scentd.state import issued, revoked, slots
 from scentd.state.epochs import Epochs, prepare
 from scentd.state.issued import IssuedEpochs
 from scentd.system import notify
+from scentd.system.clock import ClockWatch
 from scentd.wire import keys, layout
 
 log = logging.getLogger("scentd")
@@ -78,6 +79,7 @@ class Daemon:
         )
         self._bus.subscribe(Notice, self._send_notice)
         self._started = time.time()
+        self._clock = ClockWatch()
         self._rejected_reported: Counter[str] = Counter()
         self._reloads = Reloads(config_path, setup, self._switch, self._spawn)
         self._stop = asyncio.Event()
@@ -234,6 +236,9 @@ class Daemon:
     # -- the running daemon ----------------------------------------------
 
     async def _tick(self) -> None:
+        if jump := self._clock.jumped():
+            log.warning("the clock was set by %+.0f s, or this machine was suspended; epochs begin anew", jump)
+            self._profiler.clock_was_set()
         await self._paths.tick()
         self._verifier.tick()
         self._allocator.tick()

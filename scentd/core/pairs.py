@@ -232,6 +232,7 @@ def incoming(pair: Pair, period: int) -> Incoming:
 
 
 def incoming_keys(secret: PairSecret, period: int) -> IncomingKeys:
+    period = max(period, 1)  # a clock that is in 1970 has none before
     derived = {n: secret.receive_keys(n) for n in (period - 1, period, period + 1)}
     return IncomingKeys(
         key_ids=secret.key_ids,

@@ -30,11 +30,13 @@ from scentd.datapath.queue.workers import Workers
 from scentd.errors import HostError, ScentdError
 from scentd.model import Barred, Fragment, Outgoing
 from scentd.roles.guard_link import GuardLink
+from scentd.roles.leap_keeper import LeapKeeper
 from scentd.roles.overload_log import OverloadLog
 from scentd.roles.refusal_log import RefusalLog
 from scentd.roles.traffic import Outcomes, Traffic
 from scentd.roles.verifier import VerifierRole
 from scentd.state.epochs import Epochs
+from scentd.state.slots import seen_slot
 from scentd.wire import keys
 
 log = logging.getLogger(__name__)
@@ -75,6 +77,7 @@ class Paths:
         self.traffic = Traffic()
         self.rules_why_not = ""  # what the last look at the host could not mend
         self.uncovered: list[str] = []  # addresses of this host that no network has
+        self._leaps = LeapKeeper()
         self._event_fd: int | None = None  # the descriptor of the offload's events, while it is in the event loop
         self._shared_epochs: dict[int, int] = {}  # pair -> epoch of which the queue, too, has fragments
         bus.subscribe(Barred, self._quarantine)
@@ -108,6 +111,10 @@ class Paths:
         first = self._pairs is None
         self._config, self._pairs, self._epochs = config, pairs, epochs
         self.traffic.configure(pairs)
+        verified = [p for p in pairs.all if p.verifies]
+        named = {p.number: seen_slot(p.network.name, p.peer.name) for p in verified}
+        highest = {p.number: epochs.row(p.number)[0] for p in verified}
+        self._leaps.configure(config.daemon.state_dir, named, highest)
         between = in_both(self.guard.closed, closed(config))
         if not first and between != self.guard.closed:
             await self.guard.order(between)
@@ -194,9 +201,28 @@ class Paths:
             await self._publish()
         if self._host is not None and self._host.applied:
             await self.guard.look()
+        await self._look_at_epochs()
         self._overload.look(self.workers.counters())
         refused = self._look_at_programs(self.offload) if self.offload is not None else Counter()
         self._refusals.look(self.traffic.outcomes(refused), time.monotonic())
+
+    async def _look_at_epochs(self) -> None:
+        """Go back to epochs from before a leap, if the highest one is ahead of what may come."""
+        assert self._epochs is not None  # a tick comes after the start
+        for pair, (before, leapt) in self._leaps.look(self._config.verify.max_future).items():
+            self._epochs.fall_back(pair, before, leapt)
+            if self.offload is not None:
+                self.offload.fall_back(pair, before, self._epochs.leapt[pair])
+            self._shared_epochs.pop(pair, None)
+            peer = self._verifier.forget(pair)
+            log.warning(
+                "peer %s: epoch %d was accepted while both clocks were ahead; they are right again, so what comes "
+                "after epoch %d is accepted again",
+                peer,
+                leapt,
+                before,
+            )
+        await asyncio.to_thread(self._leaps.save)
 
     def _look_at_programs(self, offload: Offload) -> PairCounts:
         """Renew their lease, and take what they have noted since the last second. Returns what they have refused."""
@@ -288,7 +314,8 @@ class Paths:
             asyncio.get_running_loop().add_reader(self._event_fd, self.offload.consume)
         for pair in self._pairs.all:
             if pair.verifies:
-                self.offload.raise_epoch(pair.number, *self._epochs.row(pair.number))
+                leapt = self._epochs.leapt[pair.number]
+                self.offload.raise_epoch(pair.number, *self._epochs.row(pair.number), leapt)
 
     async def _update_facts(self, facts: HostFacts) -> None:
         """Publish the tables again if the host's routes or addresses have changed."""
@@ -336,6 +363,7 @@ class Paths:
         elif isinstance(message, link.Fragments):
             for fragment in message.fragments:
                 self.traffic.take_epoch(fragment.pair, fragment.epoch, time.time())
+                self._leaps.note(fragment.pair, fragment.epoch)
             self._verifier.take_fragments(message.fragments)
             self._raise_epochs(message.fragments)
 
@@ -355,6 +383,7 @@ class Paths:
             return
         assert self._epochs is not None  # no event comes before the tables
         self._epochs.raise_row(event.pair, event.epoch, int(time.time()))
+        self._leaps.note(event.pair, event.epoch)
         self.traffic.take_epoch(event.pair, event.epoch, time.time())
         self._verifier.take_event(event)
 

@@ -20,6 +20,7 @@ from scentd.wire import keys
 
 log = logging.getLogger(__name__)
 
+BUILT = 1_793_491_200  # 1 November 2026: a clock before this is wrong, and what it issues would be refused
 ISSUE_PAUSE = 1.0  # least seconds between two epochs, even with alarms: an epoch is a second
 PATIENCE = 1.5  # intervals after the last epoch; then the next is made without late collectors
 
@@ -46,7 +47,8 @@ class ProfilerRole:
         for network in config.network:
             if network.signs:
                 identity = pairs.identities[network.name][0]
-                profiler = NetworkProfiler(network, identity, pairs.issued_pairs(network.name), self._bus)
+                issued = pairs.issued_pairs(network.name)
+                profiler = NetworkProfiler(network, identity, issued, self._bus, config.verify.max_future)
                 if network.name in old:
                     profiler.adopt(old[network.name])
                 profiler.begin(epochs, issued_slot(network.name))
@@ -55,6 +57,11 @@ class ProfilerRole:
     async def stop(self) -> None:
         for profiler in self._profilers.values():
             await profiler.stop()
+
+    def clock_was_set(self) -> None:
+        """Issue new epochs at once: the last ones are of another time."""
+        for profiler in self._profilers.values():
+            profiler.hurry()
 
     def has_issued(self) -> bool:
         """Whether every network that is signed here has an epoch."""
@@ -73,6 +80,7 @@ class ProfilerRole:
             epoch=profiler.epoch if profiler is not None else 0,
             issued=profiler.issued if profiler is not None else 0,
             refused=profiler.refused if profiler is not None else 0,
+            voided=profiler.voided if profiler is not None else 0,
             interval=network.interval,
             **({} if statement is None else statement_fields(statement)),
         )
@@ -86,12 +94,23 @@ class ProfilerRole:
 class NetworkProfiler:
     """Issues one network's epochs: when all its collectors have sent new Samples, or after PATIENCE at the latest."""
 
-    def __init__(self, network: Network, identity: keys.Identity, pairs: Sequence[IssuedPair], bus: LocalBus) -> None:
+    def __init__(
+        self,
+        network: Network,
+        identity: keys.Identity,
+        pairs: Sequence[IssuedPair],
+        bus: LocalBus,
+        max_future: float = 10.0,
+    ) -> None:
+        """`max_future`: seconds by which receivers take epochs that are ahead of their clocks."""
         self.network = network
+        self._max_future = max_future
+        self._clock_told = False  # that the clock is wrong
         self.statement: Statement | None = None
         self.epoch = 0
         self.issued = 0
         self.refused = 0  # own profiles that did not verify
+        self.voided = 0  # epochs of a wrong clock that were given up
         self._issuer = Issuer(identity, pairs, metric_slots(network.metrics))
         self._bus = bus
         self._parts: dict[str, Samples] = {}  # by collector
@@ -105,8 +124,13 @@ class NetworkProfiler:
         """Take over the old profiler's Samples, statement and counts. New keys are used after the pause."""
         self._parts, self._waiting, self._issued_at = old._parts, old._waiting, old._issued_at
         self.statement, self.epoch, self.issued, self.refused = old.statement, old.epoch, old.issued, old.refused
+        self.voided = old.voided
         if self._parts and self._issuer.key_ids != old._issuer.key_ids:
             self._ready.set()
+
+    def hurry(self) -> None:
+        """Issue an epoch as soon as the pause allows."""
+        self._ready.set()
 
     def begin(self, epochs: Epochs, slot: bytes) -> None:
         self._task = asyncio.create_task(self._run(epochs, slot))
@@ -152,15 +176,10 @@ class NetworkProfiler:
         self._waiting = set(self._parts)
         samples, events, watched = score.gather(self._parts.values(), interval, now)
         statement = score.statement(self.network, samples, events, now, watched)
-        epoch = issue.next_epoch(now, epochs.epoch(slot))
-        if epoch > now + 5:
-            log.warning(
-                "network %s: the clock is %d s behind the last epoch issued, and peers refuse epochs ahead of their "
-                "clocks; if the clock was wrong before, wait for so long or make a new key",
-                self.network.name,
-                epoch - now,
-            )
-        epochs.set_epoch(slot, epoch)  # before it is used: an epoch is a nonce
+        epoch = self._next_epoch(now, epochs.epoch(slot), alarm)
+        if epoch is None:
+            return
+        epochs.set_epoch(slot, epoch)  # before it is used
         self._issued_at = time.monotonic()
         outgoing = self._verified(self._issuer.issue(statement, epoch))
         self.statement, self.epoch = statement, epoch
@@ -170,6 +189,25 @@ class NetworkProfiler:
         self._bus.publish(
             Notice("epoch", fields | {"issued": self.issued, "refused": self.refused} | statement_fields(statement))
         )
+
+    def _next_epoch(self, now: float, last: int, alarm: bool) -> int | None:
+        """The epoch to issue; None: there is no new one now."""
+        name, told = self.network.name, self._clock_told
+        self._clock_told = now < BUILT
+        if self._clock_told:
+            if not told:
+                log.error("network %s: the clock is wrong, it is before scentd was made; nothing is issued", name)
+            return None
+        epoch, voided = issue.next_epoch(now, last, self._max_future, alarm or not self.issued)
+        if voided:
+            self.voided += 1
+            log.warning(
+                "network %s: the last epoch is %.0f s ahead of the clock, which was wrong; not used", name, last - now
+            )
+        if epoch is None:
+            log.info("network %s: the last epoch is %.0f s ahead of the clock; it goes on until then", name, last - now)
+            asyncio.get_running_loop().call_later(last - now, self.hurry)
+        return epoch
 
     def _verified(self, outgoing: Sequence[Outgoing]) -> list[Outgoing]:
         """The profiles that a receiver can open and verify: each is checked before it is sent."""

@@ -23,9 +23,13 @@ REJECTED = {  # what to do, by reason
     "wrong-binding": 'peer.bind must be the same at both ends; behind NAT it is "sender"',
     "future": f"its clock is ahead, or ours is behind: {CLOCK}",
     "stale": f"its clock is behind, ours is ahead, or it issues nothing: {CLOCK}",
-    "bad-tag": f"{KEYS}; or something rewrites addresses or ports on the path: peer.bind",
-    "replayed-epoch": f"somebody replays packets, or its clock was set back: {CLOCK}",
+    "bad-tag": f"{KEYS}; or something rewrites addresses or ports on the path: peer.bind; or one end is older",
+    "replayed-epoch": f"somebody replays packets, its clock was set back, or two machines have its key: {CLOCK}",
 }
+DUPLICATE = (
+    "tell of a second machine with its key (a clone, a restored snapshot), or of somebody who replays: "
+    "give each machine a key of its own"
+)
 ABSENT = 'its stamper does not run, or the path drops options; peer.absent = "pass" only counts them'
 UNSTAMPED = {
     "no-profile": "nothing was issued for them in time: see the network's sources and its key",
@@ -62,6 +66,8 @@ class RefusalLog:
 def words(outcome: str) -> str:
     """What happened to packets and what to do; empty if it is nothing to tell."""
     kind, _, detail = outcome.partition(":")
+    if kind == "duplicate_issuer":
+        return f"of it {DUPLICATE}"
     if kind == "unstamped":
         return f"left for it without a scent ({detail}): {UNSTAMPED[detail]}" if detail in UNSTAMPED else ""
     if kind == "absent":

@@ -1,9 +1,10 @@
 """The highest epochs, issued and seen: a small memory-mapped file.
 
 Workers and daemon share its pages, and the kernel writes them back even if both die,
-so neither kill -9 nor a restart opens a replay window or lets an epoch (a nonce)
-be used twice. Layout: a 16-byte magic, the number of slots (8 bytes), 8 bytes of
-identity per slot, then two 32-bit native numbers per slot: epoch, second first seen.
+so neither kill -9 nor a restart opens a replay window or lets an epoch be used twice.
+Layout: a 16-byte magic, the number of slots (8 bytes), 8 bytes of identity per slot,
+then two 32-bit native numbers per slot: epoch, second first seen; then one per slot:
+the last epoch of a stretch that was seen while both ends' clocks were ahead.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from pathlib import Path
 
 from scentd.errors import HostError
 
-MAGIC = b"scentd epochs 1\n"
+MAGIC = b"scentd epochs 2\n"
 _HEADER = len(MAGIC) + 8
-_SLOT = 16
+_SLOTS = {MAGIC: 20, b"scentd epochs 1\n": 16}  # bytes of a slot; the earlier layout lacks the last number
 _FREE = b"\0" * 8
+Entry = tuple[int, int, int]  # epoch, second first seen, end of a leap
 _SPARE = 256  # slots beyond those in use, so that most reloads need no new file
 
 
@@ -29,7 +31,7 @@ def slot_id(purpose: str, *public: bytes) -> bytes:
 
 
 class Epochs:
-    """The mapped file. `values` is indexed 2 * slot (epoch) and 2 * slot + 1 (second first seen)."""
+    """The mapped file. `values` is indexed 2 * slot (epoch) and 2 * slot + 1 (second first seen), `leapt` by slot."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -39,7 +41,8 @@ class Epochs:
         ids = [self._map[_HEADER + 8 * i : _HEADER + 8 * i + 8] for i in range(count)]
         self._slots = {id_: i for i, id_ in enumerate(ids) if id_ != _FREE}
         self._free = [i for i, id_ in enumerate(ids) if id_ == _FREE]
-        self.values = memoryview(self._map)[_HEADER + 8 * count :].cast("I")
+        numbers = memoryview(self._map)[_HEADER + 8 * count :].cast("I")
+        self.values, self.leapt = numbers[: 2 * count], numbers[2 * count :]
 
     def slot(self, id_: bytes) -> int:
         return self._slots[id_]
@@ -57,10 +60,10 @@ class Epochs:
 
     def raise_to(self, other: Epochs) -> None:
         """Raise the epochs to those of `other`, the file that this one replaces and that was in use meanwhile."""
-        for id_, (epoch, seen) in other.entries().items():
-            if id_ in self._slots and epoch > self.epoch(id_):
-                self.values[2 * self._slots[id_] + 1] = seen
-                self.set_epoch(id_, epoch)
+        for id_, (epoch, seen, leapt) in other.entries().items():
+            if id_ in self._slots:
+                self.raise_row(self._slots[id_], epoch, seen)
+                self.leapt[self._slots[id_]] = max(leapt, self.leapt[self._slots[id_]])
 
     def epoch(self, id_: bytes) -> int:
         return self.values[2 * self._slots[id_]]
@@ -78,8 +81,14 @@ class Epochs:
             self.values[2 * slot + 1] = since
             self.values[2 * slot] = epoch
 
-    def entries(self) -> dict[bytes, tuple[int, int]]:
-        return {i: (self.values[2 * n], self.values[2 * n + 1]) for i, n in self._slots.items()}
+    def fall_back(self, slot: int, epoch: int, leapt: int) -> None:
+        """Go back to an epoch before a leap to `leapt`. Epochs up to there may not be ahead of the clock any more."""
+        self.leapt[slot] = max(leapt, self.leapt[slot])
+        self.values[2 * slot + 1] = 0
+        self.values[2 * slot] = epoch
+
+    def entries(self) -> dict[bytes, Entry]:
+        return {i: (self.values[2 * n], self.values[2 * n + 1], self.leapt[n]) for i, n in self._slots.items()}
 
     def sync(self) -> None:
         """Write the pages to the disk, against a crash of the machine."""
@@ -87,6 +96,7 @@ class Epochs:
 
     def close(self) -> None:
         self.values.release()
+        self.leapt.release()
         self._map.close()
 
 
@@ -96,16 +106,18 @@ def prepare(path: Path, ids: Sequence[bytes]) -> Epochs:
     A foreign or truncated file is renamed to PATH.bad, never overwritten. The new file has
     no epochs, so freshness depends on verify.max_age until epochs are seen.
     """
-    before: dict[bytes, tuple[int, int]] = {}
+    before: dict[bytes, Entry] = {}
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         if path.exists():
-            if is_valid(path):
+            if magic_of(path) == MAGIC:
                 epochs = Epochs(path)
                 if epochs.claim(ids):
                     return epochs
                 before = epochs.entries()
                 epochs.close()
+            elif magic_of(path):
+                before = earlier_entries(path.read_bytes())
             else:
                 path.rename(path.with_suffix(".bad"))
         _write(path, ids, before)
@@ -115,22 +127,33 @@ def prepare(path: Path, ids: Sequence[bytes]) -> Epochs:
     return Epochs(path)
 
 
-def is_valid(path: Path) -> bool:
+def magic_of(path: Path) -> bytes:
+    """The layout of a whole file; empty if it is none of ours."""
     with open(path, "rb") as file:
         header = file.read(_HEADER)
         size = os.fstat(file.fileno()).st_size
-    return header[: len(MAGIC)] == MAGIC and size == _HEADER + _SLOT * int.from_bytes(header[len(MAGIC) :], "big")
+    magic = header[: len(MAGIC)]
+    fits = magic in _SLOTS and size == _HEADER + _SLOTS[magic] * int.from_bytes(header[len(MAGIC) :], "big")
+    return magic if fits else b""
 
 
-def _write(path: Path, ids: Sequence[bytes], before: dict[bytes, tuple[int, int]]) -> None:
+def earlier_entries(data: bytes) -> dict[bytes, Entry]:
+    """The entries of a file of the earlier layout."""
+    count = int.from_bytes(data[len(MAGIC) : _HEADER], "big")
+    numbers = memoryview(data[_HEADER + 8 * count :]).cast("I")
+    names = (data[_HEADER + 8 * i : _HEADER + 8 * i + 8] for i in range(count))
+    return {name: (numbers[2 * i], numbers[2 * i + 1], 0) for i, name in enumerate(names) if name != _FREE}
+
+
+def _write(path: Path, ids: Sequence[bytes], before: dict[bytes, Entry]) -> None:
     # Slots of identities that left the configuration are kept: if one returns, its old epochs must stay refused.
     names = list(dict.fromkeys((*before, *ids)))
     count = len(names) + _SPARE
     data = MAGIC + count.to_bytes(8, "big")
     data += b"".join(names) + b"\0" * 8 * _SPARE
-    numbers = memoryview(bytearray(8 * count)).cast("I")
+    numbers = memoryview(bytearray(12 * count)).cast("I")
     for n, name in enumerate(names):
-        numbers[2 * n], numbers[2 * n + 1] = before.get(name, (0, 0))
+        numbers[2 * n], numbers[2 * n + 1], numbers[2 * count + n] = before.get(name, (0, 0, 0))
     temporary = path.with_suffix(".new")
     with open(temporary, "wb") as file:
         os.fchmod(file.fileno(), 0o600)

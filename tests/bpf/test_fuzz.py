@@ -211,6 +211,8 @@ def assert_same_history(kernel, sequence, counts):
     for (packet, now), made in zip(sequence, ran, strict=True):
         one.tick(now)
         outcome = one.verify(packet)
+        noticed = made.counts.pop("duplicate_issuer", 0)
+        assert noticed == sum(one.drain_duplicates().values()), packet.hex()
         assert_decided(made, packet, packet, ip.parse(packet), outcome, f"{packet.hex()} at {now}: {outcome}")
         counts.update(made.counts)
     for event in one.events:

@@ -210,6 +210,12 @@ class Kernel:
 
     # -- what was kept ---------------------------------------------------
 
+    def set_highest(self, pair: int, epoch: int, leapt: int = 0) -> None:
+        """As the daemon does after a fall back."""
+        key = encode.PAIR.pack(pair)
+        self._maps["verify.receiving"].update(key, encode.receiving_entry(epoch, 0, 0, 0, leapt), F_LOCK)
+        self._turn("verify")
+
     def states(self) -> dict[int, decode.PairState]:
         found = self._maps["verify.receiving"].items(F_LOCK)
         return {encode.PAIR.unpack(key)[0]: decode.parse_receiving(value) for key, value in found}

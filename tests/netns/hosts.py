@@ -97,6 +97,7 @@ class Node:
         self.process: subprocess.Popen[Any] | None = None
         self.leaving = False  # its end leaves everything on the host, as the unit's
         self.pin_dir: Path | None = None  # on a BPF file system: with the offload
+        self.environment: dict[str, str] = {}  # of the daemon, beside the usual
 
     def __enter__(self) -> Node:
         return self
@@ -136,7 +137,7 @@ class Node:
         with open(self.log, "ab") as log:
             self.process = self.host.start(
                 *(sys.executable, *self.program, "run", "--config", str(self.config), *["--leave"] * self.leaving),
-                env=environment(),
+                env=environment() | self.environment,
                 stdout=log,
                 stderr=log,
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import stat
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -32,7 +33,30 @@ def test_kept_over_a_restart(path):
     first.close()
     again = epochs.prepare(path, [TWO, ONE])
     assert (again.epoch(ONE), again.epoch(TWO)) == (7, 0)
-    assert again.entries()[ONE] == (7, 99)
+    assert again.entries()[ONE] == (7, 99, 0)
+
+
+def test_a_fall_back_is_kept_over_a_restart_and_a_larger_file(path):
+    first = epochs.prepare(path, [ONE])
+    first.raise_row(first.slot(ONE), 700, 99)
+    first.fall_back(first.slot(ONE), 100, 700)
+    assert first.entries()[ONE] == (100, 0, 700)
+    first.close()
+    many = [epochs.slot_id("seen", b"%d" % n) for n in range(2 * epochs._SPARE)]
+    again = epochs.prepare(path, [*many, ONE])
+    assert again.entries()[ONE] == (100, 0, 700)
+    other = epochs.prepare(path, [ONE])
+    other.fall_back(other.slot(ONE), 100, 300)
+    assert other.entries()[ONE] == (100, 0, 700), "a later leap that ends earlier"
+
+
+def test_a_file_of_the_layout_before_is_read(path):
+    path.parent.mkdir()
+    numbers = struct.pack("=6I", 7, 99, 0, 0, 8, 98)
+    path.write_bytes(b"scentd epochs 1\n" + (3).to_bytes(8, "big") + ONE + bytes(8) + TWO + numbers)
+    found = epochs.prepare(path, [ONE, THREE])
+    assert found.entries() == {ONE: (7, 99, 0), TWO: (8, 98, 0), THREE: (0, 0, 0)}
+    assert not path.with_suffix(".bad").exists()
 
 
 def test_kept_over_kill_9(path):
@@ -97,7 +121,7 @@ def test_directions_do_not_share_a_slot():
 def test_any_other_file_is_set_aside(tmp_path_factory, content):
     path = tmp_path_factory.mktemp("epochs") / "epochs"
     path.write_bytes(content)
-    assert not epochs.is_valid(path)
+    assert not epochs.magic_of(path)
     assert epochs.prepare(path, [ONE]).epoch(ONE) == 0
     assert path.with_suffix(".bad").read_bytes() == content
 

@@ -17,7 +17,7 @@ WIRE_SIZES = {"scent": 34, "scent_ipv4_option": 36, "scent_ipv6_header": 40, "sc
               "scent_tag_input_ipv6": 64, "scent_tag_input_sender": 32, "scent_body": 66}  # fmt: skip
 MAP_SIZES = {"scent_prefix": 24, "scent_prefix_value": 8, "scent_lengths": 16, "scent_stamp_settings": 80,
              "scent_piece": 24, "scent_outgoing": 296, "scent_verify_settings": 168, "scent_identity": 12,
-             "scent_incoming": 128, "scent_receiving": 200, "scent_node": 24, "scent_event": 176}  # fmt: skip
+             "scent_incoming": 128, "scent_receiving": 256, "scent_node": 24, "scent_event": 176}  # fmt: skip
 MAPS = [name.removeprefix("scent_").upper() for name in MAP_SIZES]
 
 
@@ -111,7 +111,8 @@ def test_what_is_derived_follows_a_verdict_and_a_reason_more(generate, tmp_path)
     assert new_layout["UNSTAMPED"] == layout.UNSTAMPED | {8: "new-reason"}
     assert {name for name, value in new_maps.items() if isinstance(value, int) and value != getattr(maps, name)} == {
         "STAMP_COUNT_FAILED", "STAMP_COUNTERS", "VERIFY_COUNT_DECLINED", "VERIFY_COUNT_FAILED",
-        "VERIFY_COUNT_EVENTS_LOST", "VERIFY_COUNT_NODES_LOST", "VERIFY_COUNT_QUARANTINED", "VERIFY_COUNTERS",
+        "VERIFY_COUNT_EVENTS_LOST", "VERIFY_COUNT_NODES_LOST", "VERIFY_COUNT_QUARANTINED",
+        "VERIFY_COUNT_DUPLICATE_ISSUER", "VERIFY_COUNTERS",
     }  # fmt: skip
     assert new_maps["VERIFY_COUNT_DECLINED"] == maps.VERIFY_COUNT_DECLINED + len(layout.TREATMENTS)
     assert new_maps["STAMP_COUNT_FAILED"] == maps.STAMP_COUNT_FAILED + 1

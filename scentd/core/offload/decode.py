@@ -49,6 +49,7 @@ class PairState(NamedTuple):
     key_ids: bytes  # 8: of the peer's key and of ours, in the highest epoch
     sealed: bytes  # whole if all bits of `seen` are set
     accepted: int  # packets whose scent was looked up, since the pair's entry was made
+    leapt: int  # epochs up to this one were accepted while both ends' clocks were wrong
 
 
 class PacketTally(NamedTuple):
@@ -73,11 +74,12 @@ def parse_event(data: bytes) -> OffloadEvent | RefusedPacket:
 
 def parse_receiving(value: bytes) -> PairState:
     """A struct scent_receiving."""
-    _, highest, before, since, seen, glance, _, _, accepted, key_ids, sealed, family, _, source = maps.RECEIVING.unpack(
-        value
-    )
+    _, highest, before, since, seen, glance, _, _, leapt, *_ = maps.RECEIVING.unpack(value)
+    accepted, key_ids, *_, sealed, family, _, source = maps.RECEIVING.unpack(value)[12:]
     address = source[: ADDRESS_LEN[family]]
-    return PairState(highest, before, since, seen, *tag.glance_levels(glance), address, key_ids, sealed, accepted)
+    return PairState(
+        highest, before, since, seen, *tag.glance_levels(glance), address, key_ids, sealed, accepted, leapt
+    )
 
 
 def parse_node(key: bytes) -> tuple[int, bytes]:
@@ -125,5 +127,6 @@ COUNTERS: dict[str, dict[int, str]] = {
         maps.VERIFY_COUNT_EVENTS_LOST: "events_lost",
         maps.VERIFY_COUNT_NODES_LOST: "nodes_lost",
         maps.VERIFY_COUNT_QUARANTINED: "offload_quarantined",
+        maps.VERIFY_COUNT_DUPLICATE_ISSUER: "duplicate_issuer",
     },
 }

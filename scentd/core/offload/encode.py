@@ -180,6 +180,14 @@ def outgoing_entry(pair: StampPair, out: Outgoing, monotonic_offset: float) -> t
 # -- verifying -----------------------------------------------------------
 
 
+def receiving_entry(epoch: int, before: int, since: int, accepted: int, leapt: int) -> bytes:
+    """A struct scent_receiving that has nothing of its epoch yet."""
+    nothing = (0,) * layout.FRAGMENTS
+    return maps.RECEIVING.pack(
+        0, epoch, before, since, 0, 0, 0, 0, leapt, 0, 0, 0, accepted, b"", *nothing, b"", 0, b"", b""
+    )
+
+
 def verify_entries(table: VerifyTable, local_addresses: Sequence[str], marks: Marks) -> VerifyEntries:
     """The entries for a table. `local_addresses`: the host's own, which a network without addresses gets.
 

@@ -53,13 +53,14 @@ class IncomingPair:
         "accepted",
         "addresses",
         "epoch",
-        "fragment_bits",
+        "fragments",
         "glance",
         "incoming",
         "key_ids",
         "local",
         "nodes",
         "previous_epoch",
+        "replayed",
     )
 
     def __init__(self, incoming: Incoming) -> None:
@@ -67,7 +68,8 @@ class IncomingPair:
         self.epoch = 0
         self.previous_epoch = 0  # the epoch before `epoch`, the oldest that is still accepted during `grace`
         self.key_ids = b""  # of the keys of `epoch`: fragments under other keys are not its own
-        self.fragment_bits = 0  # bit i: fragment i of `epoch` has become an event
+        self.fragments: dict[int, bytes] = {}  # those of `epoch` that have become events
+        self.replayed = (b"", 0)  # source and epoch of the last packet that was refused as replayed
         self.glance = 0  # of `epoch`, unmasked
         self.nodes: set[bytes] = set()
         self.configure(incoming)
@@ -96,6 +98,7 @@ class Verifier:
         self._unquote = unquote
         self.errors_rewritten = 0
         self._epochs = epochs
+        self._leapt: Slots = [0] * (len(epochs) // 2)
         self._table = VerifyTable()
         self._pairs: dict[int, IncomingPair] = {}
         self._by_key: dict[bytes, list[tuple[IncomingPair, tuple[IncomingKeys, ...]]]] = {}
@@ -106,12 +109,14 @@ class Verifier:
         self._recent6: dict[bytes, tuple[int, IncomingPair]] = {}
         self._recent_count = 0
         self.events: list[Fragment] = []
+        self._duplicates: dict[int, int] = {}  # by pair: packets since the last drain that tell of a second issuer
         self._refused_epochs: dict[int, int] = {}  # by pair, of its last packet that was stale or from the future
 
-    def configure(self, table: VerifyTable, epochs: Slots | None = None) -> None:
+    def configure(self, table: VerifyTable, epochs: Slots | None = None, leapt: Slots | None = None) -> None:
         """Take a new table. Pairs that are in the old and the new table keep their state."""
         if epochs is not None:
             self._epochs = epochs
+            self._leapt = [0] * (len(epochs) // 2) if leapt is None else leapt
         before, self._pairs = self._pairs, {}
         self._table = table
         self._treatments = PrefixMap(table.treatments)
@@ -149,6 +154,11 @@ class Verifier:
             if pair.accepted:
                 drained[number] = pair.accepted
                 pair.accepted = 0
+        return drained
+
+    def drain_duplicates(self) -> dict[int, int]:
+        """Packets since the last drain that tell of a second machine with the peer's key, by pair."""
+        drained, self._duplicates = self._duplicates, {}
         return drained
 
     def drain_refused_epochs(self) -> dict[int, int]:
@@ -247,7 +257,13 @@ class Verifier:
         for fitting in candidates:
             made = tag.compute(fitting.tag_keys[period], scent[: layout.TAGGED_LEN], parsed)
             if hmac.compare_digest(made, packet_tag):
-                return (pair, fitting) if self._is_fresh(pair, epoch) else layout.VERDICT_REPLAYED_EPOCH
+                if self._is_ahead_again(pair, epoch):
+                    self._refused_epochs[pair.incoming.pair] = epoch
+                    return layout.VERDICT_FUTURE
+                if self._is_fresh(pair, epoch):
+                    return pair, fitting
+                self._note_replayed(pair, parsed.source, epoch)
+                return layout.VERDICT_REPLAYED_EPOCH
         return layout.VERDICT_BAD_TAG
 
     @staticmethod
@@ -261,6 +277,10 @@ class Verifier:
             return bool(parsed.ports)
         return not parsed.ports or len(packet) > layout.PORTLESS_MIN
 
+    def _is_ahead_again(self, pair: IncomingPair, epoch: int) -> bool:
+        """Whether an epoch of the stretch that was accepted while both clocks were wrong is ahead of ours."""
+        return epoch <= self._leapt[pair.incoming.slot] and epoch > self._now + layout.LEAPT_FUTURE
+
     def _is_fresh(self, pair: IncomingPair, epoch: int) -> bool:
         """Whether an authentic epoch is the highest yet or, during `grace`, at least the epoch before the highest.
 
@@ -271,6 +291,8 @@ class Verifier:
         highest = self._epochs[2 * slot]
         if epoch > highest:
             pair.previous_epoch = highest
+            if pair.epoch > highest:  # the highest has fallen back, since both clocks were wrong
+                pair.epoch = 0
             if epoch > self._epochs[2 * slot]:  # read again: another worker may just have written a higher epoch
                 self._epochs[2 * slot + 1] = int(self._now)
                 self._epochs[2 * slot] = epoch
@@ -292,14 +314,29 @@ class Verifier:
             return
         if epoch > pair.epoch:
             pair.previous_epoch = max(pair.previous_epoch, pair.epoch)  # another worker may have raised the highest
-            pair.epoch, pair.fragment_bits, pair.key_ids = epoch, 0, fitting.key_ids
+            pair.epoch, pair.fragments, pair.key_ids = epoch, {}, fitting.key_ids
         index = index_count >> 4
-        if pair.fragment_bits >> index & 1 or fitting.key_ids != pair.key_ids:
+        if fitting.key_ids != pair.key_ids:
             return
-        pair.fragment_bits |= 1 << index
+        if pair.fragments.setdefault(index, data) is not data:
+            if pair.fragments[index] != data:
+                self._note_duplicate(pair)
+            return
         pair.glance = masked ^ tag.glance_mask(fitting.glance_keys[epoch // layout.PERIOD], scent)
         glance = tag.glance_levels(pair.glance)
         self.events.append(Fragment(pair.incoming.pair, epoch, index, data, *glance, parsed.source, fitting.key_ids))
+
+    def _note_replayed(self, pair: IncomingPair, source: bytes, epoch: int) -> None:
+        """Note a sender whose own epochs rise while they are too old here: a second one, or somebody who replays."""
+        before_source, before = pair.replayed
+        if source == before_source and epoch > before:
+            self._note_duplicate(pair)
+        if source != before_source or epoch > before:
+            pair.replayed = source, epoch
+
+    def _note_duplicate(self, pair: IncomingPair) -> None:
+        number = pair.incoming.pair
+        self._duplicates[number] = self._duplicates.get(number, 0) + 1
 
     def _keep_recent(self, packet: bytes, parsed: ip.Parsed, pair: IncomingPair) -> None:
         """Keep the bytes on which the verdict depends. Only authentic packets get here, so nobody else can fill it.

@@ -7,6 +7,7 @@ node has another pseudonym for each peer.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from scentd.model import Outgoing, Statement
 from scentd.wire import bloom, keys, layout, profile, tag
@@ -51,7 +52,7 @@ class Issuer:
         self.key_ids = {p.peer: identity.public.key_id + p.public.key_id for p in peers}  # by which it signs and seals
 
     def issue(self, statement: Statement, epoch: int) -> list[Outgoing]:
-        """An Outgoing for each peer in this epoch. An epoch must never be issued twice."""
+        """An Outgoing for each peer in this epoch."""
         signed: dict[frozenset[str], bytes] = {}
         result = []
         for peer in self._peers:
@@ -97,9 +98,25 @@ class Issuer:
         return isinstance(opened, profile.Body)
 
 
-def next_epoch(now: float, issued: int) -> int:
-    """The epoch to issue at `now`: the current second, but always above `issued`, the highest epoch issued so far."""
-    return max(int(now), issued + 1)
+class NextEpoch(NamedTuple):
+    """`epoch` is None: the last profile goes on. `voided`: the highest epoch so far was of a wrong clock."""
+
+    epoch: int | None
+    voided: bool = False
+
+
+def next_epoch(now: float, issued: int, max_future: float, urgent: bool) -> NextEpoch:
+    """The epoch to issue at `now`: the current second, but above `issued`, the highest epoch issued so far.
+
+    Where that is ahead of the clock by no more than receivers take (`max_future` seconds), the last profile goes on
+    until the clock has caught up; only what is urgent may be the next one. Where it is ahead by more, the clock was
+    wrong then: nobody takes its epochs, and a second use of one does no harm (wire/README.md, section 6.2).
+    """
+    if issued > now + max_future:
+        return NextEpoch(int(now), voided=True)
+    if issued > now and not (urgent and issued + 1 <= now + max_future):
+        return NextEpoch(None)
+    return NextEpoch(max(int(now), issued + 1))
 
 
 def metric_slots(private: Mapping[str, int]) -> dict[str, int]:

@@ -216,7 +216,8 @@ class Offload:
     def tick(self) -> None:
         """Once a second: give the programs the time, and renew their lease."""
         now = time.monotonic_ns()
-        self._map("verify.clock").update(encode.PAIR.pack(0), maps.CLOCK.pack(time.time_ns() - now, now + LEASE_NS))
+        offset = (time.time_ns() - now) & 0xFFFFFFFFFFFFFFFF  # negative if the wall clock is before the boot; it wraps
+        self._map("verify.clock").update(encode.PAIR.pack(0), maps.CLOCK.pack(offset, now + LEASE_NS))
 
     def end_lease(self) -> None:
         """Make the verifier decide nothing from now on: without its mark the rules send packets to the queue."""
@@ -242,7 +243,7 @@ class Offload:
         value = self._map("verify.receiving").lookup(encode.PAIR.pack(pair), F_LOCK)
         return None if value is None else decode.parse_receiving(value)
 
-    def raise_epoch(self, pair: int, epoch: int, since: int) -> None:
+    def raise_epoch(self, pair: int, epoch: int, since: int, leapt: int = 0) -> None:
         """Raise a pair's epoch to one that the queue has accepted, or that was accepted before the start.
 
         If the program accepts a packet between reading and writing, its fragment is lost, and accepted again later; and
@@ -254,9 +255,16 @@ class Offload:
             return
         state = decode.parse_receiving(value)
         if epoch > state.highest:
-            counted = state.accepted, b"", b"", 0, b"", b""
-            raised = maps.RECEIVING.pack(0, epoch, state.highest, since, 0, 0, 0, 0, *counted)
+            raised = encode.receiving_entry(epoch, state.highest, since, state.accepted, max(leapt, state.leapt))
             receiving.update(key, raised, F_LOCK)
+
+    def fall_back(self, pair: int, epoch: int, leapt: int) -> None:
+        """Go back to an epoch from before a leap to `leapt`."""
+        receiving, key = self._map("verify.receiving"), encode.PAIR.pack(pair)
+        value = receiving.lookup(key, F_LOCK)
+        if value is not None:
+            accepted = decode.parse_receiving(value).accepted
+            receiving.update(key, encode.receiving_entry(epoch, 0, 0, accepted, leapt), F_LOCK)
 
     def sent_bits(self, pair: int, epoch: int) -> int:
         """Bits of an epoch's fragments that the program has sent."""

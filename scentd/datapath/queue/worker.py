@@ -248,7 +248,7 @@ class Worker:
         elif isinstance(message, link.PathTables):
             before, self._epochs = self._epochs, Epochs(Path(message.epochs_path))
             self._stamper.configure(message.stamp)
-            self._verifier.configure(message.verify, self._epochs.values)
+            self._verifier.configure(message.verify, self._epochs.values, self._epochs.leapt)
             self._forward_lowered = message.forward_lowered
             self._marks[:] = message.mark_verified, message.mark_glance
             self._fail_open[:] = message.stamp_fail_open, message.verify_fail_open
@@ -290,6 +290,8 @@ class Worker:
     def _report(self) -> link.WorkerReport:
         accepted = self._verifier.drain_accepted()
         self._accepted += sum(accepted.values())
+        duplicates = self._verifier.drain_duplicates()
+        self._counters["duplicate_issuer"] += sum(duplicates.values())
         counters = {
             "stamped": self._stamped[0],
             "accepted": self._accepted - self._counters["accepted:drop"],
@@ -297,6 +299,7 @@ class Worker:
             **self._counters,
         }
         of_pairs = [
+            *((pair, "duplicate_issuer", n) for pair, n in duplicates.items()),
             *((pair, "accepted", n) for pair, n in accepted.items()),
             *((*k, n) for k, n in self._of_pairs.items()),
         ]

@@ -1,12 +1,15 @@
 """What the verifier takes for fresh: ages, grace, what workers share."""
 
+from dataclasses import replace
+
+import carriers
 import wire_setup
 from hypothesis import given
 from hypothesis import strategies as st
 from wire_strategies import TCP4, TCP6, at_epoch, quick, verdict
 
 from scentd.core.packet import verify
-from scentd.wire import layout
+from scentd.wire import ip, layout
 
 
 def test_an_epoch_ages():
@@ -150,3 +153,43 @@ def test_no_clock_and_no_order_of_epochs_accepts_what_is_out_of_time(steps):
             assert clock - 60 <= epoch <= clock + 10
             accepted.append(epoch)
             assert epoch >= sorted(set(accepted))[-2:][0]
+
+
+def test_after_a_leap_epochs_of_that_stretch_may_not_be_ahead_again():
+    """Both clocks were ahead once; what was recorded then counts for little when the clock gets there."""
+    now = wire_setup.NOW
+    highest = int(now) + 7
+    one = wire_setup.verifier(epochs=[0] * 8)
+    one.configure(wire_setup.VERIFY_TABLE, [0] * 8, [highest] * 4)
+    for ahead in (3, 7):
+        assert verdict(one.verify(at_epoch(int(now) + ahead))) == layout.VERDICT_FUTURE
+    assert isinstance(one.verify(at_epoch(int(now) + 2)), bytes)
+    assert isinstance(one.verify(at_epoch(highest + 1)), bytes), "beyond the stretch it is as always"
+
+
+def test_a_highest_epoch_that_fell_back_lets_later_ones_count_in_full():
+    epochs = [0] * 8
+    one = wire_setup.verifier(epochs=epochs)
+    pair = wire_setup.VERIFY_TABLE.incoming[0].slot
+    assert isinstance(one.verify(at_epoch(int(wire_setup.NOW) + 8)), bytes)
+    assert verdict(one.verify(TCP4)) == layout.VERDICT_REPLAYED_EPOCH
+    epochs[2 * pair : 2 * pair + 2] = wire_setup.EPOCH - 100, 0
+    one.tick(wire_setup.NOW + 1)
+    one.events.clear()
+    assert isinstance(one.verify(TCP4), bytes)
+    assert [event.epoch for event in one.events] == [wire_setup.EPOCH]
+
+
+def test_a_second_machine_with_the_same_key_is_noticed():
+    """Another fragment of the same epoch and index; epochs that rise and are too old all the same."""
+    one = wire_setup.verifier()
+    other = wire_setup.stamper()
+    other.update(wire_setup.outgoing(statement=replace(wire_setup.STATEMENT, overall=0.1)))
+    assert isinstance(one.verify(TCP4), bytes)
+    assert isinstance(one.verify(TCP6), bytes)
+    assert one.drain_duplicates() == {}
+    assert isinstance(one.verify(other.stamp(carriers.remove(TCP4, ip.parse(TCP4)))), bytes)
+    assert one.drain_duplicates() == {0: 1}
+    for behind, noticed in ((40, {}), (40, {}), (35, {0: 1}), (36, {}), (30, {0: 1})):
+        assert verdict(one.verify(at_epoch(wire_setup.EPOCH - behind))) == layout.VERDICT_REPLAYED_EPOCH
+        assert one.drain_duplicates() == noticed, behind

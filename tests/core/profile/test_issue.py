@@ -95,18 +95,33 @@ def test_verified_finds_what_is_wrong():
     assert not issuer().verify(replace(made, peer="nobody"))
 
 
-@given(st.lists(st.floats(0, 2**31), min_size=1, max_size=50))
-def test_no_epoch_twice_whatever_the_clock(clock):
-    """Invariant 8 at the sender. The clock is a value here: it jumps back and forth, stands, and is fine again."""
-    issued, seen = 0, []
-    for now in clock:
-        issued = next_epoch(now, issued)
-        seen.append(issued)
-    assert seen == sorted(set(seen))
+@given(st.lists(st.tuples(st.floats(0, 2**31), st.booleans()), min_size=1, max_size=50))
+def test_epochs_rise_unless_the_clock_was_wrong(story):
+    """Whatever the clock does: an epoch is above the last one, or that one is ahead of what any receiver takes."""
+    issued = 0
+    for now, urgent in story:
+        made = next_epoch(now, issued, 10.0, urgent)
+        assert made.voided == (issued > now + 10)
+        if made.epoch is None:
+            assert now < issued <= now + 10
+            continue
+        assert made.voided or made.epoch > issued
+        assert made.epoch <= now + 10
+        issued = made.epoch
 
 
 @pytest.mark.parametrize(
-    ("now", "issued", "want"), [(100.9, 0, 100), (100.0, 100, 101), (50.0, 100, 101), (200.0, 100, 200)]
+    ("now", "issued", "urgent", "want"),
+    [
+        (100.9, 0, False, (100, False)),
+        (100.0, 100, False, (101, False)),
+        (200.0, 100, False, (200, False)),
+        (100.0, 108, False, (None, False)),  # the last one goes on until the clock has caught up
+        (100.0, 108, True, (109, False)),  # an alarm does not wait
+        (100.0, 110, True, (None, False)),  # it would be refused
+        (100.0, 111, False, (100, True)),
+        (100.0, 700, True, (100, True)),
+    ],
 )
-def test_next_epoch(now, issued, want):
-    assert next_epoch(now, issued) == want
+def test_next_epoch(now, issued, urgent, want):
+    assert next_epoch(now, issued, 10.0, urgent) == want
