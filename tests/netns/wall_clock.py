@@ -1,4 +1,4 @@
-"""Wall clocks of daemons and workers that are wrong. All namespaces of a machine have one clock, which no test may set."""
+"""Wall clocks of daemons and workers that are wrong. A machine has one clock, which no test may set."""
 
 from __future__ import annotations
 
