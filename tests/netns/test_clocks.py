@@ -64,6 +64,7 @@ def running(request, tmp_path_factory) -> Iterator[Ends]:
 @pytest.fixture
 def ends(running) -> Iterator[Ends]:
     """Both clocks are right, and traffic passes, before each test and after it."""
+    until(lambda: running.b.status()["peers"][0]["highest_epoch"] < time.time() + 10, "nothing is ahead")
     until(running.reach, "it passes before")
     yield running
     running.right()
