@@ -26,6 +26,7 @@ from scentd.config.sections import Config
 from scentd.core.allocate.actions.bandwidth import RateKey, never_used
 from scentd.errors import HostError
 from scentd.prefix import Prefix, prefixes
+from scentd.system import rtnetlink
 
 MAJOR = 0x5CE0
 ROOT = MAJOR << 16
@@ -183,10 +184,15 @@ def interfaces(config: Config) -> list[str]:
 
 
 def remove_everywhere(besides: Collection[str] = ()) -> list[str]:
-    """Remove our root qdiscs from all interfaces except `besides`; return the names of those that had one."""
+    """Remove our root qdiscs from all interfaces except `besides`; return the names of those that had one.
+
+    All qdiscs are read once: each question about one interface makes the kernel tell of all, too.
+    """
+    qdiscs = rtnetlink.qdiscs()
+    having = {q.interface for q in qdiscs if (q.parent, q.handle, q.kind) == (TC_H_ROOT, ROOT, "htb")}
     with netlink("all interfaces") as ipr:
-        names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in ipr.get_links()}
-        return [name for index, name in names.items() if name not in besides and remove_from(ipr, index)]
+        names = {index: name for index, name in socket.if_nameindex() if index in having and name not in besides}
+        return [name for index, name in names.items() if remove_from(ipr, index)]
 
 
 def remove_from(ipr: IPRoute, index: int) -> bool:

@@ -24,6 +24,18 @@ SIOCETHTOOL = 0x8946
 # ETHTOOL_STXCSUM, _SSG, _STSO, _SGSO, _SGRO: what `ethtool -K` switches, for a machine that does not have it.
 SWITCHES = {"tx": 0x17, "sg": 0x19, "tso": 0x1F, "gso": 0x24, "gro": 0x2C}
 
+# A node's program as on a kernel without tcx links.
+CLSACT_ONLY = (
+    "-c",
+    """
+import functools, sys
+from scentd.datapath.offload import attach
+attach.Attacher = functools.partial(attach.Attacher, force="clsact")
+from scentd.cli import main
+sys.exit(main())
+""",
+)
+
 
 def offloaded(bpf: Path, *nodes: Node) -> None:
     """With the offload, and one worker: what it reports is in the order of its packets."""

@@ -8,15 +8,14 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
 import time
 from contextlib import contextmanager
 from ipaddress import ip_address
 
 import pytest
 from compiled import bpffs, compiled
-from edges import grown, in_place, offloaded, offloaded_pair, queueing, strict, totals
-from hosts import Node, acquainted, environment, peer_of, say, start, transfer, until
+from edges import CLSACT_ONLY, grown, in_place, offloaded, offloaded_pair, queueing, strict, totals
+from hosts import Node, acquainted, peer_of, say, start, transfer, until
 from pyroute2 import IPRoute
 from steady import steady
 from topology import Topology
@@ -218,36 +217,16 @@ def assert_seen(a: Node, b: Node, came, went) -> None:
 
 # -- clsact ----------------------------------------------------------------------
 
-CLSACT_ONLY = """
-import functools, sys
-from scentd.datapath.offload import attach
-attach.Attacher = functools.partial(attach.Attacher, force="clsact")
-from scentd.cli import main
-sys.exit(main())
-"""
-
-
-class Clsact(Node):
-    """As on a kernel without tcx links."""
-
-    def launch(self) -> None:
-        with open(self.log, "ab") as log:
-            self.process = self.host.start(
-                *(sys.executable, "-c", CLSACT_ONLY, "run", "--config", str(self.config)),
-                env=environment(),
-                stdout=log,
-                stderr=log,
-            )
-
 
 def test_clsact(tmp_path):
     """Both ends by filters: traffic of every size, the queue's part of it, and nothing left behind."""
     with (
         bpffs(tmp_path / "bpf") as bpf,
         Topology("ek") as net,
-        Clsact(net.host("a"), tmp_path) as a,
-        Clsact(net.host("b"), tmp_path) as b,
+        Node(net.host("a"), tmp_path) as a,
+        Node(net.host("b"), tmp_path) as b,
     ):
+        a.program = b.program = CLSACT_ONLY
         net.link(a.host, b.host, ipv4="10.1.0.0/24", ipv6="fd00:1::/64")
         a.peers, b.peers = [strict(b)], [strict(a)]
         offloaded(bpf, a, b)

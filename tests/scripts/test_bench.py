@@ -113,6 +113,20 @@ def test_dataplane():
     assert (namespaces(), mounts()) == before, "something is left behind"
 
 
+@pytest.mark.netns
+def test_interfaces():
+    before = namespaces(), mounts()
+    text = bench("interfaces", "--quick", "--json", timeout=180)
+    (row,) = json.loads(text.splitlines()[-1])["rows"]
+    assert row["interfaces"] == 10
+    for name in ("ready_s", "served_s", "come_ms", "go_ms", "stop_s", "stop_churn_s"):
+        assert row[name]["min"] > 0
+        assert_spread(row[name])
+    assert_spread(row["come_cpu_ms"])
+    assert "start to READY" in text
+    assert (namespaces(), mounts()) == before
+
+
 def test_ratios_are_of_the_same_round(benchmarks):
     report = benchmarks("dataplane_report")
     turns = {
@@ -158,13 +172,16 @@ def test_a_figure(benchmarks, tmp_path):
         assert figure.read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["dataplane", "--help"], ["nfqueue", "--help"], ["profiles", "--help"]])
+@pytest.mark.parametrize(
+    "argv",
+    [["--help"], ["dataplane", "--help"], ["nfqueue", "--help"], ["interfaces", "--help"], ["profiles", "--help"]],
+)
 def test_help(argv):
     assert "usage:" in bench(*argv)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to stop being it")
-@pytest.mark.parametrize("suite", ["dataplane", "nfqueue"])
+@pytest.mark.parametrize("suite", ["dataplane", "nfqueue", "interfaces"])
 def test_without_root_it_says_why(suite):
     done = subprocess.run([BENCH, suite, "--quick"], capture_output=True, text=True, check=False, user=65534)
     assert done.returncode != 0

@@ -6,26 +6,27 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from msgspec.structs import replace
 
 from scentd.config.sections import Config
+from scentd.core.interest import Interest, spans
 from scentd.core.lowered_mtu import RoutePlan
 from scentd.core.offload.coverage import Coverage
 from scentd.datapath.host import path_table, routes, rules, selection
 from scentd.datapath.host.netlink_watch import NetlinkWatch
 from scentd.datapath.host.restored import Restored
 from scentd.datapath.host.rule_watch import RuleWatch
-from scentd.datapath.host.watch import Watch
+from scentd.datapath.host.watch import Changes, Watch
 from scentd.datapath.offload.interfaces import read_served
 from scentd.datapath.offload.offload import Offload, remove_offload
 from scentd.errors import ScentdError
 from scentd.guard import orders
 from scentd.guard.client import GuardClient, write_document
-from scentd.system import nft
+from scentd.system import nft, rtnetlink
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,9 @@ class Installed(NamedTuple):
 
     facts: HostFacts
     served: Coverage | None  # by our programs; the rules fit this
+    plan: RoutePlan = RoutePlan()
+    routes_allow: bool = False  # that the host is rule-free
+    addresses: Collection[tuple[int, str]] = ()  # by interface
 
 
 class Host:
@@ -64,7 +68,9 @@ class Host:
         self._is_whole = False  # and it is the newest, all of it
         self._generation: int | None = None  # of nftables, when our table was last seen to be whole
         self._offload: Offload | None = None
-        self._served: Coverage | None = None
+        self._installed = Installed(HostFacts(), None)
+        self._watch: Watch | None = None
+        self._skipped = False  # changes that seemed to be of no interest; the next check looks again
         self._watches: list[NetlinkWatch] = []
         self.restored = Restored()
         self._lock = threading.Lock()  # the watch, a reload and the stop run on different threads
@@ -79,7 +85,9 @@ class Host:
             facts = self._install()
             self.applied = True
         if not self._watches:
-            self._watches = [Watch(config.datapath, self._on_change), RuleWatch(self._on_rules)]
+            self._watch = Watch(config.datapath, self._on_change)
+            self._watches = [self._watch, RuleWatch(self._on_rules)]
+            self._watch.interest = interest(config, self._installed)
             for watch in self._watches:
                 watch.start()
         return facts
@@ -87,9 +95,36 @@ class Host:
     def _install(self) -> HostFacts:
         self._is_whole = False
         self._generation = None
-        facts, self._served = update(self._config, self._offload)
+        facts = self._update()
         self._is_whole = True
         return facts
+
+    def _update(self, changes: Changes | None = None) -> HostFacts:
+        """Look at the whole host; with `changes` only interfaces that have changed are looked at."""
+        self._skipped = False
+        if self._watch is not None:
+            self._watch.interest = None  # what happens while we look may be of interest
+        self._installed = update(self._config, self._offload, changes)
+        if self._watch is not None:
+            self._watch.interest = interest(self._config, self._installed)
+        return self._installed.facts
+
+    def _follow(self, changes: Changes) -> HostFacts | None:
+        """Look at what has changed; None if the facts have not."""
+        if changes.routes or changes.lost:
+            return self._update(None if changes.lost else changes)
+        facts, served, plan, routes_allow, _ = self._installed
+        if self._offload is not None:
+            self._offload.follow(changes.gone, changes.links)
+            if restrict(self._offload.interfaces.cover(plan.interfaces()), routes_allow) != served:
+                return self._update(changes)
+            self._offload.interfaces.detach_unused()
+        self._skipped = True
+        addresses = changes.of(self._installed.addresses)
+        self._installed = self._installed._replace(
+            facts=facts._replace(addresses=texts(addresses)), addresses=addresses
+        )
+        return self._installed.facts if self._installed.facts != facts else None
 
     def check(self, removal: bool = False) -> bool:
         """Put back what somebody has removed; finish what a reload could not. Raises HostError.
@@ -110,20 +145,25 @@ class Host:
                 if missing:
                     self.restored.note(missing, time.monotonic())
                 elif not changed:
+                    if self._skipped and not removal:
+                        self._tell(self._update(Changes()))
                     return False
             facts = self._install()
             if not was_whole:
                 log.info("the host is as the configuration wants it again")
-        self._loop.call_soon_threadsafe(self._on_facts, facts)
+        self._tell(facts)
         return True
+
+    def _tell(self, facts: HostFacts) -> None:
+        self._loop.call_soon_threadsafe(self._on_facts, facts)
 
     def _find_missing(self) -> str:
         """What of ours in the firewall somebody has removed or changed; "" if all is there. Raises HostError."""
-        if not rules.is_applied(self._config, self._served):
+        if not rules.is_applied(self._config, self._installed.served):
             return "iptables: somebody has changed rules of ours"
         generation = nft.generation()
         if generation != self._generation:
-            if not path_table.is_applied(selection.select(self._config, self._served)):
+            if not path_table.is_applied(selection.select(self._config, self._installed.served)):
                 return f"nftables: somebody has changed the table {selection.NAME}, which is ours"
             self._generation = generation
         return ""
@@ -148,14 +188,15 @@ class Host:
     def _on_change(self) -> None:
         try:
             with self._lock:
-                if self._stopped:
+                if self._stopped or self._watch is None:
                     return
-                facts, self._served = update(self._config, self._offload)
+                facts = self._follow(self._watch.last)
         except ScentdError as error:
             log.error("routes to peers: %s", error)
             self._is_whole = False  # the next check tries again
             return
-        self._loop.call_soon_threadsafe(self._on_facts, facts)
+        if facts is not None:
+            self._tell(facts)
 
 
 def with_queue(config: Config, first: int) -> Config:
@@ -164,7 +205,7 @@ def with_queue(config: Config, first: int) -> Config:
 
 def read_facts(config: Config) -> HostFacts:
     """The facts that `update` will return, as far as they are known before it. Changes nothing. Raises HostError."""
-    return HostFacts(routes.read_plan(config).limits(), routes.own_addresses())
+    return HostFacts(routes.read_plan(config).limits(), texts(rtnetlink.addresses()))
 
 
 def reinstall(config: Config) -> None:
@@ -172,25 +213,47 @@ def reinstall(config: Config) -> None:
     write(as_installed(config), routes.read_plan(config), current_served(config))
 
 
-def update(config: Config, offload: Offload | None) -> Installed:
+def update(config: Config, offload: Offload | None, changes: Changes | None = None) -> Installed:
     """Write the routes, programs and rules that the host's own routes and interfaces require.
+
+    With `changes` the programs on all other interfaces are not looked at.
 
     A program is attached before the rules leave packets to it, and detached after they send these to the queue again.
     Programs come first of all: on a rule-free host a new interface has nothing else that stamps its packets.
     """
     if offload is not None:
-        offload.attach()
-    plan = routes.read_plan(config)
-    served = None if offload is None else restrict_rule_free(config, plan, offload.interfaces.cover(plan.interfaces()))
+        if changes is None:
+            offload.attach()
+        else:
+            offload.follow(changes.gone, changes.links)
+    plan, served, routes_allow = routes.read_plan(config), None, False
+    if offload is not None:
+        offload.interfaces.prefer(plan.interfaces())
+        routes_allow = routes.may_be_rule_free(config, plan)
+        served = restrict(offload.interfaces.cover(plan.interfaces()), routes_allow)
     limits, lowered = write(config, plan, served)
     if offload is not None:
         offload.interfaces.detach_unused()
-    return Installed(HostFacts(limits, routes.own_addresses(), lowered), served)
+    addresses = rtnetlink.addresses()
+    return Installed(HostFacts(limits, texts(addresses), lowered), served, plan, routes_allow, addresses)
 
 
-def restrict_rule_free(config: Config, plan: RoutePlan, served: Coverage) -> Coverage:
+def texts(addresses: Iterable[tuple[int, str]]) -> tuple[str, ...]:
+    return tuple(sorted({address for _, address in addresses}))
+
+
+def restrict(served: Coverage, routes_allow: bool) -> Coverage:
     """Clear `rule_free` unless the routes allow it, too."""
-    return served._replace(rule_free=served.rule_free and routes.may_be_rule_free(config, plan))
+    return served._replace(rule_free=served.rule_free and routes_allow)
+
+
+def interest(config: Config, installed: Installed) -> Interest:
+    """Which changes of the host may lead to another plan."""
+    plan = installed.plan
+    sources = {route.source for route in plan.routes if route.source is not None}
+    peers = spans(prefix for prefix, _ in routes.peer_prefixes(config))
+    forwards = None if config.stamp.forwarded else not installed.routes_allow and routes.forwards()
+    return Interest(peers, plan.interfaces(), sources, forwards)
 
 
 def write(config: Config, plan: RoutePlan, served: Coverage | None) -> tuple[Limits, bool]:
@@ -220,7 +283,7 @@ def current_served(config: Config) -> Coverage | None:
     """The interfaces that a daemon's programs serve now; None without programs."""
     plan = routes.read_plan(config)
     served = read_served(config.datapath.pin_dir, plan.interfaces())
-    return None if served is None else restrict_rule_free(config, plan, served)
+    return None if served is None else restrict(served, routes.may_be_rule_free(config, plan))
 
 
 def show(config: Config) -> str:

@@ -94,12 +94,16 @@ class NetlinkWatch:
                 if error.errno != errno.ENOBUFS:
                     raise
                 changed = True
+                self.lose()
                 continue
             self.look(data)
             changed = changed or not parse or self.is_change(data)
 
     def look(self, data: bytes) -> None:
         """Look at messages that are not parsed, too; may set `urgent`."""
+
+    def lose(self) -> None:
+        """Messages were lost."""
 
     def is_change(self, data: bytes) -> bool:
         """Whether these messages are a reason to call."""

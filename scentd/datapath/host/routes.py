@@ -23,25 +23,29 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address, ip_network
-from pathlib import Path
 from typing import Any
 
 from pyroute2 import IPRoute
+from pyroute2.netlink import rtnl
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl import rt_type
 from pyroute2.netlink.rtnl.fibmsg import FR_ACT_GOTO, FR_ACT_NOP, FR_ACT_TO_TBL
+from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from scentd.config.sections import Config, Datapath, stamped_peers
 from scentd.core import lowered_mtu
+from scentd.core.interest import Spans, overlaps, spans
 from scentd.core.lowered_mtu import Link, Nexthop, Route, RoutePlan
 from scentd.core.pairs import overhead
 from scentd.datapath.family import families
 from scentd.errors import HostError
 from scentd.prefix import Prefix, prefixes
+from scentd.system import rtnetlink
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +74,7 @@ def apply(config: Config, forwarded: bool = False, rule_free: bool = False) -> R
     out. Until the next call, packets on that route that are too big leave unstamped.
     """
     with routing_socket() as ip:
-        plan, own = make_plan(ip, config), config.datapath.route_table
+        plan, own = make_plan(config), config.datapath.route_table
         for version in families():
             want = [route for route in plan.routes if route.prefix.version == version]
             rules = own_rules(config.datapath, version, forwarded) if want else []
@@ -96,35 +100,40 @@ def may_be_rule_free(config: Config, plan: RoutePlan) -> bool:
     with routing_socket() as ip:
         if any(foreign_rules(ip, version, config.datapath) for version in families()):
             return False
+        ranges = spans(route.prefix for route in plan.routes)
         return lowered_mtu.may_precede_rules(
-            plan.routes, (r.prefix for v in families() for r in read_routes(ip, v, LOCAL, False))
+            plan.routes, (r.prefix for v in families() for r in read_routes(v, LOCAL, False, ranges))
         )
 
 
 def forwards() -> bool:
     """Whether this host forwards packets by any of its interfaces, of either family."""
-    settings = (Path(f"/proc/sys/net/ipv{version}/conf") for version in families())
-    return any(is_on(switch) for setting in settings for name in FORWARDING for switch in setting.glob(f"*/{name}"))
+    folders = [f"/proc/sys/net/ipv{version}/conf" for version in families()]
+    return any(
+        is_on(f"{folder}/{interface}/{name}")
+        for folder in folders
+        for interface in os.listdir(folder)
+        for name in FORWARDING
+    )
 
 
-def is_on(switch: Path) -> bool:
+def is_on(switch: str) -> bool:
     try:
-        return switch.read_text().strip() != "0"
-    except FileNotFoundError:  # the interface disappeared
+        with open(switch, "rb") as file:
+            return file.read().strip() != b"0"
+    except FileNotFoundError:  # the interface disappeared, or has no such switch
         return False
 
 
 def read_plan(config: Config) -> RoutePlan:
     """The plan that apply() would carry out now; changes nothing. Raises HostError."""
-    with routing_socket() as ip:
-        return make_plan(ip, config)
+    return make_plan(config)
 
 
 def read_own(datapath: Datapath) -> list[Route]:
     """Our routes, both families. Raises HostError."""
-    with routing_socket() as ip:
-        tables = ((version, table) for version in families() for table in (datapath.route_table, LOCAL))
-        return [route for version, table in tables for route in read_routes(ip, version, table)]
+    tables = ((version, table) for version in families() for table in (datapath.route_table, LOCAL))
+    return [route for version, table in tables for route in read_routes(version, table)]
 
 
 def remove(datapath: Datapath) -> None:
@@ -136,12 +145,13 @@ def remove(datapath: Datapath) -> None:
                 write_routes(ip, version, table, [])
 
 
-def make_plan(ip: IPRoute, config: Config) -> RoutePlan:
+def make_plan(config: Config) -> RoutePlan:
     peers = peer_prefixes(config)
     if not peers:
         return RoutePlan()
-    main = [route for version in families() for route in read_routes(ip, version, MAIN)]
-    return lowered_mtu.plan(main, read_links(ip), peers)
+    ranges = spans(prefix for prefix, _ in peers)
+    main = [route for version in families() for route in read_routes(version, MAIN, ranges=ranges)]
+    return lowered_mtu.plan(main, read_links(hop.interface for route in main for hop in route.nexthops), peers)
 
 
 def own_rules(datapath: Datapath, version: int, forwarded: bool = False) -> list[dict[str, int | str]]:
@@ -191,7 +201,7 @@ def write_rules(ip: IPRoute, version: int, datapath: Datapath, want: list[dict[s
 
 
 def write_routes(ip: IPRoute, version: int, table: int, want: Iterable[Route]) -> None:
-    gone, new = lowered_mtu.diff(read_routes(ip, version, table), want)
+    gone, new = lowered_mtu.diff(read_routes(version, table), want)
     refused: list[str] = []
     for command, routes in (("del", gone), ("replace", new)):
         for route in routes:
@@ -207,29 +217,34 @@ def write_routes(ip: IPRoute, version: int, table: int, want: Iterable[Route]) -
         log.info("table %d: IPv%d: %d routes set, %d deleted", table, version, len(new), len(gone))
 
 
-def read_routes(ip: IPRoute, version: int, table: int, ours: bool = True) -> list[Route]:
-    """The routes of a table; of `local` only our own, or with `ours=False` only the others."""
-    messages = (m for m in ip.get_routes(family=FAMILY[version], table=table) if m.get("table") == table)
-    return [parse(m, version) for m in messages if table != LOCAL or (m["proto"] == PROTOCOL) is ours]
+def read_routes(version: int, table: int, ours: bool = True, ranges: Spans | None = None) -> list[Route]:
+    """The routes of a table; of `local` only our own, or with `ours=False` only the others.
+
+    `ranges`: only the routes of these addresses. A host with a thousand interfaces has thousands of others.
+    """
+    messages = rtnetlink.routes(FAMILY[version], table, PROTOCOL if ours and table == LOCAL else 0)
+    wanted = (m for m in messages if ranges is None or overlaps(ranges, version, *rtnetlink.destination_of(m)))
+    decoded = map(decode, wanted)
+    found = (m for m in decoded if m.get("table") == table)
+    return [parse(m, version) for m in found if table != LOCAL or (m["proto"] == PROTOCOL) is ours]
 
 
-def own_addresses() -> tuple[str, ...]:
-    """All addresses of this host but those of `lo`, sorted. Raises HostError."""
-    with routing_socket() as ip:
-        loopback = {link["index"] for link in ip.get_links() if link.get_attr("IFLA_IFNAME") == "lo"}
-        messages = (m for m in ip.get_addr() if m["index"] not in loopback)
-        return tuple(sorted({m.get_attr("IFA_LOCAL") or m.get_attr("IFA_ADDRESS") for m in messages}))
+def decode(body: bytes) -> Any:
+    header = rtnetlink.HEADER.pack(rtnetlink.HEADER.size + len(body), rtnl.RTM_NEWROUTE, 0, 0, 0)
+    message = rtmsg(header + body)
+    message.decode()
+    return message
 
 
-def read_links(ip: IPRoute) -> dict[int, Link]:
-    """The MTUs of all interfaces, up or down, by index."""
-    links = {}
-    for message in ip.get_links():
-        mtu = message.get_attr("IFLA_MTU")
-        families_of = message.get_attr("IFLA_AF_SPEC")
+def read_links(indexes: Iterable[int]) -> dict[int, Link]:
+    """The MTUs of interfaces, up or down, by index."""
+    links, all_links = {}, rtnetlink.links()
+    for index in set(indexes) & all_links.keys():
+        mtu = all_links[index].get_attr("IFLA_MTU")
+        families_of = all_links[index].get_attr("IFLA_AF_SPEC")
         inet6 = families_of.get_attr("AF_INET6") if families_of is not None else None
         settings = inet6.get_attr("IFLA_INET6_CONF") if inet6 is not None else None
-        links[message["index"]] = Link(mtu, settings["mtu"] if settings else mtu)
+        links[index] = Link(mtu, settings["mtu"] if settings else mtu)
     return links
 
 

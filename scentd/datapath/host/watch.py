@@ -7,16 +7,19 @@ foreign routes and rules. The callback then writes them again, and the next call
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator
-from struct import Struct
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 from typing import Any
 
 from pyroute2.netlink import rtnl
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
 from scentd.config.sections import Datapath
-from scentd.datapath.host.netlink_watch import NetlinkWatch, messages
+from scentd.core.interest import Interest, overlaps
+from scentd.datapath.host.netlink_watch import NetlinkWatch
 from scentd.datapath.host.routes import LOCAL, MAIN, PROTOCOL
+from scentd.system import rtnetlink
+from scentd.system.rtnetlink import Link
 
 DEBOUNCE = 0.2  # seconds from the first change to the call: one interface makes a dozen messages
 RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV6_NETCONF, RTNLGRP_NEXTHOP = 24, 25, 32
@@ -33,39 +36,108 @@ GROUPS = (
     | 1 << (RTNLGRP_IPV4_NETCONF - 1)  # forwarding on or off
     | 1 << (RTNLGRP_IPV6_NETCONF - 1)
 )
-LINK_MESSAGE = Struct("=20xi")  # struct nlmsghdr, then the index in ifinfomsg; the shortest message of rtnetlink
+RTM_NEWNETCONF, RTM_DELNETCONF = 80, 81
+NETCONFMSG, NETCONFA_FORWARDING, NETCONFA_FORCE_FORWARDING = 4, 2, 9  # linux/netconf.h: bytes of the header; attributes
+VERSIONS = {socket.AF_INET: 4, socket.AF_INET6: 6}
+
+
+@dataclass
+class Changes:
+    """What has changed on the host since the last call."""
+
+    links: dict[int, Link] = field(default_factory=dict)  # by index: new ones and changed ones
+    gone: set[int] = field(default_factory=set)  # indexes; a new interface may have one of them
+    addresses: dict[tuple[int, str], bool] = field(default_factory=dict)  # (interface, address): whether it came
+    routes: bool = False  # or whatever else our routes and rules depend on
+    lost: bool = False  # nobody knows what
+
+    def of(self, addresses: Collection[tuple[int, str]]) -> set[tuple[int, str]]:
+        """The addresses that there are now, if these were there before."""
+        kept = {a for a in addresses if a[0] not in self.gone and self.addresses.get(a, True)}
+        return kept | {address for address, came in self.addresses.items() if came}
 
 
 class Watch(NetlinkWatch):
-    """Calls back after each burst of changes.
+    """Calls back after each burst of changes, which are `last` then.
 
-    A new interface may not wait: its packets need a program as soon as it has routes.
+    A new interface may not wait: its packets need a program as soon as it has routes. `interest` says what matters to
+    our routes and rules; without it everything does.
     """
 
     def __init__(self, datapath: Datapath, callback: Callable[[], object], debounce: float = DEBOUNCE) -> None:
         super().__init__("route-watch", socket.NETLINK_ROUTE, GROUPS, callback, debounce)
         self.datapath = datapath
+        self.interest: Interest | None = None
         self.links = {index for index, _ in socket.if_nameindex()}
         self.marshal = MarshalRtnl()
+        self.changes = Changes()
+        self.last = self.changes  # for the callback
+        self.noted = False  # a change in the messages looked at last
+
+    def call(self) -> None:
+        self.last, self.changes = self.changes, Changes()
+        super().call()
+
+    def lose(self) -> None:
+        self.changes.lost = True
 
     def is_change(self, data: bytes) -> bool:
-        return any(is_relevant(message, self.datapath) for message in self.marshal.parse(data))
+        return self.noted
 
     def look(self, data: bytes) -> None:
-        """Look for new and deleted links without parsing all messages: thousands of routes may change at once."""
-        for kind, index in links_of(data):
-            if kind == rtnl.RTM_DELLINK:
-                self.links.discard(index)
-            elif index not in self.links:
-                self.links.add(index)
-                self.urgent = True
+        """Note what has changed. Few messages are decoded: thousands of routes may change at once."""
+        self.noted = False
+        for kind, body, whole in rtnetlink.messages(data):
+            if kind in (rtnetlink.RTM_NEWLINK, rtnetlink.RTM_DELLINK):
+                self._note_link(kind, body)
+            elif kind in (rtnetlink.RTM_NEWADDR, rtnetlink.RTM_DELADDR):
+                self._note_address(kind, body)
+            elif not self.changes.routes and self._may_matter(kind, body):
+                self.changes.routes = any(is_relevant(message, self.datapath) for message in self.marshal.parse(whole))
+            self.noted = self.noted or self.changes.routes
 
+    def _note_link(self, kind: int, body: bytes) -> None:
+        family, _, index, *_ = rtnetlink.LINK.unpack_from(body)
+        if family not in (socket.AF_UNSPEC, socket.AF_INET6):  # a bridge tells of its port; so does the port
+            return
+        if self.interest is None or index in self.interest.interfaces:
+            self.changes.routes = True
+        if family == socket.AF_INET6:
+            return
+        self.noted = True
+        if kind == rtnetlink.RTM_DELLINK:
+            self.links.discard(index)
+            self.changes.links.pop(index, None)
+            self.changes.gone.add(index)
+            return
+        self.changes.links[index] = Link(body)
+        if index not in self.links:
+            self.links.add(index)
+            self.urgent = True
 
-def links_of(data: bytes) -> Iterator[tuple[int, int]]:
-    """(RTM_NEWLINK or RTM_DELLINK, interface) of netlink messages (linux/netlink.h, struct ifinfomsg)."""
-    for kind, at in messages(data, LINK_MESSAGE.size):
-        if kind in (rtnl.RTM_NEWLINK, rtnl.RTM_DELLINK):
-            yield kind, LINK_MESSAGE.unpack_from(data, at)[0]
+    def _note_address(self, kind: int, body: bytes) -> None:
+        address, index = rtnetlink.address_of(body), rtnetlink.ADDRESS.unpack_from(body)[4]
+        if address is None or index == rtnetlink.LOOPBACK:
+            self.changes.routes = self.noted = True
+            return
+        is_new = kind == rtnetlink.RTM_NEWADDR
+        self.noted = True
+        self.changes.addresses[index, str(address)] = is_new
+        if self.interest is None or self.interest.has_address(address, index, is_new):
+            self.changes.routes = True
+
+    def _may_matter(self, kind: int, body: bytes) -> bool:
+        """Whether a message is worth decoding."""
+        if self.interest is None:
+            return True
+        if kind in (rtnl.RTM_NEWROUTE, rtnl.RTM_DELROUTE):
+            version = VERSIONS.get(rtnetlink.ROUTE.unpack_from(body)[0])
+            return version is not None and overlaps(self.interest.spans, version, *rtnetlink.destination_of(body))
+        if kind in (RTM_NEWNETCONF, RTM_DELNETCONF):  # each new interface has one
+            found = rtnetlink.attributes(body, NETCONFMSG)
+            values = (found.get(NETCONFA_FORWARDING), found.get(NETCONFA_FORCE_FORWARDING))
+            return self.interest.forwards in [not any(value) for value in values if value is not None]
+        return True
 
 
 def is_relevant(message: Any, datapath: Datapath) -> bool:

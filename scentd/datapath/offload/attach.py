@@ -1,11 +1,13 @@
 """Attaches programs to interfaces and detaches them: by tcx links where the kernel has them, else by clsact.
 
 Both outlive the process. A program of ours is replaced so that every packet meets either the old or the new one.
+Links are for few interfaces: after each new or removed link the kernel waits for all processors (synchronize_rcu() in
+tcx_entry_sync(), under the lock of all interfaces), 8 to 12 ms here. A filter costs 10 us, and waits for nothing.
 Programs of others are left alone. A new tcx link of ours goes before all others, because a program that ends the chain
 with TC_ACT_OK would hide packets from it. clsact filters run after all links, in the order of their priorities. Our
 programs return TC_ACT_UNSPEC, so that the others run, too.
 
-Everything acts on the calling thread's network namespace, and cannot run on a thread with a running event loop.
+Everything acts on the calling thread's network namespace.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import fcntl
 import logging
 import socket
 import struct
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +28,7 @@ from scentd.datapath.offload.bpfmap import ENOTSUPP
 from scentd.datapath.offload.clsact import NoInterface
 from scentd.datapath.offload.libbpf import BpfError
 from scentd.datapath.offload.tcx import Links
+from scentd.system import rtnetlink
 
 log = logging.getLogger(__name__)
 
@@ -49,24 +53,58 @@ class Attacher:
     def __init__(self, directory: str, force: Mechanism | None = None) -> None:
         self._links = Links(directory)
         self._force = force
-        self._tcx = force != "clsact"
-        self._filtered: set[Side] | None = None  # sides with a filter of ours; None: not read yet
+        self.has_links = force != "clsact"  # as far as is known
+        self._filtered: set[Side] | None = None  # sides with a filter of ours, or of an interface that is gone
+
+    def attach_all(self, programs: Mapping[Side, int], linked: Collection[int]) -> dict[Side, Mechanism]:
+        """Attach programs, or replace ours by them. Return the mechanism of each side; those of gone interfaces lack.
+
+        Sides that have a link of ours, and those of the interfaces in `linked`, get a link. The others get a filter,
+        because a new link makes the kernel wait for some milliseconds.
+        """
+        linked = linked if self.has_links else ()
+        by_link = {side for side in programs if side[0] in linked or self._links.exists(*side)}
+        filtered = {side: fd for side, fd in programs.items() if side not in by_link}
+        refused = clsact.attach_all(filtered)
+        for side, error in refused.items():
+            if isinstance(error, NoInterface):
+                log.info("offload: %s", error)
+            elif self.has_links:
+                by_link.add(side)
+            else:
+                raise error
+        attached: dict[Side, Mechanism] = dict.fromkeys(filtered.keys() - refused.keys(), "clsact")
+        if self._filtered is not None:
+            self._filtered |= attached.keys()
+        for side in sorted(by_link):
+            try:
+                attached[side] = self.attach(*side, programs[side])
+            except NoInterface as error:  # the watch tells
+                log.info("offload: %s", error)
+        return attached
 
     def attach(self, ifindex: int, direction: Direction, program_fd: int) -> Mechanism:
         """Attach a program, or replace ours by it. Return the mechanism. Raises NoInterface.
 
-        A link comes first and without any netlink request: the interface may carry packets already.
+        Two verifiers on one packet would refuse it. So a filter goes before the link comes; meanwhile the queue judges.
         """
         side: Side = ifindex, direction
-        if self._tcx and self._attach_link(ifindex, direction, program_fd):
+        if self.has_links:
             if self._filtered is None:
                 self._filtered = clsact.attached_sides()
-            if side in self._filtered:
+            filtered = side in self._filtered
+            if filtered and direction == "ingress":
                 clsact.detach(ifindex, direction)
+            if self._attach_link(ifindex, direction, program_fd):
+                if filtered and direction == "egress":
+                    clsact.detach(ifindex, direction)
                 self._filtered.discard(side)
-            return "tcx"
+                return "tcx"
+        if direction == "ingress":
+            self._links.detach(ifindex, direction)
         clsact.attach(ifindex, direction, program_fd)
-        self._links.detach(ifindex, direction)
+        if direction == "egress":
+            self._links.detach(ifindex, direction)
         if self._filtered is not None:
             self._filtered.add(side)
         return "clsact"
@@ -81,17 +119,33 @@ class Attacher:
             if self._force is not None or error.code not in NO_TCX:
                 raise
             log.info("no tcx links here (%s): clsact filters instead", error)
-            self._tcx = False
-        return self._tcx
+            self.has_links = False
+        return self.has_links
 
     def detach(self, ifindex: int, direction: Direction) -> None:
         """Detach our program, by either mechanism; no program, or no such interface, is no error."""
-        self._links.detach(ifindex, direction)
-        clsact.detach(ifindex, direction)
+        self.detach_all([(ifindex, direction)])
+
+    def detach_all(self, sides: Collection[Side]) -> None:
+        """Detach our programs from these sides, by either mechanism; having none is no error."""
+        for side in sides:
+            self._links.detach(*side)
+        if sides:
+            clsact.detach_all(sides)
+
+    def forget(self, side: Side) -> None:
+        """Remove what is left of a link whose interface is gone."""
+        self._links.forget(*side)
+
+    def attached(self) -> dict[Side, Mechanism]:
+        """The sides that have a program of scentd, whichever process attached it, and by what."""
+        self._filtered = clsact.attached_sides()
+        filtered: dict[Side, Mechanism] = dict.fromkeys(self._filtered, "clsact")
+        return filtered | dict.fromkeys(self._links.attached_sides(), "tcx")
 
     def attached_sides(self) -> set[Side]:
         """The sides that have a program of scentd, by either mechanism, whichever process attached it."""
-        return self._links.attached_sides() | clsact.attached_sides()
+        return set(self.attached())
 
     def is_foreign(self) -> bool:
         """Whether the directory belongs to a daemon in another network namespace."""
@@ -103,13 +157,8 @@ class Attacher:
         clsact.remove()
 
 
-def interfaces() -> list[Interface]:
-    """The interfaces that this host's packets use: not loopback, nor the ports of a bridge, bond or team.
-
-    Raises HostError.
-    """
-    with clsact.netlink() as ip:
-        links = list(ip.get_links())
+def interfaces(links: Collection[Any]) -> list[Interface]:
+    """The interfaces that this host's packets use: not loopback, nor the ports of a bridge, bond or team."""
     below = {link.get_attr("IFLA_LINK") for link in links if shares_packets(link)}
     return [
         Interface(
@@ -122,6 +171,11 @@ def interfaces() -> list[Interface]:
         for link in links
         if not link["flags"] & IFF_LOOPBACK and is_free(link)
     ]
+
+
+def read_interfaces() -> list[Interface]:
+    """interfaces() of this namespace. Raises HostError."""
+    return interfaces(rtnetlink.links().values())
 
 
 def kind_of(link: Any) -> str | None:

@@ -1,22 +1,22 @@
 """The offload's programs on the host's interfaces.
 
 Both programs are on every interface: a peer's packets may arrive through any, and a rule of the host (fwmark) may send
-packets out through an interface that no route to peers uses (core/offload/served.py). Not to be called on the thread of
-a running event loop.
+packets out through an interface that no route to peers uses. A container host has a thousand interfaces, so a change of
+one costs nothing for the others.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from scentd.core.offload.coverage import Coverage, Interface, Side, coverage
 from scentd.datapath.offload import attach, libbpf
 from scentd.datapath.offload.attach import Attacher, Mechanism
-from scentd.datapath.offload.clsact import NoInterface
 from scentd.datapath.offload.programs import Programs
+from scentd.system import rtnetlink
+from scentd.system.rtnetlink import Link
 
-log = logging.getLogger(__name__)
+LINKED = 4  # interfaces that get tcx links, those to peers first; a new link takes 8 to 12 ms, a filter 10 us
 
 
 class Interfaces:
@@ -24,52 +24,104 @@ class Interfaces:
 
     def __init__(self, pin_dir: str) -> None:
         self._attacher = Attacher(pin_dir)
-        self.mechanism: Mechanism | None = None
+        self._programs: Programs | None = None
+        self._links: dict[int, Link] = {}
         self._interfaces: list[Interface] = []
-        self._sides: set[Side] = set()
+        self._wanted: dict[Side, Interface] = {}  # the sides that programs serve
+        self._attached: dict[Side, Mechanism] = {}
+        self._known: dict[Interface, set[Side]] = {}  # sides_of(), which asks the device
+        self._to_peers: Collection[int] = ()
+        self.mechanism: Mechanism | None = None  # links if there is any
         self.stamping: list[str] = []  # names of those to peers
         self.verifying: list[str] = []  # names
 
     def attach(self, programs: Programs) -> None:
-        """Attach these programs to all interfaces, in the place of ours; first to the newest, which has none."""
-        self._interfaces = sorted(attach.interfaces(), reverse=True)
-        sides: set[Side] = set()
-        for interface in self._interfaces:
-            try:
-                sides |= self._serve(interface, programs)
-            except NoInterface as error:  # the watch calls again
-                log.info("offload: %s", error)
-        self._sides = sides
+        """Attach these programs to all interfaces, in the place of ours."""
+        self._programs = programs
+        self._attached = self._attacher.attached()
+        self._links = rtnetlink.links()
+        self._known = {}
+        self._look()
+        self._attach(self._wanted)
+
+    def follow(self, gone: Collection[int], links: Mapping[int, Link]) -> None:
+        """Attach the programs to new interfaces. `gone`: indexes that others may have by now."""
+        for side in [side for side in self._attached if side[0] in gone]:
+            if self._attached.pop(side) == "tcx":
+                self._attacher.forget(side)
+        before = {index: self._links.pop(index, None) for index in gone} | {i: self._links.get(i) for i in links}
+        self._links |= links
+        changed = {i: sides for i, sides in self._known.items() if i.number in before}
+        if all(link and i in links and links[i].is_like(link) for i, link in before.items()) and all(
+            sides_of(i) == sides for i, sides in changed.items()
+        ):
+            return
+        self._known = {i: sides for i, sides in self._known.items() if i not in changed}
+        self._look()
+        self._attach(self._wanted.keys() - self._attached.keys())
+
+    def _look(self) -> None:
+        self._interfaces = attach.interfaces(self._links.values())
+        self._known = {i: self._known[i] if i in self._known else sides_of(i) for i in self._interfaces}
+        self._wanted = {side: i for i, sides in self._known.items() for side in sides}
+
+    def _attach(self, sides: Collection[Side]) -> None:
+        if self._programs is None or not sides:
+            return
+        fds = {}
+        for side in sides:
+            header = self._wanted[side].header
+            assert header is not None  # without a header the interface has no sides
+            fds[side] = self._programs.program(side[1], header)
+        linked = self._to_link()
+        for side in sides:
+            self._attached.pop(side, None)
+        attached = self._attacher.attach_all(fds, linked)
+        self._attached |= attached
+        if gone := {number for number, _ in fds.keys() - attached.keys()}:  # the watch tells later
+            self._links = {number: link for number, link in self._links.items() if number not in gone}
+            self._look()
+
+    def _to_link(self) -> set[int]:
+        """The interfaces that get links. A filter is replaced by a link only on an interface to peers."""
+        first = sorted((i.number for i in self._interfaces), key=lambda n: (n not in self._to_peers, n))[:LINKED]
+        return {n for n in first if n in self._to_peers or self._attached.get((n, "ingress")) != "clsact"}
+
+    def prefer(self, to_peers: Collection[int]) -> None:
+        """Give the interfaces to peers links: they come before the programs of others, and filters behind them."""
+        self._to_peers = to_peers
+        if self._attacher.has_links:
+            chosen = self._to_link() & set(to_peers)
+            self._attach([s for s in self._wanted if s[0] in chosen and self._attached.get(s) == "clsact"])
 
     def cover(self, leading: Collection[int]) -> Coverage:
         """What the attached programs serve; `leading`: indexes of the interfaces to peers."""
-        result = coverage(self._interfaces, self._sides, leading)
+        served = self._wanted.keys() & self._attached.keys()
+        result = coverage(self._interfaces, served, leading)
+        used = set(self._attached.values())
+        self.mechanism = "tcx" if "tcx" in used else "clsact" if used else None
         self.stamping = list(result.stamping)
-        self.verifying = sorted(i.name for i in self._interfaces if (i.number, "ingress") in self._sides)
+        self.verifying = sorted(i.name for side, i in self._wanted.items() if side[1] == "ingress" and side in served)
         return result
-
-    def _serve(self, interface: Interface, programs: Programs) -> set[Side]:
-        sides = sides_of(interface)
-        for number, direction in sides:
-            assert interface.header is not None  # without a header the interface has no sides
-            self.mechanism = self._attacher.attach(number, direction, programs.program(direction, interface.header))
-        return sides
 
     def detach_unused(self) -> None:
         """Detach programs from interfaces that must not have them any more. Change the rules first."""
-        for number, direction in self._attacher.attached_sides() - self._sides:
-            self._attacher.detach(number, direction)
+        unused = self._attached.keys() - self._wanted.keys()
+        self._attacher.detach_all(unused)
+        for side in unused:
+            del self._attached[side]
 
     def lacks_programs(self) -> bool:
         """Whether a program of ours was detached. The kernel does not report it."""
-        return not self._sides <= self._attacher.attached_sides()
+        missing = self._attached.keys() - self._attacher.attached_sides()
+        return bool(missing) and not {number for number, _ in missing}.isdisjoint(rtnetlink.links())
 
     def has_changed(self) -> bool:
         """Whether different sides need a program: a bridge may be filtered now, a switch be off, `gso_max_size` be new.
 
-        The kernel does not report these either.
+        The kernel does not report all of these.
         """
-        return {side for interface in attach.interfaces() for side in sides_of(interface)} != self._sides
+        return {side for interface in attach.read_interfaces() for side in sides_of(interface)} != self._wanted.keys()
 
 
 def sides_of(interface: Interface) -> set[Side]:
@@ -87,4 +139,4 @@ def read_served(pin_dir: str, leading: Collection[int]) -> Coverage | None:
     if libbpf.available() is not None:
         return None
     attached = Attacher(pin_dir).attached_sides()
-    return coverage(attach.interfaces(), attached, leading) if attached else None
+    return coverage(attach.read_interfaces(), attached, leading) if attached else None

@@ -5,7 +5,6 @@ maps and the attached programs, takes the maps over and puts its own programs in
 
 No packet meets half of a change: new entries are written first, then settings that cover old and new entries, then
 the old entries are deleted. Everything blocks for as long as the kernel takes: milliseconds for thousands of entries.
-`attach` and `remove_offload` use netlink and must not be called on the thread of a running event loop.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from scentd.config.sections import Config
@@ -30,6 +29,7 @@ from scentd.datapath.offload.libbpf import LoadError
 from scentd.datapath.offload.programs import Programs
 from scentd.errors import HostError
 from scentd.model import Outgoing
+from scentd.system.rtnetlink import Link
 from scentd.wire import maps
 
 log = logging.getLogger(__name__)
@@ -297,6 +297,11 @@ class Offload:
         if self._old_programs is not None:
             self._old_programs.close()
             self._old_programs = None
+
+    def follow(self, gone: Collection[int], links: Mapping[int, Link]) -> None:
+        """Attach the programs to new interfaces; `gone` and `links` as in Interfaces.follow(). Raises OffloadError."""
+        with self._lock, offload_errors():
+            self.interfaces.follow(gone, links)
 
     def close(self) -> None:
         """Close the descriptors; programs and maps stay in the kernel."""

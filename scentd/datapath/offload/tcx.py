@@ -52,6 +52,18 @@ class Links:
                     continue
             drop(name)
 
+    def forget(self, ifindex: int, direction: Direction) -> None:
+        """Remove the pin of a link whose interface is gone; another interface may have the index by now."""
+        path = self.path(ifindex, direction)
+        with open_link(path) as link:
+            if link is None or not is_gone(link):
+                return
+        pins.unpin(path)
+
+    def exists(self, ifindex: int, direction: Direction) -> bool:
+        """Whether there is such a pin; its link may be of another namespace, or of an interface that is gone."""
+        return os.path.lexists(self.path(ifindex, direction))
+
     def attached_sides(self) -> set[Side]:
         """The sides whose link is attached in this namespace."""
         sides: set[Side] = set()

@@ -5,14 +5,17 @@ The hosts are those of conftest.py.
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
+from ipaddress import ip_network
 
 import pytest
 from lowered import TABLE, config, full_mtu_is
 from topology import Host
 
 from scentd.config.sections import Config, Datapath
+from scentd.core.interest import Interest, spans
 from scentd.datapath.host import routes, watch
 
 pytestmark = pytest.mark.netns
@@ -92,6 +95,56 @@ def test_a_new_interface_is_not_waited_for(host):
             time.sleep(0.01)
         assert calls
         host.ip("link del new0")
+
+
+@pytest.mark.netns
+def test_what_concerns_no_peer_is_told_apart(host):
+    """A container comes and goes: its interface and its addresses are new, and routes to peers are as they were."""
+    uplink = host.call(socket.if_nametoindex, "near0")
+    interest = Interest(spans(map(ip_network, ("10.1.0.2", "fd00:8::/64"))), {uplink}, set(), forwards=False)
+    taken: list[watch.Changes] = []
+    made = host.call(watch.Watch, Datapath(), lambda: taken.append(made.last), debounce=0.1)
+    made.interest = interest
+
+    def changes(*lines: str) -> list[watch.Changes]:
+        taken.clear()
+        host.ip(*lines)
+        time.sleep(0.6)
+        return list(taken)
+
+    with made:
+        came = changes(
+            "link add new0 type veth peer name new1",
+            "link set new1 up",
+            "link set new0 up",
+            "addr add 172.17.0.1/24 dev new0",
+            "route add 172.18.0.0/16 via 172.17.0.2",
+        )
+        index, other = (host.call(socket.if_nametoindex, name) for name in ("new0", "new1"))
+        assert came
+        assert not any(c.routes or c.lost for c in came)
+        assert set().union(*(c.links for c in came)) == {index, other}
+        addresses: set[tuple[int, str]] = set()
+        for change in came:
+            addresses = change.of(addresses)
+        assert (index, "172.17.0.1") in addresses
+        assert len([a for a in addresses if a[1].startswith("fe80:")]) == 2
+        gone = changes("link del new0")
+        assert not any(c.routes or c.lost for c in gone)
+        assert set().union(*(c.gone for c in gone)) == {index, other}
+        for change in gone:
+            addresses = change.of(addresses)
+        assert not addresses
+        for line in (
+            "route add 10.1.0.0/16 via 10.2.0.2",
+            "route del 10.1.0.0/16 via 10.2.0.2",
+            "link set near0 mtu 1450",
+            "addr add 10.1.0.2/32 dev near0",
+            "addr del 10.1.0.2/32 dev near0",
+            "rule add priority 100 fwmark 7 lookup main",
+            "rule del priority 100",
+        ):
+            assert any(c.routes for c in changes(line)), line
 
 
 @pytest.mark.netns

@@ -257,6 +257,43 @@ def test_an_ingress_qdisc_has_room_for_one_side(lab):
     assert "ingress" in lab.b.out("tc", "qdisc", "show", "dev", lab.b.interfaces[0])
 
 
+# -- many at once ------------------------------------------------------------------
+
+
+def test_links_for_some_and_filters_for_the_others(lab):
+    """Who has a link keeps it; where a filter cannot be, a link comes; who is gone is left out."""
+    names = [f"more{n}" for n in range(5)]
+    lab.b.ip(*(f"link add {name} type veth peer name far{name}" for name in names))
+    plain, qdisc, foreign, chosen, gone = (lab.b.call(socket.if_nametoindex, name) for name in names)
+    lab.b.run("tc", "qdisc", "add", "dev", "more1", "ingress")
+    lab.b.run("tc", "qdisc", "add", "dev", "more2", "clsact")
+    lab.b.ip("link del more4")
+    attacher = Attacher(lab.directory)
+    other = lab.index
+    lab.index = foreign
+    other_filter(lab, "passing", clsact.PRIORITY)
+    lab.index = other
+    lab.attach(attacher, "one")
+    sides = [(i, d) for i in (lab.index, plain, qdisc, foreign, chosen, gone) for d in ("ingress", "egress")]
+    for name in ("one", "two"):
+        fds = dict.fromkeys(sides, lab.programs[name])
+        attached = lab.b.call(attacher.attach_all, fds, [chosen])
+        assert {side for side, by in attached.items() if by == "tcx"} == {
+            *((lab.index, "ingress"), (qdisc, "egress"), (foreign, "ingress")),
+            *((chosen, "ingress"), (chosen, "egress")),
+        }
+        assert attached.keys() == set(sides) - {(gone, "ingress"), (gone, "egress")}
+        assert lab.b.call(Attacher(lab.directory).attached) == attached
+    assert lab.counted() == [0, 3, 0, 0]
+    assert lab.b.call(attacher.attach_all, {(plain, "ingress"): lab.programs["one"]}, [plain]) == {
+        (plain, "ingress"): "tcx"
+    }
+    assert (plain, "ingress") not in lab.b.call(clsact.attached_sides)
+    lab.b.call(attacher.remove)
+    assert lab.b.call(attacher.attached) == {}
+    assert lab.b.out("tc", "qdisc", "show").count("clsact") == 1, "somebody else's filter is in it"
+
+
 # -- interfaces that go, other namespaces --------------------------------------
 
 

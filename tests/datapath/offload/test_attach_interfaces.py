@@ -25,11 +25,11 @@ def test_interfaces():
         )
         switches = [f"net.bridge.bridge-nf-call-{program}" for program in ("iptables", "ip6tables")]
         host.run("sysctl", "-qw", *(f"{name}=0" for name in switches), check=False)  # there with br_netfilter alone
-        found = {i.name: i.header for i in host.call(attach.interfaces)}
+        found = {i.name: i.header for i in host.call(attach.read_interfaces)}
         assert found.items() >= {"plain": 14, "br0": 14, "far": 14, "tun0": 0}.items()
         assert not found.keys() & {"lo", "port"}
         host.ip("link set br0 type bridge nf_call_ip6tables 1")
-        found = {i.name: i for i in host.call(attach.interfaces)}
+        found = {i.name: i for i in host.call(attach.read_interfaces)}
         assert found["br0"].header is None, "br_netfilter"
         assert found["tun0"].number == host.call(socket.if_nametoindex, "tun0")
 
