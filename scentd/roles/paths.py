@@ -36,7 +36,6 @@ from scentd.roles.refusal_log import RefusalLog
 from scentd.roles.traffic import Outcomes, Traffic
 from scentd.roles.verifier import VerifierRole
 from scentd.state.epochs import Epochs
-from scentd.state.slots import seen_slot
 from scentd.wire import keys
 
 log = logging.getLogger(__name__)
@@ -111,10 +110,7 @@ class Paths:
         first = self._pairs is None
         self._config, self._pairs, self._epochs = config, pairs, epochs
         self.traffic.configure(pairs)
-        verified = [p for p in pairs.all if p.verifies]
-        named = {p.number: seen_slot(p.network.name, p.peer.name) for p in verified}
-        highest = {p.number: epochs.row(p.number)[0] for p in verified}
-        self._leaps.configure(config.daemon.state_dir, named, highest)
+        self._leaps.configure(config, pairs, epochs)
         between = in_both(self.guard.closed, closed(config))
         if not first and between != self.guard.closed:
             await self.guard.order(between)
@@ -208,20 +204,11 @@ class Paths:
 
     async def _look_at_epochs(self) -> None:
         """Go back to epochs from before a leap, if the highest one is ahead of what may come."""
-        assert self._epochs is not None  # a tick comes after the start
-        for pair, (before, leapt) in self._leaps.look(self._config.verify.max_future).items():
-            self._epochs.fall_back(pair, before, leapt)
+        for pair, before, leapt in self._leaps.fall_back():
             if self.offload is not None:
-                self.offload.fall_back(pair, before, self._epochs.leapt[pair])
+                self.offload.fall_back(pair, before, leapt)
             self._shared_epochs.pop(pair, None)
-            peer = self._verifier.forget(pair)
-            log.warning(
-                "peer %s: epoch %d was accepted while both clocks were ahead; they are right again, so what comes "
-                "after epoch %d is accepted again",
-                peer,
-                leapt,
-                before,
-            )
+            self._verifier.forget(pair)
         await asyncio.to_thread(self._leaps.save)
 
     def _look_at_programs(self, offload: Offload) -> PairCounts:

@@ -60,15 +60,13 @@ class VerifierRole:
         if changed:
             self._publish(changed)
 
-    def forget(self, pair: int) -> str:
-        """Forget what a pair's packets have said: its epochs were ahead of all clocks. Returns the peer's name."""
+    def forget(self, pair: int) -> None:
+        """Forget what a pair's packets have said: its epochs were ahead of all clocks."""
         assert self._pairs is not None  # there are no pairs to forget before that
-        found = self._pairs.by_number[pair]
         if pair in self._views:
-            self._views[pair] = new_view(found)
+            self._views[pair] = new_view(self._pairs.by_number[pair])
         self._key_ids.pop(pair, None)
         self._assembler.keep_only(set(self._pairs.by_number) - {pair})
-        return found.peer.name
 
     def take_nodes(self, pair: int, addresses: list[bytes]) -> None:
         """Take the source addresses of accepted packets."""

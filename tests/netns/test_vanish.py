@@ -11,8 +11,8 @@ import pytest
 from edges import reached, strict_ends
 from hosts import Node, until
 
-from scentd.datapath.host import iptables as tables_of_iptables
 from scentd.datapath.host import selection
+from scentd.datapath.host.iptables import TABLES
 
 pytestmark = pytest.mark.netns
 
@@ -69,7 +69,7 @@ def empty_sets(node: Node) -> None:
 def as_before(node: Node) -> tuple:
     """What of ours is there."""
     programs = ("iptables", "ip6tables")
-    rules = [node.host.out(p, "-w", "-t", t, "-S") for p in programs for t in tables_of_iptables.TABLES]
+    rules = [node.host.out(p, "-w", "-t", t, "-S") for p in programs for t in TABLES]
     return rules, node.host.run("nft", "list", "table", "inet", selection.NAME, check=False).stdout
 
 

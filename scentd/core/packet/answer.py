@@ -6,7 +6,6 @@ Nobody answers an error, an RST, a later fragment, or a source that names no hos
 
 from __future__ import annotations
 
-import socket
 import struct
 
 from scentd.wire import ip
@@ -14,6 +13,7 @@ from scentd.wire import ip
 TOO_SHORT_FOR_TCP = 14  # bytes up to the flags
 FIN, SYN, RST, ACK = 1, 2, 4, 16
 HOPS = 64
+ICMP, ICMPV6 = 1, 58
 QUOTED_MAX = {4: 548, 6: 1232}  # bytes of the packet in an error: RFC 1812 section 4.3.2.3, RFC 4443 section 2.4
 # Queries and replies. Any other type of ICMP is an error message, or unknown and may be one (linux icmp_pointers).
 QUERIES_IPV4 = frozenset((0, 8, 9, 10, 13, 14, 15, 16, 17, 18))
@@ -25,7 +25,7 @@ def answer(head: bytes, length: int) -> bytes | None:
     parsed = ip.parse(with_length(head))
     if not parsed.transport_at or names_no_host(parsed.source) or is_later_fragment(head, parsed):
         return None
-    if parsed.protocol == socket.IPPROTO_TCP:
+    if parsed.protocol == ip.TCP:
         body = reset(head[parsed.transport_at :], length - parsed.transport_at, pseudo_header(parsed, 20))
         return None if body is None else with_header(parsed, body)
     if may_be_icmp_error(head, parsed):
@@ -58,8 +58,8 @@ def is_later_fragment(head: bytes, parsed: ip.Parsed) -> bool:
 def may_be_icmp_error(packet: bytes, parsed: ip.Parsed) -> bool:
     kind = packet[parsed.transport_at] if parsed.transport_at < len(packet) else None
     if parsed.version == 4:
-        return parsed.protocol == socket.IPPROTO_ICMP and kind not in QUERIES_IPV4
-    if parsed.protocol != socket.IPPROTO_ICMPV6:
+        return parsed.protocol == ICMP and kind not in QUERIES_IPV4
+    if parsed.protocol != ICMPV6:
         return False
     return kind is None or kind < ICMPV6_FIRST_QUERY or kind == ICMPV6_REDIRECT
 
@@ -83,12 +83,12 @@ def reset(segment: bytes, length: int, pseudo: bytes) -> bytes | None:
 def prohibited(head: bytes, parsed: ip.Parsed) -> bytes:
     quoted = head[: QUOTED_MAX[parsed.version]]
     message = struct.pack(">BBHI", *((3, 13, 0, 0) if parsed.version == 4 else (1, 1, 0, 0))) + quoted
-    pseudo = b"" if parsed.version == 4 else pseudo_header(parsed, len(message), socket.IPPROTO_ICMPV6)
+    pseudo = b"" if parsed.version == 4 else pseudo_header(parsed, len(message), ICMPV6)
     padded = pseudo + message + b"\0" * (len(message) % 2)
     return message[:2] + ip.checksum(padded).to_bytes(2, "big") + message[4:]
 
 
-def pseudo_header(parsed: ip.Parsed, length: int, protocol: int = socket.IPPROTO_TCP) -> bytes:
+def pseudo_header(parsed: ip.Parsed, length: int, protocol: int = ip.TCP) -> bytes:
     """Of the answer, whose source is the packet's destination (RFC 9293 section 3.1, RFC 8200 section 8.1)."""
     numbers = struct.pack(">BBH", 0, protocol, length) if parsed.version == 4 else struct.pack(">II", length, protocol)
     return parsed.destination + parsed.source + numbers
@@ -96,10 +96,10 @@ def pseudo_header(parsed: ip.Parsed, length: int, protocol: int = socket.IPPROTO
 
 def with_header(parsed: ip.Parsed, body: bytes) -> bytes:
     """The kernel fills in an IPv4 header's identification and checksum (raw(7))."""
-    tcp = parsed.protocol == socket.IPPROTO_TCP
+    tcp = parsed.protocol == ip.TCP
     if parsed.version == 4:
-        protocol = socket.IPPROTO_TCP if tcp else socket.IPPROTO_ICMP
+        protocol = ip.TCP if tcp else ICMP
         start = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(body), 0, 0, HOPS, protocol, 0)
     else:
-        start = struct.pack(">IHBB", 6 << 28, len(body), socket.IPPROTO_TCP if tcp else socket.IPPROTO_ICMPV6, HOPS)
+        start = struct.pack(">IHBB", 6 << 28, len(body), ip.TCP if tcp else ICMPV6, HOPS)
     return start + parsed.destination + parsed.source + body

@@ -58,7 +58,7 @@ HAS_OPTIONS = ("ip hdrlength > 5", "exthdr dst exists")
 PLAIN_NAME = re.compile(r"^[A-Za-z0-9_.@-]+$")  # of an interface, as nft(8) takes it without escapes
 
 
-class Rule(NamedTuple):
+class TableRule(NamedTuple):
     chain: str
     text: str
 
@@ -66,7 +66,7 @@ class Rule(NamedTuple):
 class Selection(NamedTuple):
     """The rules of the table, and the addresses of its sets by name."""
 
-    rules: tuple[Rule, ...]
+    rules: tuple[TableRule, ...]
     sets: dict[str, tuple[Range, ...]]
 
     @property
@@ -125,7 +125,7 @@ def rule_commands(selection: Selection) -> list[str]:
 # -- packets that come -------------------------------------------------------
 
 
-def inbound_rules(config: Config, served: Coverage | None) -> Iterator[Rule]:
+def inbound_rules(config: Config, served: Coverage | None) -> Iterator[TableRule]:
     """Marks packets from peers and packets that may hold a scent; all packets unless verify.absent is "pass".
 
     With the offload only those that it has not judged.
@@ -134,17 +134,17 @@ def inbound_rules(config: Config, served: Coverage | None) -> Iterator[Rule]:
     guarded = closed(config) is not None
     if served is not None:
         clear = "" if guarded else f"{clear_bits(verified)} "
-        yield Rule("in", f"{is_marked(verified)} {clear}accept")
-    yield Rule("in", "iif lo accept")
-    yield Rule("in", "meta iifkind vrf accept")  # the second time that these packets come by
-    yield from (Rule("in", f"{match} goto ours") for match in destinations(config))
-    yield from (Rule("ours", rule) for rule in UNQUEUED)
+        yield TableRule("in", f"{is_marked(verified)} {clear}accept")
+    yield TableRule("in", "iif lo accept")
+    yield TableRule("in", "meta iifkind vrf accept")  # the second time that these packets come by
+    yield from (TableRule("in", f"{match} goto ours") for match in destinations(config))
+    yield from (TableRule("ours", rule) for rule in UNQUEUED)
     sources = (f"{PROTOCOL[version]} saddr @verify{version}" for version in PROTOCOL)
     for match in ("",) if config.verify.absent != "pass" else (*TOO_BIG, *sources, *HAS_OPTIONS):
-        yield Rule("ours", f"{match} {set_bits(queued)}".strip())
+        yield TableRule("ours", f"{match} {set_bits(queued)}".strip())
     if guarded:
-        yield Rule("judged", f"{is_marked(verified)} {clear_bits(verified)}")
-        yield Rule("judged", f"{is_marked(queued)} {clear_bits(queued)}")
+        yield TableRule("judged", f"{is_marked(verified)} {clear_bits(verified)}")
+        yield TableRule("judged", f"{is_marked(queued)} {clear_bits(queued)}")
 
 
 def destinations(config: Config) -> Iterator[str]:
@@ -167,7 +167,7 @@ def has_whole_host(config: Config) -> bool:
 # -- packets that leave ------------------------------------------------------
 
 
-def outbound_rules(config: Config, served: Coverage) -> Iterator[Rule]:
+def outbound_rules(config: Config, served: Coverage) -> Iterator[TableRule]:
     """Marks local packets to peers, and forwarded ones of our networks if configured, for the stamp queues.
 
     With the offload only those that leave by an interface without a BPF stamper.
@@ -177,32 +177,32 @@ def outbound_rules(config: Config, served: Coverage) -> Iterator[Rule]:
     programs = f"oifname {{ {', '.join(map(quoted, names))} }}" if names else ""
     if not served.rule_free:
         if programs:
-            yield Rule("out", f"{programs} accept")
-        yield Rule("out", "goto leaving")
-        yield Rule("sent", f"{is_marked(queued)} {clear_bits(queued)}")
+            yield TableRule("out", f"{programs} accept")
+        yield TableRule("out", "goto leaving")
+        yield TableRule("sent", f"{is_marked(queued)} {clear_bits(queued)}")
         yield from leaving_rules(config)
     if not config.stamp.forwarded or (served.rule_free and not programs):
         return
     sources = [f"{PROTOCOL[v]} saddr @local{v} " for v in PROTOCOL] if has_prefixes(config) else [""]
-    yield from (Rule("across", f"{source}goto forwarded") for source in sources)
+    yield from (TableRule("across", f"{source}goto forwarded") for source in sources)
     if programs:  # the program sees the source only after NAT
-        yield Rule("forwarded", f"{programs} {set_bits(config.datapath.mark_verified)} accept")
+        yield TableRule("forwarded", f"{programs} {set_bits(config.datapath.mark_verified)} accept")
     if not served.rule_free:
-        yield Rule("forwarded", "goto leaving")
-        yield Rule("passed", f"{is_marked(queued)} {clear_bits(queued)}")
+        yield TableRule("forwarded", "goto leaving")
+        yield TableRule("passed", f"{is_marked(queued)} {clear_bits(queued)}")
 
 
-def leaving_rules(config: Config) -> Iterator[Rule]:
+def leaving_rules(config: Config) -> Iterator[TableRule]:
     """For packets that leave through an interface without a program."""
-    yield Rule("leaving", "oif lo accept")
-    yield Rule("leaving", f"{is_marked(config.datapath.mark_stamped)} accept")
-    yield from (Rule("leaving", f"{PROTOCOL[v]} daddr @stamp{v} goto to_peer") for v in PROTOCOL)
+    yield TableRule("leaving", "oif lo accept")
+    yield TableRule("leaving", f"{is_marked(config.datapath.mark_stamped)} accept")
+    yield from (TableRule("leaving", f"{PROTOCOL[v]} daddr @stamp{v} goto to_peer") for v in PROTOCOL)
     if has_prefixes(config) and not has_whole_host(config):
-        yield from (Rule("to_peer", f"{PROTOCOL[v]} saddr @local{v} goto unscented") for v in PROTOCOL)
+        yield from (TableRule("to_peer", f"{PROTOCOL[v]} saddr @local{v} goto unscented") for v in PROTOCOL)
     else:
-        yield Rule("to_peer", "goto unscented")
-    yield from (Rule("unscented", rule) for rule in UNQUEUED)
-    yield Rule("unscented", set_bits(config.datapath.mark_queued))
+        yield TableRule("to_peer", "goto unscented")
+    yield from (TableRule("unscented", rule) for rule in UNQUEUED)
+    yield TableRule("unscented", set_bits(config.datapath.mark_queued))
 
 
 def is_marked(bits: int) -> str:
