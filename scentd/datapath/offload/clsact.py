@@ -16,12 +16,13 @@ from pyroute2 import IPRoute, NetlinkError
 from scentd.core.offload.coverage import Direction, Side
 from scentd.errors import HostError
 
-PARENTS: dict[Direction, int] = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}  # TC_H_CLSACT, TC_H_MIN_*
+# TC_H_CLSACT, TC_H_MIN_*
+PARENTS: dict[Direction, int] = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3, "bridged": 0xFFFFFFF3}
 QDISC = 0xFFFFFFF1  # TC_H_CLSACT, TC_H_INGRESS: the parent of both qdiscs, clsact and the older ingress
 # The ingress qdisc accepts requests about egress, too, but applies them to ingress.
-SIDES: dict[str, tuple[Direction, ...]] = {"clsact": ("ingress", "egress"), "ingress": ("ingress",)}
+SIDES: dict[str, tuple[Direction, ...]] = {"clsact": ("ingress", "egress", "bridged"), "ingress": ("ingress",)}
 PRIORITY = 22600
-HANDLE = 1
+HANDLES: dict[Direction, int] = {"ingress": 1, "egress": 1, "bridged": 2}
 NAME = "scentd"
 # The filter, its priority or qdisc, or the interface has disappeared.
 ABSENT = {errno.ENOENT, errno.EINVAL, errno.ENODEV}
@@ -47,7 +48,7 @@ def attach(ifindex: int, direction: Direction, program_fd: int) -> None:
             raise HostError(f"interface {ifindex}, {direction}: a tc filter of somebody else has priority {PRIORITY}")
         ip.tc(
             *("replace-filter", "bpf", ifindex),
-            handle=HANDLE,
+            handle=HANDLES[direction],
             parent=PARENTS[direction],
             prio=PRIORITY,
             fd=program_fd,
@@ -60,10 +61,10 @@ def detach(ifindex: int, direction: Direction) -> None:
     """Remove our filter, and the qdisc if no filter at all is left. Having none is no error."""
     with netlink(f"interface {ifindex}, {direction}") as ip:
         qdisc = qdiscs(ip).get(ifindex)
-        if qdisc is None or direction not in SIDES[qdisc] or not any(map(is_ours, filters(ip, ifindex, direction))):
+        if qdisc is None or direction not in SIDES[qdisc] or not has_ours(ip, ifindex, direction):
             return
         try:
-            ip.tc("del-filter", "bpf", ifindex, handle=HANDLE, parent=PARENTS[direction], prio=PRIORITY)
+            ip.tc("del-filter", "bpf", ifindex, handle=HANDLES[direction], parent=PARENTS[direction], prio=PRIORITY)
             if qdisc == "clsact" and not any(filters(ip, ifindex, side) for side in PARENTS):
                 ip.tc("del", "clsact", ifindex)
         except NetlinkError as error:
@@ -78,7 +79,7 @@ def attached_sides() -> set[Side]:
             (ifindex, direction)
             for ifindex, kind in qdiscs(ip).items()
             for direction in SIDES[kind]
-            if any(map(is_ours, filters(ip, ifindex, direction)))
+            if has_ours(ip, ifindex, direction)
         }
 
 
@@ -105,6 +106,10 @@ def filters(ip: IPRoute, ifindex: int, direction: Direction) -> list[Any]:
     return list(ip.get_filters(index=ifindex, parent=PARENTS[direction]))
 
 
+def has_ours(ip: IPRoute, ifindex: int, direction: Direction) -> bool:
+    return any(is_ours(f) and f["handle"] == HANDLES[direction] for f in filters(ip, ifindex, direction))
+
+
 def priority(message: Any) -> int:
     return message["info"] >> 16
 
@@ -112,7 +117,7 @@ def priority(message: Any) -> int:
 def is_ours(message: Any) -> bool:
     return (
         priority(message) == PRIORITY
-        and message["handle"] == HANDLE
+        and message["handle"] in {HANDLES[d] for d, parent in PARENTS.items() if parent == message["parent"]}
         and message.get_attr("TCA_KIND") == "bpf"
         and message.get_attr("TCA_OPTIONS").get_attr("TCA_BPF_NAME") == NAME
     )

@@ -1,8 +1,9 @@
 """The offload's programs on the host's interfaces.
 
 Both programs are on every interface: a peer's packets may arrive through any, and a rule of the host (fwmark) may send
-packets out through an interface that no route to peers uses (core/offload/served.py). Not to be called on the thread of
-a running event loop.
+packets out through an interface that no route to peers uses (core/offload/coverage.py). What a bridge forwards for
+guests both programs serve where it leaves the bridge (bpf/bridge.h). Not to be called on the thread of a running event
+loop.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection
 
+from scentd.core.offload import encode
 from scentd.core.offload.coverage import Coverage, Interface, Side, coverage
 from scentd.datapath.offload import attach, libbpf
 from scentd.datapath.offload.attach import Attacher, Mechanism
 from scentd.datapath.offload.clsact import NoInterface
-from scentd.datapath.offload.programs import Programs
+from scentd.datapath.offload.programs import OBJECTS, Programs
 
 log = logging.getLogger(__name__)
 
@@ -27,32 +29,40 @@ class Interfaces:
         self.mechanism: Mechanism | None = None
         self._interfaces: list[Interface] = []
         self._sides: set[Side] = set()
+        self.guests = False  # whether bridges' ports are served; before attach()
         self.stamping: list[str] = []  # names of those to peers
         self.verifying: list[str] = []  # names
+        self.ports: list[str] = []  # names of the bridges' ports that are served
 
     def attach(self, programs: Programs) -> None:
         """Attach these programs to all interfaces, in the place of ours; first to the newest, which has none."""
-        self._interfaces = sorted(attach.interfaces(), reverse=True)
+        self._interfaces = sorted(self._read(), reverse=True)
         sides: set[Side] = set()
         for interface in self._interfaces:
             try:
                 sides |= self._serve(interface, programs)
             except NoInterface as error:  # the watch calls again
                 log.info("offload: %s", error)
+        write_ports(programs, {number for number, direction in sides if direction == "bridged"})
         self._sides = sides
+
+    def _read(self) -> list[Interface]:
+        return [i for i in attach.interfaces() if self.guests or not i.port]
 
     def cover(self, leading: Collection[int]) -> Coverage:
         """What the attached programs serve; `leading`: indexes of the interfaces to peers."""
         result = coverage(self._interfaces, self._sides, leading)
         self.stamping = list(result.stamping)
         self.verifying = sorted(i.name for i in self._interfaces if (i.number, "ingress") in self._sides)
+        self.ports = sorted(i.name for i in self._interfaces if (i.number, "bridged") in self._sides)
         return result
 
     def _serve(self, interface: Interface, programs: Programs) -> set[Side]:
         sides = sides_of(interface)
         for number, direction in sides:
             assert interface.header is not None  # without a header the interface has no sides
-            self.mechanism = self._attacher.attach(number, direction, programs.program(direction, interface.header))
+            program = programs.program(direction, interface.header, interface.port)
+            self.mechanism = self._attacher.attach(number, direction, program)
         return sides
 
     def detach_unused(self) -> None:
@@ -69,7 +79,7 @@ class Interfaces:
 
         The kernel does not report these either.
         """
-        return {side for interface in attach.interfaces() for side in sides_of(interface)} != self._sides
+        return {side for interface in self._read() for side in sides_of(interface)} != self._sides
 
 
 def sides_of(interface: Interface) -> set[Side]:
@@ -77,9 +87,20 @@ def sides_of(interface: Interface) -> set[Side]:
     if interface.header is None:
         return set()
     number = interface.number
+    arriving: Side = number, "bridged" if interface.port else "ingress"
     if interface.jumbograms or not attach.finishes_checksums(interface.name):
-        return {(number, "ingress")}
-    return {(number, "ingress"), (number, "egress")}
+        return {arriving}
+    return {arriving, (number, "egress")}
+
+
+def write_ports(programs: Programs, numbers: Collection[int]) -> None:
+    """Tell both programs which interfaces are ports of bridges that they serve."""
+    want = {encode.PAIR.pack(number): encode.PAIR.pack(1) for number in numbers}
+    for name in OBJECTS:
+        ports = programs.maps[f"{name}.ports"]
+        removed, added = encode.diff(dict(ports.items()), want)
+        ports.update_many(added)
+        ports.delete_many(removed)
 
 
 def read_served(pin_dir: str, leading: Collection[int]) -> Coverage | None:

@@ -24,17 +24,20 @@ LAYERS = {14: "l2", 0: "l3"}  # by bytes of link layer in front of the IP header
 SPARE = 2  # maps get so many times the entries needed, so that most reloads need no new ones
 LEAST_ENTRIES = 1024
 STATE_MAPS = ("stamp.outgoing", "verify.receiving")  # maps whose entries do not come from the configuration
-OF_DIRECTION: dict[Direction, str] = {"egress": "stamp", "ingress": "verify"}
+OF_DIRECTION: dict[Direction, str] = {"egress": "stamp", "ingress": "verify", "bridged": "verify"}
+PORT_PROGRAMS = {"stamp": "scent_stamp_port", "verify": "scent_verify_port"}  # of bridges' ports
 
 
 class Programs:
     """Both objects in the kernel; their maps are new, or those of `pinned` (file descriptors, which it closes).
 
-    `sizes`: entries of the maps that grow with the configuration. Raises HostError.
+    `sizes`: entries of the maps that grow with the configuration. `ports`: with the programs of bridges' ports, which
+    take the kernel as long to check as the others. Raises HostError.
     """
 
-    def __init__(self, sizes: Mapping[str, int], pinned: Mapping[str, int] | None = None) -> None:
+    def __init__(self, sizes: Mapping[str, int], pinned: Mapping[str, int] | None = None, ports: bool = True) -> None:
         self.reuses_maps = bool(pinned)
+        self.ports = ports
         self._objects: dict[str, Object] = {}
         self.maps: dict[str, Map] = {}
         self._fds: dict[str, int] = {}
@@ -56,15 +59,19 @@ class Programs:
                 loaded.reuse(inner, pinned[full])
             elif full in sizes:
                 loaded.resize(inner, sizes[full])
+        if not self.ports:
+            loaded.leave_out(PORT_PROGRAMS[name])
         loaded.load()
         for inner, full in own.items():
             self._fds[full] = loaded.map_fd(inner)
             if inner != "events":
                 self.maps[full] = Map(self._fds[full])
 
-    def program(self, direction: Direction, header: int) -> int:
-        """The file descriptor of the program for an interface with so many bytes in front of IP."""
+    def program(self, direction: Direction, header: int, port: bool = False) -> int:
+        """The file descriptor of the program for an interface with so many bytes in front of IP; `port`: a bridge's."""
         name = OF_DIRECTION[direction]
+        if port:
+            return self._objects[name].program_fd(PORT_PROGRAMS[name])
         return self._objects[name].program_fd(f"scent_{name}_{LAYERS[header]}")
 
     def events(self) -> int:
@@ -92,9 +99,9 @@ def with_spare(needed: Mapping[str, int]) -> dict[str, int]:
     return {name: max(LEAST_ENTRIES, SPARE * n) for name, n in needed.items()}
 
 
-def enlarge(loaded: Programs, needed: Mapping[str, int]) -> Programs:
+def enlarge(loaded: Programs, needed: Mapping[str, int], ports: bool) -> Programs:
     """Load the programs with larger maps, with the entries of STATE_MAPS copied."""
-    result = Programs(with_spare(needed))
+    result = Programs(with_spare(needed), ports=ports)
     for name in STATE_MAPS:
         result.maps[name].update_many(loaded.maps[name].items())
     return result
