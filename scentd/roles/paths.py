@@ -28,6 +28,7 @@ from scentd.datapath.queue import link
 from scentd.datapath.queue.workers import Workers
 from scentd.errors import HostError, ScentdError
 from scentd.model import Barred, Fragment, Outgoing
+from scentd.roles.bypass_log import BypassLog
 from scentd.roles.guard_link import GuardLink
 from scentd.roles.overload_log import OverloadLog
 from scentd.roles.refusal_log import RefusalLog
@@ -73,6 +74,7 @@ class Paths:
         self.traffic = Traffic()
         self.rules_why_not = ""  # what the last look at the host could not mend
         self.uncovered: list[str] = []  # addresses of this host that no network has
+        self._bypasses = BypassLog()
         self._event_fd: int | None = None  # the descriptor of the offload's events, while it is in the event loop
         self._shared_epochs: dict[int, int] = {}  # pair -> epoch of which the queue, too, has fragments
         bus.subscribe(Barred, self._quarantine)
@@ -134,7 +136,9 @@ class Paths:
             await asyncio.to_thread(remove_offload, config.datapath.pin_dir)
         await self.guard.order(closed(config))
         if self.offload is not None:
-            log.info("offload: programs on %s", ", ".join(self.offload.interfaces.verifying) or "no interface")
+            on = self.offload.interfaces
+            log.info("offload: programs on %s", ", ".join([*on.verifying, *on.ports]) or "no interface")
+        await self._bypasses.look(self._config, self.offload is not None)
 
     async def restore(self) -> None:
         """Make the host anew as the configuration wants it; what is there stays. Raises HostError."""
@@ -221,6 +225,7 @@ class Paths:
             self.rules_why_not = str(error)
             return
         self.rules_why_not = self._host.restored.why_not(time.monotonic())
+        await self._bypasses.look(self._config, self.offload is not None)
 
     def counters(self) -> Counter[str]:
         """Totals of all paths since the daemon's start."""
@@ -240,9 +245,10 @@ class Paths:
     def status(self) -> tuple[str, OffloadStatus]:
         """The name of the packet path, and the offload's part of the status document."""
         if self.offload is None:
-            return "nfqueue", OffloadStatus(why_not=self.why_not, wanted=self._config.datapath.offload != "off")
-        interfaces = self.offload.interfaces
-        served = OffloadStatus(mechanism=interfaces.mechanism, egress=interfaces.stamping, ingress=interfaces.verifying)
+            wanted = self._config.datapath.offload != "off"
+            return "nfqueue", OffloadStatus(why_not=self.why_not, wanted=wanted, bypasses=self._bypasses.names())
+        on = self.offload.interfaces
+        served = OffloadStatus(mechanism=on.mechanism, egress=on.stamping, ingress=on.verifying, ports=on.ports)
         return "nfqueue+ebpf", served
 
     # -- tables ------------------------------------------------------------

@@ -158,9 +158,10 @@ def allocation(data: AllocationStatus) -> list[str]:
 
 def offload(data: OffloadStatus) -> str:
     if data.why_not:
-        return f"no offload: {data.why_not}"
+        return "\n".join([f"no offload: {data.why_not}", *(f"unserved: {what}" for what in data.bypasses)])
     interfaces = f"stamps on {', '.join(data.egress) or '-'}, verifies on {', '.join(data.ingress) or '-'}"
-    return f"offload by {data.mechanism or '-'}: {interfaces}"
+    bridged = f", serves bridges' ports {', '.join(data.ports)}" if data.ports else ""
+    return f"offload by {data.mechanism or '-'}: {interfaces}{bridged}"
 
 
 def guard(data: GuardStatus) -> str:

@@ -9,13 +9,14 @@ With the offload iptables does not see what the bridge forwards, with the queue 
 
 from __future__ import annotations
 
+import re
 import socket
 from contextlib import ExitStack
 
 import pytest
 from compiled import bpffs
 from edges import DISCOVER, DO, HEADERS, grown, in_place, is_scented, offloaded, strict, switch, totals
-from hosts import Node, acquainted, answered, start, transfer, until
+from hosts import PATIENCE, Node, acquainted, answered, start, transfer, until
 from scapy.layers.inet import IP, UDP, IPOption
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt
 from scapy.layers.l2 import Ether
@@ -87,10 +88,7 @@ def bridged(request, tmp_path_factory):
     with ExitStack() as stack:
         bpf = stack.enter_context(bpffs(directory / "bpf")) if request.param else None
         made = Bridged(stack.enter_context(Topology("br")), directory)
-        seen = int(bpf is None)
-        made.a.host.run(
-            "sysctl", "-qw", *(f"net.bridge.bridge-nf-call-{name}={seen}" for name in ("iptables", "ip6tables"))
-        )
+        see(made.a.host, bpf is None)
         if bpf is not None:
             offloaded(bpf, made.a, made.b)
         else:
@@ -187,3 +185,25 @@ def of(packet: bytes, version: int) -> str:
     if packet[0] >> 4 != version or (version == 6 and packet[6] == 58):
         return ""
     return socket.inet_ntop(*((socket.AF_INET, packet[12:16]) if version == 4 else (socket.AF_INET6, packet[8:24])))
+
+
+def test_what_the_queue_does_not_see_is_told(tmp_path):
+    """Log, status and doctor name the bridge, and what to do."""
+    with Topology("bq") as net:
+        made = Bridged(net, tmp_path)
+        see(made.a.host, False)
+        with made.a:
+            start(made.a)
+            until(lambda: "bridge br0" in made.a.log.read_text(), "the log tells")
+            [told] = made.a.status()["offload"]["bypasses"]
+            assert told.startswith("bridge br0: ")
+            said = made.a.cli("doctor").stdout
+            assert re.search(r"warning +what it forwards +bridge br0: .*\n +-> datapath.offload", said)
+            see(made.a.host, True)
+            until(lambda: not made.a.status()["offload"]["bypasses"], "iptables sees it now", 2 * PATIENCE)
+
+
+def see(hyper: Host, seen: bool) -> None:
+    """Whether iptables sees what the bridge forwards."""
+    names = (f"net.bridge.bridge-nf-call-{program}" for program in ("iptables", "ip6tables"))
+    hyper.run("sysctl", "-qw", *(f"{name}={int(seen)}" for name in names))

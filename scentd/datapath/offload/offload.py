@@ -117,7 +117,7 @@ class Offload:
                 [prefix for network in config.network for prefix in network.addresses], addresses
             )
             self._fail_open = config.verify.fail == "open"
-            if self._programs is None or self._is_outgrown(self._programs, needed):
+            if self._programs is None or any(self._programs.capacity(name) < n for name, n in needed.items()):
                 self._renew(needed)
             self.tick()
             if first:
@@ -125,20 +125,15 @@ class Offload:
             self._write_stamp_maps(want, stamp)
             self._write_verify_maps(accept)
 
-    def _is_outgrown(self, loaded: Programs, needed: Mapping[str, int]) -> bool:
-        lacks_ports = self.interfaces.guests and not loaded.ports
-        return lacks_ports or any(loaded.capacity(name) < n for name, n in needed.items())
-
     def _renew(self, needed: Mapping[str, int]) -> None:
         """Load the programs: with the pinned maps if these are large enough, else with larger ones."""
-        ports = self.interfaces.guests
         if self._programs is None:
             fds = programs.open_pinned(self._datapath.pin_dir)
-            loaded = Programs(programs.with_spare(needed), fds, ports)
-            if fds and self._is_outgrown(loaded, needed):
-                loaded = programs.enlarge(loaded, needed, ports)
+            loaded = Programs(programs.with_spare(needed), fds)
+            if fds and any(loaded.capacity(name) < n for name, n in needed.items()):
+                loaded = programs.enlarge(loaded, needed)
         else:
-            loaded = programs.enlarge(self._programs, needed, ports)
+            loaded = programs.enlarge(self._programs, needed)
             self._old_programs = self._old_programs or self._programs
         self.counts.begin(loaded)
         self._programs = loaded

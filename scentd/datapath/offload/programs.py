@@ -31,13 +31,12 @@ PORT_PROGRAMS = {"stamp": "scent_stamp_port", "verify": "scent_verify_port"}  # 
 class Programs:
     """Both objects in the kernel; their maps are new, or those of `pinned` (file descriptors, which it closes).
 
-    `sizes`: entries of the maps that grow with the configuration. `ports`: with the programs of bridges' ports, which
-    take the kernel as long to check as the others. Raises HostError.
+    `sizes`: entries of the maps that grow with the configuration. Raises HostError.
     """
 
-    def __init__(self, sizes: Mapping[str, int], pinned: Mapping[str, int] | None = None, ports: bool = True) -> None:
+    def __init__(self, sizes: Mapping[str, int], pinned: Mapping[str, int] | None = None) -> None:
         self.reuses_maps = bool(pinned)
-        self.ports = ports
+        self._ports: dict[str, Object] = {}  # the programs of bridges' ports, once there are any
         self._objects: dict[str, Object] = {}
         self.maps: dict[str, Map] = {}
         self._fds: dict[str, int] = {}
@@ -59,8 +58,7 @@ class Programs:
                 loaded.reuse(inner, pinned[full])
             elif full in sizes:
                 loaded.resize(inner, sizes[full])
-        if not self.ports:
-            loaded.leave_out(PORT_PROGRAMS[name])
+        loaded.leave_out(PORT_PROGRAMS[name])
         loaded.load()
         for inner, full in own.items():
             self._fds[full] = loaded.map_fd(inner)
@@ -71,8 +69,20 @@ class Programs:
         """The file descriptor of the program for an interface with so many bytes in front of IP; `port`: a bridge's."""
         name = OF_DIRECTION[direction]
         if port:
-            return self._objects[name].program_fd(PORT_PROGRAMS[name])
+            return self._port_programs(name).program_fd(PORT_PROGRAMS[name])
         return self._objects[name].program_fd(f"scent_{name}_{LAYERS[header]}")
+
+    def _port_programs(self, name: str) -> Object:
+        """Loaded when they are needed, as the kernel checks them for long; they share the maps of the others."""
+        if name not in self._ports:
+            loaded = Object(str(OBJECTS[name]))
+            for inner in loaded.maps():
+                loaded.reuse(inner, self._fds[f"{name}.{inner}"])
+            for layer in LAYERS.values():
+                loaded.leave_out(f"scent_{name}_{layer}")
+            loaded.load()
+            self._ports[name] = loaded
+        return self._ports[name]
 
     def events(self) -> int:
         """The file descriptor of the ring buffer."""
@@ -91,7 +101,7 @@ class Programs:
 
     def close(self) -> None:
         """Close the descriptors. Pinned maps and attached programs stay in the kernel."""
-        for loaded in self._objects.values():
+        for loaded in (*self._objects.values(), *self._ports.values()):
             loaded.close()
 
 
@@ -99,9 +109,9 @@ def with_spare(needed: Mapping[str, int]) -> dict[str, int]:
     return {name: max(LEAST_ENTRIES, SPARE * n) for name, n in needed.items()}
 
 
-def enlarge(loaded: Programs, needed: Mapping[str, int], ports: bool) -> Programs:
+def enlarge(loaded: Programs, needed: Mapping[str, int]) -> Programs:
     """Load the programs with larger maps, with the entries of STATE_MAPS copied."""
-    result = Programs(with_spare(needed), ports=ports)
+    result = Programs(with_spare(needed))
     for name in STATE_MAPS:
         result.maps[name].update_many(loaded.maps[name].items())
     return result
