@@ -18,6 +18,43 @@ static __always_inline void judge_unread(const struct scent_verify_settings *s, 
 	o->treatment = treatments >> SCENT_TREATMENTS_ABSENT & 3;
 }
 
+#define ICMP_LEN 8			/* of both families: behind it stands what the error quotes */
+
+/*
+ * A router's error about a scented packet of a guest that was too big: the guest has to know how much of it is its own.
+ * The quotation keeps its scent. A packet out of bounds is left as it is.
+ */
+static __always_inline void lower_mtu4(struct __sk_buff *skb, __u32 icmp)
+{
+	__u16 mtu, lowered;
+	__u32 option;
+	__u8 first;
+
+	if (bpf_skb_load_bytes(skb, icmp + ICMP_LEN, &first, 1) || first != 0x4e ||
+	    bpf_skb_load_bytes(skb, icmp + ICMP_LEN + IPV4_LEN, &option, 4) || option != IPV4_SCENT ||
+	    bpf_skb_load_bytes(skb, icmp + 6, &mtu, 2) || bpf_ntohs(mtu) <= SCENT_IPV4_OPTION_LEN)
+		return;
+	lowered = bpf_htons(bpf_ntohs(mtu) - SCENT_IPV4_OPTION_LEN);
+	if (!bpf_l4_csum_replace(skb, icmp + 2, mtu, lowered, 2))
+		bpf_skb_store_bytes(skb, icmp + 6, &lowered, 2, 0);
+}
+
+static __always_inline void lower_mtu6(struct __sk_buff *skb, __u32 icmp)
+{
+	__u32 mtu, lowered;
+	__u64 header;
+	__u8 next;
+
+	if (bpf_skb_load_bytes(skb, icmp + ICMP_LEN + 6, &next, 1) || next != IPPROTO_DSTOPTS ||
+	    bpf_skb_load_bytes(skb, icmp + ICMP_LEN + IPV6_LEN, &header, 8) ||
+	    (header >> 8 & 0xffffffffff) != IPV6_SCENT || bpf_skb_load_bytes(skb, icmp + 4, &mtu, 4) ||
+	    bpf_ntohl(mtu) <= SCENT_IPV6_HEADER_LEN)
+		return;
+	lowered = bpf_htonl(bpf_ntohl(mtu) - SCENT_IPV6_HEADER_LEN);
+	if (!bpf_l4_csum_replace(skb, icmp + 2, mtu, lowered, 4))
+		bpf_skb_store_bytes(skb, icmp + 4, &lowered, 4, 0);
+}
+
 static __always_inline int settle_bridged(__u32 packets, struct outcome *o, __u32 second)
 {
 	__u32 index;
@@ -43,6 +80,7 @@ static __always_inline int verify_bridged(struct __sk_buff *skb, __u32 at, const
 	__u32 packets = skb->gso_segs ?: 1;
 	struct packet p;
 	enum form form = parse(skb, at, &p);
+	int action;
 
 	if (form == FORM_NONE)
 		return TC_ACT_UNSPEC;
@@ -62,7 +100,14 @@ static __always_inline int verify_bridged(struct __sk_buff *skb, __u32 at, const
 	}
 	if (o.verdict == UNDECIDED)
 		judge_unread(s, &p, &o);
-	return settle_bridged(packets, &o, (now + offset) / SECOND);
+	action = settle_bridged(packets, &o, (now + offset) / SECOND);
+	if (action == TC_ACT_UNSPEC && form != FORM_DECLINED && is_icmp_too_big(&p)) {
+		if (p.family == 4)
+			lower_mtu4(skb, at + IPV4_LEN);
+		else
+			lower_mtu6(skb, at + IPV6_LEN);
+	}
+	return action;
 }
 
 SEC("tc")

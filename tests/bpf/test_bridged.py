@@ -7,8 +7,10 @@ import wire_setup
 from bpf_programs import MARKS, SHOT, UNSPEC, Kernel
 from packet_vectors import A4, C4, C6, DATA, ip4, ip6, tcp, udp
 from rejected_vectors import insert
-from scapy.layers.inet import IPOption_NOP
-from scapy.layers.inet6 import IPv6ExtHdrHopByHop, PadN
+from scapy.layers.inet import ICMP, IPOption_NOP
+from scapy.layers.inet6 import ICMPv6PacketTooBig, IPv6ExtHdrHopByHop, PadN
+
+from scentd.wire import layout
 
 pytestmark = pytest.mark.netns
 
@@ -103,3 +105,21 @@ def test_quarantine_and_the_end_of_the_lease(kernel):
     kernel.verify_by(quarantine={f"{A4}/32": (1 << 32) - 1})
     assert kernel.verify(SCENTED[4], NOW, **BRIDGED).counts == {"offload_quarantined": 1}
     assert_left(kernel.verify(FORGED, NOW, lease=-1, **BRIDGED), FORGED)
+
+
+@BOTH
+def test_a_router_tells_a_guest_how_much_of_its_own_fits(kernel, version):
+    """The error quotes the scented packet, so the guest's own may be as much smaller; another error is left."""
+    overhead = {4: layout.IPV4_OPTION_LEN, 6: layout.IPV6_HEADER_LEN}[version]
+    for quoted, fits in ((SCENTED[version], 1400 - overhead), (PLAIN[version], 1400)):
+        told = kernel.verify(too_big(version, quoted, 1400), NOW, **BRIDGED)
+        assert (told.action, told.packet, told.counts) == (UNSPEC, too_big(version, quoted, fits), {})
+    short = too_big(version, SCENTED[version][: {4: 20, 6: 40}[version]], 1400)
+    assert_left(kernel.verify(short, NOW, **BRIDGED), short)
+
+
+def too_big(version: int, quoted: bytes, mtu: int) -> bytes:
+    """The error of a router, whom nobody knows."""
+    if version == 4:
+        return bytes(ip4(src="10.99.0.7") / ICMP(type=3, code=4, nexthopmtu=mtu) / quoted)
+    return bytes(ip6(src="2001:db8:ffff::7") / ICMPv6PacketTooBig(mtu=mtu) / quoted)
