@@ -374,3 +374,19 @@ def test_no_bpf_file_system(lab, tmp_path):
 
 
 # -- interfaces ----------------------------------------------------------------
+
+
+@BOTH
+def test_a_bridges_port_has_two_programs_where_packets_leave(lab, mechanism):
+    """Each is replaced, seen and detached for itself."""
+    attacher, index = Attacher(lab.directory, mechanism), lab.index_of(lab.a)
+    lab.attach(attacher, "one", lab.a, "egress")
+    lab.attach(attacher, "passing", lab.a, "bridged")
+    assert lab.counted() == [3, 0, 3, 0]
+    lab.attach(attacher, "two", lab.a, "egress")
+    assert lab.counted() == [0, 3, 3, 0]
+    assert lab.a.call(attacher.attached_sides) == {(index, "egress"), (index, "bridged")}
+    lab.a.call(attacher.detach, index, "bridged")
+    assert lab.counted() == [0, 3, 0, 0]
+    lab.a.call(attacher.remove)
+    assert lab.a.call(attacher.attached_sides) == set()
