@@ -29,7 +29,7 @@ class OffloadStatus(Struct, frozen=True, kw_only=True):
     ingress: list[str] = []  # interfaces on which it verifies
     ports: list[str] = []  # ports of bridges at which it serves what the bridge forwards
     why_not: str = ""  # the reason, where there is no offload
-    bypasses: list[str] = []  # what passes the queue by because there is none
+    bypasses: list[str] = []  # what passes by: without the offload the queue, with it the stamper at some ports
 
 
 class GuardStatus(Struct, frozen=True, kw_only=True):

@@ -1,9 +1,10 @@
-"""Tells the log what passes the queue by where there is no offload, once each."""
+"""Tells the log what passes scentd by, once each."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 
 from scentd.config.sections import Config
 from scentd.datapath.host import bypass
@@ -17,11 +18,14 @@ class BypassLog:
     def __init__(self) -> None:
         self._found: list[Bypass] = []
 
-    async def look(self, config: Config, offloaded: bool) -> None:
-        """With the offload nothing passes by."""
+    async def look(self, config: Config, unstamping: Sequence[str] | None) -> None:
+        """`unstamping`: the ports of bridges on which the offload does not stamp; None without the offload."""
         before = self._found
         try:
-            self._found = [] if offloaded else await asyncio.to_thread(bypass.read, config)
+            if unstamping is None:
+                self._found = await asyncio.to_thread(bypass.read, config)
+            else:
+                self._found = bypass.at_ports(unstamping if config.stamp.forwarded else ())
         except HostError as error:
             log.debug("what passes the queue by cannot be seen: %s", error)
         for found in self._found:

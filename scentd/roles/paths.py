@@ -138,7 +138,7 @@ class Paths:
         if self.offload is not None:
             on = self.offload.interfaces
             log.info("offload: programs on %s", ", ".join([*on.verifying, *on.ports]) or "no interface")
-        await self._bypasses.look(self._config, self.offload is not None)
+        await self._bypasses.look(self._config, self.offload.interfaces.unstamping if self.offload else None)
 
     async def restore(self) -> None:
         """Make the host anew as the configuration wants it; what is there stays. Raises HostError."""
@@ -225,7 +225,7 @@ class Paths:
             self.rules_why_not = str(error)
             return
         self.rules_why_not = self._host.restored.why_not(time.monotonic())
-        await self._bypasses.look(self._config, self.offload is not None)
+        await self._bypasses.look(self._config, self.offload.interfaces.unstamping if self.offload else None)
 
     def counters(self) -> Counter[str]:
         """Totals of all paths since the daemon's start."""
@@ -244,12 +244,14 @@ class Paths:
 
     def status(self) -> tuple[str, OffloadStatus]:
         """The name of the packet path, and the offload's part of the status document."""
+        bypasses = self._bypasses.names()
         if self.offload is None:
             wanted = self._config.datapath.offload != "off"
-            return "nfqueue", OffloadStatus(why_not=self.why_not, wanted=wanted, bypasses=self._bypasses.names())
+            return "nfqueue", OffloadStatus(why_not=self.why_not, wanted=wanted, bypasses=bypasses)
         on = self.offload.interfaces
-        served = OffloadStatus(mechanism=on.mechanism, egress=on.stamping, ingress=on.verifying, ports=on.ports)
-        return "nfqueue+ebpf", served
+        return "nfqueue+ebpf", OffloadStatus(
+            mechanism=on.mechanism, egress=on.stamping, ingress=on.verifying, ports=on.ports, bypasses=bypasses
+        )
 
     # -- tables ------------------------------------------------------------
 

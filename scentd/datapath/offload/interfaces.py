@@ -33,6 +33,7 @@ class Interfaces:
         self.stamping: list[str] = []  # names of those to peers
         self.verifying: list[str] = []  # names
         self.ports: list[str] = []  # names of the bridges' ports that are served
+        self.unstamping: list[str] = []  # of these the ones by which nothing leaves stamped
 
     def attach(self, programs: Programs) -> None:
         """Attach these programs to all interfaces, in the place of ours; first to the newest, which has none."""
@@ -54,7 +55,9 @@ class Interfaces:
         result = coverage(self._interfaces, self._sides, leading)
         self.stamping = list(result.stamping)
         self.verifying = sorted(i.name for i in self._interfaces if (i.number, "ingress") in self._sides)
-        self.ports = sorted(i.name for i in self._interfaces if (i.number, "bridged") in self._sides)
+        ports = {i.name: (i.number, "egress") in self._sides for i in self._interfaces if i.port}
+        self.ports = sorted(ports)
+        self.unstamping = sorted(name for name, stamps in ports.items() if not stamps)
         return result
 
     def _serve(self, interface: Interface, programs: Programs) -> set[Side]:
