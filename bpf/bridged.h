@@ -113,12 +113,17 @@ static __always_inline int verify_bridged(struct __sk_buff *skb, __u32 at, const
 SEC("tc")
 int scent_verify_port(struct __sk_buff *skb)
 {
-	__u32 zero = 0, index, *turn = bpf_map_lookup_elem(&selector, &zero);
-	struct scent_clock *time = bpf_map_lookup_elem(&clock, &zero);
-	__u64 now = bpf_ktime_get_coarse_ns();
 	struct scent_verify_settings *s;
+	__u32 zero = 0, index, *turn;
+	struct scent_clock *time;
+	__u64 now;
 
-	if (!turn || !time || now > time->until_bridged || !is_bridged(skb) || is_group_frame(skb))
+	if (!is_bridged(skb) || is_group_frame(skb))
+		return TC_ACT_UNSPEC;
+	turn = bpf_map_lookup_elem(&selector, &zero);
+	time = bpf_map_lookup_elem(&clock, &zero);
+	now = bpf_ktime_get_coarse_ns();
+	if (!turn || !time || now > time->until_bridged)
 		return TC_ACT_UNSPEC;
 	index = *turn & 1;
 	s = bpf_map_lookup_elem(&settings, &index);
