@@ -60,9 +60,11 @@ static __always_inline int write_ipv6_header_behind(struct __sk_buff *skb, __u32
 	__u8 *header = bpf_map_lookup_elem(buffers, &zero);
 	struct ipv6_head head = {};
 
-	asm volatile("" : "+r"(length));	/* the bounds are for the register that is used */
 	if (!header || length < 8 || length > HOP_BY_HOP_MAX)
 		return -1;
+	/* It is a multiple of eight. A mask's bounds stay with the register, also where Linux 6.1 has forgotten these. */
+	asm volatile("" : "+r"(length));
+	length = ((length - 8) & (HOP_BY_HOP_MAX - 8)) + 8;
 	if (bpf_skb_load_bytes(skb, at + IPV6_LEN + SCENT_IPV6_HEADER_LEN, header, length))
 		return -1;
 	next = header[0];

@@ -31,11 +31,12 @@ enum scent_maps_constants {
 	SCENT_CACHE_SIZE = 1 << SCENT_CACHE_BITS,	/* address pairs that a processor remembers */
 	SCENT_RECENT_BITS = 10,
 	SCENT_RECENT_SIZE = 1 << SCENT_RECENT_BITS,	/* flows that a processor remembers for a tick */
+	SCENT_PORTS_MAX = 16384,	/* ports of bridges; a bridge has at most 1024 */
 };
 
 /* The first member of struct scent_prefix: which table of prefixes. */
 enum scent_scope {
-	SCENT_SCOPE_LOCAL = 1,		/* our networks' addresses -> number: network */
+	SCENT_SCOPE_LOCAL = 1,		/* our networks' addresses -> number: network; detail: stamping: 1 for one of this host */
 	SCENT_SCOPE_SOURCE = 2,		/* senders -> number: a pair of the peer; detail: scent_treatments */
 	SCENT_SCOPE_QUARANTINE = 3,	/* senders -> number: the CLOCK_MONOTONIC second of release */
 	SCENT_SCOPE_ROUTE = 0x40000000,	/* + network: where its packets go -> number: pair, detail: path MTU */
@@ -75,6 +76,8 @@ struct scent_cached {
 	__u32 key_id;			/* verifying: as in memory */
 	__u32 noted;			/* verifying: the Unix second in which the source was recorded as a node */
 	__u32 family;
+	__u32 own;			/* stamping: the source is an address of this host */
+	__u32 padding;
 };
 
 /* The fields that packets of a flow have in common and a tag can cover. */
@@ -120,7 +123,7 @@ enum scent_pair_flags {
  */
 struct scent_stamp_settings {
 	__u64 run;			/* ns for which packets of a pair share a fragment */
-	__u32 forwarded;		/* the mark of forwarded packets that are stamped, 0: none is stamped */
+	__u32 forwarded;		/* the mark of forwarded packets that a rule knows as ours; 0: none is stamped */
 	__u32 padding;
 	struct scent_lengths local4;
 	struct scent_lengths local6;
@@ -163,7 +166,7 @@ struct scent_stamped {
 	__u32 flags;			/* scent_pair_flags */
 	__u32 limit;			/* path MTU */
 	__u32 pair;
-	__u32 padding;
+	__u32 own;			/* the source is an address of this host */
 };
 
 /* Indices into the stamper's counters. */
@@ -207,6 +210,7 @@ struct scent_verify_settings {
 struct scent_clock {
 	__u64 offset;			/* Unix time less CLOCK_MONOTONIC, ns */
 	__u64 until;			/* CLOCK_MONOTONIC, ns: from then on the queue, or its `fail`, decides */
+	__u64 until_bridged;		/* likewise, of what a bridge forwards, which no queue sees: then it is let by */
 };
 
 /* A pair of which a scent may be. */

@@ -16,6 +16,7 @@
 #include "options.h"
 #include "lpm.h"
 #include "cache.h"
+#include "bridge.h"
 #include "tag.h"
 
 char LICENSE[] SEC("license") = "GPL";
@@ -136,17 +137,24 @@ static __always_inline int grow(struct __sk_buff *skb, __u32 by)
 	return bpf_skb_adjust_room(skb, by, BPF_ADJ_ROOM_NET, BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET);
 }
 
-/* Finds the packet's pair and its path MTU by prefixes. A path MTU of 0: the packet is not to be stamped. */
-static __always_inline void route(const struct scent_stamp_settings *s, const struct packet *p, struct query *q)
+/*
+ * Finds the packet's pair and its path MTU by prefixes. A path MTU of 0: the packet is not to be stamped. The result is
+ * whether its source is an address of this host.
+ */
+static __always_inline __u32 route(const struct scent_stamp_settings *s, const struct packet *p, struct query *q)
 {
+	__u32 own;
+
 	q->key.family = p->family;
 	q->key.scope = SCENT_SCOPE_LOCAL;
 	if (find_prefix(p->family == 4 ? &s->local4 : &s->local6, &p->source, q)) {
+		own = q->value.detail;
 		q->key.scope = SCENT_SCOPE_ROUTE + q->value.number;
 		if (find_prefix(p->family == 4 ? &s->route4 : &s->route6, &p->destination, q))
-			return;
+			return own;
 	}
 	q->value.detail = 0;
+	return 0;
 }
 
 /* Reads a packet that is not plain. The result is a reason to leave it as it is, or SCENT_STAMP_COUNT_STAMPED. */
@@ -159,22 +167,27 @@ static __always_inline int check_options(struct __sk_buff *skb, __u32 at, struct
 	return content == CONTENT_SCENT || is_neighbourly(p) ? UNCOUNTED : SCENT_STAMP_COUNT_STAMPED;
 }
 
-/* The pair's current epoch, or NULL and a reason to leave the packet as it is. Begins the entry of `recent`. */
+/*
+ * The pair's current epoch, or NULL and a reason to leave the packet as it is. Begins the entry of `recent`. `unsure`:
+ * if the source is an address of this host, the packet may be anybody's.
+ */
 static __always_inline struct scent_outgoing *look_up(struct __sk_buff *skb, __u32 at,
 						      const struct scent_stamp_settings *s, struct packet *p,
-						      enum form form, __u32 turn, __u64 now, struct scent_stamped *c,
-						      int *outcome, __u32 *pair)
+						      enum form form, __u32 unsure, __u32 turn, __u64 now,
+						      struct scent_stamped *c, int *outcome, __u32 *pair)
 {
 	struct scent_cached *known = cache_entry(p);
 	struct scent_outgoing *out;
 	struct query q = {};
+	__u32 own;
 
 	*outcome = UNCOUNTED;
 	if (!known)
 		return NULL;
 	if (!cache_hit(known, p, turn)) {
-		route(s, p, &q);
+		own = route(s, p, &q);
 		fill_cache(known, p, turn, q.value.number, q.value.detail);
+		known->own = own;
 	}
 	if (!known->detail)
 		return NULL;
@@ -183,8 +196,11 @@ static __always_inline struct scent_outgoing *look_up(struct __sk_buff *skb, __u
 		if (*outcome)
 			return NULL;
 	}
-	*outcome = UNSTAMPED(NOT_A_PEER);
 	*pair = known->number;
+	*outcome = UNSTAMPED(MASQUERADED);
+	if (unsure && known->own)
+		return NULL;
+	*outcome = UNSTAMPED(NOT_A_PEER);
 	if (known->number == SCENT_NO_PAIR)
 		return NULL;
 	*outcome = UNSTAMPED(NO_PROFILE);
@@ -196,16 +212,43 @@ static __always_inline struct scent_outgoing *look_up(struct __sk_buff *skb, __u
 	c->flags = out->flags;
 	c->limit = known->detail;
 	c->pair = known->number;
+	c->own = known->own;
 	return out;
 }
 
 /*
- * Stamps the packet or leaves it as it is. The result is the index of a counter, or UNCOUNTED. `pair`: whose packet it
- * is, if that is known.
+ * Whether a packet is not to be stamped, because it is forwarded and that was not asked for. Behind masquerading the
+ * source does not say whose a packet is: then it is `unsure`, unless the rule in FORWARD, which saw the source before,
+ * has marked it.
  */
-static __always_inline int stamp(struct __sk_buff *skb, __u32 at, __u32 *pair)
+static __always_inline int is_not_asked_for(struct __sk_buff *skb, const struct scent_stamp_settings *s, __u32 *unsure)
 {
-	__u32 zero = 0, *turn = bpf_map_lookup_elem(&selector, &zero), which, index;
+	*unsure = 0;
+	if (!skb->ingress_ifindex)
+		return 0;
+	*unsure = !(skb->mark & s->forwarded);
+	if (!*unsure)
+		skb->mark &= ~s->forwarded;
+	return !s->forwarded;
+}
+
+/* What fits: the path MTU, and for a bridge's port, to which no route leads, that of the port. */
+static __always_inline __u32 limit_of(struct __sk_buff *skb, const struct scent_stamped *c, int port)
+{
+	__u32 mtu = 0;
+
+	if (!port || bpf_check_mtu(skb, 0, &mtu, 0, 0) < 0 || mtu > c->limit)
+		return c->limit;
+	return mtu;
+}
+
+/*
+ * Stamps the packet or leaves it as it is. The result is the index of a counter, or UNCOUNTED. `pair`: whose packet it
+ * is, if that is known; `port`: the interface is a bridge's port.
+ */
+static __always_inline int stamp(struct __sk_buff *skb, __u32 at, int port, __u32 *pair)
+{
+	__u32 zero = 0, *turn = bpf_map_lookup_elem(&selector, &zero), which, index, unsure;
 	struct scent_outgoing *out = NULL;
 	struct scent_stamp_settings *s;
 	struct scent_stamped *c;
@@ -221,11 +264,8 @@ static __always_inline int stamp(struct __sk_buff *skb, __u32 at, __u32 *pair)
 	s = bpf_map_lookup_elem(&settings, &index);
 	if (!s)
 		return UNCOUNTED;
-	if (skb->ingress_ifindex) {
-		if (!(skb->mark & s->forwarded))
-			return UNCOUNTED;
-		skb->mark &= ~s->forwarded;
-	}
+	if (is_not_asked_for(skb, s, &unsure))
+		return UNCOUNTED;
 	form = parse(skb, at, &p);
 	if (form == FORM_NONE || form == FORM_SCENTED || is_neighbourly(&p) || is_for_a_group(&p))
 		return UNCOUNTED;
@@ -234,15 +274,15 @@ static __always_inline int stamp(struct __sk_buff *skb, __u32 at, __u32 *pair)
 	c = bpf_map_lookup_elem(&recent, &index);
 	if (!c)
 		return UNCOUNTED;
-	if (form != FORM_BARE || c->now != now || c->selector != which || !same_flow(&c->flow, &p)) {
-		out = look_up(skb, at, s, &p, form, which, now, c, &outcome, pair);
+	if (form != FORM_BARE || c->now != now || c->selector != which || (unsure && c->own) || !same_flow(&c->flow, &p)) {
+		out = look_up(skb, at, s, &p, form, unsure, which, now, c, &outcome, pair);
 		if (!out)
 			return outcome;
 	}
 	*pair = c->pair;
 	if (!p.room)
 		return p.family == 4 ? UNSTAMPED(NO_ROOM) : UNSTAMPED(HEADERS);
-	outcome = too_big(skb, at, &p, c->flags, c->limit);
+	outcome = too_big(skb, at, &p, c->flags, limit_of(skb, c, port));
 	if (outcome)
 		return outcome;
 	if (grow(skb, p.family == 4 ? SCENT_IPV4_OPTION_LEN : SCENT_IPV6_HEADER_LEN))
@@ -270,13 +310,30 @@ static __always_inline int leave(__u32 packets, int outcome, __u32 pair)
 SEC("tc")
 int scent_stamp_l2(struct __sk_buff *skb)
 {
-	__u8 *ethernet = (void *)(long)skb->data;
 	__u32 packets = skb->gso_segs ?: 1, pair = SCENT_NO_PAIR;
 	int outcome;
 
-	if ((void *)(ethernet + ETH_HLEN) > (void *)(long)skb->data_end || ethernet[0] & 1)
+	if (is_group_frame(skb))
 		return TC_ACT_UNSPEC;
-	outcome = stamp(skb, ETH_HLEN, &pair);
+	outcome = stamp(skb, ETH_HLEN, 0, &pair);
+	return leave(packets, outcome, pair);
+}
+
+/*
+ * On a bridge's port (bridge.h). What this host sends has passed the bridge's device. So has what it routes, unless a
+ * flow table sends it to the port directly: it is stamped if it has no scent, and counted as unstamped by that device.
+ */
+SEC("tc")
+int scent_stamp_port(struct __sk_buff *skb)
+{
+	__u32 packets = skb->gso_segs ?: 1, pair = SCENT_NO_PAIR;
+	int outcome;
+
+	if (!skb->ingress_ifindex || is_group_frame(skb))
+		return TC_ACT_UNSPEC;
+	outcome = stamp(skb, ETH_HLEN, 1, &pair);
+	if (outcome != SCENT_STAMP_COUNT_STAMPED && !is_bridged(skb))
+		return TC_ACT_UNSPEC;
 	return leave(packets, outcome, pair);
 }
 
@@ -285,7 +342,7 @@ SEC("tc")
 int scent_stamp_l3(struct __sk_buff *skb)
 {
 	__u32 packets = skb->gso_segs ?: 1, pair = SCENT_NO_PAIR;
-	int outcome = stamp(skb, 0, &pair);
+	int outcome = stamp(skb, 0, 0, &pair);
 
 	return leave(packets, outcome, pair);
 }

@@ -397,3 +397,5 @@ int scent_verify_l3(struct __sk_buff *skb)
 {
 	return verify(skb, 0);
 }
+
+#include "bridged.h" /* uses what stands above */

@@ -27,7 +27,9 @@ class OffloadStatus(Struct, frozen=True, kw_only=True):
     mechanism: str | None = None  # tcx or clsact
     egress: list[str] = []  # interfaces to peers by which the program stamps
     ingress: list[str] = []  # interfaces on which it verifies
+    ports: list[str] = []  # ports of bridges at which it serves what the bridge forwards
     why_not: str = ""  # the reason, where there is no offload
+    bypasses: list[str] = []  # what passes by: without the offload the queue, with it the stamper at some ports
 
 
 class GuardStatus(Struct, frozen=True, kw_only=True):

@@ -18,7 +18,7 @@ from scentd.datapath.host import iptables
 from scentd.doctor import examine
 from scentd.doctor.examine import Check
 from scentd.errors import HostError
-from scentd.guard import table as guard_table
+from scentd.guard.table import PRIORITY
 from scentd.system.nft import Nftables
 
 ALL_BITS = 0xFFFFFFFF
@@ -131,7 +131,7 @@ def tables_in(text: str) -> dict[str, dict[str, list[str]]]:
 
 def is_early(lines: Sequence[str]) -> bool:
     hooks = (HOOK.match(line) for line in lines)
-    return any(hook is not None and int(hook[1]) <= guard_table.PRIORITY for hook in hooks)
+    return any(hook is not None and int(hook[1]) <= PRIORITY for hook in hooks)
 
 
 def nft_changed_bits(line: str) -> int:

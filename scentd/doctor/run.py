@@ -12,7 +12,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -20,17 +20,21 @@ from pathlib import Path
 from scentd.config.sections import Config, DaemonSettings, Datapath
 from scentd.control import client
 from scentd.core.closed import Closed, closed
-from scentd.datapath.offload import pins
+from scentd.datapath.host import bypass
+from scentd.datapath.offload import interfaces, pins
 from scentd.doctor import examine, marks, sandbox
-from scentd.doctor.examine import Check
-from scentd.errors import ConfigError, ScentdError
+from scentd.doctor.examine import Check, Ok
+from scentd.errors import ConfigError, HostError, ScentdError
 from scentd.kinds import load_config
 from scentd.model import SCHEMA
 from scentd.state import identities
 from scentd.system import python
+from scentd.wire.carrier import CARRIERS
 
 DEFAULT_CONFIG = "/etc/scentd/scentd.toml"
 PROBE_TIMEOUT = 60.0  # seconds; it takes one
+OVERHEAD_MAX = max(carrier.overhead for carrier in CARRIERS.values())
+ROOM_MIN = 1500 + OVERHEAD_MAX  # bytes: Ethernet's MTU, which guests have, and a scent
 
 
 def checks(config_path: str | None = None) -> list[Check]:
@@ -55,7 +59,7 @@ def checks(config_path: str | None = None) -> list[Check]:
         *([] if datapath.offload == "off" else [check_pin_dir(datapath.pin_dir)]),
         marks.check_marks(datapath),
         *(check_daemon(daemon.control_socket) or sandbox.checks()),
-        *([] if loaded is None else [check_lockout(loaded)]),
+        *([] if loaded is None else [check_lockout(loaded), *check_carried(loaded)]),
     ]
 
 
@@ -172,6 +176,40 @@ def check_daemon(control_socket: str) -> list[Check]:
         found = "none: a restart loses packets, and closed is open while our rules are not there"
         guard = Check("its guard", "warning", found, "systemctl enable --now scentd-guard")
     return [Check("daemon", "yes", f"version {told.version} runs"), offload, guard]
+
+
+def check_carried(config: Config) -> list[Check]:
+    """What this host carries for nodes behind it by ways that the queue does not see."""
+    name = "what it forwards"
+    try:
+        if not bypass.has_nodes_behind(config):
+            return []
+        if interfaces.read_served(config.datapath.pin_dir, ()) is None:
+            found = bypass.read(config)
+            ok: Ok = (
+                "warning" if config.datapath.offload == "off" or client.answers(config.daemon.control_socket) else "yes"
+            )
+            bad = [Check(name, ok, b.what, "" if ok == "yes" else b.way_out) for b in found]
+            return bad or [Check(name, "yes", "no bridge or flow table that the queue does not see")]
+        narrow = {b: mtu for b, mtu in bypass.unseen_bridges(bypass.links()).items() if mtu < ROOM_MIN}
+    except HostError as error:
+        return [Check(name, "warning", str(error), "run as root")]
+    return [check_room(narrow)]
+
+
+def check_room(narrow: Mapping[str, int]) -> Check:
+    """Bridges, by name, whose ports carry less than full packets of guests with a scent, and how much."""
+    name = "what it forwards"
+    if not narrow:
+        return Check(name, "yes", "the offload serves it")
+    found = ", ".join(f"bridge {bridge} carries {mtu} bytes" for bridge, mtu in narrow.items())
+    return Check(
+        name,
+        "warning",
+        f"the offload serves it; {found}: packets of guests leave without a scent if it does not fit",
+        f"let the uplink, the bridge and its other ports carry {ROOM_MIN} bytes, or give guests an MTU smaller by "
+        f"{OVERHEAD_MAX}",
+    )
 
 
 def check_lockout(config: Config) -> Check:

@@ -16,9 +16,8 @@ from contextlib import suppress
 from scentd.bus.local import LocalBus
 from scentd.config.sections import Config
 from scentd.control.status import OffloadStatus
-from scentd.core.allocate.assemble import cut
 from scentd.core.closed import closed, in_both
-from scentd.core.offload.decode import OffloadEvent, PairState, RefusedPacket
+from scentd.core.offload.decode import OffloadEvent, RefusedPacket
 from scentd.core.pairs import Pairs
 from scentd.datapath.answers import Answers
 from scentd.datapath.host import host
@@ -29,6 +28,7 @@ from scentd.datapath.queue import link
 from scentd.datapath.queue.workers import Workers
 from scentd.errors import HostError, ScentdError
 from scentd.model import Barred, Fragment, Outgoing
+from scentd.roles.bypass_log import BypassLog
 from scentd.roles.guard_link import GuardLink
 from scentd.roles.leap_keeper import LeapKeeper
 from scentd.roles.overload_log import OverloadLog
@@ -77,6 +77,7 @@ class Paths:
         self.rules_why_not = ""  # what the last look at the host could not mend
         self.uncovered: list[str] = []  # addresses of this host that no network has
         self._leaps = LeapKeeper()
+        self._bypasses = BypassLog()
         self._event_fd: int | None = None  # the descriptor of the offload's events, while it is in the event loop
         self._shared_epochs: dict[int, int] = {}  # pair -> epoch of which the queue, too, has fragments
         bus.subscribe(Barred, self._quarantine)
@@ -140,7 +141,9 @@ class Paths:
             await asyncio.to_thread(remove_offload, config.datapath.pin_dir)
         await self.guard.order(closed(config))
         if self.offload is not None:
-            log.info("offload: programs on %s", ", ".join(self.offload.interfaces.verifying) or "no interface")
+            on = self.offload.interfaces
+            log.info("offload: programs on %s", ", ".join([*on.verifying, *on.ports]) or "no interface")
+        await self._bypasses.look(self._config, self.offload.interfaces.unstamping if self.offload else None)
 
     async def restore(self) -> None:
         """Make the host anew as the configuration wants it; what is there stays. Raises HostError."""
@@ -239,6 +242,7 @@ class Paths:
             self.rules_why_not = str(error)
             return
         self.rules_why_not = self._host.restored.why_not(time.monotonic())
+        await self._bypasses.look(self._config, self.offload.interfaces.unstamping if self.offload else None)
 
     def counters(self) -> Counter[str]:
         """Totals of all paths since the daemon's start."""
@@ -257,11 +261,14 @@ class Paths:
 
     def status(self) -> tuple[str, OffloadStatus]:
         """The name of the packet path, and the offload's part of the status document."""
+        bypasses = self._bypasses.names()
         if self.offload is None:
-            return "nfqueue", OffloadStatus(why_not=self.why_not, wanted=self._config.datapath.offload != "off")
-        interfaces = self.offload.interfaces
-        served = OffloadStatus(mechanism=interfaces.mechanism, egress=interfaces.stamping, ingress=interfaces.verifying)
-        return "nfqueue+ebpf", served
+            wanted = self._config.datapath.offload != "off"
+            return "nfqueue", OffloadStatus(why_not=self.why_not, wanted=wanted, bypasses=bypasses)
+        on = self.offload.interfaces
+        return "nfqueue+ebpf", OffloadStatus(
+            mechanism=on.mechanism, egress=on.stamping, ingress=on.verifying, ports=on.ports, bypasses=bypasses
+        )
 
     # -- tables ------------------------------------------------------------
 
@@ -380,7 +387,7 @@ class Paths:
         if state is None or state.highest != self._shared_epochs.get(pair):
             self._shared_epochs.pop(pair, None)
         else:
-            self._verifier.take_fragments(fragments(pair, state))
+            self._verifier.take_state(pair, state)
 
     def _resume(self) -> None:
         """Read from the maps what the programs received under an earlier daemon, which took the events."""
@@ -388,9 +395,4 @@ class Paths:
         for pair, state in (self.offload.states() if self.offload is not None else {}).items():
             if state.seen:
                 self._epochs.raise_row(pair, state.highest, state.since)
-                self._verifier.take_fragments(fragments(pair, state))
-
-
-def fragments(pair: int, state: PairState) -> list[Fragment]:
-    """The fragments of a pair's newest profile that the program has."""
-    return cut(pair, state.highest, state.sealed, (state.load, state.threat), state.source, state.key_ids, state.seen)
+                self._verifier.take_state(pair, state)

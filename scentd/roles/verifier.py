@@ -16,7 +16,7 @@ from scentd.bus.local import LocalBus
 from scentd.control.status import AFFECTED_MAX, Glance, PeerStatus, ProfileStatus
 from scentd.core.allocate.assemble import Assembler, cut
 from scentd.core.allocate.view import ALARM_THREAT, PeerView
-from scentd.core.offload.decode import OffloadEvent
+from scentd.core.offload.decode import OffloadEvent, PairState
 from scentd.core.pairs import Pair, Pairs
 from scentd.model import Fragment, Notice, View, Views
 from scentd.prefix import prefixes
@@ -59,6 +59,11 @@ class VerifierRole:
         changed = {f.pair for f in fragments if self._on_fragment(f)}
         if changed:
             self._publish(changed)
+
+    def take_state(self, pair: int, state: PairState) -> None:
+        """Take the fragments of a pair's newest profile that the program has."""
+        glance = state.load, state.threat
+        self.take_fragments(cut(pair, state.highest, state.sealed, glance, state.source, state.key_ids, state.seen))
 
     def forget(self, pair: int) -> None:
         """Forget what a pair's packets have said: its epochs were ahead of all clocks."""

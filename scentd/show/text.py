@@ -157,10 +157,12 @@ def allocation(data: AllocationStatus) -> list[str]:
 
 
 def offload(data: OffloadStatus) -> str:
+    unserved = [f"unserved: {what}" for what in data.bypasses]
     if data.why_not:
-        return f"no offload: {data.why_not}"
+        return "\n".join([f"no offload: {data.why_not}", *unserved])
     interfaces = f"stamps on {', '.join(data.egress) or '-'}, verifies on {', '.join(data.ingress) or '-'}"
-    return f"offload by {data.mechanism or '-'}: {interfaces}"
+    bridged = f", serves bridges' ports {', '.join(data.ports)}" if data.ports else ""
+    return "\n".join([f"offload by {data.mechanism or '-'}: {interfaces}{bridged}", *unserved])
 
 
 def guard(data: GuardStatus) -> str:

@@ -45,7 +45,7 @@ TRIES = 5
 NOTHING = (errno.ENODEV, errno.ENOENT)  # no such interface, no such table: nothing is there
 
 
-class Request(NamedTuple):
+class NetlinkRequest(NamedTuple):
     """`kind`: RTM_*; `flags`: besides REQUEST and ACK; `body`: the fixed header and the attributes."""
 
     kind: int
@@ -77,7 +77,7 @@ def messages(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
         at += max(length + 3 & ~3, HEADER.size)
 
 
-def perform(requests: Sequence[Request]) -> list[int]:
+def perform(requests: Sequence[NetlinkRequest]) -> list[int]:
     """Carry out requests in this order; return the error number of each, 0 for success. Raises HostError."""
     errors = []
     with opened() as end:
@@ -97,7 +97,7 @@ def perform(requests: Sequence[Request]) -> list[int]:
     return errors
 
 
-def packed(request: Request, flags: int, number: int) -> bytes:
+def packed(request: NetlinkRequest, flags: int, number: int) -> bytes:
     padding = bytes(-len(request.body) % 4)
     head = HEADER.pack(HEADER.size + len(request.body), request.kind, request.flags | flags | REQUEST, number, 0)
     return head + request.body + padding
@@ -116,7 +116,7 @@ def dump(kind: int, bodies: Iterable[bytes], strict: bool = False) -> Iterator[l
 
 def dumped(end: socket.socket, kind: int, body: bytes) -> list[bytes]:
     for _ in range(TRIES):
-        end.send(packed(Request(kind, DUMP, body), 0, 1))
+        end.send(packed(NetlinkRequest(kind, DUMP, body), 0, 1))
         found, whole, done = [], True, False
         while not done:
             for answer, content, message in messages(end.recv(READ)):
@@ -202,12 +202,8 @@ class Attributes:
         return self._decoded[name]
 
 
-class Link(Attributes):
+class LinkMessage(Attributes):
     """An interface as the kernel describes it, with what of pyroute2's message is used here."""
-
-    SHAPE = tuple(
-        KNOWN[n][0] for n in ("IFLA_IFNAME", "IFLA_LINK", "IFLA_MASTER", "IFLA_LINKINFO", "IFLA_GSO_MAX_SIZE")
-    )
 
     def __init__(self, body: bytes) -> None:
         super().__init__(body, LINK.size)
@@ -217,15 +213,15 @@ class Link(Attributes):
     def __getitem__(self, name: str) -> int:
         return self._fields[name]
 
-    def is_like(self, other: Link) -> bool:
+    def is_like(self, other: LinkMessage) -> bool:
         """Whether nothing has changed but state, MTU and addresses."""
         return self["ifi_type"] == other["ifi_type"] and all(self._raw.get(k) == other._raw.get(k) for k in SHAPE)
 
 
-def links() -> dict[int, Link]:
+def links() -> dict[int, LinkMessage]:
     """All interfaces by index. Raises HostError."""
     body = LINK.pack(0, 0, 0, 0, 0) + attribute(IFLA_EXT_MASK, pack("=I", SKIP_STATS))
-    return {LINK.unpack_from(answer)[2]: Link(answer) for found in dump(RTM_GETLINK, [body]) for answer in found}
+    return {LINK.unpack_from(answer)[2]: LinkMessage(answer) for found in dump(RTM_GETLINK, [body]) for answer in found}
 
 
 def address_of(body: bytes) -> Address | None:

@@ -102,6 +102,7 @@ UNSTAMPED_IPV6_FRAGMENT = 4
 UNSTAMPED_HEADERS = 5
 UNSTAMPED_ALREADY = 6
 UNSTAMPED_MALFORMED = 7
+UNSTAMPED_MASQUERADED = 8
 UNSTAMPED = {
     0: "no-profile",
     1: "not-a-peer",
@@ -111,6 +112,7 @@ UNSTAMPED = {
     5: "headers",
     6: "already",
     7: "malformed",
+    8: "masqueraded",
 }
 
 PROFILE_ERROR_LENGTH = 0

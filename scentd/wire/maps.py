@@ -14,6 +14,7 @@ CACHE_BITS = 8
 CACHE_SIZE = 256
 RECENT_BITS = 10
 RECENT_SIZE = 1024
+PORTS_MAX = 16384
 
 SCOPE_LOCAL = 1
 SCOPE_SOURCE = 2
@@ -29,8 +30,8 @@ PAIR_OVERHEAD6 = 16
 
 STAMP_COUNT_STAMPED = 0
 STAMP_COUNT_UNSTAMPED = 1
-STAMP_COUNT_FAILED = 9
-STAMP_COUNTERS = 10
+STAMP_COUNT_FAILED = 10
+STAMP_COUNTERS = 11
 
 TREATMENTS_REJECTED = 0
 TREATMENTS_ABSENT = 2
@@ -69,8 +70,8 @@ LENGTHS_COUNT_AT = 0
 LENGTHS_BITS_AT = 1
 LENGTHS_SIZE = 16
 
-# scent_cached: addresses, selector, number, detail, key_id, noted, family
-CACHED = Struct("=4QIIIIII")
+# scent_cached: addresses, selector, number, detail, key_id, noted, family, own, padding
+CACHED = Struct("=4QIIIIIIII")
 CACHED_ADDRESSES_AT = 0
 CACHED_SELECTOR_AT = 32
 CACHED_NUMBER_AT = 36
@@ -78,7 +79,9 @@ CACHED_DETAIL_AT = 40
 CACHED_KEY_ID_AT = 44
 CACHED_NOTED_AT = 48
 CACHED_FAMILY_AT = 52
-CACHED_SIZE = 56
+CACHED_OWN_AT = 56
+CACHED_PADDING_AT = 60
+CACHED_SIZE = 64
 
 # scent_flow: addresses, ports, protocol, family, has_ports, padding
 FLOW = Struct("=4QIBBBB")
@@ -135,7 +138,7 @@ OUTGOING_FLAGS_AT = 52
 OUTGOING_PIECES_AT = 56
 OUTGOING_SIZE = 296
 
-# scent_stamped: flow, now, scent, tag, tail, selector, flags, limit, pair, padding
+# scent_stamped: flow, now, scent, tag, tail, selector, flags, limit, pair, own
 STAMPED = Struct("=40sQ3QQIIIIII")
 STAMPED_FLOW_AT = 0
 STAMPED_NOW_AT = 40
@@ -146,7 +149,7 @@ STAMPED_SELECTOR_AT = 84
 STAMPED_FLAGS_AT = 88
 STAMPED_LIMIT_AT = 92
 STAMPED_PAIR_AT = 96
-STAMPED_PADDING_AT = 100
+STAMPED_OWN_AT = 100
 STAMPED_SIZE = 104
 
 # scent_verify_settings: max_age, max_future, grace, mark_verified, mark_glance, fallback, padding, local4, local6, source4, source6, member4, member6, quarantine4, quarantine6
@@ -168,11 +171,12 @@ VERIFY_SETTINGS_QUARANTINE4_AT = 136
 VERIFY_SETTINGS_QUARANTINE6_AT = 152
 VERIFY_SETTINGS_SIZE = 168
 
-# scent_clock: offset, until
-CLOCK = Struct("=QQ")
+# scent_clock: offset, until, until_bridged
+CLOCK = Struct("=QQQ")
 CLOCK_OFFSET_AT = 0
 CLOCK_UNTIL_AT = 8
-CLOCK_SIZE = 16
+CLOCK_UNTIL_BRIDGED_AT = 16
+CLOCK_SIZE = 24
 
 # scent_identity: key_id, network, candidate
 IDENTITY = Struct("=4sII")

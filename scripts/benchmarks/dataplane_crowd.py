@@ -119,7 +119,8 @@ class Crowd:
         settings = maps.VERIFY_SETTINGS.pack(age, age, age, 1, 2, 0, TREATMENTS, *lengths)
         table["verify.settings"].update(PAIR.pack(0), settings)
         now = time.monotonic_ns()
-        table["verify.clock"].update(PAIR.pack(0), maps.CLOCK.pack(time.time_ns() - now, now + offload.LEASE_NS * 10))
+        clock = maps.CLOCK.pack(time.time_ns() - now, now + offload.LEASE_NS * 10, 0)
+        table["verify.clock"].update(PAIR.pack(0), clock)
 
     def _outgoing(self) -> tuple[bytes, bytes]:
         """A struct scent_outgoing in two parts; the four bytes of the key id are between them."""

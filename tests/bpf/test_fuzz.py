@@ -257,7 +257,8 @@ def begins_with_ours(packet):
     return packet[6] == ip.DESTINATION and packet[41:46] == b"\x04\x1e\x22\x5c\xe7"
 
 
-LEFT = {f"unstamped:{reason}" for reason in layout.UNSTAMPED.values() if reason not in ("not-a-peer", "already")}
+NOT_HERE = {"not-a-peer", "already", "masqueraded"}
+LEFT = {f"unstamped:{reason}" for reason in layout.UNSTAMPED.values() if reason not in NOT_HERE}
 
 
 def stamper_counts(packet, given, found, made, limit):

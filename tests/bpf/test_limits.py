@@ -146,9 +146,27 @@ def test_frames_that_the_stamper_does_not_look_at(kernel, frame):
 @BOTH
 def test_forwarded_packets_are_stamped_where_that_is_asked_for(kernel, version):
     kernel.stamp_by(forwarded=MARKS.verified)
-    ran = kernel.stamp(PLAIN[version], received_on=1, destination=OTHER, mark=MARKS.verified | 5)
-    assert (ran.packet, ran.mark) == (SCENTED[version], 5)
-    assert_left(kernel.stamp(PLAIN[version], received_on=1, destination=OTHER, mark=5), PLAIN[version], mark=5)
+    for mark in (MARKS.verified | 5, 5):
+        ran = kernel.stamp(PLAIN[version], received_on=1, destination=OTHER, mark=mark)
+        assert (ran.packet, ran.mark) == (SCENTED[version], 5)
+        kernel.fresh_stamper()
+
+
+@BOTH
+def test_behind_an_address_of_the_host_only_a_rule_tells_whose_a_forwarded_packet_is(kernel, version):
+    """Masquerading: the packet's source says nothing. A peer's prefixes alone are looked at, so no other is counted."""
+    kernel.stamp_by(forwarded=MARKS.verified, own=(A4, A6))
+    forwarded = {"received_on": 1, "destination": OTHER}
+    for _ in range(2):  # the second time the processor remembers the addresses
+        ran = kernel.stamp(PLAIN[version], **forwarded, mark=5)
+        assert (ran.packet, ran.mark, ran.counts) == (PLAIN[version], 5, {"unstamped:masqueraded": 1})
+    assert kernel.stamp(PLAIN[version], **forwarded, mark=MARKS.verified).packet == SCENTED[version]
+    ran = kernel.stamp(PLAIN[version], **forwarded)
+    assert ran.counts == {"unstamped:masqueraded": 1}, "though the processor remembers the flow's scent"
+    kernel.fresh_stamper()
+    assert kernel.stamp(PLAIN[version]).counts == {"stamped": 1}, "the host's own"
+    elsewhere = bytes(ip4(dst="10.8.0.1") / tcp())
+    assert_left(kernel.stamp(elsewhere, **forwarded), elsewhere)
 
 
 def test_declined_parts_are_unscented_packets(kernel):

@@ -317,3 +317,11 @@ def test_the_command():
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["ok"] is True
+
+
+def test_room_for_the_scents_of_guests():
+    assert run.check_room({}).ok == "yes"
+    narrow = run.check_room({"br0": 1500})
+    assert narrow.ok == "warning"
+    assert "bridge br0 carries 1500 bytes" in narrow.found
+    assert "carry 1540 bytes" in narrow.way_out

@@ -20,7 +20,7 @@ from scentd.core.offload import decode, encode
 from scentd.datapath.offload import counts
 from scentd.datapath.offload.bpfmap import F_LOCK, RingBuffer
 from scentd.datapath.offload.bpfprog import prog_test_run
-from scentd.datapath.offload.programs import Programs
+from scentd.datapath.offload.programs import OBJECTS, Programs
 from scentd.wire import maps
 
 UNSPEC, SHOT = -1, 2  # TC_ACT_*
@@ -74,8 +74,8 @@ class Kernel:
 
     # -- tables ----------------------------------------------------------
 
-    def stamp_by(self, table=wire_setup.STAMP_TABLE, unsigned: Sequence[str] = (), forwarded: int = 0) -> None:
-        made = encode.stamp_entries(table, unsigned, forwarded, LONG_NS)
+    def stamp_by(self, table=wire_setup.STAMP_TABLE, unsigned: Sequence[str] = (), forwarded: int = 0, own=()) -> None:
+        made = encode.stamp_entries(table, unsigned, forwarded, LONG_NS, own)
         self._configure("stamp", made.prefixes, made.settings)
 
     def verify_by(self, table=wire_setup.VERIFY_TABLE, marks=MARKS, quarantine: dict[str, int] | None = None) -> None:
@@ -85,6 +85,11 @@ class Kernel:
         self._configure("verify", prefixes, made.settings_for(prefixes))
         self._fill("verify.identities", made.identities)
         self._pairs = made.pairs
+
+    def bridge(self, *ports: int) -> None:
+        """These interfaces are ports of bridges."""
+        for name in OBJECTS:
+            self._fill(f"{name}.ports", {encode.PAIR.pack(n): encode.PAIR.pack(1) for n in ports})
 
     def _configure(self, name: str, prefixes: dict[bytes, bytes], settings: bytes) -> None:
         self._fill(f"{name}.prefixes", prefixes)
@@ -164,7 +169,8 @@ class Kernel:
                 return ran
 
     def _set_clock(self, tick: int, now: float, lease: int) -> None:
-        clock = maps.CLOCK.pack(encode.nanoseconds(now) - tick, max(tick + lease, 0))
+        until = max(tick + lease, 0)
+        clock = maps.CLOCK.pack(encode.nanoseconds(now) - tick, until, until)
         self._maps["verify.clock"].update(encode.PAIR.pack(0), clock)
 
     def _run(
@@ -177,6 +183,7 @@ class Kernel:
         received_on: int = 0,
         segments: int = 0,
         segment_size: int = 0,
+        port: bool = False,
     ) -> Run:
         if kind is None:
             kind = IPV6 if packet[:1] and packet[0] >> 4 == 6 else IPV4
@@ -184,7 +191,7 @@ class Kernel:
         before = dict(self._maps[f"{name}.counters"].items())
         self._events.clear()
         self._refused.clear()
-        program = self._programs.program("egress" if name == "stamp" else "ingress", len(header))
+        program = self._programs.program("egress" if name == "stamp" else "ingress", len(header), port)
         context = CONTEXT.pack(mark, received_on, segments, segment_size)
         action, frame, context, _ = prog_test_run(program, header + packet, context)
         assert frame[: len(header)] == header

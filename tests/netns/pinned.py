@@ -44,8 +44,8 @@ def end_lease(node: Node) -> None:
         clock, first = Map(fd), bytes(4)
         value = clock.lookup(first)
         assert value is not None
-        offset, _ = maps.CLOCK.unpack(value)
-        clock.update(first, maps.CLOCK.pack(offset, 0))
+        offset, _, _ = maps.CLOCK.unpack(value)
+        clock.update(first, maps.CLOCK.pack(offset, 0, 0))
     finally:
         os.close(fd)
 

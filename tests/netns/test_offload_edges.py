@@ -7,11 +7,13 @@ tenant ---- gateway (a) ---- b         10.7.0.0/24, fd00:7::/64 is the network o
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from compiled import bpffs
 from edges import DISCOVER, DO, DONT, HEADERS, OVERHEAD, grown, is_scented, offloaded, strict, switch, totals
-from hosts import Node, acquainted, start, told_too_long, transfer, until
+from hosts import Node, acquainted, answered, start, told_too_long, transfer, until
 from topology import Topology
 
 pytestmark = pytest.mark.netns
@@ -191,3 +193,44 @@ def test_gateway_leaves_its_own_packets_alone(gateway):
             one.sendto(b"%d" % n, other.getsockname()[:2])
             assert other.recv(100) == b"%d" % n
     assert grown(a, before).get("stamped", 0) <= 10, "beacons at most"
+
+
+@BOTH
+def test_gateway_packets_that_meet_no_rule_of_ours(gateway, version):
+    """As with a flow table, whose packets meet no rule at all: the program decides by the source."""
+    tenant, a, b = gateway
+    with past_forward(a, version), tenant.socket(version) as one, b.socket(version) as other:
+        assert answered(one, other, seconds=5)
+        assert answered(other, one, seconds=5)
+
+
+@BOTH
+def test_gateway_that_masquerades_under_an_address_of_the_network(gateway, version):
+    """Our rule has seen whose the packet was. Where it has not, the packet is nobody's, and counted."""
+    tenant, a, b = gateway
+    own = {4: "10.7.0.2", 6: "fd00:7::2"}[version]
+    program, out = {4: "iptables", 6: "ip6tables"}[version], a.host.interfaces[0]
+    rule = f"POSTROUTING -o {out} -s {tenant.address(version)} -j SNAT --to-source {own}".split()
+    before = totals(a)
+    a.host.run(program, "-w", "-t", "nat", "-A", *rule)
+    try:
+        with tenant.socket(version) as one, b.socket(version) as other:
+            assert answered(one, other, seconds=5)
+            assert "unstamped:masqueraded" not in grown(a, before)
+            with past_forward(a, version):
+                assert not answered(one, other)
+                until(lambda: grown(a, before).get("unstamped:masqueraded"), "it is counted")
+    finally:
+        a.host.run(program, "-w", "-t", "nat", "-D", *rule)
+    until(lambda: "masqueraded" in a.log.read_text(), "the log tells")
+
+
+@contextmanager
+def past_forward(node: Node, version: int) -> Iterator[None]:
+    """The host accepts what it forwards before our rule sees it."""
+    program = {4: "iptables", 6: "ip6tables"}[version]
+    node.host.run(program, "-w", "-t", "mangle", "-I", "FORWARD", "-j", "ACCEPT")
+    try:
+        yield
+    finally:
+        node.host.run(program, "-w", "-t", "mangle", "-D", "FORWARD", "-j", "ACCEPT")

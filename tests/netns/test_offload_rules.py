@@ -61,7 +61,7 @@ def test_where_programs_stamp_alone_nothing_is_done_with_what_this_host_sends():
     wish = config(local=["10.9.0.0/16"], stamp=Stamp(forwarded=True))
     used = {rule.chain for rule in selection.select(wish, rule_free).rules}
     assert used == {"in", "ours", "across", "forwarded"}
-    assert chain("forwarded", wish, rule_free) == [f"{STAMPED_THERE} meta mark set meta mark | 0x40000000 accept"]
+    assert chain("forwarded", wish, rule_free) == [f"{STAMPED_THERE} meta mark set meta mark | 0x10000000 accept"]
     assert chain("in", wish, rule_free) == chain("in", wish, SERVED)
     nowhere = Coverage(rule_free=True)  # no route leads to a peer
     assert {rule.chain for rule in selection.select(wish, nowhere).rules} == {"in", "ours"}
@@ -78,7 +78,7 @@ def test_what_is_forwarded_and_ours_is_marked_for_the_program():
     wish = config(local=["10.9.0.0/16"], stamp=Stamp(forwarded=True))
     assert chain("across", wish, SERVED) == ["ip saddr @local4 goto forwarded", "ip6 saddr @local6 goto forwarded"]
     marked, others = chain("forwarded", wish, SERVED)
-    assert marked == f"{STAMPED_THERE} meta mark set meta mark | 0x40000000 accept"
+    assert marked == f"{STAMPED_THERE} meta mark set meta mark | 0x10000000 accept"
     assert others == "goto leaving"
     assert chain("across", config(), SERVED) == []
 

@@ -3,7 +3,7 @@
 from documents import ALLOCATION, status
 from msgspec.structs import replace
 
-from scentd.control.status import BeaconStatus, Omitted, PeerStatus, ResourceStatus
+from scentd.control.status import BeaconStatus, OffloadStatus, Omitted, PeerStatus, ResourceStatus
 from scentd.show import text
 
 
@@ -57,3 +57,10 @@ def test_a_host_that_is_not_as_it_should_be():
 def test_what_is_left_out_is_said():
     shown = text.status(status(omitted=Omitted(peers=3, peers_without_profile=1, resources={"quarantine": 9})))
     assert "not shown (--all shows them): 3 peers (1 without a profile), resources: quarantine 9" in shown
+
+
+def test_what_the_offload_serves_and_what_passes_the_queue_by():
+    served = OffloadStatus(mechanism="tcx", egress=["br0"], ingress=["br0"], ports=["tap0", "tap1"])
+    assert text.offload(served) == "offload by tcx: stamps on br0, verifies on br0, serves bridges' ports tap0, tap1"
+    passed = OffloadStatus(why_not="datapath.offload is off", bypasses=["bridge br0: unseen"])
+    assert text.offload(passed) == "no offload: datapath.offload is off\nunserved: bridge br0: unseen"

@@ -11,7 +11,7 @@ from pyroute2 import IPRoute
 from topology import Host, Topology
 
 from scentd.system import rtnetlink
-from scentd.system.rtnetlink import Request
+from scentd.system.rtnetlink import NetlinkRequest
 
 pytestmark = pytest.mark.netns
 
@@ -74,7 +74,7 @@ def test_what_is_nested(host):
 
 
 def test_a_change_of_state_is_told_from_others(host):
-    def one() -> rtnetlink.Link:
+    def one() -> rtnetlink.LinkMessage:
         links = host.call(rtnetlink.links).values()
         return next(link for link in links if link.get_attr("IFLA_IFNAME") in ("v3", "v3x"))
 
@@ -107,7 +107,7 @@ def test_requests_that_travel_together_have_an_answer_each(host):
     indexes = [link["index"] for link in host.call(rtnetlink.links).values() if link.get_attr("IFLA_IFNAME")[0] == "w"]
     wanted = [1 << 30 if n % 3 == 0 else index for n, index in enumerate(indexes)]
     mtu = rtnetlink.attribute(4, pack("=I", 1300))
-    requests = [Request(rtnetlink.RTM_NEWLINK, 0, rtnetlink.LINK.pack(0, 0, i, 0, 0) + mtu) for i in wanted]
+    requests = [NetlinkRequest(rtnetlink.RTM_NEWLINK, 0, rtnetlink.LINK.pack(0, 0, i, 0, 0) + mtu) for i in wanted]
     codes = host.call(rtnetlink.perform, requests)
     assert [code == 0 for code in codes] == [n % 3 != 0 for n in range(len(indexes))]
     assert set(codes) == {0, errno.ENODEV}

@@ -6,10 +6,13 @@ before the program sees them.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Literal, NamedTuple
 
-Direction = Literal["ingress", "egress"]
+from scentd.prefix import BITS, numeric
+
+# By "ingress" and "egress" this host's packets come and go, "bridged" are those that a bridge's port sends to guests.
+Direction = Literal["ingress", "egress", "bridged"]
 Side = tuple[int, Direction]  # one side of the interface of this index
 
 
@@ -17,6 +20,7 @@ class Interface(NamedTuple):
     """An interface by which packets of this host come and go.
 
     `header`: bytes of link layer in front of IP, 14 or 0; None if scentd does not know them.
+    `port`: it is the port of a bridge whose packets no queue sees, and the bridge has this host's own.
     `jumbograms`: it takes sends of over 64 KB, which in IPv6 have a header behind which no other header may follow.
     """
 
@@ -25,6 +29,7 @@ class Interface(NamedTuple):
     header: int | None
     vrf: bool = False
     jumbograms: bool = False
+    port: bool = False
 
 
 class Coverage(NamedTuple):
@@ -44,9 +49,16 @@ def coverage(interfaces: Collection[Interface], attached: Collection[Side], to_p
 
     A name that ends in "+" is left out: iptables takes it for a pattern.
     """
-    stamping = (i.name for i in interfaces if (i.number, "egress") in attached and i.number in to_peers)
+    own = [i for i in interfaces if not i.port]
+    stamping = (i.name for i in own if (i.number, "egress") in attached and i.number in to_peers)
     return Coverage(
         tuple(sorted(name for name in stamping if not name.endswith("+"))),
         tuple(sorted(i.name for i in interfaces if i.vrf)),
-        all((i.number, "egress") in attached for i in interfaces),
+        all((i.number, "egress") in attached for i in own),
     )
+
+
+def may_have_guests(prefixes: Sequence[str], own: Collection[str]) -> bool:
+    """Whether networks of these prefixes have addresses that are not this host's own: nodes behind it, or guests."""
+    addresses = set(map(numeric, own))
+    return any(p[2] < BITS[p[0]] or p not in addresses for p in map(numeric, prefixes))

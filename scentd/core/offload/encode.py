@@ -81,26 +81,39 @@ def diff(
 # -- stamping ------------------------------------------------------------
 
 
-def stamp_entries(table: StampTable, unstamped: Sequence[str], forwarded: int, run_ns: int) -> StampEntries:
-    """The entries for a table. `forwarded`: the packet mark of forwarded packets that are stamped, 0 for none.
+def stamp_entries(
+    table: StampTable, unstamped: Sequence[str], forwarded: int, run_ns: int, own: Sequence[str] = ()
+) -> StampEntries:
+    """The entries for a table. `forwarded`: the mark of forwarded packets that a rule knows as ours; 0: stamp none.
 
     `unstamped`: prefixes of networks for which this host stamps nothing. Their packets to peers are only counted.
+    `own`: this host's addresses. Behind one of them a forwarded packet may be anybody's.
 
     Raises HostError if there are more prefix lengths than the program supports.
     """
     networks, peers = by_numeric(table.networks), by_numeric(table.peers)
     pairs: dict[tuple[int, int | None], int] = {(p.network, p.peer): p.pair for p in table.pairs}
-    prefixes = {prefix_key(maps.SCOPE_LOCAL, p): prefix_value(number) for p, number in networks.items()}
+    local = dict(networks)
     destinations = merge_destinations(peers, by_numeric(table.limits))
+    prefixes: dict[bytes, bytes] = {}
     for number in set(networks.values()):
         prefixes |= route_entries(number, destinations, pairs)
     silent = remove_covered(map(numeric, unstamped), networks)
     if silent:
-        number = SHARED_MIN
-        prefixes |= {prefix_key(maps.SCOPE_LOCAL, p): prefix_value(number) for p in silent}
-        prefixes |= {prefix_key(maps.SCOPE_ROUTE + number, p): prefix_value(maps.NO_PAIR, IP_MAX) for p in peers}
+        local |= dict.fromkeys(silent, SHARED_MIN)
+        prefixes |= {prefix_key(maps.SCOPE_ROUTE + SHARED_MIN, p): prefix_value(maps.NO_PAIR, IP_MAX) for p in peers}
+    prefixes |= local_entries(local, set(map(numeric, own)) if forwarded else set())
     settings = maps.STAMP_SETTINGS.pack(run_ns, forwarded, 0, *lengths(prefixes, STAMP_SCOPES))
     return StampEntries(prefixes, settings)
+
+
+def local_entries(local: Mapping[NumericPrefix, int], own: set[NumericPrefix]) -> dict[bytes, bytes]:
+    """The networks' prefixes, and inside them the addresses of this host, which are told apart."""
+    numbers: dict[NumericPrefix, int] = {}
+    for prefix, outer in nesting(local.keys() | own):
+        if prefix in local or outer in numbers:
+            numbers[prefix] = local[prefix] if prefix in local else numbers[outer]  # type: ignore[index]
+    return {prefix_key(maps.SCOPE_LOCAL, p): prefix_value(number, int(p in own)) for p, number in numbers.items()}
 
 
 class Destination(NamedTuple):

@@ -186,7 +186,7 @@ def outbound_rules(config: Config, served: Coverage) -> Iterator[TableRule]:
     sources = [f"{PROTOCOL[v]} saddr @local{v} " for v in PROTOCOL] if has_prefixes(config) else [""]
     yield from (TableRule("across", f"{source}goto forwarded") for source in sources)
     if programs:  # the program sees the source only after NAT
-        yield TableRule("forwarded", f"{programs} {set_bits(config.datapath.mark_verified)} accept")
+        yield TableRule("forwarded", f"{programs} {set_bits(config.datapath.mark_stamped)} accept")
     if not served.rule_free:
         yield TableRule("forwarded", "goto leaving")
         yield TableRule("passed", f"{is_marked(queued)} {clear_bits(queued)}")

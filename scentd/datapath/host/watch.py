@@ -19,7 +19,7 @@ from scentd.core.interest import Interest, overlaps
 from scentd.datapath.host.netlink_watch import NetlinkWatch
 from scentd.datapath.host.routes import LOCAL, MAIN, PROTOCOL
 from scentd.system import rtnetlink
-from scentd.system.rtnetlink import Link
+from scentd.system.rtnetlink import LinkMessage
 
 DEBOUNCE = 0.2  # seconds from the first change to the call: one interface makes a dozen messages
 RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV6_NETCONF, RTNLGRP_NEXTHOP = 24, 25, 32
@@ -45,7 +45,7 @@ VERSIONS = {socket.AF_INET: 4, socket.AF_INET6: 6}
 class Changes:
     """What has changed on the host since the last call."""
 
-    links: dict[int, Link] = field(default_factory=dict)  # by index: new ones and changed ones
+    links: dict[int, LinkMessage] = field(default_factory=dict)  # by index: new ones and changed ones
     gone: set[int] = field(default_factory=set)  # indexes; a new interface may have one of them
     addresses: dict[tuple[int, str], bool] = field(default_factory=dict)  # (interface, address): whether it came
     routes: bool = False  # or whatever else our routes and rules depend on
@@ -110,7 +110,7 @@ class Watch(NetlinkWatch):
             self.changes.links.pop(index, None)
             self.changes.gone.add(index)
             return
-        self.changes.links[index] = Link(body)
+        self.changes.links[index] = LinkMessage(body)
         if index not in self.links:
             self.links.add(index)
             self.urgent = True

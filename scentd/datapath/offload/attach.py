@@ -158,7 +158,12 @@ class Attacher:
 
 
 def interfaces(links: Collection[Any]) -> list[Interface]:
-    """The interfaces that this host's packets use: not loopback, nor the ports of a bridge, bond or team."""
+    """The interfaces that this host's packets use, and the ports of bridges whose packets no queue sees.
+
+    Not loopback, nor the ports of other bridges, bonds and teams.
+    """
+    bridges = {link["index"]: link for link in links if kind_of(link) == "bridge"}
+    unseen = {index for index, bridge in bridges.items() if not is_filtered(bridge.get_attr("IFLA_LINKINFO"))}
     below = {link.get_attr("IFLA_LINK") for link in links if shares_packets(link)}
     return [
         Interface(
@@ -167,9 +172,10 @@ def interfaces(links: Collection[Any]) -> list[Interface]:
             None if link["index"] in below else header_of(link),
             kind_of(link) == "vrf",
             (link.get_attr("IFLA_GSO_MAX_SIZE") or 0) > LARGEST_SEND,
+            link.get_attr("IFLA_MASTER") in bridges,
         )
         for link in links
-        if not link["flags"] & IFF_LOOPBACK and is_free(link)
+        if not link["flags"] & IFF_LOOPBACK and (is_free(link) or link.get_attr("IFLA_MASTER") in unseen)
     ]
 
 

@@ -15,16 +15,17 @@ from struct import pack
 from scentd.core.offload.coverage import Direction, Side
 from scentd.errors import HostError
 from scentd.system import rtnetlink
-from scentd.system.rtnetlink import TC, TCA_KIND, Request, attribute, attributes
+from scentd.system.rtnetlink import TC, TCA_KIND, NetlinkRequest, attribute, attributes
 
-PARENTS: dict[Direction, int] = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}  # TC_H_CLSACT, TC_H_MIN_*
+# TC_H_CLSACT, TC_H_MIN_*
+PARENTS: dict[Direction, int] = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3, "bridged": 0xFFFFFFF3}
 QDISC = 0xFFFFFFF1  # TC_H_CLSACT, TC_H_INGRESS: the parent of both qdiscs, clsact and the older ingress
 QDISC_HANDLE = 0xFFFF0000
 # The ingress qdisc accepts requests about egress, too, but applies them to ingress.
-SIDES: dict[str, tuple[Direction, ...]] = {"clsact": ("ingress", "egress"), "ingress": ("ingress",)}
+SIDES: dict[str, tuple[Direction, ...]] = {"clsact": ("ingress", "egress", "bridged"), "ingress": ("ingress",)}
 PRIORITY = 22600
 ETH_P_ALL = 0x0300  # in the byte order of the network
-HANDLE = 1
+HANDLES: dict[Direction, int] = {"ingress": 1, "egress": 1, "bridged": 2}
 NAME = "scentd"
 # The filter, its priority or qdisc, or the interface has disappeared.
 ABSENT = {errno.ENOENT, errno.EINVAL, errno.ENODEV}
@@ -80,20 +81,22 @@ def remove() -> None:
 
 
 def remove_from(ours: Collection[Side]) -> None:
-    check(Request(RTM_DELTFILTER, 0, filter_body(side)) for side in ours)
+    check(NetlinkRequest(RTM_DELTFILTER, 0, filter_body(side)) for side in ours)
     clsact = [i for i, kind in qdiscs({ifindex for ifindex, _ in ours}).items() if kind == "clsact"]
     both: list[Side] = [(i, direction) for i in clsact for direction in PARENTS]
     used = {side[0] for side, found in zip(both, filters(both), strict=True) if found}
-    check(Request(RTM_DELQDISC, 0, qdisc_body(i)) for i in clsact if i not in used)
+    check(NetlinkRequest(RTM_DELQDISC, 0, qdisc_body(i)) for i in clsact if i not in used)
 
 
 def attached_sides(indexes: Collection[int] | None = None) -> set[Side]:
     """The sides that have a filter of ours; with `indexes` only of these interfaces."""
     sides: list[Side] = [(i, direction) for i, kind in qdiscs(indexes).items() for direction in SIDES[kind]]
-    return {side for side, found in zip(sides, filters(sides), strict=True) if any(map(is_ours, found))}
+    return {
+        side for side, found in zip(sides, filters(sides), strict=True) if any(is_ours_at(body, side) for body in found)
+    }
 
 
-def check(requests: Iterable[Request]) -> None:
+def check(requests: Iterable[NetlinkRequest]) -> None:
     """Carry out requests; that something is absent is no error."""
     for code in rtnetlink.perform(list(requests)):
         if code and code not in ABSENT:
@@ -123,8 +126,14 @@ def priority(body: bytes) -> int:
     return TC.unpack_from(body)[4] >> 16
 
 
+def is_ours_at(body: bytes, side: Side) -> bool:
+    return is_ours(body) and TC.unpack_from(body)[2] == HANDLES[side[1]]
+
+
 def is_ours(body: bytes) -> bool:
-    if priority(body) != PRIORITY or TC.unpack_from(body)[2] != HANDLE:
+    """Whether a filter is ours, for whichever direction that has this parent."""
+    _, _, handle, parent, _ = TC.unpack_from(body)
+    if priority(body) != PRIORITY or handle not in {HANDLES[d] for d in PARENTS if PARENTS[d] == parent}:
         return False
     found = attributes(body, TC.size)
     name = attributes(found.get(TCA_OPTIONS, b"")).get(TCA_BPF_NAME, b"")
@@ -134,27 +143,27 @@ def is_ours(body: bytes) -> bool:
 # -- requests ---------------------------------------------------------------------
 
 
-def new_qdisc(ifindex: int) -> Request:
-    return Request(RTM_NEWQDISC, rtnetlink.CREATE | rtnetlink.EXCL, qdisc_body(ifindex))
+def new_qdisc(ifindex: int) -> NetlinkRequest:
+    return NetlinkRequest(RTM_NEWQDISC, rtnetlink.CREATE | rtnetlink.EXCL, qdisc_body(ifindex))
 
 
 def qdisc_body(ifindex: int) -> bytes:
     return TC.pack(0, ifindex, QDISC_HANDLE, QDISC, 0) + attribute(TCA_KIND, b"clsact\0")
 
 
-def new_filter(side: Side, program_fd: int) -> Request:
+def new_filter(side: Side, program_fd: int) -> NetlinkRequest:
     options = (
         attribute(TCA_BPF_FD, pack("=I", program_fd))
         + attribute(TCA_BPF_NAME, NAME.encode() + b"\0")
         + attribute(TCA_BPF_FLAGS, pack("=I", ACT_DIRECT))
     )
     body = filter_body(side) + attribute(TCA_OPTIONS, options)
-    return Request(RTM_NEWTFILTER, rtnetlink.CREATE | rtnetlink.REPLACE, body)
+    return NetlinkRequest(RTM_NEWTFILTER, rtnetlink.CREATE | rtnetlink.REPLACE, body)
 
 
 def filter_body(side: Side) -> bytes:
     ifindex, direction = side
-    head = TC.pack(0, ifindex, HANDLE, PARENTS[direction], PRIORITY << 16 | ETH_P_ALL)
+    head = TC.pack(0, ifindex, HANDLES[direction], PARENTS[direction], PRIORITY << 16 | ETH_P_ALL)
     return head + attribute(TCA_KIND, b"bpf\0")
 
 

@@ -1,20 +1,22 @@
 """The offload's programs on the host's interfaces.
 
 Both programs are on every interface: a peer's packets may arrive through any, and a rule of the host (fwmark) may send
-packets out through an interface that no route to peers uses. A container host has a thousand interfaces, so a change of
-one costs nothing for the others.
+packets out through an interface that no route to peers uses. What a bridge forwards for guests both programs serve
+where it leaves the bridge (bpf/bridged.h). A container host has a thousand interfaces, so a change of one costs nothing
+for the others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+from scentd.core.offload import encode
 from scentd.core.offload.coverage import Coverage, Interface, Side, coverage
 from scentd.datapath.offload import attach, libbpf
 from scentd.datapath.offload.attach import Attacher, Mechanism
-from scentd.datapath.offload.programs import Programs
+from scentd.datapath.offload.programs import OBJECTS, Programs
 from scentd.system import rtnetlink
-from scentd.system.rtnetlink import Link
+from scentd.system.rtnetlink import LinkMessage
 
 LINKED = 4  # interfaces that get tcx links, those to peers first; a new link takes 8 to 12 ms, a filter 10 us
 
@@ -25,15 +27,18 @@ class Interfaces:
     def __init__(self, pin_dir: str) -> None:
         self._attacher = Attacher(pin_dir)
         self._programs: Programs | None = None
-        self._links: dict[int, Link] = {}
+        self._links: dict[int, LinkMessage] = {}
         self._interfaces: list[Interface] = []
         self._wanted: dict[Side, Interface] = {}  # the sides that programs serve
         self._attached: dict[Side, Mechanism] = {}
         self._known: dict[Interface, set[Side]] = {}  # sides_of(), which asks the device
         self._to_peers: Collection[int] = ()
         self.mechanism: Mechanism | None = None  # links if there is any
+        self.guests = False  # whether bridges' ports are served; before attach()
         self.stamping: list[str] = []  # names of those to peers
         self.verifying: list[str] = []  # names
+        self.ports: list[str] = []  # names of the bridges' ports that are served
+        self.unstamping: list[str] = []  # of these the ones by which nothing leaves stamped
 
     def attach(self, programs: Programs) -> None:
         """Attach these programs to all interfaces, in the place of ours."""
@@ -44,7 +49,7 @@ class Interfaces:
         self._look()
         self._attach(self._wanted)
 
-    def follow(self, gone: Collection[int], links: Mapping[int, Link]) -> None:
+    def follow(self, gone: Collection[int], links: Mapping[int, LinkMessage]) -> None:
         """Attach the programs to new interfaces. `gone`: indexes that others may have by now."""
         for side in [side for side in self._attached if side[0] in gone]:
             if self._attached.pop(side) == "tcx":
@@ -61,7 +66,7 @@ class Interfaces:
         self._attach(self._wanted.keys() - self._attached.keys())
 
     def _look(self) -> None:
-        self._interfaces = attach.interfaces(self._links.values())
+        self._interfaces = self._served(self._links.values())
         self._known = {i: self._known[i] if i in self._known else sides_of(i) for i in self._interfaces}
         self._wanted = {side: i for i, sides in self._known.items() for side in sides}
 
@@ -72,12 +77,13 @@ class Interfaces:
         for side in sides:
             header = self._wanted[side].header
             assert header is not None  # without a header the interface has no sides
-            fds[side] = self._programs.program(side[1], header)
+            fds[side] = self._programs.program(side[1], header, self._wanted[side].port)
         linked = self._to_link()
         for side in sides:
             self._attached.pop(side, None)
         attached = self._attacher.attach_all(fds, linked)
         self._attached |= attached
+        write_ports(self._programs, {number for number, direction in self._attached if direction == "bridged"})
         if gone := {number for number, _ in fds.keys() - attached.keys()}:  # the watch tells later
             self._links = {number: link for number, link in self._links.items() if number not in gone}
             self._look()
@@ -94,6 +100,9 @@ class Interfaces:
             chosen = self._to_link() & set(to_peers)
             self._attach([s for s in self._wanted if s[0] in chosen and self._attached.get(s) == "clsact"])
 
+    def _served(self, links: Collection[LinkMessage]) -> list[Interface]:
+        return [i for i in attach.interfaces(links) if self.guests or not i.port]
+
     def cover(self, leading: Collection[int]) -> Coverage:
         """What the attached programs serve; `leading`: indexes of the interfaces to peers."""
         served = self._wanted.keys() & self._attached.keys()
@@ -102,6 +111,9 @@ class Interfaces:
         self.mechanism = "tcx" if "tcx" in used else "clsact" if used else None
         self.stamping = list(result.stamping)
         self.verifying = sorted(i.name for side, i in self._wanted.items() if side[1] == "ingress" and side in served)
+        ports = {i.name: (i.number, "egress") in served for i in self._interfaces if i.port}
+        self.ports = sorted(ports)
+        self.unstamping = sorted(name for name, stamps in ports.items() if not stamps)
         return result
 
     def detach_unused(self) -> None:
@@ -121,7 +133,8 @@ class Interfaces:
 
         The kernel does not report all of these.
         """
-        return {side for interface in attach.read_interfaces() for side in sides_of(interface)} != self._wanted.keys()
+        links = rtnetlink.links().values()
+        return {side for i in self._served(links) for side in sides_of(i)} != self._wanted.keys()
 
 
 def sides_of(interface: Interface) -> set[Side]:
@@ -129,9 +142,20 @@ def sides_of(interface: Interface) -> set[Side]:
     if interface.header is None:
         return set()
     number = interface.number
+    arriving: Side = number, "bridged" if interface.port else "ingress"
     if interface.jumbograms or not attach.finishes_checksums(interface.name):
-        return {(number, "ingress")}
-    return {(number, "ingress"), (number, "egress")}
+        return {arriving}
+    return {arriving, (number, "egress")}
+
+
+def write_ports(programs: Programs, numbers: Collection[int]) -> None:
+    """Tell both programs which interfaces are ports of bridges that they serve."""
+    want = {encode.PAIR.pack(number): encode.PAIR.pack(1) for number in numbers}
+    for name in OBJECTS:
+        ports = programs.maps[f"{name}.ports"]
+        removed, added = encode.diff(dict(ports.items()), want)
+        ports.update_many(added)
+        ports.delete_many(removed)
 
 
 def read_served(pin_dir: str, leading: Collection[int]) -> Coverage | None:

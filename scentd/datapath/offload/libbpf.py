@@ -14,7 +14,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
-from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import POINTER, c_bool, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from struct import Struct
 from typing import Any, NamedTuple
 
@@ -89,6 +89,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "bpf_map__set_max_entries": (c_int, [c_void_p, c_uint32]),
     "bpf_program__name": (c_char_p, [c_void_p]),
     "bpf_program__fd": (c_int, [c_void_p]),
+    "bpf_program__set_autoload": (c_int, [c_void_p, c_bool]),
     "bpf_map_lookup_elem_flags": (c_int, [c_int, c_char_p, c_void_p, c_uint64]),
     "bpf_map_update_elem": (c_int, [c_int, c_char_p, c_char_p, c_uint64]),
     "bpf_map_delete_elem": (c_int, [c_int, c_char_p]),
@@ -233,6 +234,10 @@ class Object:
     def resize(self, name: str, max_entries: int) -> None:
         """Before load."""
         check(self._lib.bpf_map__set_max_entries(self._map(name), max_entries), f"{self.path}: map {name}: resizing")
+
+    def leave_out(self, name: str) -> None:
+        """Do not load this program. Before load."""
+        check(self._lib.bpf_program__set_autoload(self._program(name), False), f"{self.path}: program {name}")
 
     def load(self) -> None:
         """Make the maps and load the programs through the kernel's verifier. Raises LoadError."""

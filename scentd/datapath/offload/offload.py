@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from scentd.config.sections import Config
 from scentd.core.allocate.actions.quarantine import QUARANTINED_MAX
 from scentd.core.offload import decode, encode
+from scentd.core.offload.coverage import may_have_guests
 from scentd.core.offload.encode import StampEntries, VerifyEntries
 from scentd.core.tables import StampPair, StampTable, VerifyTable
 from scentd.datapath.offload import libbpf, programs
@@ -29,13 +30,14 @@ from scentd.datapath.offload.libbpf import LoadError
 from scentd.datapath.offload.programs import Programs
 from scentd.errors import HostError
 from scentd.model import Outgoing
-from scentd.system.rtnetlink import Link
+from scentd.system.rtnetlink import LinkMessage
 from scentd.wire import maps
 
 log = logging.getLogger(__name__)
 
 RUN_NS = 4_000_000  # a pair's packets share a fragment for so long: a receiver merges the packets of one burst
 LEASE_NS = 300_000_000_000  # how long the verifier goes on without a daemon; a restart is a matter of seconds
+FOREVER = (1 << 64) - 1
 NODES_MAX = 1 << 20
 TALLIES = 8  # outcomes of a pair that are counted, on average
 TagKeys = Callable[[int, int], list[bytes] | None]  # (pair, epoch): those it may have as a sender; None: no such pair
@@ -82,6 +84,7 @@ class Offload:
         self._pairs: dict[int, StampPair] = {}
         self._verify_entries: VerifyEntries | None = None
         self._quarantine: dict[bytes, bytes] = {}
+        self._fail_open = True  # what bridges forward is let by when the verifier has had no daemon for too long
         self.counts = Counts()  # packets since this daemon's start
         self._lock = threading.RLock()  # tables are written on one thread, interfaces followed on another
 
@@ -104,12 +107,16 @@ class Offload:
         """
         with self._lock, offload_errors():
             marks = encode.Marks(self._datapath.mark_verified, config.verify.mark_glance)
-            # The rules decide whether a forwarded packet is ours: they see its source before NAT.
-            forwarded = self._datapath.mark_verified if config.stamp.forwarded else 0
-            want = encode.stamp_entries(stamp, unstamped, forwarded, RUN_NS)
+            # Where masquerading hides whose a forwarded packet is, the rules decide: they see the source before.
+            forwarded = self._datapath.mark_stamped if config.stamp.forwarded else 0
+            want = encode.stamp_entries(stamp, unstamped, forwarded, RUN_NS, addresses)
             accept = encode.verify_entries(verify, addresses, marks)
             needed = sizes(want, accept, len(stamp.pairs))
             first = self._programs is None
+            self.interfaces.guests = config.stamp.forwarded or may_have_guests(
+                [prefix for network in config.network for prefix in network.addresses], addresses
+            )
+            self._fail_open = config.verify.fail == "open"
             if self._programs is None or any(self._programs.capacity(name) < n for name, n in needed.items()):
                 self._renew(needed)
             self.tick()
@@ -216,13 +223,15 @@ class Offload:
     def tick(self) -> None:
         """Once a second: give the programs the time, and renew their lease."""
         now = time.monotonic_ns()
+        until = now + LEASE_NS
         offset = (time.time_ns() - now) & 0xFFFFFFFFFFFFFFFF  # negative if the wall clock is before the boot; it wraps
-        self._map("verify.clock").update(encode.PAIR.pack(0), maps.CLOCK.pack(offset, now + LEASE_NS))
+        clock = maps.CLOCK.pack(offset, until, until if self._fail_open else FOREVER)
+        self._map("verify.clock").update(encode.PAIR.pack(0), clock)
 
     def end_lease(self) -> None:
         """Make the verifier decide nothing from now on: without its mark the rules send packets to the queue."""
         if self._programs is not None:
-            self._map("verify.clock").update(encode.PAIR.pack(0), maps.CLOCK.pack(0, 0))
+            self._map("verify.clock").update(encode.PAIR.pack(0), maps.CLOCK.pack(0, 0, 0))
 
     def fileno(self) -> int:
         """A descriptor that is readable when there are events."""
@@ -298,7 +307,7 @@ class Offload:
             self._old_programs.close()
             self._old_programs = None
 
-    def follow(self, gone: Collection[int], links: Mapping[int, Link]) -> None:
+    def follow(self, gone: Collection[int], links: Mapping[int, LinkMessage]) -> None:
         """Attach the programs to new interfaces; `gone` and `links` as in Interfaces.follow(). Raises OffloadError."""
         with self._lock, offload_errors():
             self.interfaces.follow(gone, links)

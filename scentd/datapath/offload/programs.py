@@ -24,7 +24,8 @@ LAYERS = {14: "l2", 0: "l3"}  # by bytes of link layer in front of the IP header
 SPARE = 2  # maps get so many times the entries needed, so that most reloads need no new ones
 LEAST_ENTRIES = 1024
 STATE_MAPS = ("stamp.outgoing", "verify.receiving")  # maps whose entries do not come from the configuration
-OF_DIRECTION: dict[Direction, str] = {"egress": "stamp", "ingress": "verify"}
+OF_DIRECTION: dict[Direction, str] = {"egress": "stamp", "ingress": "verify", "bridged": "verify"}
+PORT_PROGRAMS = {"stamp": "scent_stamp_port", "verify": "scent_verify_port"}  # of bridges' ports
 
 
 class Programs:
@@ -35,6 +36,7 @@ class Programs:
 
     def __init__(self, sizes: Mapping[str, int], pinned: Mapping[str, int] | None = None) -> None:
         self.reuses_maps = bool(pinned)
+        self._ports: dict[str, Object] = {}  # the programs of bridges' ports, once there are any
         self._objects: dict[str, Object] = {}
         self.maps: dict[str, Map] = {}
         self._fds: dict[str, int] = {}
@@ -56,16 +58,31 @@ class Programs:
                 loaded.reuse(inner, pinned[full])
             elif full in sizes:
                 loaded.resize(inner, sizes[full])
+        loaded.leave_out(PORT_PROGRAMS[name])
         loaded.load()
         for inner, full in own.items():
             self._fds[full] = loaded.map_fd(inner)
             if inner != "events":
                 self.maps[full] = Map(self._fds[full])
 
-    def program(self, direction: Direction, header: int) -> int:
-        """The file descriptor of the program for an interface with so many bytes in front of IP."""
+    def program(self, direction: Direction, header: int, port: bool = False) -> int:
+        """The file descriptor of the program for an interface with so many bytes in front of IP; `port`: a bridge's."""
         name = OF_DIRECTION[direction]
+        if port:
+            return self._port_programs(name).program_fd(PORT_PROGRAMS[name])
         return self._objects[name].program_fd(f"scent_{name}_{LAYERS[header]}")
+
+    def _port_programs(self, name: str) -> Object:
+        """Loaded when they are needed, as the kernel checks them for long; they share the maps of the others."""
+        if name not in self._ports:
+            loaded = Object(str(OBJECTS[name]))
+            for inner in loaded.maps():
+                loaded.reuse(inner, self._fds[f"{name}.{inner}"])
+            for layer in LAYERS.values():
+                loaded.leave_out(f"scent_{name}_{layer}")
+            loaded.load()
+            self._ports[name] = loaded
+        return self._ports[name]
 
     def events(self) -> int:
         """The file descriptor of the ring buffer."""
@@ -84,7 +101,7 @@ class Programs:
 
     def close(self) -> None:
         """Close the descriptors. Pinned maps and attached programs stay in the kernel."""
-        for loaded in self._objects.values():
+        for loaded in (*self._objects.values(), *self._ports.values()):
             loaded.close()
 
 

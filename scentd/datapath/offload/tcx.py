@@ -9,14 +9,15 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 from scentd.core.offload.coverage import Direction, Side
 from scentd.datapath.offload import bpfprog, pins
 from scentd.errors import HostError
 
-TYPES: dict[Direction, int] = {"ingress": 46, "egress": 47}  # BPF_TCX_INGRESS, BPF_TCX_EGRESS
+TYPES: dict[Direction, int] = {"ingress": 46, "egress": 47, "bridged": 47}  # BPF_TCX_INGRESS, BPF_TCX_EGRESS
 BEFORE = 1 << 3  # BPF_F_BEFORE; alone it means before all others
-PIN = re.compile(r"link-([0-9]+)-(ingress|egress)")
+PIN = re.compile(r"link-([0-9]+)-(ingress|egress|bridged)")
 
 
 class Links:
@@ -68,10 +69,9 @@ class Links:
         """The sides whose link is attached in this namespace."""
         sides: set[Side] = set()
         for name in self.names():
-            match = PIN.fullmatch(name)
-            if match is None:
+            side = side_of(name)
+            if side is None:
                 continue
-            side: Side = int(match[1]), "ingress" if match[2] == "ingress" else "egress"
             with open_link(self.path(*side)) as link:
                 if link is not None and is_on(link, *side):
                     sides.add(side)
@@ -80,13 +80,11 @@ class Links:
     def is_foreign(self) -> bool:
         """Whether a link in the directory is attached in another namespace: another daemon uses the directory then."""
         for name in self.names():
-            match = PIN.fullmatch(name)
-            if match is None:
+            side = side_of(name)
+            if side is None:
                 continue
-            with open_link(os.path.join(self.directory, name)) as link:
-                if link is None or is_gone(link):
-                    continue
-                if not is_on(link, int(match[1]), "ingress" if match[2] == "ingress" else "egress"):
+            with open_link(self.path(*side)) as link:
+                if link is not None and not is_gone(link) and not is_on(link, *side):
                     return True
         return False
 
@@ -104,6 +102,12 @@ class Links:
 
     def path(self, ifindex: int, direction: Direction) -> str:
         return os.path.join(self.directory, f"link-{ifindex}-{direction}")
+
+
+def side_of(name: str) -> Side | None:
+    """The side whose link has this pin; None for other names."""
+    match = PIN.fullmatch(name)
+    return (int(match[1]), cast(Direction, match[2])) if match else None
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from scentd.core.offload.encode import (
     Marks,
     diff,
     outgoing_entry,
+    prefix_key,
     quarantine_entries,
     stamp_entries,
     verify_entries,
@@ -23,7 +24,7 @@ from scentd.core.packet.verify import IncomingPair
 from scentd.core.tables import Incoming, IncomingKeys, StampPair, StampTable, Treatments, VerifyTable
 from scentd.errors import HostError
 from scentd.model import Outgoing
-from scentd.prefix import PrefixMap
+from scentd.prefix import PrefixMap, numeric
 from scentd.wire import ip, layout, maps, tag
 
 LITTLE = sys.byteorder == "little"
@@ -126,6 +127,21 @@ def test_stamp_entries():
         (1, bytes([24]).ljust(15, b"\0")), (1, bytes(15)), (2, bytes([24, 16]).ljust(15, b"\0")),
         (1, bytes([128]).ljust(15, b"\0")),
     ]  # fmt: skip
+
+
+def test_addresses_of_the_host_are_told_apart_if_it_forwards():
+    table = StampTable((("10.1.0.0/24", 4), ("10.1.0.7", 5)), (("10.2.0.0/24", 0),), (StampPair(0, 4, 0),))
+    own = ("10.1.0.1", "10.1.0.7", "10.3.0.1", "10.9.0.1", "fd00::1")
+    found = stamp_entries(table, ("10.3.0.0/24",), 1, 1, own)
+    decoded = {k: maps.PREFIX_VALUE.unpack(v) for k, v in found.prefixes.items()}
+    assert {k: v for k, v in decoded.items() if maps.PREFIX.unpack(k)[0] == maps.SCOPE_LOCAL} == {
+        prefix_key(maps.SCOPE_LOCAL, numeric(text)): value
+        for text, value in {
+            "10.1.0.0/24": (4, 0), "10.1.0.1": (4, 1), "10.1.0.7": (5, 1),
+            "10.3.0.0/24": (SHARED_MIN, 0), "10.3.0.1": (SHARED_MIN, 1),
+        }.items()
+    }  # fmt: skip
+    assert stamp_entries(table, (), 0, 1, own).prefixes == stamp_entries(table, (), 0, 1).prefixes
 
 
 def test_networks_that_sign_nothing_have_a_number_only_if_there_are_any():

@@ -11,96 +11,19 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from struct import pack, unpack
 
 import pytest
-from compiled import bpffs, compiled
+from attaching import BOTH, MECHANISMS, Lab
 from hosts import ROOT, environment
 from pyroute2 import IPRoute
-from topology import Host, Topology
+from topology import Host
 
 from scentd.datapath.offload import attach, bpfprog, clsact, pins, tcx
 from scentd.datapath.offload.attach import Attacher
-from scentd.datapath.offload.bpfmap import Map
-from scentd.datapath.offload.libbpf import BpfError, Object
+from scentd.datapath.offload.libbpf import BpfError
 from scentd.errors import HostError
 
 pytestmark = pytest.mark.netns
-
-SOURCE = """
-struct {
-    __uint(type, BPF_MAP_TYPE_ARRAY);
-    __uint(max_entries, 4);
-    __type(key, __u32);
-    __type(value, __u64);
-} counts SEC(".maps");
-
-static __always_inline int count(struct __sk_buff *skb, __u32 slot, int verdict)
-{
-    __u8 protocol = 0, type = 0;
-    bpf_skb_load_bytes(skb, 23, &protocol, 1);
-    bpf_skb_load_bytes(skb, 34, &type, 1);
-    __u64 *number = bpf_map_lookup_elem(&counts, &slot);
-    if (number && protocol == 1 && type == 8)
-        __sync_fetch_and_add(number, 1);
-    return verdict;
-}
-
-SEC("tc") int one(struct __sk_buff *skb) { return count(skb, 0, TC_ACT_UNSPEC); }
-SEC("tc") int two(struct __sk_buff *skb) { return count(skb, 1, TC_ACT_UNSPEC); }
-SEC("tc") int passing(struct __sk_buff *skb) { return count(skb, 2, TC_ACT_UNSPEC); }
-SEC("tc") int ending(struct __sk_buff *skb) { return count(skb, 3, TC_ACT_OK); }
-"""
-
-MECHANISMS = ("tcx", "clsact")
-BOTH = pytest.mark.parametrize("mechanism", MECHANISMS)
-
-
-class Lab:
-    """Two hosts, the programs, a directory for pins."""
-
-    def __init__(self, net: Topology, directory: str, objects: Object) -> None:
-        self.net = net
-        self.directory = directory
-        self.a, self.b = net.host("a"), net.host("b")
-        net.link(self.a, self.b, "10.1.0.0/24")
-        self.programs = {name: objects.program_fd(name) for name in objects.programs()}
-        self.counts = Map(objects.map_fd("counts"))
-        self.index = self.index_of(self.b)
-
-    def index_of(self, host: Host) -> int:
-        return host.call(socket.if_nametoindex, host.interfaces[0])
-
-    def counted(self, packets: int = 3) -> list[int]:
-        """How many of this many echo requests from a each program has counted."""
-        self.reset()
-        self.a.run("ping", "-q", "-i", "0.01", "-c", str(packets), self.b.ipv4)
-        return self.read()
-
-    def read(self) -> list[int]:
-        return [unpack("=Q", value)[0] for _, value in sorted(self.counts.items())]
-
-    def reset(self) -> None:
-        self.counts.update_many((pack("=I", slot), bytes(8)) for slot in range(4))
-
-    def attach(self, attacher: Attacher, name: str, host: Host | None = None, direction: str = "ingress") -> str:
-        host = host or self.b
-        return host.call(attacher.attach, self.index_of(host), direction, self.programs[name])
-
-
-@pytest.fixture(scope="module")
-def objects(tmp_path_factory) -> Iterator[Object]:
-    with Object(compiled(tmp_path_factory.mktemp("attach"), "count", SOURCE)) as it:
-        it.load()
-        yield it
-
-
-@pytest.fixture
-def lab(objects, tmp_path) -> Iterator[Lab]:
-    with bpffs(tmp_path / "bpf") as mount, Topology("attach") as net:
-        (mount / "scentd").mkdir()
-        yield Lab(net, str(mount / "scentd"), objects)
 
 
 def has_clsact(host: Host) -> bool:
@@ -411,3 +334,19 @@ def test_no_bpf_file_system(lab, tmp_path):
 
 
 # -- interfaces ----------------------------------------------------------------
+
+
+@BOTH
+def test_a_bridges_port_has_two_programs_where_packets_leave(lab, mechanism):
+    """Each is replaced, seen and detached for itself."""
+    attacher, index = Attacher(lab.directory, mechanism), lab.index_of(lab.a)
+    lab.attach(attacher, "one", lab.a, "egress")
+    lab.attach(attacher, "passing", lab.a, "bridged")
+    assert lab.counted() == [3, 0, 3, 0]
+    lab.attach(attacher, "two", lab.a, "egress")
+    assert lab.counted() == [0, 3, 3, 0]
+    assert lab.a.call(attacher.attached_sides) == {(index, "egress"), (index, "bridged")}
+    lab.a.call(attacher.detach, index, "bridged")
+    assert lab.counted() == [0, 3, 0, 0]
+    lab.a.call(attacher.remove)
+    assert lab.a.call(attacher.attached_sides) == set()

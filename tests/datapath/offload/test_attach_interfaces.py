@@ -25,12 +25,14 @@ def test_interfaces():
         )
         switches = [f"net.bridge.bridge-nf-call-{program}" for program in ("iptables", "ip6tables")]
         host.run("sysctl", "-qw", *(f"{name}=0" for name in switches), check=False)  # there with br_netfilter alone
-        found = {i.name: i.header for i in host.call(attach.read_interfaces)}
-        assert found.items() >= {"plain": 14, "br0": 14, "far": 14, "tun0": 0}.items()
-        assert not found.keys() & {"lo", "port"}
+        found = {i.name: (i.header, i.port) for i in host.call(attach.read_interfaces)}
+        plain = dict.fromkeys(("plain", "br0", "far"), (14, False))
+        assert found.items() >= (plain | {"tun0": (0, False), "port": (14, True)}).items()
+        assert "lo" not in found
         host.ip("link set br0 type bridge nf_call_ip6tables 1")
         found = {i.name: i for i in host.call(attach.read_interfaces)}
         assert found["br0"].header is None, "br_netfilter"
+        assert "port" not in found, "the queue sees what the bridge forwards"
         assert found["tun0"].number == host.call(socket.if_nametoindex, "tun0")
 
 
