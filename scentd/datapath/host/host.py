@@ -20,7 +20,7 @@ from scentd.datapath.host import marks, routes, rules, sets
 from scentd.datapath.host.netlink_watch import NetlinkWatch
 from scentd.datapath.host.restored import Restored
 from scentd.datapath.host.rule_watch import RuleWatch
-from scentd.datapath.host.watch import Watch
+from scentd.datapath.host.watch import FOLLOW, Watch
 from scentd.datapath.offload.interfaces import read_served
 from scentd.datapath.offload.offload import Offload, remove_offload
 from scentd.errors import ScentdError
@@ -79,7 +79,7 @@ class Host:
             facts = self._install()
             self.applied = True
         if not self._watches:
-            self._watches = [Watch(config.datapath, self._on_change), RuleWatch(self._on_rules)]
+            self._watches = [Watch(routes.follow, FOLLOW), Watch(self._on_change), RuleWatch(self._on_rules)]
             for watch in self._watches:
                 watch.start()
         return facts
@@ -187,16 +187,16 @@ def update(config: Config, offload: Offload | None) -> Installed:
     if offload is not None:
         offload.attach()
     plan = routes.read_plan(config)
-    served = None if offload is None else restrict_rule_free(config, plan, offload.interfaces.cover(plan.interfaces()))
+    served = None if offload is None else restrict_rule_free(config, offload.interfaces.cover(plan.interfaces()))
     limits, lowered = write(config, plan, served)
     if offload is not None:
         offload.interfaces.detach_unused()
     return Installed(HostFacts(limits, routes.own_addresses(), lowered), served)
 
 
-def restrict_rule_free(config: Config, plan: RoutePlan, served: Coverage) -> Coverage:
+def restrict_rule_free(config: Config, served: Coverage) -> Coverage:
     """Clear `rule_free` unless the routes allow it, too."""
-    return served._replace(rule_free=served.rule_free and routes.may_be_rule_free(config, plan))
+    return served._replace(rule_free=served.rule_free and routes.may_be_rule_free(config))
 
 
 def write(config: Config, plan: RoutePlan, served: Coverage | None) -> tuple[Limits, bool]:
@@ -230,7 +230,7 @@ def current_served(config: Config) -> Coverage | None:
     """The interfaces that a daemon's programs serve now; None without programs."""
     plan = routes.read_plan(config)
     served = read_served(config.datapath.pin_dir, plan.interfaces())
-    return None if served is None else restrict_rule_free(config, plan, served)
+    return None if served is None else restrict_rule_free(config, served)
 
 
 def show(config: Config) -> str:
@@ -240,9 +240,9 @@ def show(config: Config) -> str:
         lines.append(f"{name}: {' '.join(sorted(map(str, prefixes))) or '-'}\n")
     lines.append(f"# marks cleared behind the verifier, in nftables table inet {marks.NAME}\n")
     lines += [f"{mark:#x}\n" for mark in marks.read()]
-    lines.append(f"# lowered routes, in table {config.datapath.route_table} or local\n")
-    for route in routes.read_own(config.datapath):
-        lines.append(f"{route}\n")
+    lines.append("# lowered routes, by table\n")
+    for table, route in routes.read_own():
+        lines.append(f"{table}: {route}\n")
     return "".join(lines)
 
 
@@ -251,7 +251,7 @@ def cleanup(config: Config) -> None:
     rules.remove()
     release_waiting(config)
     remove_offload(config.datapath.pin_dir)
-    routes.remove(config.datapath)
+    routes.remove()
     sets.remove()
     marks.remove()
 

@@ -1,24 +1,27 @@
 """Calls back when the host's routes, addresses or interfaces change, so that our table can follow.
 
-Changes of our own table do not count, except deletions: a network manager that restarts may delete
+Changes of our own routes do not count, except deletions: a network manager that restarts may delete
 foreign routes and rules. The callback then writes them again, and the next call finds no difference.
+Nor do changes of tables that no rule looks up.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from struct import Struct
 from typing import Any
 
 from pyroute2.netlink import rtnl
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
-from scentd.config.sections import Datapath
+from scentd.core.mirrored_rules import LOCAL
+from scentd.datapath.family import families
+from scentd.datapath.host.ip_rules import PROTOCOL, RuleSocket
 from scentd.datapath.host.netlink_watch import NetlinkWatch, messages
-from scentd.datapath.host.routes import LOCAL, MAIN, PROTOCOL
 
 DEBOUNCE = 0.2  # seconds from the first change to the call: one interface makes a dozen messages
+FOLLOW = 0.01  # the same for routes and rules alone, which may not lead packets to where they no longer belong
 RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV6_NETCONF, RTNLGRP_NEXTHOP = 24, 25, 32
 GROUPS = (
     rtnl.RTMGRP_LINK
@@ -42,14 +45,24 @@ class Watch(NetlinkWatch):
     A new interface may not wait: its packets need a program as soon as it has routes.
     """
 
-    def __init__(self, datapath: Datapath, callback: Callable[[], object], debounce: float = DEBOUNCE) -> None:
+    def __init__(self, callback: Callable[[], object], debounce: float = DEBOUNCE) -> None:
         super().__init__("route-watch", socket.NETLINK_ROUTE, GROUPS, callback, debounce)
-        self.datapath = datapath
+        self.rules = RuleSocket()
+        self.tables = asked_tables(self.rules)
         self.links = {index for index, _ in socket.if_nameindex()}
         self.marshal = MarshalRtnl()
 
     def is_change(self, data: bytes) -> bool:
-        return any(is_relevant(message, self.datapath) for message in self.marshal.parse(data))
+        relevant = False
+        for message in self.marshal.parse(data):
+            if message["header"]["type"] in (rtnl.RTM_NEWRULE, rtnl.RTM_DELRULE):
+                self.tables = asked_tables(self.rules)
+            relevant = relevant or is_relevant(message, self.tables)
+        return relevant
+
+    def stop(self) -> None:
+        super().stop()
+        self.rules.close()
 
     def look(self, data: bytes) -> None:
         """Look for new and deleted links without parsing all messages: thousands of routes may change at once."""
@@ -68,11 +81,15 @@ def links_of(data: bytes) -> Iterator[tuple[int, int]]:
             yield kind, LINK_MESSAGE.unpack_from(data, at)[0]
 
 
-def is_relevant(message: Any, datapath: Datapath) -> bool:
+def asked_tables(rules: RuleSocket) -> set[int]:
+    """The tables that the host's rules look up, but for `local`."""
+    return {rule.table for version in families() for rule in rules.read(version)[0]} - {LOCAL}
+
+
+def is_relevant(message: Any, tables: Collection[int]) -> bool:
     """Whether this rtnetlink message is a reason to plan anew."""
     kind = message["header"]["type"]
     if kind in (rtnl.RTM_NEWROUTE, rtnl.RTM_DELROUTE):
         table = message.get_attr("RTA_TABLE") or message["table"]
-        ours = table == datapath.route_table or (table == LOCAL and message["proto"] == PROTOCOL)
-        return table == MAIN or (ours and kind == rtnl.RTM_DELROUTE)
+        return kind == rtnl.RTM_DELROUTE if message["proto"] == PROTOCOL else table in tables
     return kind != rtnl.RTM_NEWRULE or message.get_attr("FRA_PROTOCOL") != PROTOCOL

@@ -12,7 +12,7 @@ import pytest
 from lowered import TABLE, config, full_mtu_is
 from topology import Host
 
-from scentd.config.sections import Config, Datapath
+from scentd.config.sections import Config
 from scentd.datapath.host import routes, watch
 
 pytestmark = pytest.mark.netns
@@ -25,7 +25,7 @@ class Follower:
         self.calls = 0
         self.called = threading.Event()
         self.host, self.wish = host, wish
-        self.watch = host.call(watch.Watch, wish.datapath, self.changed, debounce=0.05)
+        self.watch = host.call(watch.Watch, self.changed, debounce=0.05)
 
     def changed(self) -> None:
         self.host.call(routes.apply, self.wish)
@@ -50,7 +50,7 @@ def test_the_watch_follows_the_main_table_and_not_itself(host):
             ("route add fd00:8::/32 via fd00:1::2", "fd00:8::1", 1460),
             ("link set near0 mtu 1450", "10.8.0.1", 1414),
             (f"route del 10.1.0.2 table {TABLE}", "10.1.0.2", 1414),  # somebody else's mistake is mended
-            ("rule del priority 22601", "10.1.0.2", 1414),
+            ("rule del priority 22603", "10.1.0.2", 1414),
             ("rule add priority 100 fwmark 7 lookup main", "10.1.0.2", 1414),  # they decide where routes may stand
             ("rule del priority 100", "10.1.0.2", 1414),
         ):
@@ -82,7 +82,7 @@ def test_the_watch_hears_of_forwarding(host, switch):
 def test_a_new_interface_is_not_waited_for(host):
     """Programs are on it before it has routes; the first burst of changes would take the whole pause."""
     calls = []
-    with host.call(watch.Watch, Datapath(), lambda: calls.append(time.monotonic()), debounce=5.0):
+    with host.call(watch.Watch, lambda: calls.append(time.monotonic()), debounce=5.0):
         host.ip("link set near0 mtu 1450")
         time.sleep(0.2)
         assert calls == []
@@ -103,7 +103,7 @@ def test_a_burst_of_changes_is_one_call_and_a_failing_call_is_not_the_end(host, 
         if len(calls) == 1:
             raise ValueError("broken")
 
-    with host.call(watch.Watch, Datapath(), changed, debounce=0.1):
+    with host.call(watch.Watch, changed, debounce=0.1):
         for gateway in ("10.1.0.2", "10.2.0.2"):
             host.ip(*(f"route replace 10.{i}.0.0/16 via {gateway}" for i in range(20, 40)))
             time.sleep(0.3)
