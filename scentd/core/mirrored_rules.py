@@ -3,14 +3,16 @@
 The block stands in a gap between two rules of the host, in front of its first rule if there is room. It mirrors the
 rules behind it in their order. Rules before it decide without us, at the full MTU.
 
-    p         fwmark S/S goto STAMPED   stamped packets, or to END if no rule of the host looks at S
+    p         fwmark S/S goto STAMPED   stamped packets; to END if no rule of the host looks at S
     p+1       to fe80::/10 goto END     IPv6 only: link-local, even if a peer is ::/0
     p+2       not iif lo goto END       forwarded packets, unless they are to leave room, too
     p+3 ...   MATCH lookup OURS         a rule of the host, and our table for what it looks up
               MATCH goto END            a rule that does not look a table up by itself
-    SKIP      goto END
-    STAMPED   MATCH lookup THEIRS       the host's rules, as a packet without the mark S meets them
     END       nop                       the host's own rules follow
+    ...
+              goto LAST                 behind them all: for packets that have found no way
+    STAMPED   MATCH lookup THEIRS       the host's rules, as a packet without the mark S meets them
+    LAST      nop
 
 MATCH has the selectors of the host's rule byte for byte. Our tables hold only routes to peers, so all other packets
 come to the end. The order of the mirrored rules is that of the host's, and each table of ours finds a route if and only
@@ -18,7 +20,11 @@ if the host's rule does (core/lowered_mtu.py), so the same rule decides.
 
 The stamp queue's verdict sets the mark S in mangle OUTPUT, and a changed mark makes the kernel route the packet again,
 past the lowered routes. A rule of the host whose mask covers S would then see another mark (`not fwmark 0xca6c` of a
-VPN). STAMPED has all rules of the host once more, with S in their marks, and their own tables.
+VPN). STAMPED has all rules of the host once more, with S in their marks, and their own tables. It stands behind the
+host's, because `ip rule del` without a priority deletes the first rule that fits.
+
+A route with several next hops is chosen by a hash, of ports perhaps. When the kernel routes a packet again it looks at
+the ports only if some rule asks for a protocol. So END asks for one if such routes lead to peers.
 """
 
 from __future__ import annotations
@@ -32,6 +38,7 @@ from typing import NamedTuple
 from scentd.core.route_tables import MAIN, Lookup
 
 LOCAL, DEFAULT = 255, 253
+LAST_OF_KERNEL = 32767
 PRIORITIES = 32766  # the block stands before the kernel's rule for the main table
 ROOM = 16  # priorities that the block takes at least, a power of two
 NOWHERE = -1  # the target of a goto to the end
@@ -97,10 +104,11 @@ KERNELS_RULES = {  # what a host has if nobody has added or removed a rule; IPv6
 
 
 class Settings(NamedTuple):
-    """`mark`: S; `forwarded`: forwarded packets leave room, too."""
+    """`mark`: S; `forwarded`: forwarded packets leave room, too; `several`: a route to a peer has several next hops."""
 
     mark: int
     forwarded: bool = False
+    several: bool = False
 
 
 def are_kernels(rules: Iterable[Rule]) -> bool:
@@ -118,7 +126,7 @@ class Place(NamedTuple):
 def place(rules: Sequence[Rule], wanted: int) -> Place | None:
     """The first gap after the rule for the table `local` that holds a block for these rules; None if there is none."""
     room = ROOM
-    while room < 2 * len(rules) + 5:
+    while room < len(rules) + 4:
         room *= 2
     first = next((i for i, r in enumerate(rules) if r == Rule(r.priority, TO_TABLE, table=LOCAL)), None)
     if first is None:
@@ -172,11 +180,13 @@ def block(version: int, rules: Sequence[Rule], place: Place, tables: Mapping[Loo
     if not mirrored and not stamped:
         return Block()
     start, end = place
-    skip = end - 1 - len(stamped)
-    frame = [Rule(end, NOP)]
+    frame = [Rule(end, NOP, ANY_PROTOCOL if settings.several else EVERYTHING)]
+    target = end
     if stamped:
-        frame += [Rule(skip, GOTO, goto=end), *number(stamped, skip + 1, end)]
-    frame.append(Rule(start, GOTO, marked(settings.mark, settings.mark), goto=skip + 1))
+        tail = max(LAST_OF_KERNEL, *(rule.priority for rule in rules)) + 1
+        target, last = tail + 1, tail + 1 + len(stamped)
+        frame += [Rule(last, NOP), Rule(tail, GOTO, goto=last), *number(stamped, target, last)]
+    frame.append(Rule(start, GOTO, marked(settings.mark, settings.mark), goto=target))
     if version == 6:
         frame.append(Rule(start + 1, GOTO, LINK_LOCAL, goto=end))
     if not settings.forwarded:
@@ -237,4 +247,5 @@ def marked(value: int, mask: int) -> Match:
 
 
 NOT_LOCAL = Match(flags=INVERT, attributes=((FRA_IIFNAME, b"lo\0"),))
+ANY_PROTOCOL = Match(attributes=((FRA_IP_PROTO, bytes([17])),))  # whichever: a nop matches for nothing
 LINK_LOCAL = Match(dst_len=10, attributes=((FRA_DST, bytes.fromhex("fe80") + bytes(14)),))

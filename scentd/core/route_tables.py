@@ -48,7 +48,6 @@ class Nexthop:
     interface: int  # its index
     gateway: Address | None = None  # None: on-link. An IPv4 route may have an IPv6 gateway (RFC 5549)
     weight: int = 1
-    onlink: bool = False
     realm: int = 0
 
 

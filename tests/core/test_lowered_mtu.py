@@ -61,7 +61,7 @@ def test_more_specific_main_routes_inside_a_peer_prefix_are_copied_with_their_ow
 
 
 def test_everything_of_a_route_is_kept_but_its_mtu():
-    hops = (Nexthop(1, ip_address("10.0.0.1"), weight=3), Nexthop(2, ip_address("10.0.1.1"), onlink=True))
+    hops = (Nexthop(1, ip_address("10.0.0.1"), weight=3), Nexthop(2, ip_address("10.0.1.1")))
     source = ip_address("10.0.0.5")
     main = route("0.0.0.0/0", nexthops=hops, metric=50, source=source, metrics=(("advmss", 1000), ("lock", 4)))
     made = plan([main], "192.0.2.1").routes[0]

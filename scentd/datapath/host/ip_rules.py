@@ -184,10 +184,10 @@ class BlockWriter:
         extra = [rule for rule in self._have if rule not in frame and rule not in mirrored]
         if not frame or any(rule not in self._have for rule in frame):
             return []
-        start = min(frame, key=lambda rule: rule.priority)
-        if not all(start.priority < rule.priority < start.goto for rule in extra):
+        start, end = min(rule.priority for rule in frame), frame[0].priority
+        if not all(start < rule.priority < end for rule in extra):
             return []
-        first_extra = min((rule.priority for rule in extra), default=start.goto)
+        first_extra = min((rule.priority for rule in extra), default=end)
         kept = []
         for i, rule in enumerate(mirrored):
             goes_on = any(other.table not in (0, rule.table) for other in mirrored[i + 1 :])

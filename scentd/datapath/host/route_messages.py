@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 # The route or its interface disappeared between reading and writing; the watch calls again.
 TOO_LATE = (errno.ENODEV, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL, errno.ESRCH)
 
-ONLINK = 4  # RTNH_F_ONLINK
+# RTNH_F_ONLINK: a copy's gateway is not looked up, because rules of the host may lead elsewhere than the route itself.
+ONLINK = 4
 KINDS = {rt_type[kind]: kind for kind in ("unicast", "throw", "unreachable", "blackhole", "prohibit")}
 TICKS = 100  # USER_HZ: the kernel's unit for times
 # What a copy has, too. A route with any other attribute gets none. RTA_CACHEINFO says when the route ends; the watch
@@ -158,7 +159,6 @@ def nexthop(part: Any) -> Nexthop:
         interface=part["oif"] if multipath else part.get_attr("RTA_OIF") or 0,
         gateway=ip_address(gateway) if gateway else None,
         weight=part["hops"] + 1 if multipath else 1,
-        onlink=bool(part["flags"] & ONLINK),
         realm=part.get_attr("RTA_FLOW") or 0,
     )
 
@@ -185,14 +185,14 @@ def request(route: Route, table: int) -> dict[str, Any]:
             {
                 "oif": hop.interface,
                 "hops": hop.weight - 1,
-                "flags": ONLINK * hop.onlink,
+                "flags": ONLINK * (hop.gateway is not None),
                 **hop_attributes(route, hop),
             }
             for hop in route.nexthops
         ]
     elif route.nexthops:
         (hop,) = route.nexthops
-        arguments |= {"oif": hop.interface, "flags": ONLINK * hop.onlink, **hop_attributes(route, hop)}
+        arguments |= {"oif": hop.interface, "flags": ONLINK * (hop.gateway is not None), **hop_attributes(route, hop)}
     return {
         name: value for name, value in arguments.items() if value not in (None, {}) and (value or name != "priority")
     }

@@ -180,7 +180,8 @@ def make_block(
     place = host.places[version]
     if place is None or not peer_prefixes(config):
         return Block()
-    settings = Settings(config.datapath.mark_stamped, forwarded)
+    several = any(len(r.nexthops) > 1 for lookup in numbers for r in host.plan.tables[lookup])
+    settings = Settings(config.datapath.mark_stamped, forwarded, several)
     return mirrored_rules.block(version, mirrored_rules.behind(host.rules[version], place), place, numbers, settings)
 
 
