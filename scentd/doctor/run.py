@@ -27,6 +27,7 @@ from scentd.datapath.host import iptables
 from scentd.datapath.offload import pins
 from scentd.doctor import examine, sandbox
 from scentd.doctor.examine import Check
+from scentd.doctor.routing import check_routing
 from scentd.errors import ConfigError, HostError, ScentdError
 from scentd.kinds import load_config
 from scentd.model import SCHEMA
@@ -59,7 +60,7 @@ def checks(config_path: str | None = None) -> list[Check]:
         examine.check_jit(examine.read("/proc/sys/net/core/bpf_jit_enable")),
         *([] if datapath.offload == "off" else [check_pin_dir(datapath.pin_dir), check_marks(datapath.mark_verified)]),
         *(check_daemon(daemon.control_socket) or sandbox.checks()),
-        *([] if loaded is None else [check_lockout(loaded)]),
+        *([] if loaded is None else [check_routing(loaded), check_lockout(loaded)]),
     ]
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -36,11 +37,14 @@ from scentd.prefix import Prefix, prefixes
 log = logging.getLogger(__name__)
 
 FORWARDING = ("forwarding", "force_forwarding")  # the second: IPv6, since Linux 6.17
+QUIET = 3  # seconds
 TABLES = 16  # of ours at most, for each family
 
 writing = threading.Lock()
 told: dict[int, str] = {}  # the problems that the log has, by IP version
 applied: list[tuple[Config, bool, bool]] = []  # the arguments of the last apply(), for follow()
+written: dict[int, Block] = {}  # our rules, by IP version
+quiet: dict[int, float] = {}  # by IP version: until when there are no mirrored rules (time.monotonic())
 
 
 class HostRouting(NamedTuple):
@@ -76,23 +80,46 @@ def apply(config: Config, forwarded: bool = False, rule_free: bool = False) -> R
         return apply_again()
 
 
-def follow() -> None:
-    """As the last apply(), right after a change of the host; after remove() nothing. Raises HostError."""
+def follow() -> float | None:
+    """As the last apply(), right after a change of the host; after remove() nothing. Return after how many seconds it
+    is to be called again without a change: a route ends then, or the quiet time. Raises HostError.
+    """
     with writing:
-        if applied:
-            apply_again()
+        if not applied:
+            return None
+        plan, now = apply_again(follows=True), time.monotonic()
+        moments = [float(route.expires) for route in plan.routes if route.expires]
+        return min(moments + [end - now for end in quiet.values() if end > now], default=None)
 
 
-def apply_again() -> RoutePlan:
+def apply_again(follows: bool = False) -> RoutePlan:
     ((config, forwarded, rule_free),) = applied
     with routing_socket() as ip, rule_socket() as rules:
         host = look(ip, rules, config)
+        if follows:
+            notice_deletions(host.ours)
         if rule_free and not may_precede_rules(ip, host):
             host = host._replace(plan=host.plan.without_routes())
         for version in families():
             write(ip, rules, config, host, version, forwarded, rule_free)
     tell(host.problems)
     return host.plan
+
+
+def notice_deletions(ours: Mapping[int, list[Rule]]) -> None:
+    """If somebody has deleted a mirrored rule, begin a quiet time.
+
+    It was perhaps an `ip rule del` that was meant for the host's own rule. A second one shall find that.
+    """
+    for version, block in written.items():
+        missing = [rule for rule in block.mirrored if rule not in ours[version]]
+        if missing:
+            quiet[version] = time.monotonic() + QUIET
+            log.warning(
+                "IPv%d: somebody has deleted our `ip rule` of priority %d; if it was meant for a rule of the host's "
+                "own, delete that by its table or priority; no lowered routes for %d s",
+                *(version, missing[0].priority, QUIET),
+            )
 
 
 def tell(problems: Mapping[int, str]) -> None:
@@ -155,6 +182,7 @@ def write(
     rule_free: bool,
 ) -> None:
     """Make one family's routes and rules as planned."""
+    written.pop(version, None)
     routes = {lookup: rows for lookup, rows in host.plan.tables.items() if lookup.version == version}
     numbers = {lookup: LOCAL if rule_free else config.datapath.route_table + i for i, lookup in enumerate(routes)}
     block = Block() if rule_free else make_block(config, host, version, numbers, forwarded)
@@ -166,10 +194,14 @@ def write(
     last = [LOCAL] if not rule_free and host.is_plain() else []
     if LOCAL in changing and not last and not write_routes(ip, version, LOCAL, *tables[LOCAL]):
         write_routes(ip, version, LOCAL, read_ours(ip, version).get(LOCAL, ()), ())
+    if quiet.get(version, 0.0) > time.monotonic():
+        block = block._replace(mirrored=())
     writer = BlockWriter(rules, version, host.ours[version], block)
     writer.retreat(changing)
-    written = [write_routes(ip, version, table, *tables[table]) for table in changing if table != LOCAL]
-    writer.advance(all(written))
+    results = [write_routes(ip, version, table, *tables[table]) for table in changing if table != LOCAL]
+    whole = all(results)
+    writer.advance(whole)
+    written[version] = block if whole else block._replace(mirrored=())
     if LOCAL in changing and last:
         write_routes(ip, version, LOCAL, *tables[LOCAL])
 
@@ -225,6 +257,7 @@ def remove() -> None:
     """Remove our rules and routes; having none is no error. Raises HostError."""
     with writing, routing_socket() as ip, rule_socket() as rules:
         applied.clear()
+        written.clear()
         for version in families():
             BlockWriter(rules, version, rules.read(version)[1], Block()).retreat(())
             for table, routes in read_ours(ip, version).items():

@@ -53,12 +53,11 @@ class Watch(NetlinkWatch):
         self.marshal = MarshalRtnl()
 
     def is_change(self, data: bytes) -> bool:
-        relevant = False
-        for message in self.marshal.parse(data):
-            if message["header"]["type"] in (rtnl.RTM_NEWRULE, rtnl.RTM_DELRULE):
-                self.tables = asked_tables(self.rules)
-            relevant = relevant or is_relevant(message, self.tables)
-        return relevant
+        return any(is_relevant(message, self.tables) for message in self.marshal.parse(data))
+
+    def call(self) -> object:
+        self.tables = asked_tables(self.rules)
+        return super().call()
 
     def stop(self) -> None:
         super().stop()

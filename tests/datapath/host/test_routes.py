@@ -294,3 +294,59 @@ def test_link_local_neighbours_are_reached_past_a_peer_that_is_everybody(host):
     full_mtu_is(host, "2001:db8::1", 1460)
     (found,) = json.loads(host.out("ip", "-j", "route", "get", "fe80::1234", "oif", "near0"))
     assert "gateway" not in found
+
+
+@pytest.mark.netns
+def test_what_else_a_route_says_is_copied(host):
+    host.ip(
+        "nexthop add id 5 via 10.2.0.2 dev other1",
+        "route add 10.8.0.0/16 via 10.1.0.2 realm 7 fastopen_no_cookie 1 quickack 1 congctl cubic",
+        "route add 10.9.0.0/16 nhid 5",
+        "route add 10.10.0.0/16 nexthop via 10.1.0.2 realms 4 nexthop via 10.2.0.2 realms 5",
+        "route add fd00:8::/32 via fd00:1::2 pref high",
+    )
+    host.call(routes.apply, config("10.8.0.1", "10.9.0.1", "10.10.0.1", "fd00:8::1"))
+    copies = host.out("ip", "route", "show", "table", TABLE) + host.out("ip", "-6", "route", "show", "table", TABLE)
+    assert "10.8.0.1 via 10.1.0.2" in copies
+    for kept in ("realm 7", "fastopen_no_cookie 1", "quickack 1", "congctl cubic", "nhid 5", "realm 4", "pref high"):
+        assert kept in copies, kept
+    for _ in range(2):
+        plan = host.call(routes.apply, config("10.8.0.1", "10.9.0.1", "10.10.0.1", "fd00:8::1"))
+        assert lowered_mtu.diff(own(host), plan.routes) == ([], [])
+
+
+@pytest.mark.netns
+def test_a_deletion_that_meets_our_rule_may_be_repeated(host):
+    """`ip rule del` without a table finds ours first. A second one finds the host's."""
+    host.ip("route add default via 10.1.0.2 table 100", "rule add priority 32000 from 10.1.0.1 lookup 100")
+    wish = config("10.8.0.1", "10.1.0.2")
+    host.call(routes.apply, wish)
+    assert mtu_of(host, "10.8.0.1", "from", "10.1.0.1") == 1464
+    host.ip("rule del from 10.1.0.1")
+    assert 0 < host.call(routes.follow) <= routes.QUIET
+    assert mtu_of(host, "10.1.0.2") is None
+    host.ip("rule del from 10.1.0.1")
+    assert "10.1.0.1" not in host.out("ip", "rule")
+    routes.quiet.clear()
+    assert host.call(routes.follow) is None
+    assert mtu_of(host, "10.1.0.2") == 1464
+
+
+@pytest.mark.netns
+def test_too_many_tables_have_no_copies(host, caplog):
+    for number in range(100, 117):
+        host.ip(f"route add default via 10.1.0.2 table {number}", f"rule add from 10.7.0.{number} table {number}")
+    for _ in range(2):
+        host.call(routes.apply, config("10.8.0.1", "fd00:1::2"))
+    assert [mtu_of(host, to) for to in ("10.1.0.2", "fd00:1::2")] == [None, 1460]
+    assert caplog.text.count("look up 17 tables") == 1
+    host.ip("rule del table 100", "addr add 10.7.0.116/32 dev near0")
+    host.call(routes.apply, config("10.8.0.1"))
+    assert mtu_of(host, "10.8.0.1", "from", "10.7.0.116") == 1464
+
+
+@pytest.mark.netns
+def test_a_route_that_ends_is_looked_at_again(host):
+    host.ip("route add fd00:8::/32 via fd00:1::2 expires 100")
+    host.call(routes.apply, config("fd00:8::1"))
+    assert 90 < host.call(routes.follow) <= 100

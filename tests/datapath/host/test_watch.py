@@ -50,7 +50,7 @@ def test_the_watch_follows_the_main_table_and_not_itself(host):
             ("route add fd00:8::/32 via fd00:1::2", "fd00:8::1", 1460),
             ("link set near0 mtu 1450", "10.8.0.1", 1414),
             (f"route del 10.1.0.2 table {TABLE}", "10.1.0.2", 1414),  # somebody else's mistake is mended
-            ("rule del priority 22603", "10.1.0.2", 1414),
+            ("rule del priority 22602", "10.1.0.2", 1414),
             ("rule add priority 100 fwmark 7 lookup main", "10.1.0.2", 1414),  # they decide where routes may stand
             ("rule del priority 100", "10.1.0.2", 1414),
         ):
@@ -109,3 +109,20 @@ def test_a_burst_of_changes_is_one_call_and_a_failing_call_is_not_the_end(host, 
             time.sleep(0.3)
     assert len(calls) == 2
     assert "cannot follow" in caplog.text
+
+
+@pytest.mark.netns
+def test_a_callback_may_ask_for_another_call(host):
+    calls = []
+
+    def changed() -> float | None:
+        calls.append(time.monotonic())
+        return 0.2 if len(calls) == 1 else None
+
+    with host.call(watch.Watch, changed, debounce=0.05):
+        host.ip("link set near0 mtu 1450")
+        end = time.monotonic() + 5
+        while len(calls) < 2 and time.monotonic() < end:
+            time.sleep(0.01)
+        assert len(calls) == 2
+        assert calls[1] - calls[0] >= 0.19
