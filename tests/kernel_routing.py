@@ -22,7 +22,7 @@ from scentd.core.mirrored_rules import (
     INVERT,
     NOP,
     TO_TABLE,
-    Rule,
+    RoutingRule,
 )
 from scentd.core.route_tables import Link, Route
 from scentd.prefix import Address
@@ -44,7 +44,7 @@ class Packet(NamedTuple):
 class Way(NamedTuple):
     """Where a packet goes, and which rule says so."""
 
-    rule: Rule
+    rule: RoutingRule
     kind: str  # of the route; of the rule, if that refuses
     route: Route | None = None
     hops: tuple[object, ...] = ()
@@ -62,7 +62,7 @@ class Way(NamedTuple):
 Tables = Mapping[int, Iterable[Route]]
 
 
-def way(packet: Packet, rules: Sequence[Rule], tables: Tables, links: Mapping[int, Link]) -> Way | None:
+def way(packet: Packet, rules: Sequence[RoutingRule], tables: Tables, links: Mapping[int, Link]) -> Way | None:
     """None: no rule has a way."""
     ordered = sorted(rules, key=lambda rule: rule.priority)  # stable: as they were added
     i = 0
@@ -83,7 +83,7 @@ def way(packet: Packet, rules: Sequence[Rule], tables: Tables, links: Mapping[in
     return None
 
 
-def matches(rule: Rule, packet: Packet) -> bool:
+def matches(rule: RoutingRule, packet: Packet) -> bool:
     match = rule.match
     have = dict(match.attributes)
     inside = {
@@ -118,7 +118,7 @@ def hops(route: Route, packet: Packet) -> tuple[object, ...]:
     return tuple(hop for hop in route.nexthops if packet.bound in (0, hop.interface))
 
 
-def is_suppressed(route: Route, rule: Rule, links: Mapping[int, Link]) -> bool:
+def is_suppressed(route: Route, rule: RoutingRule, links: Mapping[int, Link]) -> bool:
     if route.kind != "unicast":
         return False
     group = links[route.nexthops[0].interface].group

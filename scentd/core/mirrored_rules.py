@@ -79,7 +79,7 @@ EVERYTHING = Match()
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class RoutingRule:
     """One `ip rule`, the host's or ours."""
 
     priority: int
@@ -97,9 +97,9 @@ class Rule:
 
 
 KERNELS_RULES = {  # what a host has if nobody has added or removed a rule; IPv6 has no table `default`
-    Rule(0, TO_TABLE, table=LOCAL),
-    Rule(32766, TO_TABLE, table=MAIN),
-    Rule(32767, TO_TABLE, table=DEFAULT),
+    RoutingRule(0, TO_TABLE, table=LOCAL),
+    RoutingRule(32766, TO_TABLE, table=MAIN),
+    RoutingRule(32767, TO_TABLE, table=DEFAULT),
 }
 
 
@@ -111,9 +111,9 @@ class Settings(NamedTuple):
     several: bool = False
 
 
-def are_kernels(rules: Iterable[Rule]) -> bool:
+def are_kernels(rules: Iterable[RoutingRule]) -> bool:
     """Whether the host has no rules of its own, and none of the kernel's is missing."""
-    return KERNELS_RULES - {Rule(32767, TO_TABLE, table=DEFAULT)} <= set(rules) <= KERNELS_RULES
+    return KERNELS_RULES - {RoutingRule(32767, TO_TABLE, table=DEFAULT)} <= set(rules) <= KERNELS_RULES
 
 
 class Place(NamedTuple):
@@ -123,12 +123,12 @@ class Place(NamedTuple):
     end: int
 
 
-def place(rules: Sequence[Rule], wanted: int) -> Place | None:
+def place(rules: Sequence[RoutingRule], wanted: int) -> Place | None:
     """The first gap after the rule for the table `local` that holds a block for these rules; None if there is none."""
     room = ROOM
     while room < len(rules) + 4:
         room *= 2
-    first = next((i for i, r in enumerate(rules) if r == Rule(r.priority, TO_TABLE, table=LOCAL)), None)
+    first = next((i for i, r in enumerate(rules) if r == RoutingRule(r.priority, TO_TABLE, table=LOCAL)), None)
     if first is None:
         return None
     taken = [rule.priority for rule in rules[first:] if rule.priority < PRIORITIES] + [PRIORITIES]
@@ -139,12 +139,12 @@ def place(rules: Sequence[Rule], wanted: int) -> Place | None:
     return None
 
 
-def behind(rules: Iterable[Rule], place: Place) -> list[Rule]:
+def behind(rules: Iterable[RoutingRule], place: Place) -> list[RoutingRule]:
     """The host's rules that follow the block."""
     return [rule for rule in rules if rule.priority > place.end]
 
 
-def lookups(rules: Iterable[Rule], version: int) -> list[Lookup]:
+def lookups(rules: Iterable[RoutingRule], version: int) -> list[Lookup]:
     """What these rules look up, in order, as far as our block can follow them."""
     order = []
     for rule in rules:
@@ -155,7 +155,7 @@ def lookups(rules: Iterable[Rule], version: int) -> list[Lookup]:
     return order
 
 
-def unconditional(rules: Sequence[Rule], version: int) -> set[Lookup]:
+def unconditional(rules: Sequence[RoutingRule], version: int) -> set[Lookup]:
     """The lookups of the rules that are for every packet; none if a goto may pass over them."""
     if any(rule.action == GOTO for rule in rules):
         return set()
@@ -169,32 +169,34 @@ def unconditional(rules: Sequence[Rule], version: int) -> set[Lookup]:
 class Block(NamedTuple):
     """`frame` is written before `mirrored`, and deleted after it."""
 
-    frame: tuple[Rule, ...] = ()
-    mirrored: tuple[Rule, ...] = ()
+    frame: tuple[RoutingRule, ...] = ()
+    mirrored: tuple[RoutingRule, ...] = ()
 
 
-def block(version: int, rules: Sequence[Rule], place: Place, tables: Mapping[Lookup, int], settings: Settings) -> Block:
+def block(
+    version: int, rules: Sequence[RoutingRule], place: Place, tables: Mapping[Lookup, int], settings: Settings
+) -> Block:
     """Our rules. `rules`: those of the host that follow `place`, in order; `tables`: ours, by what they stand for."""
     mirrored = mirror(version, rules, tables)
     stamped = for_stamped(rules, settings.mark) if any(looks_at(rule, settings.mark) for rule in rules) else []
     if not mirrored and not stamped:
         return Block()
     start, end = place
-    frame = [Rule(end, NOP, ANY_PROTOCOL if settings.several else EVERYTHING)]
+    frame = [RoutingRule(end, NOP, ANY_PROTOCOL if settings.several else EVERYTHING)]
     target = end
     if stamped:
         tail = max(LAST_OF_KERNEL, *(rule.priority for rule in rules)) + 1
         target, last = tail + 1, tail + 1 + len(stamped)
-        frame += [Rule(last, NOP), Rule(tail, GOTO, goto=last), *number(stamped, target, last)]
-    frame.append(Rule(start, GOTO, marked(settings.mark, settings.mark), goto=target))
+        frame += [RoutingRule(last, NOP), RoutingRule(tail, GOTO, goto=last), *number(stamped, target, last)]
+    frame.append(RoutingRule(start, GOTO, marked(settings.mark, settings.mark), goto=target))
     if version == 6:
-        frame.append(Rule(start + 1, GOTO, LINK_LOCAL, goto=end))
+        frame.append(RoutingRule(start + 1, GOTO, LINK_LOCAL, goto=end))
     if not settings.forwarded:
-        frame.append(Rule(start + 2, GOTO, NOT_LOCAL, goto=end))
+        frame.append(RoutingRule(start + 2, GOTO, NOT_LOCAL, goto=end))
     return Block(tuple(frame), tuple(number(mirrored, start + 3, end)))
 
 
-def mirror(version: int, rules: Iterable[Rule], tables: Mapping[Lookup, int]) -> list[Rule]:
+def mirror(version: int, rules: Iterable[RoutingRule], tables: Mapping[Lookup, int]) -> list[RoutingRule]:
     """The mirrored rules. Where the host's rule does more than look a table up, the host's own rules decide."""
     mirrored = []
     for rule in rules:
@@ -202,19 +204,19 @@ def mirror(version: int, rules: Iterable[Rule], tables: Mapping[Lookup, int]) ->
             break
         lookup = rule.lookup(version)
         if lookup and lookup in tables:
-            mirrored.append(Rule(0, TO_TABLE, rule.match, tables[lookup], realms=rule.realms))
+            mirrored.append(RoutingRule(0, TO_TABLE, rule.match, tables[lookup], realms=rule.realms))
         elif not lookup and rule.action != NOP:
-            mirrored.append(Rule(0, GOTO, rule.match, goto=NOWHERE))
+            mirrored.append(RoutingRule(0, GOTO, rule.match, goto=NOWHERE))
     while mirrored and mirrored[-1].action == GOTO:
         mirrored.pop()
     return mirrored
 
 
-def looks_at(rule: Rule, mark: int) -> bool:
+def looks_at(rule: RoutingRule, mark: int) -> bool:
     return bool(rule.match.number(FRA_FWMASK) & mark)
 
 
-def for_stamped(rules: Sequence[Rule], mark: int) -> list[Rule]:
+def for_stamped(rules: Sequence[RoutingRule], mark: int) -> list[RoutingRule]:
     """The rules, for packets to whose mark S was added. A priority here is still that of the host's rule."""
     result = []
     for rule in rules:
@@ -229,11 +231,11 @@ def for_stamped(rules: Sequence[Rule], mark: int) -> list[Rule]:
         elif rule.match.flags & INVERT:  # it wants S, and is for all packets but those: for all without S
             result.append(replace(rule, match=EVERYTHING))
         else:  # never for a packet without S; its place may be the target of a goto
-            result.append(Rule(rule.priority, NOP))
+            result.append(RoutingRule(rule.priority, NOP))
     return result
 
 
-def number(rules: Sequence[Rule], first: int, end: int) -> list[Rule]:
+def number(rules: Sequence[RoutingRule], first: int, end: int) -> list[RoutingRule]:
     """The rules at consecutive priorities. A goto leads to the first rule that stands for its target, or to `end`."""
     places = {rule.priority: first + i for i, rule in reversed(list(enumerate(rules)))}
     return [

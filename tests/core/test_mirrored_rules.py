@@ -31,7 +31,7 @@ from scentd.core.mirrored_rules import (
     TO_TABLE,
     Match,
     Place,
-    Rule,
+    RoutingRule,
     Settings,
 )
 from scentd.core.route_tables import MAIN, Link, Nexthop, Route
@@ -43,7 +43,7 @@ OURS = Datapath().rule_priority
 PROHIBIT = 8
 
 
-def kernels() -> list[Rule]:
+def kernels() -> list[RoutingRule]:
     return sorted(KERNELS_RULES, key=lambda rule: rule.priority)
 
 
@@ -59,7 +59,9 @@ def sources(version: int, number: int, length: int = 0) -> Match:
 class Host:
     """A host's rules and tables, with and without ours."""
 
-    def __init__(self, version: int, rules: list[Rule], tables: dict[int, list[Route]], *peers: object, **more) -> None:
+    def __init__(
+        self, version: int, rules: list[RoutingRule], tables: dict[int, list[Route]], *peers: object, **more
+    ) -> None:
         self.rules = sorted([*kernels(), *rules], key=lambda rule: rule.priority)
         self.tables = tables
         self.place = mirrored_rules.place(self.rules, OURS)
@@ -113,8 +115,8 @@ def both(function):
 def test_a_full_tunnel_vpn_keeps_its_packets(version):
     """As wg-quick sets it up. The tunnel's own packets (SO_MARK 0xca6c) stay outside when they have S in their mark."""
     rules = [
-        Rule(32764, TO_TABLE, table=MAIN, least=0),
-        Rule(32765, TO_TABLE, Match(INVERT, attributes=mark(0xCA6C)), table=51820),
+        RoutingRule(32764, TO_TABLE, table=MAIN, least=0),
+        RoutingRule(32765, TO_TABLE, Match(INVERT, attributes=mark(0xCA6C)), table=51820),
     ]
     bits = all_bits(version)
     tables = {MAIN: [route(version), route(version, 8, bits - 3, 2)], 51820: [route(version, 0, 0, 3)]}
@@ -131,7 +133,7 @@ def test_a_full_tunnel_vpn_keeps_its_packets(version):
 
 @both
 def test_routing_by_source_keeps_its_link(version):
-    rules = [Rule(32765, TO_TABLE, sources(version, 7), table=100)]
+    rules = [RoutingRule(32765, TO_TABLE, sources(version, 7), table=100)]
     tables = {MAIN: [route(version)], 100: [route(version, 0, 0, 2)]}
     host = Host(version, rules, tables, address(version, 1))
     for source in (7, 8):
@@ -143,9 +145,9 @@ def test_routing_by_source_keeps_its_link(version):
 @both
 def test_what_is_refused_stays_refused_and_the_rest_has_room(version):
     rules = [
-        Rule(100, PROHIBIT, sources(version, 7)),
-        Rule(101, TO_TABLE, Match(attributes=((FRA_L3MDEV, b"\1"),))),
-        Rule(200, TO_TABLE, sources(version, 6), table=100),
+        RoutingRule(100, PROHIBIT, sources(version, 7)),
+        RoutingRule(101, TO_TABLE, Match(attributes=((FRA_L3MDEV, b"\1"),))),
+        RoutingRule(200, TO_TABLE, sources(version, 6), table=100),
     ]
     tables = {MAIN: [route(version)], 100: [route(version, kind="unreachable")], VRF_TABLE: [route(version, 0, 0, 3)]}
     host = Host(version, rules, tables, address(version, 1))
@@ -160,7 +162,7 @@ def test_what_is_refused_stays_refused_and_the_rest_has_room(version):
 
 @both
 def test_a_suppressed_group_goes_on_to_the_next_rule(version):
-    rules = [Rule(32764, TO_TABLE, table=100, group=7)]
+    rules = [RoutingRule(32764, TO_TABLE, table=100, group=7)]
     bits = all_bits(version)
     tables = {MAIN: [route(version)], 100: [route(version, 0, bits - 2, 3), route(version, 0, 0, 2)]}
     host = Host(version, rules, tables, address(version, 1), address(version, 9))
@@ -172,7 +174,7 @@ def test_a_suppressed_group_goes_on_to_the_next_rule(version):
 
 @both
 def test_a_selector_that_nobody_knows_ends_our_part(version):
-    odd = Rule(150, TO_TABLE, Match(attributes=((99, b"?"),)), table=100)
+    odd = RoutingRule(150, TO_TABLE, Match(attributes=((99, b"?"),)), table=100)
     host = Host(version, [odd], {MAIN: [route(version)]}, address(version, 1))
     assert host.ours == []
 
@@ -182,7 +184,7 @@ def test_the_block_stands_in_front_of_the_hosts_rules_where_there_is_room():
     assert mirrored_rules.place(kernels(), OURS) == free
 
     def among(*priorities: int) -> Place | None:
-        rules = [*kernels(), *(Rule(p, TO_TABLE, table=100) for p in priorities)]
+        rules = [*kernels(), *(RoutingRule(p, TO_TABLE, table=100) for p in priorities)]
         return mirrored_rules.place(sorted(rules, key=lambda rule: rule.priority), OURS)
 
     assert among(32765) == free
@@ -192,8 +194,12 @@ def test_the_block_stands_in_front_of_the_hosts_rules_where_there_is_room():
     assert among(5, 100) == Place(84, 99)
     assert among(5, 10, 20000, *range(20050, 20065)) == Place(19968, 19999)  # more rules take more room
     assert among(*range(1, 32766)) is None
-    assert mirrored_rules.place([Rule(0, TO_TABLE, table=MAIN)], OURS) is None
-    moved = [Rule(9, TO_TABLE, table=7), Rule(100, TO_TABLE, table=LOCAL), Rule(32766, TO_TABLE, table=MAIN)]
+    assert mirrored_rules.place([RoutingRule(0, TO_TABLE, table=MAIN)], OURS) is None
+    moved = [
+        RoutingRule(9, TO_TABLE, table=7),
+        RoutingRule(100, TO_TABLE, table=LOCAL),
+        RoutingRule(32766, TO_TABLE, table=MAIN),
+    ]
     assert mirrored_rules.place(moved, OURS) == free
 
 
@@ -202,7 +208,7 @@ def test_what_the_kernels_rules_are():
     assert mirrored_rules.are_kernels(kernels()[:2])  # IPv6
     assert not mirrored_rules.are_kernels(kernels()[1:])
     assert not mirrored_rules.are_kernels(kernels()[:1])
-    assert not mirrored_rules.are_kernels([*kernels(), Rule(32766, TO_TABLE, sources(4, 7), table=MAIN)])
+    assert not mirrored_rules.are_kernels([*kernels(), RoutingRule(32766, TO_TABLE, sources(4, 7), table=MAIN)])
     assert not mirrored_rules.are_kernels([replace(rule, least=0) for rule in kernels()])
 
 
@@ -251,17 +257,17 @@ def matches_of(draw, version: int) -> Match:
 
 
 @st.composite
-def rules_of(draw, version: int) -> list[Rule]:
+def rules_of(draw, version: int) -> list[RoutingRule]:
     rules = []
     for _ in range(draw(st.integers(0, 5))):
         priority = draw(st.sampled_from([3, 22590, 22605, 32760, 32761, 32762, 32763, 32764, 32765]))
         match = draw(matches_of(version))
         action = draw(st.sampled_from([TO_TABLE] * 6 + [GOTO, NOP, PROHIBIT]))
         if any(kind == FRA_L3MDEV for kind, _ in match.attributes) and action == TO_TABLE:
-            rules.append(Rule(priority, TO_TABLE, match))
+            rules.append(RoutingRule(priority, TO_TABLE, match))
             continue
         rules.append(
-            Rule(
+            RoutingRule(
                 priority,
                 action,
                 match,

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from itertools import count
 from struct import Struct
 
-from scentd.core.mirrored_rules import GOTO, NOP, NUMBER, STATE_FLAGS, TO_TABLE, Block, Match, Rule
+from scentd.core.mirrored_rules import GOTO, NOP, NUMBER, STATE_FLAGS, TO_TABLE, Block, Match, RoutingRule
 from scentd.datapath.host.netlink_watch import messages
 from scentd.errors import HostError
 
@@ -41,20 +41,20 @@ class RuleSocket:
     def close(self) -> None:
         self._socket.close()
 
-    def read(self, version: int) -> tuple[list[Rule], list[Rule]]:
+    def read(self, version: int) -> tuple[list[RoutingRule], list[RoutingRule]]:
         """(the host's rules, ours), in the order in which the kernel asks them."""
-        host: list[Rule] = []
-        ours: list[Rule] = []
+        host: list[RoutingRule] = []
+        ours: list[RoutingRule] = []
         for kind, data in self._ask(RTM_GETRULE, REQUEST | DUMP, RULE_HEADER.pack(FAMILY[version], *[0] * 8)):
             if kind == RTM_NEWRULE:
                 rule, protocol = parse(data)
                 (ours if protocol == PROTOCOL else host).append(rule)
         return host, ours
 
-    def add(self, version: int, rule: Rule) -> None:
+    def add(self, version: int, rule: RoutingRule) -> None:
         self._ask(RTM_NEWRULE, REQUEST | ACK | CREATE | EXCL, encode(version, rule))
 
-    def delete(self, version: int, rule: Rule) -> None:
+    def delete(self, version: int, rule: RoutingRule) -> None:
         """Delete our rule of this priority; one that is gone is no error."""
         header = RULE_HEADER.pack(FAMILY[version], *[0] * 8)
         try:
@@ -84,7 +84,7 @@ class RuleSocket:
                 answers.append((answer, content))
 
 
-def parse(data: bytes) -> tuple[Rule, int]:
+def parse(data: bytes) -> tuple[RoutingRule, int]:
     """A rule and its protocol, from a message behind the netlink header."""
     _, dst_len, src_len, tos, table, _, _, action, flags = RULE_HEADER.unpack_from(data)
     attributes = dict(read_attributes(data[RULE_HEADER.size :]))
@@ -99,7 +99,7 @@ def parse(data: bytes) -> tuple[Rule, int]:
     match = Match(flags & ~STATE_FLAGS, dst_len, src_len, tos, tuple(sorted(attributes.items())))
     is_lookup = action == TO_TABLE
     least, group = (-1 if number == NONE or not is_lookup else number for number in (least, group))
-    return Rule(priority, action, match, table if is_lookup else 0, goto, least, group, realms), protocol
+    return RoutingRule(priority, action, match, table if is_lookup else 0, goto, least, group, realms), protocol
 
 
 def read_attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -110,7 +110,7 @@ def read_attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
         at += max(length + 3 & ~3, ATTRIBUTE.size)
 
 
-def encode(version: int, rule: Rule) -> bytes:
+def encode(version: int, rule: RoutingRule) -> bytes:
     match = rule.match
     head = RULE_HEADER.pack(
         *(FAMILY[version], match.dst_len, match.src_len, match.tos, rule.table if rule.table < 256 else 0),
@@ -127,7 +127,7 @@ def encode(version: int, rule: Rule) -> bytes:
     return head + body + own_attributes(rule)
 
 
-def own_attributes(rule: Rule) -> bytes:
+def own_attributes(rule: RoutingRule) -> bytes:
     return attribute(FRA_PRIORITY, NUMBER.pack(rule.priority)) + attribute(FRA_PROTOCOL, bytes([PROTOCOL]))
 
 
@@ -156,7 +156,7 @@ class BlockWriter:
     advance().
     """
 
-    def __init__(self, rules: RuleSocket, version: int, ours: Iterable[Rule], want: Block) -> None:
+    def __init__(self, rules: RuleSocket, version: int, ours: Iterable[RoutingRule], want: Block) -> None:
         self._rules, self._version, self._want = rules, version, want
         self._have = list(ours)
 
@@ -179,7 +179,7 @@ class BlockWriter:
             self._rules.add(self._version, rule)
         return bool(lacking)
 
-    def _kept(self, changing: set[int]) -> list[Rule]:
+    def _kept(self, changing: set[int]) -> list[RoutingRule]:
         frame, mirrored = self._want
         extra = [rule for rule in self._have if rule not in frame and rule not in mirrored]
         if not frame or any(rule not in self._have for rule in frame):

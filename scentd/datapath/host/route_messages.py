@@ -77,7 +77,7 @@ def write_routes(ip: IPRoute, version: int, table: int, have: Iterable[Route], w
     return not refused
 
 
-class Links(Mapping[int, Link]):
+class LinkReader(Mapping[int, Link]):
     """The MTUs and groups of interfaces, up or down, by index. Each is read when it is first asked for: a host may have
     thousands, of which few lead to peers.
     """

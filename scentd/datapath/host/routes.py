@@ -26,12 +26,12 @@ from pyroute2 import IPRoute
 from scentd.config.sections import Config, stamped_peers
 from scentd.core import lowered_mtu, mirrored_rules
 from scentd.core.lowered_mtu import RoutePlan
-from scentd.core.mirrored_rules import LOCAL, Block, Place, Rule, Settings
+from scentd.core.mirrored_rules import LOCAL, Block, Place, RoutingRule, Settings
 from scentd.core.pairs import overhead
 from scentd.core.route_tables import MAIN, Lookup, Route
 from scentd.datapath.family import families
 from scentd.datapath.host.ip_rules import BlockWriter, RuleSocket, rule_socket
-from scentd.datapath.host.route_messages import Links, read_ours, read_routes, routing_socket, write_routes
+from scentd.datapath.host.route_messages import LinkReader, read_ours, read_routes, routing_socket, write_routes
 from scentd.prefix import Prefix, prefixes
 
 log = logging.getLogger(__name__)
@@ -51,8 +51,8 @@ class HostRouting(NamedTuple):
     """What a look at the host tells, and the plan for it. Rules, places and problems are by IP version."""
 
     plan: RoutePlan
-    rules: Mapping[int, list[Rule]]  # the host's own
-    ours: Mapping[int, list[Rule]]
+    rules: Mapping[int, list[RoutingRule]]  # the host's own
+    ours: Mapping[int, list[RoutingRule]]
     places: Mapping[int, Place | None]
     problems: Mapping[int, str]  # why a family has no lowered routes
 
@@ -106,7 +106,7 @@ def apply_again(follows: bool = False) -> RoutePlan:
     return host.plan
 
 
-def notice_deletions(ours: Mapping[int, list[Rule]]) -> None:
+def notice_deletions(ours: Mapping[int, list[RoutingRule]]) -> None:
     """If somebody has deleted a mirrored rule, begin a quiet time.
 
     It was perhaps an `ip rule del` that was meant for the host's own rule. A second one shall find that.
@@ -159,7 +159,7 @@ def look(ip: IPRoute, rules: RuleSocket, config: Config) -> HostRouting:
         if place
         for lookup in mirrored_rules.lookups(mirrored_rules.behind(theirs[version], place), version)
     ]
-    links = Links(ip)
+    links = LinkReader(ip)
     unconditional = {a for version, r in theirs.items() for a in mirrored_rules.unconditional(r, version)}
     plan = lowered_mtu.plan(tables, links, peers, order, unconditional)
     problems = {version: "there is no gap for our `ip rule`s" for version, place in places.items() if place is None}

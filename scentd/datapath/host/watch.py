@@ -21,7 +21,7 @@ from scentd.datapath.host.ip_rules import PROTOCOL, RuleSocket
 from scentd.datapath.host.netlink_watch import NetlinkWatch, messages
 
 DEBOUNCE = 0.2  # seconds from the first change to the call: one interface makes a dozen messages
-FOLLOW = 0.01  # the same for routes and rules alone, which may not lead packets to where they no longer belong
+FOLLOW = 0.005  # the same for routes and rules alone, which may not lead packets to where they no longer belong
 RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV6_NETCONF, RTNLGRP_NEXTHOP = 24, 25, 32
 GROUPS = (
     rtnl.RTMGRP_LINK
