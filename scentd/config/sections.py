@@ -39,8 +39,8 @@ class Datapath(Table):
     queue_length: Annotated[int, Meta(ge=64, le=1_000_000)] = 4096  # packets that the kernel keeps for each queue
     mark_stamped: Annotated[int, Meta(gt=0, lt=2**32)] = 0x10000000  # packet mark bits of ours
     mark_queued: Annotated[int, Meta(gt=0, lt=2**32)] = 0x20000000  # packets on their way to a queue
-    route_table: Annotated[int, Meta(gt=255, lt=2**31)] = 22600  # the table of routes to peers with lowered MTUs
-    rule_priority: Annotated[int, Meta(gt=0, lt=32764)] = 22600  # of our three `ip rule`s
+    route_table: Annotated[int, Meta(gt=255, lt=2**31)] = 22600  # the first of our tables, with lowered MTUs
+    rule_priority: Annotated[int, Meta(gt=0, lt=32764)] = 22600  # of our first `ip rule`
     offload: Literal["auto", "off"] = "auto"  # auto: BPF programs do the work where the kernel supports it
     pin_dir: str = "/sys/fs/bpf/scentd"  # on a bpf file system: programs and maps outlive the daemon there
     mark_verified: Annotated[int, Meta(gt=0, lt=2**32)] = 0x40000000  # packets that a BPF program has judged

@@ -1,25 +1,33 @@
 """Lowered MTUs: which routes to peers need one, so that packets have room for a scent, and the full MTU of each path.
 
 A packet grows by the scent after the kernel has chosen its size, so sockets must see a route whose MTU is lower by the
-overhead of the peer's carrier. Pure: plan() takes the routes of the main table and returns the routes of our own table;
-datapath/host/routes.py reads the main table and writes ours.
+overhead of the peer's carrier. Pure: plan() takes the routes that the host's rules look up and returns a table of our
+own for each lookup; datapath/host/routes.py reads and writes tables, core/mirrored_rules.py has the rules.
 
-No packet may take another way because of our table. A route whose MTU is too low to be lowered is copied as it is. In
-the place of a route that cannot be copied (unreachable; or unsupported: encapsulated, chosen by source) our table has a
-`throw`: the lookup goes on in the main table. IPv6 keeps throws on interface lo, and a socket bound to another
-interface does not see them. So an IPv6 peer prefix with an unsupported route in it gets no routes of ours at all, and
-full-size packets to it leave unstamped. Unreachable IPv6 routes are on lo in the main table, too: a throw serves them.
+No packet may take another way because of our tables. A route whose MTU is too low to be lowered is copied as it is.
+
+If one lookup alone finds routes inside a peer's prefix, its table needs no copy where the kernel would not use one: a
+packet that finds nothing there, or a `throw`, has all of the host's own rules before it. So a `throw` stands for what
+cannot be copied (unreachable; or unsupported: encapsulated, chosen by source). IPv6 keeps throws on interface lo, and a
+socket bound to another interface does not see them; so an IPv6 peer prefix with an unsupported route in it gets no
+routes of ours at all, and full-size packets to it leave unstamped. Unreachable IPv6 routes are on lo in the host's
+table, too: a throw serves them.
+
+If several lookups do, a packet that leaves one table of ours meets the next one. So each table has exactly the routes
+of the host's: those of shorter prefixes behind the longest, for sockets bound to an interface, and those that refuse.
+If this cannot be, the peer's prefix gets no routes of ours in any table.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from ipaddress import ip_network
-from typing import Literal
 
-from scentd.prefix import BITS, Address, NumericPrefix, Prefix, nesting, to_prefix, within
+from scentd.core.peer_prefixes import merge_prefixes
+from scentd.core.route_tables import REFUSALS, Choice, Link, Lookup, Route, RouteIndex, as_throw, choice, suppressed
+from scentd.prefix import Prefix, within
 
 # By IP version: every IPv4 host accepts 576 bytes (RFC 791); every IPv6 link carries 1280 (RFC 8200 section 5).
 LOWEST_MTU = {4: 576, 6: 1280}
@@ -27,188 +35,185 @@ IPV6_METRIC = 1024  # the kernel's default
 
 # Never lowered, though a peer prefix like ::/0 may hold them: link-local IPv6 is routed by interface, multicast and
 # broadcast serve more than peers. IPv6 multicast is in the table `local`, which the kernel asks first.
-# datapath/host/routes.py has a rule for link-local, because a throw does not stop lookups for one interface.
+# core/mirrored_rules.py has a rule for link-local, because a throw does not stop lookups for one interface.
 EXCLUDED: dict[int, tuple[Prefix, ...]] = {
     4: (ip_network("224.0.0.0/3"),),
     6: (ip_network("fe80::/10"), ip_network("ff00::/8")),
 }
 
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """An interface's MTU in bytes. Router advertisements may lower that of IPv6."""
-
-    mtu: int
-    mtu6: int
-
-    def mtu_of(self, version: int) -> int:
-        return self.mtu if version == 4 else min(self.mtu, self.mtu6)
-
-
-@dataclass(frozen=True, slots=True)
-class Nexthop:
-    interface: int  # its index
-    gateway: Address | None = None  # None: on-link. An IPv4 route may have an IPv6 gateway (RFC 5549)
-    weight: int = 1
-    onlink: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """A route of one table. Only a `unicast` route has next hops."""
-
-    prefix: Prefix
-    kind: Literal["unicast", "throw", "other"] = "unicast"
-    nexthops: tuple[Nexthop, ...] = ()
-    metric: int = 0
-    tos: int = 0
-    scope: int = 0
-    source: Address | None = None  # preferred source address
-    metrics: tuple[tuple[str, int | str], ...] = ()  # ("mtu", 1400) ..., sorted by name
-    unsupported: bool = False  # encapsulated, or chosen by source prefix: our table cannot have a copy
-
-    @property
-    def key(self) -> tuple[Prefix, int, int]:
-        """The key of a route in the kernel: a table has at most one route of each key."""
-        return self.prefix, self.tos, self.metric
+Choices = dict[Prefix, Choice]  # what a lookup finds inside a peer's prefix
 
 
 @dataclass(frozen=True, slots=True)
 class PathMtu:
-    """The full MTU in bytes toward a prefix."""
+    """The full MTU in bytes toward a prefix, by whichever lookup."""
 
     prefix: Prefix
     full_mtu: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RoutePlan:
-    """The routes of our table, longest prefix first, and the full MTU of each prefix toward a peer."""
+    """Our tables by the lookup that each stands for, longest prefix first; the full MTU of each prefix toward a peer.
 
-    routes: tuple[Route, ...] = ()
+    `exits`: see interfaces().
+    """
+
+    tables: Mapping[Lookup, tuple[Route, ...]]
     mtus: tuple[PathMtu, ...] = ()
+    exits: frozenset[int] = frozenset()
+
+    @cached_property
+    def routes(self) -> tuple[Route, ...]:
+        """The routes of all tables."""
+        return tuple(route for routes in self.tables.values() for route in routes)
 
     def limits(self) -> tuple[tuple[str, int], ...]:
         """(prefix, full MTU), as tables.StampTable takes them."""
         return tuple((str(path.prefix), path.full_mtu) for path in self.mtus)
 
+    def without_routes(self) -> RoutePlan:
+        return replace(self, tables={})
+
     def interfaces(self) -> frozenset[int]:
         """The indexes of the interfaces through which packets to peers leave."""
-        return frozenset(hop.interface for route in self.routes for hop in route.nexthops)
+        return self.exits
 
 
-class RouteIndex:
-    """The main table of one IP version. It finds the routes that cover a prefix, and the routes inside a prefix."""
-
-    def __init__(self, routes: Iterable[Route], version: int) -> None:
-        self.version = version
-        self.bits = 32 if version == 4 else 128
-        self.by_prefix: dict[tuple[int, int], list[Route]] = {}
-        for route in routes:
-            if route.prefix.version == version:
-                key = int(route.prefix.network_address), route.prefix.prefixlen
-                self.by_prefix.setdefault(key, []).append(route)
-        self.keys = sorted(self.by_prefix)
-
-    def covering_routes(self, prefix: Prefix) -> Iterator[list[Route]]:
-        """The routes of each prefix that covers this one, longest first."""
-        address = int(prefix.network_address)
-        for length in range(prefix.prefixlen, -1, -1):
-            shift = self.bits - length
-            routes = self.by_prefix.get((address >> shift << shift, length))
-            if routes:
-                yield routes
-
-    def inner_routes(self, prefix: Prefix) -> Iterator[Route]:
-        """The routes to longer prefixes inside this one."""
-        first, last = int(prefix.network_address), int(prefix.broadcast_address)
-        for i in range(bisect_left(self.keys, (first, 0)), len(self.keys)):
-            address, length = self.keys[i]
-            if address > last:
-                return
-            if length > prefix.prefixlen:
-                yield from self.by_prefix[address, length]
+EMPTY = RoutePlan({})
 
 
-def plan(main: Iterable[Route], links: Mapping[int, Link], peers: Iterable[tuple[Prefix, int]]) -> RoutePlan:
-    """The routes of our table. `main`: the main table; `links`: the interfaces by index; `peers`: the prefixes of the
-    stamped peers, each with the overhead of its pairs in bytes.
+def plan(
+    tables: Mapping[Lookup, Iterable[Route]],
+    links: Mapping[int, Link],
+    peers: Iterable[tuple[Prefix, int]],
+    order: Sequence[Lookup] | None = None,
+    unconditional: Collection[Lookup] = (),
+) -> RoutePlan:
+    """Our tables. `tables`: what the host's rules look up, in their order; `links`: the interfaces by index; `peers`:
+    the prefixes of the stamped peers, each with the overhead of its pairs in bytes; `order`: the lookups that our rules
+    can have, in their order, a lookup perhaps twice; `unconditional`: the lookups that all packets come to that no
+    lookup before them has decided. The full MTUs are those of all lookups that packets come to.
 
     Where the prefixes of peers with different overheads overlap, the longer prefix decides for its addresses.
     """
-    main, peers = list(main), list(peers)
-    routes: dict[tuple[Prefix, int, int], Route] = {}
-    mtus: dict[Prefix, PathMtu] = {}
+    peers, order = list(peers), tuple(tables) if order is None else order
+    copies: dict[Lookup, dict[tuple[Prefix, int, int], Route]] = {lookup: {} for lookup in tables}
+    mtus: list[PathMtu] = []
+    exits: set[int] = set()
     for version in (4, 6):
-        index = RouteIndex(main, version)
-        for peer, overhead in merge_prefixes(peers, version):
-            if not any(within(peer, excluded) for excluded in EXCLUDED[version]):
-                peer_plan = plan_peer(index, links, peer, overhead)
-                routes |= {route.key: route for route in peer_plan.routes}
-                mtus |= {path.prefix: path for path in peer_plan.mtus}
-    # On-link routes first: the kernel checks a gateway against the routes that the table already has.
-    order = sorted(
-        routes.values(),
-        key=lambda r: (r.prefix.version, -r.prefix.prefixlen, int(r.prefix.network_address), r.tos, r.metric),
-    )
-    return RoutePlan(tuple(order), tuple(mtus.values()))
+        indexes = {asked: RouteIndex(rows, version) for asked, rows in tables.items() if asked.version == version}
+        merged = [
+            (peer, overhead, {lookup: find(index, links, peer, lookup) for lookup, index in indexes.items()})
+            for peer, overhead in merge_prefixes(peers, version)
+            if not any(within(peer, excluded) for excluded in EXCLUDED[version])
+        ]
+        limits = path_limits([reached(found, unconditional, peer) for peer, _, found in merged], links)
+        mtus += [PathMtu(prefix, mtu) for prefix, mtu in limits.items()]
+        for peer, overhead, found in merged:
+            exits |= {number for choices in found.values() for number in exits_of(choices)}
+            for lookup, routes in plan_peer(found, order, peer).items():
+                lowered = (lower(route, links, limits.get(route.prefix), overhead) for route in routes)
+                copies[lookup] |= {route.key: route for route in lowered}
+    kept = {lookup: needed(routes.values()) for lookup, routes in copies.items()}
+    return RoutePlan({lookup: rows for lookup, rows in kept.items() if rows}, tuple(mtus), frozenset(exits))
 
 
-def plan_peer(index: RouteIndex, links: Mapping[int, Link], peer: Prefix, overhead: int) -> RoutePlan:
-    peer_routes: dict[tuple[Prefix, int, int], Route] = {}
-    for route in routes_to_peer(index, peer):
-        supported = route.kind != "unicast" or all(hop.interface in links for hop in route.nexthops)
-        peer_routes.setdefault(route.key, route if supported else replace(route, unsupported=True))
-    groups = by_prefix(peer_routes.values())
-    mtus = tuple(PathMtu(prefix, mtu) for prefix, group in groups.items() if (mtu := group_mtu(group, links)))
-    if index.version == 6 and any(route.unsupported for route in peer_routes.values()):
-        return RoutePlan((), mtus)
-    copies = {prefix: lower(group, links, overhead) for prefix, group in groups.items()}
-    if index.version == 4:
-        copies |= {excluded: [throw_route(excluded)] for excluded in EXCLUDED[4] if groups and within(excluded, peer)}
-    return RoutePlan(tuple(route for group in copies.values() for route in group), mtus)
+def exits_of(choices: Choices) -> set[int]:
+    routes = (route for found in choices.values() for route in found.lead if not route.unsupported)
+    return {hop.interface for route in routes for hop in route.nexthops}
 
 
-def routes_to_peer(index: RouteIndex, peer: Prefix) -> Iterator[Route]:
-    """The main routes of packets to this peer. Routes that cover the peer's prefix are narrowed down to it."""
-    for routes in index.covering_routes(peer):
-        for route in mark_ambiguous(routes):
-            yield replace(route, prefix=peer)
-        if any(route.tos == 0 for route in routes):
-            break  # the kernel never asks a shorter prefix
-    for prefix, routes in by_prefix(index.inner_routes(peer)).items():
+def find(index: RouteIndex, links: Mapping[int, Link], peer: Prefix, lookup: Lookup) -> Choices:
+    """The routes of packets to this peer. Routes that cover the peer's prefix are narrowed down to it."""
+
+    def seen(level: list[Route]) -> list[Route]:
+        return [suppressed(known(route, links), lookup, links) for route in level]
+
+    choices = {peer: choice(map(seen, index.covering_routes(peer)), peer)}
+    for level in index.inner_routes(peer):
+        prefix = level[0].prefix
         if not any(within(prefix, excluded) for excluded in EXCLUDED[index.version]):
-            yield from mark_ambiguous(routes)
+            choices[prefix] = choice([seen(level)], prefix)
+    return {prefix: found for prefix, found in choices.items() if found.lead}
 
 
-def mark_ambiguous(routes: list[Route]) -> list[Route]:
-    """One route for each key. If two IPv6 routers share a key, the kernel chooses between them: unsupported."""
-    first = {route.key: route for route in reversed(routes)}
-    if len(first) == len(routes) or routes[0].prefix.version == 4:
-        return list(first.values())
-    return [replace(route, unsupported=True) for route in first.values()]
+def known(route: Route, links: Mapping[int, Link]) -> Route:
+    """The route; unsupported if it leads through an interface that is not known."""
+    fits = route.kind != "unicast" or (route.nexthops and all(hop.interface in links for hop in route.nexthops))
+    return route if fits and route.kind != "other" else replace(route, unsupported=True)
 
 
-def group_mtu(routes: list[Route], links: Mapping[int, Link]) -> int | None:
-    """The lowest full MTU of one prefix's routes; None if no route has one."""
-    return min((mtu for route in routes if (mtu := full_mtu(route, links))), default=None)
+def reached(found: Mapping[Lookup, Choices], unconditional: Collection[Lookup], peer: Prefix) -> dict[Lookup, Choices]:
+    """The lookups that packets to this peer come to, unless their socket is bound to an interface."""
+    result = {}
+    for lookup, choices in found.items():
+        result[lookup] = choices
+        lead = choices[peer].lead if peer in choices else ()
+        if lookup in unconditional and lead and lead[-1].kind == "unicast" and not lead[-1].tos:
+            break
+    return result
 
 
-def lower(routes: list[Route], links: Mapping[int, Link], overhead: int) -> list[Route]:
-    """The copies of one prefix's routes. Either all copies are lowered, or none is."""
-    prefix = routes[0].prefix
-    if any(route.unsupported for route in routes):
-        return [throw_route(prefix)]
-    mtu = group_mtu(routes, links)
-    enough = mtu is not None and mtu - overhead >= LOWEST_MTU[prefix.version]
-    copies = []
-    for route in routes:
-        full = full_mtu(route, links)
-        if full is None:
-            copies.append(replace(throw_route(prefix), tos=route.tos, metric=route.metric))
-        else:
-            copies.append(with_mtu(route, full - overhead) if enough else route)
+def path_limits(found: Iterable[Mapping[Lookup, Choices]], links: Mapping[int, Link]) -> dict[Prefix, int]:
+    """The lowest full MTU of each prefix, over all lookups. A lookup without this prefix counts by the next longest."""
+    by_lookup: dict[Lookup, dict[Prefix, int]] = {}
+    for choices_of in found:
+        for lookup, choices in choices_of.items():
+            limits = by_lookup.setdefault(lookup, {})
+            for prefix, routes in choices.items():
+                mtu = min((mtu for route in routes.lead if (mtu := full_mtu(route, links))), default=None)
+                if mtu is not None:
+                    limits[prefix] = mtu
+    if len(by_lookup) < 2:
+        return next(iter(by_lookup.values()), {})
+    prefixes = dict.fromkeys(prefix for limits in by_lookup.values() for prefix in limits)
+    lengths = sorted({prefix.prefixlen for prefix in prefixes}, reverse=True)
+
+    def around(prefix: Prefix, limits: Mapping[Prefix, int]) -> int | None:
+        shorter = (prefix.supernet(new_prefix=length) for length in lengths if length <= prefix.prefixlen)
+        return next((limits[outer] for outer in shorter if outer in limits), None)
+
+    return {p: min(mtu for limits in by_lookup.values() if (mtu := around(p, limits))) for p in prefixes}
+
+
+def plan_peer(found: Mapping[Lookup, Choices], order: Sequence[Lookup], peer: Prefix) -> dict[Lookup, list[Route]]:
+    """The routes of our tables inside one peer's prefix, at full MTU."""
+    used = {lookup: choices for lookup, choices in found.items() if lookup in order and finds(choices)}
+    alone = len(used) == 1
+    copies = {}
+    for lookup, choices in used.items():
+        routes = [route for c in choices.values() for route in (c.lead if alone else c.all())]
+        if any(route.unsupported for route in routes):
+            if peer.version == 6 or not (alone or is_last(lookup, order, used)):
+                return {}
+            holes = {route.prefix for route in routes if route.unsupported}
+            routes = [route for route in routes if route.prefix not in holes] + [throw_route(hole) for hole in holes]
+        if alone:
+            routes = [as_throw(r) if r.kind in REFUSALS else r for r in routes]
+        if peer.version == 4:
+            routes += [throw_route(excluded) for excluded in EXCLUDED[4] if within(excluded, peer)]
+        copies[lookup] = routes
     return copies
+
+
+def finds(choices: Choices) -> bool:
+    """Whether the lookup ends here for some packet."""
+    return any(route.kind != "throw" or route.unsupported for found in choices.values() for route in found.all())
+
+
+def is_last(lookup: Lookup, order: Sequence[Lookup], used: Mapping[Lookup, Choices]) -> bool:
+    """Whether a packet that finds no route in this lookup meets no other one that could have some."""
+    return all(other == lookup or other not in used for other in order[order.index(lookup) :])
+
+
+def lower(route: Route, links: Mapping[int, Link], limit: int | None, overhead: int) -> Route:
+    """The route with room for a scent, in what all lookups can carry; as it is, if that is too little."""
+    full = full_mtu(route, links)
+    if full is None or limit is None:
+        return route
+    room = min(full, limit) - overhead
+    return with_mtu(route, room) if room >= LOWEST_MTU[route.prefix.version] else route
 
 
 def full_mtu(route: Route, links: Mapping[int, Link]) -> int | None:
@@ -229,46 +234,26 @@ def throw_route(prefix: Prefix) -> Route:
     return Route(prefix, "throw", metric=IPV6_METRIC if prefix.version == 6 else 0)
 
 
-def merge_prefixes(peers: Iterable[tuple[Prefix, int]], version: int) -> list[tuple[Prefix, int]]:
-    """The prefixes of one IP version, shortest first: as few as possible that give every address the same overhead.
+def needed(routes: Iterable[Route]) -> tuple[Route, ...]:
+    """These routes, longest prefix first, but for the throws where the table has no other route anyway.
 
-    Two halves of a prefix are merged only if their overheads are equal. If a prefix has two overheads, the larger
-    counts, because it serves both.
+    On-link routes come first: the kernel checks a gateway against the routes that the table already has.
     """
-    overheads: dict[NumericPrefix, int] = {}
-    for prefix, overhead in peers:
-        if prefix.version == version:
-            key = version, int(prefix.network_address), prefix.prefixlen
-            overheads[key] = max(overhead, overheads.get(key, 0))
-    kept = {
-        prefix: overheads[prefix]
-        for prefix, outer in nesting(overheads)
-        if outer is None or overheads[outer] != overheads[prefix]
-    }
-    merge_halves(kept)
-    ordered = sorted(kept.items(), key=lambda entry: (entry[0][2], entry[0][1]))
-    return [(to_prefix(numbers), overhead) for numbers, overhead in ordered]
-
-
-def merge_halves(overheads: dict[NumericPrefix, int]) -> None:
-    """Replace the two halves of a prefix by the prefix, if both have the same overhead and the prefix has none yet."""
-    for prefix in sorted(overheads, key=lambda p: -p[2]):
-        while prefix[2] and prefix in overheads:
-            version, address, length = prefix
-            bit = 1 << BITS[version] - length
-            neighbour, whole = (version, address ^ bit, length), (version, address & ~bit, length - 1)
-            if overheads.get(neighbour) != overheads[prefix] or whole in overheads:
-                break
-            overheads[whole] = overheads.pop(prefix)
-            del overheads[neighbour]
-            prefix = whole
-
-
-def by_prefix(routes: Iterable[Route]) -> dict[Prefix, list[Route]]:
-    groups: dict[Prefix, list[Route]] = {}
+    by_prefix: dict[Prefix, list[Route]] = {}
     for route in routes:
-        groups.setdefault(route.prefix, []).append(route)
-    return groups
+        by_prefix.setdefault(route.prefix, []).append(route)
+    kept: dict[Prefix, list[Route]] = {}
+    lengths: set[int] = set()
+    for prefix in sorted(by_prefix, key=lambda p: p.prefixlen):
+        group = sorted(by_prefix[prefix], key=lambda r: (-r.tos, r.metric))
+        if not any(prefix.supernet(new_prefix=length) in kept for length in lengths):
+            while group and group[-1].kind == "throw":
+                group.pop()
+        if group:
+            kept[prefix] = sorted(group, key=lambda r: (r.tos, r.metric))
+            lengths.add(prefix.prefixlen)
+    order = sorted(kept, key=lambda p: (p.version, -p.prefixlen, int(p.network_address)))
+    return tuple(route for prefix in order for route in kept[prefix])
 
 
 def may_precede_rules(routes: Iterable[Route], others: Iterable[Prefix]) -> bool:

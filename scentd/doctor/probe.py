@@ -201,20 +201,27 @@ def htb() -> Finding:
 
 
 def ip_rule() -> Finding:
-    """A rule by packet mark with a goto, both families, as datapath/host/routes.py makes them."""
+    """Rules by packet mark and with a goto, both families, as datapath/host/routes.py makes them."""
     from scentd.config.sections import Datapath
+    from scentd.core import mirrored_rules
     from scentd.datapath.family import families
-    from scentd.datapath.host import routes
+    from scentd.datapath.host.ip_rules import BlockWriter, rule_socket
 
     datapath = Datapath()
-    with routes.routing_socket() as ip:
+    with rule_socket() as rules:
         for version in families():
-            want = routes.own_rules(datapath, version)
-            routes.write_rules(ip, version, datapath, want)
-            have = routes.read_rules(ip, version, datapath)
-            routes.write_rules(ip, version, datapath, [])
-            if len(have) != len(want):
-                return "ip rule", "no", f"IPv{version}: {len(have)} of {len(want)} rules", KERNEL.format("FIB rules")
+            host = rules.read(version)[0]
+            place = mirrored_rules.place(host, datapath.rule_priority)
+            if place is None:
+                return "ip rule", "no", f"IPv{version}: no place among {len(host)} rules", KERNEL.format("FIB rules")
+            tables = dict.fromkeys(mirrored_rules.lookups(host, version), datapath.route_table)
+            settings = mirrored_rules.Settings(datapath.mark_stamped)
+            want = mirrored_rules.block(version, mirrored_rules.behind(host, place), place, tables, settings)
+            BlockWriter(rules, version, (), want).advance()
+            have = rules.read(version)[1]
+            BlockWriter(rules, version, have, mirrored_rules.Block()).retreat(())
+            if set(have) != {*want.frame, *want.mirrored}:
+                return "ip rule", "no", f"IPv{version}: other rules than asked for", KERNEL.format("FIB rules")
     return "ip rule", "yes", "fwmark, goto and iif rules", ""
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scentd.core import lowered_mtu
-from scentd.core.lowered_mtu import Link, Nexthop, Route
+from scentd.core.route_tables import MAIN, Link, Lookup, Nexthop, Route
 from scentd.prefix import PrefixMap
 
 OVERHEAD = {4: 36, 6: 40}
@@ -21,7 +21,12 @@ def route(prefix: str, via: str = "", dev: int = 1, **more) -> Route:
 
 
 def plan(main: list[Route], *peers: str) -> lowered_mtu.RoutePlan:
-    return lowered_mtu.plan(main, LINKS, [(p, OVERHEAD[p.version]) for p in map(ip_network, peers)])
+    return plan_for(main, [(p, OVERHEAD[p.version]) for p in map(ip_network, peers)])
+
+
+def plan_for(main: list[Route], peers) -> lowered_mtu.RoutePlan:
+    """Of a host without rules of its own."""
+    return lowered_mtu.plan({Lookup(version, MAIN): main for version in (4, 6)}, LINKS, peers)
 
 
 def full_mtu(made: lowered_mtu.RoutePlan, address) -> int | None:
@@ -56,7 +61,7 @@ def test_more_specific_main_routes_inside_a_peer_prefix_are_copied_with_their_ow
 
 
 def test_everything_of_a_route_is_kept_but_its_mtu():
-    hops = (Nexthop(1, ip_address("10.0.0.1"), weight=3), Nexthop(2, ip_address("10.0.1.1"), onlink=True))
+    hops = (Nexthop(1, ip_address("10.0.0.1"), weight=3), Nexthop(2, ip_address("10.0.1.1")))
     source = ip_address("10.0.0.5")
     main = route("0.0.0.0/0", nexthops=hops, metric=50, source=source, metrics=(("advmss", 1000), ("lock", 4)))
     made = plan([main], "192.0.2.1").routes[0]
@@ -85,7 +90,8 @@ def test_the_ipv6_mtu_of_an_interface_counts_for_ipv6_only():
 @pytest.mark.parametrize(
     "inner",
     [
-        route("10.1.0.0/16", kind="other", nexthops=()),  # unreachable, blackhole
+        route("10.1.0.0/16", kind="unreachable", nexthops=()),
+        route("10.1.0.0/16", kind="other", nexthops=()),
         route("10.1.0.0/16", unsupported=True),
         route("10.1.0.0/16", dev=99),
     ],
@@ -93,14 +99,14 @@ def test_the_ipv6_mtu_of_an_interface_counts_for_ipv6_only():
 def test_what_cannot_be_copied_is_left_to_the_main_table(inner):
     main = [route("10.0.0.0/8"), inner]
     assert table(plan(main, "10.0.0.0/8")) == {"10.1.0.0/16": "throw", "10.0.0.0/8": 1464}
-    assert table(plan(main, "10.1.2.3")) == {"10.1.2.3/32": "throw"}
+    assert table(plan(main, "10.1.2.3")) == {}
 
 
 def test_routes_by_tos_and_metric_keep_their_order():
     main = [route("10.0.0.0/8"), route("10.0.0.0/8", dev=2, metric=5), route("10.0.0.0/8", dev=2, tos=16)]
     made = plan(main, "10.1.0.0/16")
     assert [(r.tos, r.metric, dict(r.metrics)["mtu"]) for r in made.routes] == [
-        (0, 0, 1464),
+        (0, 0, 1364),  # one limit for the prefix, so one that all routes can carry
         (0, 5, 1364),
         (16, 0, 1364),
     ]
@@ -127,7 +133,7 @@ def test_one_odd_ipv6_route_leaves_its_peer_prefix_alone_but_no_other():
 
 
 def test_unreachable_ipv6_is_thrown_inside_a_peer():
-    main = [route("::/0", "fe80::1"), route("fd00:1::/32", kind="other", nexthops=())]
+    main = [route("::/0", "fe80::1"), route("fd00:1::/32", kind="unreachable", nexthops=())]
     assert table(plan(main, "fd00::/16")) == {"fd00:1::/32": "throw", "fd00::/16": 1460}
 
 
@@ -166,7 +172,7 @@ def test_what_is_there_for_the_host_itself_stays_first(there, may):
 
 
 def test_without_a_route_there_is_nothing():
-    assert plan([route("10.0.0.0/8")], "192.0.2.1") == lowered_mtu.RoutePlan()
+    assert plan([route("10.0.0.0/8")], "192.0.2.1") == lowered_mtu.EMPTY
 
 
 def test_diff_replaces_what_differs_and_deletes_what_is_not_wanted():
@@ -193,7 +199,7 @@ def lookup(routes, address):
 @given(st.lists(IPV4, unique=True, max_size=8), st.lists(IPV4, max_size=6), st.integers(0x0A000000, 0x0A0000FF))
 def test_our_table_never_sends_a_packet_another_way(mains, peers, number):
     main = [route(str(p), dev=i % 3 + 1) for i, p in enumerate(mains)]
-    made = lowered_mtu.plan(main, LINKS, [(p, 36) for p in peers])
+    made = plan_for(main, [(p, 36) for p in peers])
     address = ip_address(number)
     ours, theirs = lookup(made.routes, address), lookup(main, address)
     if any(address in p for p in peers) and theirs:
@@ -206,8 +212,8 @@ def test_our_table_never_sends_a_packet_another_way(mains, peers, number):
 
 def test_neighbours_are_merged_only_where_their_overheads_agree():
     main, halves = [route("0.0.0.0/0")], (ip_network("192.0.2.0/25"), ip_network("192.0.2.128/25"))
-    assert table(lowered_mtu.plan(main, LINKS, [(p, 36) for p in halves])) == {"192.0.2.0/24": 1464}
-    apart = lowered_mtu.plan(main, LINKS, [(halves[0], 36), (halves[1], 60)])
+    assert table(plan_for(main, [(p, 36) for p in halves])) == {"192.0.2.0/24": 1464}
+    apart = plan_for(main, [(halves[0], 36), (halves[1], 60)])
     assert table(apart) == {"192.0.2.0/25": 1464, "192.0.2.128/25": 1440}
     assert apart.limits() == (("192.0.2.0/25", 1500), ("192.0.2.128/25", 1500))
 
@@ -215,7 +221,7 @@ def test_neighbours_are_merged_only_where_their_overheads_agree():
 def test_of_one_prefix_with_two_overheads_the_larger_has_room():
     """Two peers behind one NAT."""
     both = [(ip_network("192.0.2.1"), 60), (ip_network("192.0.2.1"), 36)]
-    assert table(lowered_mtu.plan([route("0.0.0.0/0")], LINKS, both)) == {"192.0.2.1/32": 1440}
+    assert table(plan_for([route("0.0.0.0/0")], both)) == {"192.0.2.1/32": 1440}
 
 
 @given(
@@ -225,7 +231,7 @@ def test_of_one_prefix_with_two_overheads_the_larger_has_room():
 )
 def test_the_longest_peer_around_an_address_decides_how_much_room_there_is(mains, peers, number):
     main = [route(str(p), dev=i % 2 + 1) for i, p in enumerate(mains)]
-    made = lowered_mtu.plan(main, LINKS, peers)
+    made = plan_for(main, peers)
     address = ip_address(number)
     ours, theirs = lookup(made.routes, address), lookup(main, address)
     around = [(prefix.prefixlen, overhead) for prefix, overhead in peers if address in prefix]

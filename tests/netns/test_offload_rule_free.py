@@ -52,7 +52,7 @@ def is_rule_free(node: Node) -> bool:
 def is_ruled(node: Node) -> bool:
     return (
         bool(queueing(node))
-        and len(rules(node)) == 7
+        and len(rules(node)) >= 9  # more if the host has rules, too
         and len(lowered(node, "22600")) == 2
         and not lowered(node, "local")
     )

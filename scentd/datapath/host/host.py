@@ -14,13 +14,13 @@ from msgspec.structs import replace
 
 from scentd.config.sections import Config
 from scentd.core.interest import Interest, spans
-from scentd.core.lowered_mtu import RoutePlan
+from scentd.core.lowered_mtu import EMPTY, RoutePlan
 from scentd.core.offload.coverage import Coverage
 from scentd.datapath.host import path_table, routes, rules, selection
 from scentd.datapath.host.netlink_watch import NetlinkWatch
 from scentd.datapath.host.restored import Restored
 from scentd.datapath.host.rule_watch import RuleWatch
-from scentd.datapath.host.watch import Changes, Watch
+from scentd.datapath.host.watch import FOLLOW, Changes, Watch
 from scentd.datapath.offload.interfaces import read_served
 from scentd.datapath.offload.offload import Offload, remove_offload
 from scentd.errors import ScentdError
@@ -46,7 +46,7 @@ class Installed(NamedTuple):
 
     facts: HostFacts
     served: Coverage | None  # by our programs; the rules fit this
-    plan: RoutePlan = RoutePlan()
+    plan: RoutePlan = EMPTY
     routes_allow: bool = False  # that the host is rule-free
     addresses: Collection[tuple[int, str]] = ()  # by interface
 
@@ -71,6 +71,7 @@ class Host:
         self._installed = Installed(HostFacts(), None)
         self._watch: Watch | None = None
         self._skipped = False  # changes that seemed to be of no interest; the next check looks again
+        self._route_watches: list[Watch] = []
         self._watches: list[NetlinkWatch] = []
         self.restored = Restored()
         self._lock = threading.Lock()  # the watch, a reload and the stop run on different threads
@@ -85,9 +86,10 @@ class Host:
             facts = self._install()
             self.applied = True
         if not self._watches:
-            self._watch = Watch(config.datapath, self._on_change)
-            self._watches = [self._watch, RuleWatch(self._on_rules)]
-            self._watch.interest = interest(config, self._installed)
+            self._watch = Watch(self._on_change)
+            self._route_watches = [Watch(routes.follow, FOLLOW), self._watch]
+            self._watches = [*self._route_watches, RuleWatch(self._on_rules)]
+            self._take_interest(interest(config, self._installed))
             for watch in self._watches:
                 watch.start()
         return facts
@@ -102,12 +104,14 @@ class Host:
     def _update(self, changes: Changes | None = None) -> HostFacts:
         """Look at the whole host; with `changes` only interfaces that have changed are looked at."""
         self._skipped = False
-        if self._watch is not None:
-            self._watch.interest = None  # what happens while we look may be of interest
+        self._take_interest(None)  # what happens while we look may be of interest
         self._installed = update(self._config, self._offload, changes)
-        if self._watch is not None:
-            self._watch.interest = interest(self._config, self._installed)
+        self._take_interest(interest(self._config, self._installed))
         return self._installed.facts
+
+    def _take_interest(self, interest: Interest | None) -> None:
+        for watch in self._route_watches:
+            watch.interest = interest
 
     def _follow(self, changes: Changes) -> HostFacts | None:
         """Look at what has changed; None if the facts have not."""
@@ -229,7 +233,7 @@ def update(config: Config, offload: Offload | None, changes: Changes | None = No
     plan, served, routes_allow = routes.read_plan(config), None, False
     if offload is not None:
         offload.interfaces.prefer(plan.interfaces())
-        routes_allow = routes.may_be_rule_free(config, plan)
+        routes_allow = routes.may_be_rule_free(config)
         served = restrict(offload.interfaces.cover(plan.interfaces()), routes_allow)
     limits, lowered = write(config, plan, served)
     if offload is not None:
@@ -283,7 +287,7 @@ def current_served(config: Config) -> Coverage | None:
     """The interfaces that a daemon's programs serve now; None without programs."""
     plan = routes.read_plan(config)
     served = read_served(config.datapath.pin_dir, plan.interfaces())
-    return None if served is None else restrict(served, routes.may_be_rule_free(config, plan))
+    return None if served is None else restrict(served, routes.may_be_rule_free(config))
 
 
 def show(config: Config) -> str:
@@ -292,9 +296,9 @@ def show(config: Config) -> str:
     lines = [rules.show(as_installed(config), served)]
     state = "as wanted" if path_table.is_applied(selection.select(config, served)) else "differs from what is wanted"
     lines.append(f"# nftables: installed, {state}\n{path_table.show()}")
-    lines.append(f"# lowered routes, in table {config.datapath.route_table} or local\n")
-    for route in routes.read_own(config.datapath):
-        lines.append(f"{route}\n")
+    lines.append("# lowered routes, by table\n")
+    for table, route in routes.read_own():
+        lines.append(f"{table}: {route}\n")
     return "".join(lines)
 
 
@@ -303,7 +307,7 @@ def cleanup(config: Config) -> None:
     rules.remove()
     release_waiting(config)
     remove_offload(config.datapath.pin_dir)
-    routes.remove(config.datapath)
+    routes.remove()
     path_table.remove()
 
 

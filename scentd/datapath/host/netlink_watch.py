@@ -34,7 +34,8 @@ class NetlinkWatch:
     """A thread of its own that runs `callback` after each burst of changes, until stop().
 
     The socket belongs to the network namespace of the thread that makes the watch. An exception of
-    `callback` is logged, and the watch goes on: the datapath does not stop for it.
+    `callback` is logged, and the watch goes on: the datapath does not stop for it. If it returns a number, it is
+    called again after so many seconds, also without a change.
     """
 
     def __init__(self, name: str, family: int, groups: int, callback: Callable[[], object], debounce: float) -> None:
@@ -70,17 +71,21 @@ class NetlinkWatch:
         poll.register(self.socket, select.POLLIN)
         poll.register(self.wake, select.POLLIN)
         due: float | None = None
+        again: float | None = None
         while True:
-            ready = poll.poll(None if due is None else max(0.0, due - time.monotonic()) * 1000)
+            until = min((moment for moment in (due, again) if moment is not None), default=None)
+            ready = poll.poll(None if until is None else max(0.0, until - time.monotonic()) * 1000)
             if any(fd == self.wake for fd, _ in ready):
                 return
             if ready and self.read(parse=due is None) and due is None:
                 due = time.monotonic() + self.debounce
             if self.urgent:
                 due, self.urgent = time.monotonic(), False
-            if due is not None and time.monotonic() >= due:
+            now = time.monotonic()
+            if (due is not None and now >= due) or (again is not None and now >= again):
                 due = None
-                self.call()
+                seconds = self.call()
+                again = time.monotonic() + seconds if isinstance(seconds, float) else None
 
     def read(self, parse: bool) -> bool:
         """Empty the socket; whether there was a change. Without `parse` any message counts as one."""
@@ -109,8 +114,9 @@ class NetlinkWatch:
         """Whether these messages are a reason to call."""
         raise NotImplementedError
 
-    def call(self) -> None:
+    def call(self) -> object:
         try:
-            self.callback()
+            return self.callback()
         except Exception:  # the watch must still report the next change
             log.exception("%s: cannot follow a change; the next change is the next try", self.thread.name)
+            return None

@@ -1,7 +1,8 @@
 """Calls back when the host's routes, addresses or interfaces change, so that our table can follow.
 
-Changes of our own table do not count, except deletions: a network manager that restarts may delete
+Changes of our own routes do not count, except deletions: a network manager that restarts may delete
 foreign routes and rules. The callback then writes them again, and the next call finds no difference.
+Nor do changes of tables that no rule looks up.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ from typing import Any
 from pyroute2.netlink import rtnl
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
-from scentd.config.sections import Datapath
 from scentd.core.interest import Interest, overlaps
+from scentd.core.mirrored_rules import LOCAL
+from scentd.datapath.family import families
+from scentd.datapath.host.ip_rules import PROTOCOL, RuleSocket
 from scentd.datapath.host.netlink_watch import NetlinkWatch
-from scentd.datapath.host.routes import LOCAL, MAIN, PROTOCOL
 from scentd.system import rtnetlink
 from scentd.system.rtnetlink import LinkMessage
 
 DEBOUNCE = 0.2  # seconds from the first change to the call: one interface makes a dozen messages
+FOLLOW = 0.005  # the same for routes and rules alone, which may not lead packets to where they no longer belong
 RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV6_NETCONF, RTNLGRP_NEXTHOP = 24, 25, 32
 GROUPS = (
     rtnl.RTMGRP_LINK
@@ -64,19 +67,25 @@ class Watch(NetlinkWatch):
     our routes and rules; without it everything does.
     """
 
-    def __init__(self, datapath: Datapath, callback: Callable[[], object], debounce: float = DEBOUNCE) -> None:
+    def __init__(self, callback: Callable[[], object], debounce: float = DEBOUNCE) -> None:
         super().__init__("route-watch", socket.NETLINK_ROUTE, GROUPS, callback, debounce)
-        self.datapath = datapath
         self.interest: Interest | None = None
+        self.rules = RuleSocket()
+        self.tables = asked_tables(self.rules)
         self.links = {index for index, _ in socket.if_nameindex()}
         self.marshal = MarshalRtnl()
         self.changes = Changes()
         self.last = self.changes  # for the callback
         self.noted = False  # a change in the messages looked at last
 
-    def call(self) -> None:
+    def call(self) -> object:
         self.last, self.changes = self.changes, Changes()
-        super().call()
+        self.tables = asked_tables(self.rules)
+        return super().call()
+
+    def stop(self) -> None:
+        super().stop()
+        self.rules.close()
 
     def lose(self) -> None:
         self.changes.lost = True
@@ -93,7 +102,7 @@ class Watch(NetlinkWatch):
             elif kind in (rtnetlink.RTM_NEWADDR, rtnetlink.RTM_DELADDR):
                 self._note_address(kind, body)
             elif not self.changes.routes and self._may_matter(kind, body):
-                self.changes.routes = any(is_relevant(message, self.datapath) for message in self.marshal.parse(whole))
+                self.changes.routes = any(is_relevant(message, self.tables) for message in self.marshal.parse(whole))
             self.noted = self.noted or self.changes.routes
 
     def _note_link(self, kind: int, body: bytes) -> None:
@@ -140,11 +149,15 @@ class Watch(NetlinkWatch):
         return True
 
 
-def is_relevant(message: Any, datapath: Datapath) -> bool:
+def asked_tables(rules: RuleSocket) -> set[int]:
+    """The tables that the host's rules look up, but for `local`."""
+    return {rule.table for version in families() for rule in rules.read(version)[0]} - {LOCAL}
+
+
+def is_relevant(message: Any, tables: Collection[int]) -> bool:
     """Whether this rtnetlink message is a reason to plan anew."""
     kind = message["header"]["type"]
     if kind in (rtnl.RTM_NEWROUTE, rtnl.RTM_DELROUTE):
         table = message.get_attr("RTA_TABLE") or message["table"]
-        ours = table == datapath.route_table or (table == LOCAL and message["proto"] == PROTOCOL)
-        return table == MAIN or (ours and kind == rtnl.RTM_DELROUTE)
+        return kind == rtnl.RTM_DELROUTE if message["proto"] == PROTOCOL else table in tables
     return kind != rtnl.RTM_NEWRULE or message.get_attr("FRA_PROTOCOL") != PROTOCOL

@@ -17,6 +17,7 @@ from topology import Host
 
 from scentd.config.sections import Config, Datapath, Network, Stamp
 from scentd.core import lowered_mtu
+from scentd.core.route_tables import Route
 from scentd.datapath.host import routes
 from scentd.datapath.queue.nfqueue import Queue
 
@@ -29,6 +30,10 @@ def tables(host: Host) -> str:
         for family in ("-4", "-6")
         for what in (("route", "show", "table", "all"), ("rule", "show"))
     )
+
+
+def own(host: Host) -> list[Route]:
+    return [route for _, route in host.call(routes.read_own)]
 
 
 def complex_main(host: Host) -> None:
@@ -87,21 +92,19 @@ def test_without_rules_the_lowered_routes_are_in_the_table_local(host):
     before, wish = tables(host), config("10.1.0.2", "10.8.0.0/24", "fd00:1::2")
     host.ip("route add 10.8.0.0/16 via 10.2.0.2")
     plan = host.call(routes.read_plan, wish)
-    assert host.call(routes.may_be_rule_free, wish, plan)
+    assert host.call(routes.may_be_rule_free, wish)
     for _ in range(2):
         assert host.call(routes.apply, wish, rule_free=True) == plan
         assert "proto 83" not in host.out("ip", "rule")
         assert [mtu_of(host, to) for to in ("10.1.0.2", "10.8.0.9", "fd00:1::2")] == [1464, 1364, 1460]
-        assert {str(r.prefix) for r in host.call(routes.read_own, wish.datapath)} == {
-            *("10.1.0.2/32", "10.8.0.0/24", "fd00:1::2/128")
-        }
+        assert {str(r.prefix) for r in own(host)} == {*("10.1.0.2/32", "10.8.0.0/24", "fd00:1::2/128")}
     assert mtu_of(host, "10.1.0.3") is None
     for rule_free in (False, True):
         host.call(routes.apply, wish, rule_free=rule_free)
         assert mtu_of(host, "10.1.0.2") == 1464
         assert ("proto 83" in host.out("ip", "rule")) is not rule_free
         assert ("proto 83" in host.out("ip", "route", "show", "table", "local")) is rule_free
-    host.call(routes.remove, wish.datapath)
+    host.call(routes.remove)
     host.ip("route del 10.8.0.0/16")
     assert tables(host) == before
 
@@ -110,11 +113,10 @@ def test_without_rules_the_lowered_routes_are_in_the_table_local(host):
 @pytest.mark.parametrize("family", ["-4", "-6"])
 def test_rules_of_the_host_come_before_the_table_local(host, family):
     wish = config("10.1.0.2", "fd00:1::2")
-    plan = host.call(routes.read_plan, wish)
     host.run("ip", family, "rule", "add", "pref", "100", "fwmark", "7", "lookup", "main")
-    assert not host.call(routes.may_be_rule_free, wish, plan)
+    assert not host.call(routes.may_be_rule_free, wish)
     host.run("ip", family, "rule", "del", "pref", "100")
-    assert host.call(routes.may_be_rule_free, wish, plan)
+    assert host.call(routes.may_be_rule_free, wish)
 
 
 @pytest.mark.netns
@@ -123,21 +125,21 @@ def test_no_address_of_our_own_is_given_away(host, peer):
     """Not even if the configuration names it as a peer's."""
     host.ip("route add local 10.88.0.0/16 dev lo", "route add default via 10.1.0.2")
     wish = config("10.1.0.2", peer)
-    assert not host.call(routes.may_be_rule_free, wish, host.call(routes.read_plan, wish))
+    assert not host.call(routes.may_be_rule_free, wish)
     wish = config("10.1.0.2")
-    assert host.call(routes.may_be_rule_free, wish, host.call(routes.read_plan, wish))
+    assert host.call(routes.may_be_rule_free, wish)
 
 
 @pytest.mark.netns
 def test_what_is_forwarded_unscented_is_not_held_to_the_lowered_mtu(host):
     wish = config("10.1.0.2", "fd00:1::2")
-    plan, forwarding = host.call(routes.read_plan, wish), replace(wish, stamp=Stamp(forwarded=True))
+    forwarding = replace(wish, stamp=Stamp(forwarded=True))
     for switch in ("net.ipv4.ip_forward", "net.ipv6.conf.near0.forwarding"):
         host.run("sysctl", "-qw", f"{switch}=1")
-        assert not host.call(routes.may_be_rule_free, wish, plan)
-        assert host.call(routes.may_be_rule_free, forwarding, plan)
+        assert not host.call(routes.may_be_rule_free, wish)
+        assert host.call(routes.may_be_rule_free, forwarding)
         host.run("sysctl", "-qw", f"{switch}=0")
-        assert host.call(routes.may_be_rule_free, wish, plan)
+        assert host.call(routes.may_be_rule_free, wish)
 
 
 @pytest.mark.netns
@@ -157,12 +159,12 @@ def test_apply_is_exact_idempotent_and_leaves_nothing_behind(host, peers):
     for _ in range(2):
         plan = host.call(routes.apply, wish)
         assert host.call(routes.read_plan, wish) == plan
-        assert lowered_mtu.diff(host.call(routes.read_own, wish.datapath), plan.routes) == ([], [])
+        assert lowered_mtu.diff(own(host), plan.routes) == ([], [])
     assert [line for line in tables(host).splitlines() if f"table {TABLE}" not in line and "22600" not in line] != []
     rest = [line for line in tables(host).splitlines() if "proto 83" not in line]
     assert set(before.splitlines()) <= set(rest)
     for _ in range(2):
-        host.call(routes.remove, wish.datapath)
+        host.call(routes.remove)
         assert tables(host) == before
 
 
@@ -174,12 +176,12 @@ def test_one_set_of_peers_after_another(host):
     wishes = (config("0.0.0.0/0", "::/0"), config("10.9.0.0/16", "10.12.0.1", "fd00:9::/32"), config("10.1.0.2"))
     for wish in (*wishes, *reversed(wishes)):
         plan = host.call(routes.apply, wish)
-        assert lowered_mtu.diff(host.call(routes.read_own, wish.datapath), plan.routes) == ([], [])
+        assert lowered_mtu.diff(own(host), plan.routes) == ([], [])
     host.ip("route replace 10.9.0.0/16 via 10.2.0.2", "route replace unreachable fd00:9::/32")
     for change in ("unreachable 10.9.0.0/16", "10.9.0.0/16 via 10.1.0.2"):
         host.ip(f"route replace {change}")
         plan = host.call(routes.apply, wishes[0])
-        assert lowered_mtu.diff(host.call(routes.read_own, wishes[0].datapath), plan.routes) == ([], [])
+        assert lowered_mtu.diff(own(host), plan.routes) == ([], [])
     host.call(routes.apply, Config())  # no peers: neither routes nor rules
     assert tables(host).count("proto 83") == 0
     assert before.count("rule") == tables(host).count("rule")
@@ -191,7 +193,7 @@ def test_rules_and_routes_of_others_stay(host):
     before = tables(host)
     host.call(routes.apply, config("10.1.0.2"))
     assert "fwmark 0x7" in tables(host)
-    host.call(routes.remove, Datapath())
+    host.call(routes.remove)
     assert tables(host) == before
 
 
@@ -202,7 +204,7 @@ def test_a_changed_priority_or_mark_changes_the_rules(host):
     other = Config(network=wish.network, peer=wish.peer, datapath=Datapath(mark_stamped=0x400))
     host.call(routes.apply, other)
     assert host.out("ip", "rule").count("fwmark") == 1
-    assert "fwmark 0x400/0x400 goto 22602" in host.out("ip", "rule")
+    assert "fwmark 0x400/0x400 goto 22615" in host.out("ip", "rule")
 
 
 @pytest.mark.netns
@@ -293,3 +295,59 @@ def test_link_local_neighbours_are_reached_past_a_peer_that_is_everybody(host):
     full_mtu_is(host, "2001:db8::1", 1460)
     (found,) = json.loads(host.out("ip", "-j", "route", "get", "fe80::1234", "oif", "near0"))
     assert "gateway" not in found
+
+
+@pytest.mark.netns
+def test_what_else_a_route_says_is_copied(host):
+    host.ip(
+        "nexthop add id 5 via 10.2.0.2 dev other1",
+        "route add 10.8.0.0/16 via 10.1.0.2 realm 7 fastopen_no_cookie 1 quickack 1 congctl cubic",
+        "route add 10.9.0.0/16 nhid 5",
+        "route add 10.10.0.0/16 nexthop via 10.1.0.2 realms 4 nexthop via 10.2.0.2 realms 5",
+        "route add fd00:8::/32 via fd00:1::2 pref high",
+    )
+    host.call(routes.apply, config("10.8.0.1", "10.9.0.1", "10.10.0.1", "fd00:8::1"))
+    copies = host.out("ip", "route", "show", "table", TABLE) + host.out("ip", "-6", "route", "show", "table", TABLE)
+    assert "10.8.0.1 via 10.1.0.2" in copies
+    for kept in ("realm 7", "fastopen_no_cookie 1", "quickack 1", "congctl cubic", "nhid 5", "realm 4", "pref high"):
+        assert kept in copies, kept
+    for _ in range(2):
+        plan = host.call(routes.apply, config("10.8.0.1", "10.9.0.1", "10.10.0.1", "fd00:8::1"))
+        assert lowered_mtu.diff(own(host), plan.routes) == ([], [])
+
+
+@pytest.mark.netns
+def test_a_deletion_that_meets_our_rule_may_be_repeated(host):
+    """`ip rule del` without a table finds ours first. A second one finds the host's."""
+    host.ip("route add default via 10.1.0.2 table 100", "rule add priority 32000 from 10.1.0.1 lookup 100")
+    wish = config("10.8.0.1", "10.1.0.2")
+    host.call(routes.apply, wish)
+    assert mtu_of(host, "10.8.0.1", "from", "10.1.0.1") == 1464
+    host.ip("rule del from 10.1.0.1")
+    assert 0 < host.call(routes.follow) <= routes.QUIET
+    assert mtu_of(host, "10.1.0.2") is None
+    host.ip("rule del from 10.1.0.1")
+    assert "10.1.0.1" not in host.out("ip", "rule")
+    routes.quiet.clear()
+    assert host.call(routes.follow) is None
+    assert mtu_of(host, "10.1.0.2") == 1464
+
+
+@pytest.mark.netns
+def test_too_many_tables_have_no_copies(host, caplog):
+    for number in range(100, 117):
+        host.ip(f"route add default via 10.1.0.2 table {number}", f"rule add from 10.7.0.{number} table {number}")
+    for _ in range(2):
+        host.call(routes.apply, config("10.8.0.1", "fd00:1::2"))
+    assert [mtu_of(host, to) for to in ("10.1.0.2", "fd00:1::2")] == [None, 1460]
+    assert caplog.text.count("look up 17 tables") == 1
+    host.ip("rule del table 100", "addr add 10.7.0.116/32 dev near0")
+    host.call(routes.apply, config("10.8.0.1"))
+    assert mtu_of(host, "10.8.0.1", "from", "10.7.0.116") == 1464
+
+
+@pytest.mark.netns
+def test_a_route_that_ends_is_looked_at_again(host):
+    host.ip("route add fd00:8::/32 via fd00:1::2 expires 100")
+    host.call(routes.apply, config("fd00:8::1"))
+    assert 90 < host.call(routes.follow) <= 100

@@ -14,7 +14,7 @@ import pytest
 from lowered import TABLE, config, full_mtu_is
 from topology import Host
 
-from scentd.config.sections import Config, Datapath
+from scentd.config.sections import Config
 from scentd.core.interest import Interest, spans
 from scentd.datapath.host import routes, watch
 
@@ -28,7 +28,7 @@ class Follower:
         self.calls = 0
         self.called = threading.Event()
         self.host, self.wish = host, wish
-        self.watch = host.call(watch.Watch, wish.datapath, self.changed, debounce=0.05)
+        self.watch = host.call(watch.Watch, self.changed, debounce=0.05)
 
     def changed(self) -> None:
         self.host.call(routes.apply, self.wish)
@@ -53,7 +53,7 @@ def test_the_watch_follows_the_main_table_and_not_itself(host):
             ("route add fd00:8::/32 via fd00:1::2", "fd00:8::1", 1460),
             ("link set near0 mtu 1450", "10.8.0.1", 1414),
             (f"route del 10.1.0.2 table {TABLE}", "10.1.0.2", 1414),  # somebody else's mistake is mended
-            ("rule del priority 22601", "10.1.0.2", 1414),
+            ("rule del priority 22602", "10.1.0.2", 1414),
             ("rule add priority 100 fwmark 7 lookup main", "10.1.0.2", 1414),  # they decide where routes may stand
             ("rule del priority 100", "10.1.0.2", 1414),
         ):
@@ -85,7 +85,7 @@ def test_the_watch_hears_of_forwarding(host, switch):
 def test_a_new_interface_is_not_waited_for(host):
     """Programs are on it before it has routes; the first burst of changes would take the whole pause."""
     calls = []
-    with host.call(watch.Watch, Datapath(), lambda: calls.append(time.monotonic()), debounce=5.0):
+    with host.call(watch.Watch, lambda: calls.append(time.monotonic()), debounce=5.0):
         host.ip("link set near0 mtu 1450")
         time.sleep(0.2)
         assert calls == []
@@ -103,7 +103,7 @@ def test_what_concerns_no_peer_is_told_apart(host):
     uplink = host.call(socket.if_nametoindex, "near0")
     interest = Interest(spans(map(ip_network, ("10.1.0.2", "fd00:8::/64"))), {uplink}, set(), forwards=False)
     taken: list[watch.Changes] = []
-    made = host.call(watch.Watch, Datapath(), lambda: taken.append(made.last), debounce=0.1)
+    made = host.call(watch.Watch, lambda: taken.append(made.last), debounce=0.1)
     made.interest = interest
 
     def changes(*lines: str) -> list[watch.Changes]:
@@ -156,9 +156,26 @@ def test_a_burst_of_changes_is_one_call_and_a_failing_call_is_not_the_end(host, 
         if len(calls) == 1:
             raise ValueError("broken")
 
-    with host.call(watch.Watch, Datapath(), changed, debounce=0.1):
+    with host.call(watch.Watch, changed, debounce=0.1):
         for gateway in ("10.1.0.2", "10.2.0.2"):
             host.ip(*(f"route replace 10.{i}.0.0/16 via {gateway}" for i in range(20, 40)))
             time.sleep(0.3)
     assert len(calls) == 2
     assert "cannot follow" in caplog.text
+
+
+@pytest.mark.netns
+def test_a_callback_may_ask_for_another_call(host):
+    calls = []
+
+    def changed() -> float | None:
+        calls.append(time.monotonic())
+        return 0.2 if len(calls) == 1 else None
+
+    with host.call(watch.Watch, changed, debounce=0.05):
+        host.ip("link set near0 mtu 1450")
+        end = time.monotonic() + 5
+        while len(calls) < 2 and time.monotonic() < end:
+            time.sleep(0.01)
+        assert len(calls) == 2
+        assert calls[1] - calls[0] >= 0.19
