@@ -12,7 +12,7 @@ from scentd.datapath.host import iptables, path_table, rules, selection
 
 pytestmark = pytest.mark.netns
 
-SERVED = Coverage(("eth0", "eth1"), ("vrf0",))
+SERVED = Coverage(("eth0", "eth1"))
 VERIFIED = "meta mark & 0x40000000 == 0x40000000"
 STAMPED_THERE = 'oifname { "eth0", "eth1" }'
 

@@ -27,33 +27,27 @@ class Interface(NamedTuple):
     number: int
     name: str
     header: int | None
-    vrf: bool = False
     jumbograms: bool = False
     port: bool = False
 
 
 class Coverage(NamedTuple):
-    """The names of the interfaces to peers on which the program stamps, and of VRFs, by which packets pass once more.
+    """The names of the interfaces to peers on which the program stamps.
 
     `rule_free`: packets to peers leave by no other interface, and the host has no routing rules of its own. So scentd
     needs no rule in OUTPUT and no `ip rule`.
     """
 
     stamping: tuple[str, ...] = ()
-    vrfs: tuple[str, ...] = ()
     rule_free: bool = False
 
 
 def coverage(interfaces: Collection[Interface], attached: Collection[Side], to_peers: Collection[int]) -> Coverage:
-    """The coverage of programs at the `attached` sides; `to_peers` are the indexes of interfaces to peers.
-
-    A name that ends in "+" is left out: iptables takes it for a pattern.
-    """
+    """The coverage of programs at the `attached` sides; `to_peers` are the indexes of interfaces to peers."""
     own = [i for i in interfaces if not i.port]
     stamping = (i.name for i in own if (i.number, "egress") in attached and i.number in to_peers)
     return Coverage(
-        tuple(sorted(name for name in stamping if not name.endswith("+"))),
-        tuple(sorted(i.name for i in interfaces if i.vrf)),
+        tuple(sorted(stamping)),
         all((i.number, "egress") in attached for i in own),
     )
 

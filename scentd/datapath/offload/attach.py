@@ -170,7 +170,6 @@ def interfaces(links: Collection[Any]) -> list[Interface]:
             link["index"],
             link.get_attr("IFLA_IFNAME"),
             None if link["index"] in below else header_of(link),
-            kind_of(link) == "vrf",
             (link.get_attr("IFLA_GSO_MAX_SIZE") or 0) > LARGEST_SEND,
             link.get_attr("IFLA_MASTER") in bridges,
         )
