@@ -56,7 +56,7 @@ class NetworkStatus(Struct, frozen=True, kw_only=True):
     epoch: int = 0
     issued: int = 0
     refused: int = 0  # profiles of ours that did not verify
-    voided: int  # epochs of a wrong clock that were given up
+    voided: int = 0  # epochs of a wrong clock that were given up
     interval: float = 0.0  # seconds
     overall: float | None = None
     levels: dict[str, float] = {}

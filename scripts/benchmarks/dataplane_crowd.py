@@ -116,7 +116,7 @@ class Crowd:
         example += [prefix_head(s, f) + bytes(16) for s in (maps.SCOPE_SOURCE, maps.SCOPE_MEMBER) for f in FAMILIES]
         lengths = encode.lengths(example, encode.VERIFY_SCOPES)
         age = encode.nanoseconds(2 * AGE)
-        settings = maps.VERIFY_SETTINGS.pack(age, age, age, 1, 2, 0, TREATMENTS, *lengths)
+        settings = maps.VERIFY_SETTINGS.pack(age, age, age, 1, 0, TREATMENTS, 0, *lengths)
         table["verify.settings"].update(PAIR.pack(0), settings)
         now = time.monotonic_ns()
         clock = maps.CLOCK.pack(time.time_ns() - now, now + offload.LEASE_NS * 10, 0)
@@ -125,14 +125,15 @@ class Crowd:
     def _outgoing(self) -> tuple[bytes, bytes]:
         """A struct scent_outgoing in two parts; the four bytes of the key id are between them."""
         fragments = (bytes(layout.FRAGMENT_LEN),) * layout.FRAGMENTS
-        out = Outgoing("", "", self.now, bytes(4), KEY, 0, fragments, self.now + 10 * AGE)
+        out = Outgoing("", "", self.now, bytes(4), KEY, bytes(layout.FRAGMENTS), fragments, self.now + 10 * AGE)
         _, value = encode.outgoing_entry(StampPair(0, 0, 0), out, time.time() - time.monotonic())
         at = maps.OUTGOING_HEAD_AT + layout.SCENT_KEY_ID_AT
         return value[:at], value[at + 4 :]
 
     def reset(self, peers: Iterable[int], epoch: int, seen: int) -> None:
         """This is all that is known of these peers."""
-        value = maps.RECEIVING.pack(0, epoch, 0, self.first, seen, 0, 0, 0, 0, b"", b"", 4, b"", b"")
+        numbers = (0, epoch, 0, self.first, seen, *(0,) * 8)
+        value = maps.RECEIVING.pack(*numbers, b"", *(0,) * layout.FRAGMENTS, b"", 4, b"", b"")
         self.programs.maps["verify.receiving"].update_many((PAIR.pack(n), value) for n in peers)
 
     # -- packets and runs --------------------------------------------------

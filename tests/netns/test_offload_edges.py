@@ -16,6 +16,8 @@ from edges import DISCOVER, DO, DONT, HEADERS, OVERHEAD, grown, is_scented, offl
 from hosts import Node, acquainted, answered, start, told_too_long, transfer, until
 from topology import Topology
 
+from scentd.datapath.host import selection
+
 pytestmark = pytest.mark.netns
 
 BOTH = pytest.mark.parametrize("version", [4, 6])
@@ -227,10 +229,10 @@ def test_gateway_that_masquerades_under_an_address_of_the_network(gateway, versi
 
 @contextmanager
 def past_forward(node: Node, version: int) -> Iterator[None]:
-    """The host accepts what it forwards before our rule sees it."""
-    program = {4: "iptables", 6: "ip6tables"}[version]
-    node.host.run(program, "-w", "-t", "mangle", "-I", "FORWARD", "-j", "ACCEPT")
+    """What is forwarded meets no rule of ours, as with a flow table; until the daemon puts the table back."""
+    family = {4: "ipv4", 6: "ipv6"}[version]
+    node.host.run("nft", "insert", "rule", "inet", selection.NAME, "across", "meta", "nfproto", family, "accept")
     try:
         yield
     finally:
-        node.host.run(program, "-w", "-t", "mangle", "-D", "FORWARD", "-j", "ACCEPT")
+        assert node.cli("rules", "apply").returncode == 0
