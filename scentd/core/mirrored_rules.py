@@ -18,7 +18,7 @@ MATCH has the selectors of the host's rule byte for byte. Our tables hold only r
 come to the end. The order of the mirrored rules is that of the host's, and each table of ours finds a route if and only
 if the host's rule does (core/lowered_mtu.py), so the same rule decides.
 
-The stamp queue's verdict sets the mark S in mangle OUTPUT, and a changed mark makes the kernel route the packet again,
+The stamp queue's verdict sets the mark S in OUTPUT, and a changed mark makes the kernel route the packet again,
 past the lowered routes. A rule of the host whose mask covers S would then see another mark (`not fwmark 0xca6c` of a
 VPN). STAMPED has all rules of the host once more, with S in their marks, and their own tables. It stands behind the
 host's, because `ip rule del` without a priority deletes the first rule that fits.
