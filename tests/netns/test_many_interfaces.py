@@ -9,7 +9,7 @@ import json
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import pytest
 from compiled import bpffs
@@ -143,6 +143,18 @@ def test_a_reload_in_the_middle(nodes):
         crowd.delete(names)
 
 
+@contextmanager
+def another_link(a: Node, b: Node) -> Iterator[None]:
+    """A second link between the two, `later` at both ends."""
+    a.host.ip(f"link add later type veth peer name later netns {b.host.namespace}")
+    try:
+        for node in (a, b):
+            node.host.ip("link set later up")
+        yield
+    finally:
+        a.host.ip("link del later")
+
+
 def lead(one: Node, other: Node, number: int) -> None:
     """Let one's packets to the other leave by the link `later`, where the other has this number."""
     one.host.ip(
@@ -151,32 +163,30 @@ def lead(one: Node, other: Node, number: int) -> None:
     )
 
 
+@pytest.mark.alone  # beside other tests a datagram was lost while the route changed, once in some runs
 def test_one_that_gets_routes_to_peers(nodes):
     """The link takes the filter's place, and no verifier sees what another one has verified."""
     a, b, _ = nodes
     uplink = a.host.interfaces[0]
-    a.host.ip(f"link add later type veth peer name later netns {b.host.namespace}")
-    for node in (a, b):
-        node.host.ip("link set later up")
-    until(lambda: "later" in filtered(a), "it has filters")
-    for number, node in enumerate((a, b), start=1):
-        node.host.ip(f"addr add 10.1.8.{number}/24 dev later", f"addr add fd00:1:8::{number}/64 dev later")
-        node.host.sysctl(net_ipv4_conf_all_rp__filter=0, net_ipv4_conf_later_rp__filter=0)
-    lead(b, a, 1)  # what a receives meets the filters
-    a.host.run("ping", "-c", "1", "10.1.8.2")
-    a.host.run("ping", "-c", "1", "fd00:1:8::2")
-    before = totals(a), totals(b)
-    with ExitStack() as stack:
-        ways = [(one, other, version) for one, other in ((a, b), (b, a)) for version in (4, 6)]
-        streams = [stack.enter_context(steady(*way)) for way in ways]
-        lead(a, b, 2)
-        until(lambda: "later" in a.status()["offload"]["egress"], "packets to peers leave by it")
-        if is_tcx(a):
-            until(lambda: "later" in linked(a) and "later" not in filtered(a), "it has links in their place")
-    assert not [stream.lost for stream in streams if stream.lost]
-    changed = grown(a, before[0]) | grown(b, before[1])
-    assert not [name for name in changed if name.startswith(("rejected", "absent"))]
-    a.host.ip("link del later")
+    with another_link(a, b):
+        until(lambda: "later" in filtered(a), "it has filters")
+        for number, node in enumerate((a, b), start=1):
+            node.host.ip(f"addr add 10.1.8.{number}/24 dev later", f"addr add fd00:1:8::{number}/64 dev later")
+            node.host.sysctl(net_ipv4_conf_all_rp__filter=0, net_ipv4_conf_later_rp__filter=0)
+        lead(b, a, 1)  # what a receives meets the filters
+        a.host.run("ping", "-c", "1", "10.1.8.2")
+        a.host.run("ping", "-c", "1", "fd00:1:8::2")
+        before = totals(a), totals(b)
+        with ExitStack() as stack:
+            ways = [(one, other, version) for one, other in ((a, b), (b, a)) for version in (4, 6)]
+            streams = [stack.enter_context(steady(*way)) for way in ways]
+            lead(a, b, 2)
+            until(lambda: "later" in a.status()["offload"]["egress"], "packets to peers leave by it")
+            if is_tcx(a):
+                until(lambda: "later" in linked(a) and "later" not in filtered(a), "it has links in their place")
+        assert not [stream.lost for stream in streams if stream.lost]
+        changed = grown(a, before[0]) | grown(b, before[1])
+        assert not [name for name in changed if name.startswith(("rejected", "absent"))]
     until(lambda: uplink in a.status()["offload"]["egress"], "the first way again")
 
 
