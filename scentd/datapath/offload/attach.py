@@ -55,6 +55,7 @@ class Attacher:
         self._force = force
         self.has_links = force != "clsact"  # as far as is known
         self._filtered: set[Side] | None = None  # sides with a filter of ours, or of an interface that is gone
+        self._emptied: set[int] = set()  # interfaces whose clsact qdisc has stayed after our filter
 
     def attach_all(self, programs: Mapping[Side, int], linked: Collection[int]) -> dict[Side, Mechanism]:
         """Attach programs, or replace ours by them. Return the mechanism of each side; those of gone interfaces lack.
@@ -94,10 +95,12 @@ class Attacher:
                 self._filtered = clsact.attached_sides()
             filtered = side in self._filtered
             if filtered and direction == "ingress":
-                clsact.detach(ifindex, direction)
+                clsact.remove_filters([side])
             if self._attach_link(ifindex, direction, program_fd):
                 if filtered and direction == "egress":
-                    clsact.detach(ifindex, direction)
+                    clsact.remove_filters([side])
+                if filtered:
+                    self._emptied.add(ifindex)
                 self._filtered.discard(side)
                 return "tcx"
         if direction == "ingress":
@@ -131,7 +134,9 @@ class Attacher:
         for side in sides:
             self._links.detach(*side)
         if sides:
-            clsact.detach_all(sides)
+            emptied = self._emptied & {ifindex for ifindex, _ in sides}
+            clsact.detach_all(sides, emptied)
+            self._emptied -= emptied
 
     def forget(self, side: Side) -> None:
         """Remove what is left of a link whose interface is gone."""
@@ -154,7 +159,7 @@ class Attacher:
     def remove(self) -> None:
         """Remove every link pinned in the directory and every filter of ours in this namespace."""
         self._links.remove()
-        clsact.remove()
+        clsact.remove(self._emptied)
 
 
 def interfaces(links: Collection[Any]) -> list[Interface]:

@@ -70,19 +70,29 @@ def detach(ifindex: int, direction: Direction) -> None:
     detach_all([(ifindex, direction)])
 
 
-def detach_all(sides: Collection[Side]) -> None:
-    """Remove our filters from these sides, and each qdisc if no filter at all is left."""
-    remove_from(attached_sides({ifindex for ifindex, _ in sides}) & set(sides))
+def detach_all(sides: Collection[Side], emptied: Collection[int] = ()) -> None:
+    """Remove our filters from these sides, and their qdiscs and those of `emptied` if no filter at all is left."""
+    ours = attached_sides({ifindex for ifindex, _ in sides}) & set(sides)
+    remove_filters(ours)
+    remove_qdiscs({ifindex for ifindex, _ in ours} | set(emptied))
 
 
-def remove() -> None:
-    """Remove all filters of ours."""
-    remove_from(attached_sides())
+def remove(emptied: Collection[int] = ()) -> None:
+    """Remove all filters of ours; `emptied` as for detach_all()."""
+    detach_all(attached_sides(), emptied)
 
 
-def remove_from(ours: Collection[Side]) -> None:
-    check(NetlinkRequest(RTM_DELTFILTER, 0, filter_body(side)) for side in ours)
-    clsact = [i for i, kind in qdiscs({ifindex for ifindex, _ in ours}).items() if kind == "clsact"]
+def remove_filters(sides: Iterable[Side]) -> None:
+    """Remove our filters, and leave the qdiscs: an interface whose qdisc is removed loses packets for a moment.
+
+    The kernel stops the interface's queues meanwhile (dev_deactivate() in qdisc_graft()).
+    """
+    check(NetlinkRequest(RTM_DELTFILTER, 0, filter_body(side)) for side in sides)
+
+
+def remove_qdiscs(indexes: Collection[int]) -> None:
+    """Remove the clsact qdiscs that have no filter."""
+    clsact = [i for i, kind in qdiscs(indexes).items() if kind == "clsact"]
     both: list[Side] = [(i, direction) for i in clsact for direction in PARENTS]
     used = {side[0] for side, found in zip(both, filters(both), strict=True) if found}
     check(NetlinkRequest(RTM_DELQDISC, 0, qdisc_body(i)) for i in clsact if i not in used)

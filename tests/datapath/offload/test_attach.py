@@ -208,10 +208,10 @@ def test_links_for_some_and_filters_for_the_others(lab):
         assert attached.keys() == set(sides) - {(gone, "ingress"), (gone, "egress")}
         assert lab.b.call(Attacher(lab.directory).attached) == attached
     assert lab.counted() == [0, 3, 0, 0]
-    assert lab.b.call(attacher.attach_all, {(plain, "ingress"): lab.programs["one"]}, [plain]) == {
-        (plain, "ingress"): "tcx"
-    }
-    assert (plain, "ingress") not in lab.b.call(clsact.attached_sides)
+    both = dict.fromkeys([(plain, "ingress"), (plain, "egress")], lab.programs["one"])
+    assert lab.b.call(attacher.attach_all, both, [plain]) == dict.fromkeys(both, "tcx")
+    assert not lab.b.call(clsact.attached_sides) & both.keys()
+    assert "clsact" in lab.b.out("tc", "qdisc", "show", "dev", "more0"), "its removal would lose packets"
     lab.b.call(attacher.remove)
     assert lab.b.call(attacher.attached) == {}
     assert lab.b.out("tc", "qdisc", "show").count("clsact") == 1, "somebody else's filter is in it"
