@@ -134,14 +134,15 @@ def chacha(key, nonce, data):
     return Cipher(ChaCha20(key, bytes(4) + nonce), mode=None).encryptor().update(data)
 
 
-def seal(seal_key, nonce_key, epoch, data):
+def seal(seal_key, nonce_key, data):
     """Section 6.2, of a signed body."""
     r = data[66:98]
-    return chacha(nonce_key, bytes(8) + struct.pack(">I", epoch), r) + chacha(seal_key, r[:12], data[:66] + data[98:])
+    rest = chacha(seal_key, r[:12], data[:66] + data[98:])
+    return chacha(nonce_key, rest[0:12], r) + rest
 
 
-def unseal(seal_key, nonce_key, epoch, data):
-    r = chacha(nonce_key, bytes(8) + struct.pack(">I", epoch), data[:32])
+def unseal(seal_key, nonce_key, data):
+    r = chacha(nonce_key, data[32:44], data[:32])
     rest = chacha(seal_key, r[:12], data[32:])
     return rest[:66] + r + rest[66:]
 

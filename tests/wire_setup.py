@@ -141,7 +141,7 @@ def described(stamping, receiving):
     if stamping or receiving:
         made["pairs"] = [_described_pair(p, *ends) for ends, p in PAIRS.items()]
     if stamping:
-        body = profile.unseal(keys_of("alice", "bob", EPOCH), EPOCH, b"".join(outgoing()[0].fragments))
+        body = profile.unseal(keys_of("alice", "bob", EPOCH), b"".join(outgoing()[0].fragments))
         made["stamper"] = {
             "networks": NETWORKS,
             "peers": PEERS,

@@ -56,27 +56,24 @@ def sign(signer: Ed25519PrivateKey, body: bytes) -> bytes:
     return body + signer.sign(LABEL_SIGNATURE + body)
 
 
-def seal(keys: PairKeys, epoch: int, profile: bytes) -> bytes:
-    """The 130 bytes that travel: R of the signature, hidden under a key stream of the epoch, then body and S.
+def seal(keys: PairKeys, profile: bytes) -> bytes:
+    """The 130 bytes that travel: R of the signature, hidden, then body and S.
 
-    R is the nonce of the second key stream. It is a function of secret and message (RFC 8032 section 5.1.6), so two
-    different profiles never share a key stream, even if a cloned machine or a clock that was set back makes both for
-    one epoch.
+    R is the nonce for body and S, and 12 bytes of what that gives are the nonce for R. R is a function of secret and
+    message (RFC 8032 section 5.1.6), so two different profiles never share a key stream, even if a cloned machine or a
+    clock that was set back makes both for one epoch. In clear, R would show who gets a different profile.
     """
     body, first, second = profile[: layout.BODY_LEN], profile[layout.BODY_LEN : _R_END], profile[_R_END:]
-    return _hide_nonce(keys, epoch, first) + chacha(keys.seal, first[:12], body + second)
+    rest = chacha(keys.seal, first[:12], body + second)
+    return chacha(keys.nonce, rest[:12], first) + rest
 
 
-def unseal(keys: PairKeys, epoch: int, sealed: bytes) -> bytes:
+def unseal(keys: PairKeys, sealed: bytes) -> bytes:
     """The profile that seal() was given; bytes of no meaning if the keys are others."""
-    first = _hide_nonce(keys, epoch, sealed[:_R_LEN])
-    rest = chacha(keys.seal, first[:12], sealed[_R_LEN:])
-    return rest[: layout.BODY_LEN] + first + rest[layout.BODY_LEN :]
-
-
-def _hide_nonce(keys: PairKeys, epoch: int, first: bytes) -> bytes:
-    """In clear, R would show who gets a different profile. Hiding and showing are the same operation."""
-    return chacha(keys.nonce, bytes(8) + epoch.to_bytes(4, "big"), first)
+    hidden, rest = sealed[:_R_LEN], sealed[_R_LEN:]
+    first = chacha(keys.nonce, rest[:12], hidden)
+    plain = chacha(keys.seal, first[:12], rest)
+    return plain[: layout.BODY_LEN] + first + plain[layout.BODY_LEN :]
 
 
 def chacha(key: bytes, nonce: bytes, data: bytes) -> bytes:
@@ -94,7 +91,7 @@ def open_sealed(sealed: bytes, keys: PairKeys, verifier: Ed25519PublicKey, key_i
     """The Body, or one of layout.PROFILE_ERROR_*. Nothing is decoded before the signature is verified."""
     if len(sealed) != layout.PROFILE_LEN:
         return layout.PROFILE_ERROR_LENGTH
-    profile = unseal(keys, epoch, sealed)
+    profile = unseal(keys, sealed)
     body, signature = profile[: layout.BODY_LEN], profile[layout.BODY_LEN :]
     try:
         verifier.verify(signature, LABEL_SIGNATURE + body)

@@ -80,7 +80,7 @@ def issuing(party: Party) -> dict[str, Callable[[int], Any]]:
         "bloom": lambda epoch: bloom.make(statement.items, epoch),
         "encode": lambda epoch: profile.encode_body(key_id, epoch, 10, statement.overall, levels, b""),
         "sign": lambda _: profile.sign(party.near.signer, body),
-        "seal": lambda epoch: profile.fragments(profile.seal(pair_keys, epoch, signed)),
+        "seal": lambda epoch: profile.fragments(profile.seal(pair_keys, signed)),
         # What the daemon does besides: it opens its own profile once before it is sent.
         "whole, and checked": lambda epoch: issuer.verify(
             issuer.issue(score.statement(network, readings[epoch], [], epoch), epoch)[0]
@@ -98,7 +98,7 @@ def verifying(party: Party) -> dict[str, Callable[[int], Any]]:
     (secret,) = pair.secrets
     pair_keys = secret.receive_keys(EPOCH // PER_PERIOD)
     verifier, key_id = secret.public.verifier(), secret.public.key_id
-    opened = profile.unseal(pair_keys, EPOCH, sealed)
+    opened = profile.unseal(pair_keys, sealed)
     body, signature = opened[:66], opened[66:]
     decoded = profile.decode_body(body, key_id, EPOCH)
     assert isinstance(decoded, profile.Body)
@@ -118,7 +118,7 @@ def verifying(party: Party) -> dict[str, Callable[[int], Any]]:
 
     return {
         "whole": whole,
-        "unseal": lambda _: profile.unseal(pair_keys, EPOCH, sealed),
+        "unseal": lambda _: profile.unseal(pair_keys, sealed),
         "check": lambda _: verifier.verify(signature, profile.LABEL_SIGNATURE + body),
         "decode": lambda _: profile.decode_body(body, key_id, EPOCH),
         "view": take,

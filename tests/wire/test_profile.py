@@ -12,6 +12,7 @@ from scentd.wire.keys import PairKeys
 ALICE = wire_setup.IDENTITIES["alice"]
 KEY = bytes(range(32))
 KEYS = PairKeys(bytes(16), bytes(16), KEY, KEY[::-1])
+OTHER_KEYS = PairKeys(bytes(16), bytes(16), KEY[1:] + KEY[:1], KEY[:1] + KEY[:0:-1])
 level = st.floats(0, 1)
 
 
@@ -29,11 +30,23 @@ def test_chacha20_is_rfc_8439s():
 
 def test_two_profiles_of_one_epoch_tell_nothing_of_each_other():
     """A cloned machine: each sealed byte of the one is as good as independent of the other's."""
-    sealed = [profile.seal(KEYS, 7, profile.sign(ALICE.signer, body_of(level / 250))) for level in range(200)]
+    sealed = [profile.seal(KEYS, profile.sign(ALICE.signer, body_of(level / 250))) for level in range(200)]
     for i in range(layout.PROFILE_LEN):
         assert len({one[i] for one in sealed}) > 80, f"byte {i} repeats"
-    assert sealed[5] == profile.seal(KEYS, 7, profile.sign(ALICE.signer, body_of(5 / 250))), "the same one twice"
-    assert profile.seal(KEYS, 8, profile.sign(ALICE.signer, body_of(0.5)))[:32] != sealed[125][:32]
+    assert sealed[5] == profile.seal(KEYS, profile.sign(ALICE.signer, body_of(5 / 250))), "the same one twice"
+
+
+def test_two_peers_profiles_tell_nobody_whether_they_are_the_same():
+    """Of two machines with one key, too: what hides R differs with R, so the difference of both is no constant."""
+
+    def differences(first: int, second: int) -> set[bytes]:
+        pairs = (KEYS, OTHER_KEYS)
+        made = [profile.sign(ALICE.signer, body_of(level / 250)) for level in (first, second)]
+        sealed = [[profile.seal(keys, one)[:32] for one in made] for keys in pairs]
+        return {bytes(a ^ b for a, b in zip(*both, strict=True)) for both in sealed}
+
+    assert len(differences(1, 2)) == 2
+    assert differences(1, 1) == {bytes(32)}
 
 
 def body_of(level: float) -> bytes:
@@ -51,7 +64,7 @@ def body_of(level: float) -> bytes:
 def test_what_is_signed_and_sealed_opens_as_it_was(interval, overall, levels, bloom, epoch):
     key_id = ALICE.public.key_id
     body = profile.encode_body(key_id, epoch, interval, overall, levels, bloom)
-    sealed = profile.seal(KEYS, epoch, profile.sign(ALICE.signer, body))
+    sealed = profile.seal(KEYS, profile.sign(ALICE.signer, body))
     opened = profile.open_sealed(b"".join(profile.fragments(sealed)), KEYS, ALICE.public.verifier(), key_id, epoch)
     assert (opened.interval, opened.bloom, opened.epoch) == (interval, bloom, epoch)
     assert opened.levels == pytest.approx(levels, abs=0.00201)
@@ -63,7 +76,7 @@ def test_what_is_signed_and_sealed_opens_as_it_was(interval, overall, levels, bl
 def test_any_bit_of_a_sealed_profile_counts(bit):
     """Invariant 1: nothing of a profile is decoded before its signature holds."""
     body = profile.encode_body(ALICE.public.key_id, 7, 5, 0.5, {0: 0.5}, bytes(32))
-    sealed = bytearray(profile.seal(KEYS, 7, profile.sign(ALICE.signer, body)))
+    sealed = bytearray(profile.seal(KEYS, profile.sign(ALICE.signer, body)))
     sealed[bit // 8] ^= 1 << bit % 8
     opened = profile.open_sealed(bytes(sealed), KEYS, ALICE.public.verifier(), ALICE.public.key_id, 7)
     assert opened == layout.PROFILE_ERROR_SIGNATURE

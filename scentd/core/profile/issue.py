@@ -69,7 +69,7 @@ class Issuer:
 
     def _seal(self, peer: IssuedPair, statement: Statement, signed: bytes, epoch: int) -> Outgoing:
         pair_keys, key_id = peer.keys_at(epoch), self._identity.public.key_id
-        fragments = profile.fragments(profile.seal(pair_keys, epoch, signed))
+        fragments = profile.fragments(profile.seal(pair_keys, signed))
         heads = (tag.head(0, 0, key_id, epoch, i, fragment) for i, fragment in enumerate(fragments))
         glance = tag.glance(statement.overall or 0.0, statement.threat)
         return Outgoing(
