@@ -14,7 +14,7 @@ from msgspec import to_builtins
 from scentd.core.packet.stamp import Stamper
 from scentd.core.packet.verify import Verifier
 from scentd.core.profile.issue import IssuedPair, Issuer, metric_slots
-from scentd.core.tables import Incoming, IncomingKeys, StampPair, StampTable, Treatments, VerifyTable
+from scentd.core.tables import EPOCH_ROW, Incoming, IncomingKeys, StampPair, StampTable, Treatments, VerifyTable
 from scentd.model import Statement
 from scentd.wire import keys, layout, profile
 
@@ -121,7 +121,7 @@ VERIFY_TABLE = VerifyTable(
 
 def verifier(now=NOW, epochs=None, table=VERIFY_TABLE):
     """The verifier of bob and frank in one, with an empty history unless one is given."""
-    made = Verifier([0] * 8 if epochs is None else epochs)
+    made = Verifier([0] * 4 * EPOCH_ROW if epochs is None else epochs)
     made.configure(table)
     made.tick(now)
     return made

@@ -12,6 +12,8 @@ from scentd.wire.carrier import NATIVE
 from scentd.wire.layout import Treatment
 from scentd.wire.maps import NO_PAIR
 
+EPOCH_ROW = 4  # numbers of a slot of the epoch file: highest epoch, second first seen, epoch before, end of a leap
+
 
 class StampPair(Struct, frozen=True):
     pair: int

@@ -5,14 +5,15 @@ What is kept lies in `daemon.state_dir`, so that a restart meanwhile changes not
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
+
 from scentd.config.sections import Config
-from scentd.core.leaps import Leaps, from_document, to_document
+from scentd.core.leaps import LeapFile, Leaps, from_file, to_file
 from scentd.core.pairs import Pairs
 from scentd.state import durable
 from scentd.state.epochs import Epochs
@@ -21,6 +22,7 @@ from scentd.state.slots import seen_slot
 log = logging.getLogger(__name__)
 
 FILE = "leaps.json"
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class LeapKeeper:
@@ -28,6 +30,7 @@ class LeapKeeper:
 
     def __init__(self) -> None:
         self._leaps = Leaps()
+        self._boot = BOOT_ID.read_text().strip()
         self._path = Path()
         self._peers: dict[int, str] = {}  # by pair
         self._slots: dict[int, bytes] = {}
@@ -40,17 +43,18 @@ class LeapKeeper:
         self._peers = {pair.number: pair.peer.name for pair in verified}
         self._slots = {pair.number: seen_slot(pair.network.name, pair.peer.name) for pair in verified}
         highest = {pair: epochs.row(pair)[0] for pair in self._peers}
-        self._leaps.begin(highest, from_document(read(self._path), self._slots.items()), time.monotonic())
+        self._leaps.begin(highest, from_file(read(self._path), self._slots.items(), self._boot, steady()))
 
     def note(self, pair: int, epoch: int) -> None:
         """A packet of this epoch was accepted."""
-        self._changed |= self._leaps.note(pair, epoch, time.monotonic())
+        self._changed |= self._leaps.note(pair, epoch, steady())
 
     def fall_back(self) -> Iterator[tuple[int, int, int]]:
         """Go back where that is due; (pair, the epoch before the leap, the last one that may not be ahead again)."""
-        self._changed |= self._leaps.expire(time.monotonic())
-        for pair, (before, leapt) in self._leaps.fall_back(time.time() + self._max_future).items():
+        self._changed |= self._leaps.expire(steady())
+        for pair, (before, noted) in self._leaps.fall_back(time.time() + self._max_future).items():
             self._changed = True
+            leapt = max(noted, self._epochs.row(pair)[0])  # a worker may have accepted one since
             self._epochs.fall_back(pair, before, leapt)
             log.warning(
                 "peer %s: epoch %d was accepted while both clocks were ahead; they are right again, so what comes "
@@ -59,23 +63,30 @@ class LeapKeeper:
                 leapt,
                 before,
             )
-            yield pair, before, self._epochs.leapt[pair]
+            yield pair, before, self._epochs.row(pair)[3]
 
     def save(self) -> None:
         """Write what has changed. Blocks for a moment."""
         if not self._changed:
             return
         self._changed = False
-        document = to_document(self._leaps.before(), self._slots)
+        file = to_file(self._leaps.kept(), self._slots, self._boot)
         try:
-            durable.write(self._path, json.dumps(document, sort_keys=True).encode())
+            durable.write(self._path, msgspec.json.encode(file, order="sorted"))
         except OSError as error:
             log.error("%s: %s; kept in memory", self._path, error.strerror)
 
 
-def read(path: Path) -> object:
-    """The document; None if there is none that can be read."""
+def steady() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def read(path: Path) -> LeapFile:
+    """The file; an empty one if there is none that can be read."""
     try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
+        return msgspec.json.decode(path.read_bytes(), type=LeapFile)
+    except FileNotFoundError:
+        pass
+    except (OSError, msgspec.MsgspecError, RecursionError) as error:
+        log.warning("%s: %s; the epochs before leaps that it kept are forgotten", path, error)
+    return LeapFile("", {})

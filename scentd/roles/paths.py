@@ -308,8 +308,7 @@ class Paths:
             asyncio.get_running_loop().add_reader(self._event_fd, self.offload.consume)
         for pair in self._pairs.all:
             if pair.verifies:
-                leapt = self._epochs.leapt[pair.number]
-                self.offload.raise_epoch(pair.number, *self._epochs.row(pair.number), leapt)
+                self.offload.raise_epoch(pair.number, *self._epochs.row(pair.number))
 
     async def _update_facts(self, facts: HostFacts) -> None:
         """Publish the tables again if the host's routes or addresses have changed."""

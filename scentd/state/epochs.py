@@ -3,8 +3,8 @@
 Workers and daemon share its pages, and the kernel writes them back even if both die,
 so neither kill -9 nor a restart opens a replay window or lets an epoch be used twice.
 Layout: a 16-byte magic, the number of slots (8 bytes), 8 bytes of identity per slot,
-then two 32-bit native numbers per slot: epoch, second first seen; then one per slot:
-the last epoch of a stretch that was seen while both ends' clocks were ahead.
+then four 32-bit native numbers per slot: highest epoch, second first seen, the epoch that was highest before, and the
+last epoch of a stretch that was seen while both ends' clocks were ahead.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ import os
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
+from struct import Struct
 
+from scentd.core.tables import EPOCH_ROW
 from scentd.errors import HostError
 
 MAGIC = b"scentd epochs 2\n"
 _HEADER = len(MAGIC) + 8
-_SLOTS = {MAGIC: 20, b"scentd epochs 1\n": 16}  # bytes of a slot; the earlier layout lacks the last number
+_SLOTS = {MAGIC: 24, b"scentd epochs 1\n": 16}  # bytes of a slot; the earlier layout lacks the last two numbers
 _FREE = b"\0" * 8
-Entry = tuple[int, int, int]  # epoch, second first seen, end of a leap
+ROW = Struct(f"={EPOCH_ROW}I")
+Entry = tuple[int, int, int, int]  # a row
 _SPARE = 256  # slots beyond those in use, so that most reloads need no new file
 
 
@@ -31,7 +34,7 @@ def slot_id(purpose: str, *public: bytes) -> bytes:
 
 
 class Epochs:
-    """The mapped file. `values` is indexed 2 * slot (epoch) and 2 * slot + 1 (second first seen), `leapt` by slot."""
+    """The mapped file. `values` has EPOCH_ROW numbers for each slot."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -41,8 +44,7 @@ class Epochs:
         ids = [self._map[_HEADER + 8 * i : _HEADER + 8 * i + 8] for i in range(count)]
         self._slots = {id_: i for i, id_ in enumerate(ids) if id_ != _FREE}
         self._free = [i for i, id_ in enumerate(ids) if id_ == _FREE]
-        numbers = memoryview(self._map)[_HEADER + 8 * count :].cast("I")
-        self.values, self.leapt = numbers[: 2 * count], numbers[2 * count :]
+        self.values = memoryview(self._map)[_HEADER + 8 * count :].cast("I")
 
     def slot(self, id_: bytes) -> int:
         return self._slots[id_]
@@ -60,35 +62,41 @@ class Epochs:
 
     def raise_to(self, other: Epochs) -> None:
         """Raise the epochs to those of `other`, the file that this one replaces and that was in use meanwhile."""
-        for id_, (epoch, seen, leapt) in other.entries().items():
+        for id_, (epoch, since, _, leapt) in other.entries().items():
             if id_ in self._slots:
-                self.raise_row(self._slots[id_], epoch, seen)
-                self.leapt[self._slots[id_]] = max(leapt, self.leapt[self._slots[id_]])
+                at = EPOCH_ROW * self._slots[id_]
+                self.raise_row(self._slots[id_], epoch, since)
+                self.values[at + 3] = max(leapt, self.values[at + 3])
 
     def epoch(self, id_: bytes) -> int:
-        return self.values[2 * self._slots[id_]]
+        return self.values[EPOCH_ROW * self._slots[id_]]
 
     def set_epoch(self, id_: bytes, epoch: int) -> None:
-        self.values[2 * self._slots[id_]] = epoch
+        self.values[EPOCH_ROW * self._slots[id_]] = epoch
 
-    def row(self, slot: int) -> tuple[int, int]:
-        """Return (highest epoch, second at which it was first seen) of a slot."""
-        return self.values[2 * slot], self.values[2 * slot + 1]
+    def row(self, slot: int) -> Entry:
+        """Return (highest epoch, second at which it was first seen, the one before, end of a leap) of a slot."""
+        epoch, since, before, leapt = self.values[EPOCH_ROW * slot : EPOCH_ROW * (slot + 1)]
+        return epoch, since, before, leapt
 
     def raise_row(self, slot: int, epoch: int, since: int) -> None:
         """Note an accepted epoch if it is the highest."""
-        if epoch > self.values[2 * slot]:
-            self.values[2 * slot + 1] = since
-            self.values[2 * slot] = epoch
+        at = EPOCH_ROW * slot
+        highest = self.values[at]
+        if epoch > highest:
+            self.values[at + 2] = highest
+            self.values[at + 1] = since
+            self.values[at] = epoch  # last: who reads it finds the others
 
     def fall_back(self, slot: int, epoch: int, leapt: int) -> None:
         """Go back to an epoch before a leap to `leapt`. Epochs up to there may not be ahead of the clock any more."""
-        self.leapt[slot] = max(leapt, self.leapt[slot])
-        self.values[2 * slot + 1] = 0
-        self.values[2 * slot] = epoch
+        at = EPOCH_ROW * slot
+        self.values[at + 3] = max(leapt, self.values[at + 3])
+        self.values[at + 1] = self.values[at + 2] = 0
+        self.values[at] = epoch
 
     def entries(self) -> dict[bytes, Entry]:
-        return {i: (self.values[2 * n], self.values[2 * n + 1], self.leapt[n]) for i, n in self._slots.items()}
+        return {id_: self.row(slot) for id_, slot in self._slots.items()}
 
     def sync(self) -> None:
         """Write the pages to the disk, against a crash of the machine."""
@@ -96,7 +104,6 @@ class Epochs:
 
     def close(self) -> None:
         self.values.release()
-        self.leapt.release()
         self._map.close()
 
 
@@ -142,7 +149,7 @@ def earlier_entries(data: bytes) -> dict[bytes, Entry]:
     count = int.from_bytes(data[len(MAGIC) : _HEADER], "big")
     numbers = memoryview(data[_HEADER + 8 * count :]).cast("I")
     names = (data[_HEADER + 8 * i : _HEADER + 8 * i + 8] for i in range(count))
-    return {name: (numbers[2 * i], numbers[2 * i + 1], 0) for i, name in enumerate(names) if name != _FREE}
+    return {name: (numbers[2 * i], numbers[2 * i + 1], 0, 0) for i, name in enumerate(names) if name != _FREE}
 
 
 def _write(path: Path, ids: Sequence[bytes], before: dict[bytes, Entry]) -> None:
@@ -151,13 +158,11 @@ def _write(path: Path, ids: Sequence[bytes], before: dict[bytes, Entry]) -> None
     count = len(names) + _SPARE
     data = MAGIC + count.to_bytes(8, "big")
     data += b"".join(names) + b"\0" * 8 * _SPARE
-    numbers = memoryview(bytearray(12 * count)).cast("I")
-    for n, name in enumerate(names):
-        numbers[2 * n], numbers[2 * n + 1], numbers[2 * count + n] = before.get(name, (0, 0, 0))
+    rows = b"".join(ROW.pack(*before.get(name, (0, 0, 0, 0))) for name in names)
     temporary = path.with_suffix(".new")
     with open(temporary, "wb") as file:
         os.fchmod(file.fileno(), 0o600)
-        file.write(data + numbers.tobytes())
+        file.write(data + rows.ljust(ROW.size * count, b"\0"))
         file.flush()
         os.fsync(file.fileno())
     temporary.rename(path)

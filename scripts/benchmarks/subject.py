@@ -15,7 +15,7 @@ from scentd.core.packet.stamp import Stamper
 from scentd.core.packet.verify import Verifier
 from scentd.core.pairs import Pairs
 from scentd.core.profile import issue
-from scentd.core.tables import StampTable
+from scentd.core.tables import EPOCH_ROW, StampTable
 from scentd.datapath.queue import link
 from scentd.kinds import config_from
 from scentd.model import Outgoing, Statement
@@ -80,7 +80,7 @@ class Party:
         return made
 
     def verifier(self) -> Verifier:
-        made = Verifier([0, 0])
+        made = Verifier([0] * EPOCH_ROW)
         made.configure(self.tables().verify, [0] * 2 * 512)
         made.tick(time.time())
         return made

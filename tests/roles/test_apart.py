@@ -19,6 +19,7 @@ from scentd.bus.local import LocalBus
 from scentd.core.packet.stamp import Stamper
 from scentd.core.packet.verify import Verifier
 from scentd.core.pairs import Pairs
+from scentd.core.tables import EPOCH_ROW
 from scentd.kinds import config_from
 from scentd.model import IssuedEpoch, Outgoing, Samples, Views
 from scentd.roles.collector import CollectorRole
@@ -104,7 +105,7 @@ class Peer:
         bus.subscribe(Views, self.views.append)
         self.role = VerifierRole(bus)
         self.role.configure(self.pairs)
-        self.verifier = Verifier([0, 0])
+        self.verifier = Verifier([0] * EPOCH_ROW)
         self.verifier.configure(self.pairs.verify_table(keys.period_of(int(time.time()))))
 
     def take(self, packet: bytes) -> bytes:

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scentd.core.tables import EPOCH_ROW
 from scentd.errors import HostError
 from scentd.state import epochs
 
@@ -29,25 +30,25 @@ def path(tmp_path):
 def test_kept_over_a_restart(path):
     first = epochs.prepare(path, [ONE, TWO])
     first.set_epoch(ONE, 7)
-    first.values[2 * first.slot(ONE) + 1] = 99
+    first.raise_row(first.slot(ONE), 8, 99)
     first.close()
     again = epochs.prepare(path, [TWO, ONE])
-    assert (again.epoch(ONE), again.epoch(TWO)) == (7, 0)
-    assert again.entries()[ONE] == (7, 99, 0)
+    assert (again.epoch(ONE), again.epoch(TWO)) == (8, 0)
+    assert again.entries()[ONE] == (8, 99, 7, 0)
 
 
 def test_a_fall_back_is_kept_over_a_restart_and_a_larger_file(path):
     first = epochs.prepare(path, [ONE])
     first.raise_row(first.slot(ONE), 700, 99)
     first.fall_back(first.slot(ONE), 100, 700)
-    assert first.entries()[ONE] == (100, 0, 700)
+    assert first.entries()[ONE] == (100, 0, 0, 700)
     first.close()
     many = [epochs.slot_id("seen", b"%d" % n) for n in range(2 * epochs._SPARE)]
     again = epochs.prepare(path, [*many, ONE])
-    assert again.entries()[ONE] == (100, 0, 700)
+    assert again.entries()[ONE] == (100, 0, 0, 700)
     other = epochs.prepare(path, [ONE])
     other.fall_back(other.slot(ONE), 100, 300)
-    assert other.entries()[ONE] == (100, 0, 700), "a later leap that ends earlier"
+    assert other.entries()[ONE] == (100, 0, 0, 700), "a later leap that ends earlier"
 
 
 def test_a_file_of_the_layout_before_is_read(path):
@@ -55,7 +56,7 @@ def test_a_file_of_the_layout_before_is_read(path):
     numbers = struct.pack("=6I", 7, 99, 0, 0, 8, 98)
     path.write_bytes(b"scentd epochs 1\n" + (3).to_bytes(8, "big") + ONE + bytes(8) + TWO + numbers)
     found = epochs.prepare(path, [ONE, THREE])
-    assert found.entries() == {ONE: (7, 99, 0), TWO: (8, 98, 0), THREE: (0, 0, 0)}
+    assert found.entries() == {ONE: (7, 99, 0, 0), TWO: (8, 98, 0, 0), THREE: (0, 0, 0, 0)}
     assert not path.with_suffix(".bad").exists()
 
 
@@ -73,7 +74,7 @@ def test_kept_over_kill_9(path):
 
 def test_two_maps_see_each_other(path):
     daemon, worker = epochs.prepare(path, [ONE]), epochs.Epochs(path)
-    worker.values[2 * daemon.slot(ONE)] = 5
+    worker.values[EPOCH_ROW * daemon.slot(ONE)] = 5
     assert daemon.epoch(ONE) == 5
 
 

@@ -14,13 +14,14 @@ from typing import NamedTuple
 
 from scentd.core.packet import quote
 from scentd.core.packet.stamp import IPV4_FRAGMENT_BITS, MAX_FLOWS, unpack_ipv4, unpack_ipv6
-from scentd.core.tables import Incoming, IncomingKeys, Treatments, VerifyTable
+from scentd.core.tables import EPOCH_ROW, Incoming, IncomingKeys, Treatments, VerifyTable
 from scentd.model import Fragment
 from scentd.prefix import PrefixMap
 from scentd.wire import ip, layout, tag
 from scentd.wire.carrier import carrier_of
 from scentd.wire.layout import Treatment
 
+EPOCH_MAX = 0xFFFFFFFF
 MAX_NODES = 4096  # source addresses kept for a pair between two calls of drain_nodes()
 
 Slots = MutableSequence[int] | memoryview
@@ -59,14 +60,12 @@ class IncomingPair:
         "key_ids",
         "local",
         "nodes",
-        "previous_epoch",
         "replayed",
     )
 
     def __init__(self, incoming: Incoming) -> None:
         self.accepted = 0  # packets since the last drain
         self.epoch = 0
-        self.previous_epoch = 0  # the epoch before `epoch`, the oldest that is still accepted during `grace`
         self.key_ids = b""  # of the keys of `epoch`: fragments under other keys are not its own
         self.fragments: dict[int, bytes] = {}  # those of `epoch` that have become events
         self.replayed = (b"", 0)  # source and epoch of the last packet that was refused as replayed
@@ -88,9 +87,10 @@ class IncomingPair:
 class Verifier:
     """Verifies and strips packets by a table of pairs.
 
-    `epochs` holds two numbers for each slot: the highest epoch accepted, and the second at which the verifier first saw
-    that epoch. Processes may share `epochs`, and it may outlive them. `verify` returns the bare packet, or an Outcome.
-    `events` collects the fragments for the daemon; the caller empties it after each batch.
+    `epochs` holds EPOCH_ROW numbers for each slot: the highest epoch accepted, the second at which a verifier first saw
+    it, the epoch that was highest before, and up to which epoch both clocks were wrong once. Processes may share
+    `epochs`, and it may outlive them. `verify` returns the bare packet, or an Outcome. `events` collects the fragments
+    for the daemon; the caller empties it after each batch.
     """
 
     def __init__(self, epochs: Slots, unquote: Unquote | None = None) -> None:
@@ -98,7 +98,6 @@ class Verifier:
         self._unquote = unquote
         self.errors_rewritten = 0
         self._epochs = epochs
-        self._leapt: Slots = [0] * (len(epochs) // 2)
         self._table = VerifyTable()
         self._pairs: dict[int, IncomingPair] = {}
         self._by_key: dict[bytes, list[tuple[IncomingPair, tuple[IncomingKeys, ...]]]] = {}
@@ -112,11 +111,10 @@ class Verifier:
         self._duplicates: dict[int, int] = {}  # by pair: packets since the last drain that tell of a second issuer
         self._refused_epochs: dict[int, int] = {}  # by pair, of its last packet that was stale or from the future
 
-    def configure(self, table: VerifyTable, epochs: Slots | None = None, leapt: Slots | None = None) -> None:
+    def configure(self, table: VerifyTable, epochs: Slots | None = None) -> None:
         """Take a new table. Pairs that are in the old and the new table keep their state."""
         if epochs is not None:
             self._epochs = epochs
-            self._leapt = [0] * (len(epochs) // 2) if leapt is None else leapt
         before, self._pairs = self._pairs, {}
         self._table = table
         self._treatments = PrefixMap(table.treatments)
@@ -279,31 +277,29 @@ class Verifier:
 
     def _is_ahead_again(self, pair: IncomingPair, epoch: int) -> bool:
         """Whether an epoch of the stretch that was accepted while both clocks were wrong is ahead of ours."""
-        return epoch <= self._leapt[pair.incoming.slot] and epoch > self._now + layout.LEAPT_FUTURE
+        leapt = self._epochs[EPOCH_ROW * pair.incoming.slot + 3]
+        return epoch <= leapt and epoch > self._now + layout.LEAPT_FUTURE
 
     def _is_fresh(self, pair: IncomingPair, epoch: int) -> bool:
         """Whether an authentic epoch is the highest yet or, during `grace`, at least the epoch before the highest.
 
-        Workers share the highest epoch without a lock. Two workers that write at once may lower it for a moment, or
-        mix the second of one with the epoch of the other; the next packet of the newer epoch repairs the slot.
+        Workers share the row without a lock. Two workers that write at once may lower the highest for a moment, or
+        mix numbers of the one with those of the other; the next packet of the newer epoch repairs the row.
         """
-        slot = pair.incoming.slot
-        highest = self._epochs[2 * slot]
+        at = EPOCH_ROW * pair.incoming.slot
+        highest = self._epochs[at]
+        if pair.epoch > highest:  # the highest has fallen back, since both clocks were wrong
+            pair.epoch = 0
         if epoch > highest:
-            pair.previous_epoch = highest
-            if pair.epoch > highest:  # the highest has fallen back, since both clocks were wrong
-                pair.epoch = 0
-            if epoch > self._epochs[2 * slot]:  # read again: another worker may just have written a higher epoch
-                self._epochs[2 * slot + 1] = int(self._now)
-                self._epochs[2 * slot] = epoch
+            if epoch > self._epochs[at]:  # read again: another worker may just have written a higher epoch
+                self._epochs[at + 2] = highest
+                self._epochs[at + 1] = min(int(self._now), EPOCH_MAX)
+                self._epochs[at] = epoch  # last: who reads it finds the others
             self._forget()
             return True
         if epoch == highest:
             return True
-        # If another worker has raised the highest epoch, our own newest epoch is the best guess of the one before it.
-        # A verifier that has just started knows neither, and allows no grace.
-        oldest = pair.epoch if 0 < pair.epoch < highest else pair.previous_epoch
-        return 0 < oldest <= epoch and 0 <= self._now - self._epochs[2 * slot + 1] <= self._table.grace
+        return 0 < self._epochs[at + 2] <= epoch and 0 <= self._now - self._epochs[at + 1] <= self._table.grace
 
     def _record(self, pair: IncomingPair, fitting: IncomingKeys, parsed: ip.Parsed, scent: bytes) -> None:
         """Record the source, the glance and the fragment of an accepted scent. A fragment is an event once an epoch."""
@@ -313,7 +309,6 @@ class Verifier:
         if epoch < pair.epoch:
             return
         if epoch > pair.epoch:
-            pair.previous_epoch = max(pair.previous_epoch, pair.epoch)  # another worker may have raised the highest
             pair.epoch, pair.fragments, pair.key_ids = epoch, {}, fitting.key_ids
         index = index_count >> 4
         if fitting.key_ids != pair.key_ids:

@@ -252,7 +252,7 @@ class Offload:
         value = self._map("verify.receiving").lookup(encode.PAIR.pack(pair), F_LOCK)
         return None if value is None else decode.parse_receiving(value)
 
-    def raise_epoch(self, pair: int, epoch: int, since: int, leapt: int = 0) -> None:
+    def raise_epoch(self, pair: int, epoch: int, since: int, before: int = 0, leapt: int = 0) -> None:
         """Raise a pair's epoch to one that the queue has accepted, or that was accepted before the start.
 
         If the program accepts a packet between reading and writing, its fragment is lost, and accepted again later; and
@@ -264,7 +264,8 @@ class Offload:
             return
         state = decode.parse_receiving(value)
         if epoch > state.highest:
-            raised = encode.receiving_entry(epoch, state.highest, since, state.accepted, max(leapt, state.leapt))
+            before = max(before, state.highest)
+            raised = encode.receiving_entry(epoch, before, since, state.accepted, max(leapt, state.leapt))
             receiving.update(key, raised, F_LOCK)
 
     def fall_back(self, pair: int, epoch: int, leapt: int) -> None:

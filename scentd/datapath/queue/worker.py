@@ -56,7 +56,7 @@ class Worker:
         self._send_buffer = bytearray()
         self._epochs: Epochs | None = None
         self._stamper = Stamper()
-        self._verifier = Verifier([0, 0], self._stamper.unquote)
+        self._verifier = Verifier([], self._stamper.unquote)
         self._icmp = icmp.IcmpSender()
         self._now = time.time()
         self._stamped = [0]  # packets
@@ -248,7 +248,7 @@ class Worker:
         elif isinstance(message, link.PathTables):
             before, self._epochs = self._epochs, Epochs(Path(message.epochs_path))
             self._stamper.configure(message.stamp)
-            self._verifier.configure(message.verify, self._epochs.values, self._epochs.leapt)
+            self._verifier.configure(message.verify, self._epochs.values)
             self._forward_lowered = message.forward_lowered
             self._marks[:] = message.mark_verified, message.mark_glance
             self._fail_open[:] = message.stamp_fail_open, message.verify_fail_open

@@ -21,6 +21,7 @@ from wire_strategies import (
 
 from scentd.core.packet import verify
 from scentd.core.packet.verify import Outcome
+from scentd.core.tables import EPOCH_ROW
 from scentd.wire import ip, layout
 
 REJECTED = json.loads((Path(__file__).parents[2] / "vectors" / "rejected.json").read_text())["packets"]
@@ -204,7 +205,7 @@ def test_unauthentic_packets_leave_no_trace():
         one.verify(
             packet[: found.scent_at + 33] + bytes((packet[found.scent_at + 33] ^ 1,)) + packet[found.scent_at + 34 :]
         )
-    assert (one.events, one.drain_nodes(), one._recent_count, list(one._epochs)) == ([], {}, 0, [0] * 8)
+    assert (one.events, one.drain_nodes(), one._recent_count, list(one._epochs)) == ([], {}, 0, [0] * 4 * EPOCH_ROW)
     assert not any(one._recent4)
     assert not one._recent6
 

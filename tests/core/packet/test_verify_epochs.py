@@ -3,12 +3,14 @@
 from dataclasses import replace
 
 import carriers
+import msgspec
 import wire_setup
 from hypothesis import given
 from hypothesis import strategies as st
 from wire_strategies import TCP4, TCP6, at_epoch, quick, verdict
 
 from scentd.core.packet import verify
+from scentd.core.tables import EPOCH_ROW, Incoming
 from scentd.wire import ip, layout
 
 
@@ -72,7 +74,7 @@ def test_a_new_epoch_is_noticed_by_the_cache():
 
 def test_a_restart_opens_no_replay_window():
     """The highest epochs outlive the process; so does the moment from which grace runs."""
-    epochs = [0] * 8
+    epochs = [0] * 4 * EPOCH_ROW
     assert isinstance(wire_setup.verifier(epochs=epochs).verify(TCP4), bytes)
     old = at_epoch(wire_setup.EPOCH - 5)
     again = wire_setup.verifier(wire_setup.NOW + 5, epochs)
@@ -83,7 +85,7 @@ def test_a_restart_opens_no_replay_window():
 
 
 def test_two_workers_share_the_highest_epoch():
-    epochs = [0] * 8
+    epochs = [0] * 4 * EPOCH_ROW
     one, other = wire_setup.verifier(epochs=epochs), wire_setup.verifier(epochs=epochs)
     old, new = at_epoch(wire_setup.EPOCH - 5), TCP4
     assert isinstance(other.verify(old), bytes)
@@ -95,30 +97,40 @@ def test_two_workers_share_the_highest_epoch():
         assert isinstance(worker.verify(new), bytes)
 
 
-def test_grace_is_for_the_newest_that_a_worker_knows_and_no_older_one():
-    """Another worker raised the highest: what stood before it here is two epochs old by now."""
-    epochs = [0] * 8
-    one, other = wire_setup.verifier(epochs=epochs), wire_setup.verifier(epochs=epochs)
+def test_grace_is_for_the_epoch_before_in_every_worker():
+    """Whichever worker raised the highest, and whatever a worker has seen of the pair itself."""
+    epochs = [0] * 4 * EPOCH_ROW
+    one, other, idle = (wire_setup.verifier(epochs=epochs) for _ in range(3))
     first, second, third = (at_epoch(wire_setup.EPOCH + n) for n in (-10, -5, 0))
-    assert isinstance(one.verify(first), bytes)
+    assert isinstance(idle.verify(first), bytes)
     assert isinstance(one.verify(second), bytes)
     assert isinstance(other.verify(third), bytes)
-    one.tick(wire_setup.NOW + 1)
-    assert verdict(one.verify(first)) == layout.VERDICT_REPLAYED_EPOCH
-    assert isinstance(one.verify(second), bytes)
-    assert isinstance(one.verify(third), bytes)
-    assert isinstance(one.verify(second), bytes)
-    assert verdict(one.verify(first)) == layout.VERDICT_REPLAYED_EPOCH
+    for worker in (one, other, idle, wire_setup.verifier(epochs=epochs)):
+        worker.tick(wire_setup.NOW + 1)
+        assert verdict(worker.verify(first)) == layout.VERDICT_REPLAYED_EPOCH
+        assert isinstance(worker.verify(second), bytes)
+        assert isinstance(worker.verify(third), bytes)
+        assert verdict(worker.verify(first)) == layout.VERDICT_REPLAYED_EPOCH
 
 
-def test_a_worker_that_has_seen_nothing_of_the_pair_grants_no_grace():
-    epochs = [0] * 8
-    one, other = wire_setup.verifier(epochs=epochs), wire_setup.verifier(epochs=epochs)
-    old = at_epoch(wire_setup.EPOCH - 5)
-    assert isinstance(one.verify(old), bytes)
-    assert isinstance(one.verify(TCP4), bytes)
-    assert isinstance(one.verify(old), bytes)
-    assert verdict(other.verify(old)) == layout.VERDICT_REPLAYED_EPOCH
+def test_a_clock_beyond_32_bits_ends_nothing():
+    """In 2106, or where somebody has set it: an epoch has 32 bits, and so has the second at which it is seen."""
+    last = 2**32 - 1
+    period = last // layout.PERIOD
+    (incoming,) = (i for i in wire_setup.VERIFY_TABLE.incoming if i.pair == 0)
+    table = verify.VerifyTable(incoming=(replace_keys(incoming, period),))
+    one = wire_setup.verifier(table=table)
+    one.tick(last + 20.5)
+    assert verdict(one.verify(at_epoch(last))) == layout.VERDICT_ACCEPTED
+
+
+def replace_keys(incoming: Incoming, period: int) -> Incoming:
+    made = wire_setup.keys_of("alice", "bob", period * layout.PERIOD)
+    keys = [
+        msgspec.structs.replace(k, tag_keys={period: made.tag}, glance_keys={period: made.glance})
+        for k in incoming.keys
+    ]
+    return msgspec.structs.replace(incoming, keys=tuple(keys))
 
 
 class Raced(list):
@@ -134,7 +146,7 @@ class Raced(list):
 
 
 def test_a_worker_does_not_lower_what_another_wrote_meanwhile():
-    epochs = Raced([0] * 8)
+    epochs = Raced([0] * 4 * EPOCH_ROW)
     one = wire_setup.verifier(epochs=epochs)
     epochs.higher = wire_setup.EPOCH + 5
     assert isinstance(one.verify(TCP4), bytes)
@@ -159,8 +171,8 @@ def test_after_a_leap_epochs_of_that_stretch_may_not_be_ahead_again():
     """Both clocks were ahead once; what was recorded then counts for little when the clock gets there."""
     now = wire_setup.NOW
     highest = int(now) + 7
-    one = wire_setup.verifier(epochs=[0] * 8)
-    one.configure(wire_setup.VERIFY_TABLE, [0] * 8, [highest] * 4)
+    one = wire_setup.verifier(epochs=[0] * 4 * EPOCH_ROW)
+    one.configure(wire_setup.VERIFY_TABLE, [0, 0, 0, highest] * 4)
     for ahead in (3, 7):
         assert verdict(one.verify(at_epoch(int(now) + ahead))) == layout.VERDICT_FUTURE
     assert isinstance(one.verify(at_epoch(int(now) + 2)), bytes)
@@ -168,16 +180,19 @@ def test_after_a_leap_epochs_of_that_stretch_may_not_be_ahead_again():
 
 
 def test_a_highest_epoch_that_fell_back_lets_later_ones_count_in_full():
-    epochs = [0] * 8
+    epochs = [0] * 4 * EPOCH_ROW
     one = wire_setup.verifier(epochs=epochs)
     pair = wire_setup.VERIFY_TABLE.incoming[0].slot
     assert isinstance(one.verify(at_epoch(int(wire_setup.NOW) + 8)), bytes)
     assert verdict(one.verify(TCP4)) == layout.VERDICT_REPLAYED_EPOCH
-    epochs[2 * pair : 2 * pair + 2] = wire_setup.EPOCH - 100, 0
-    one.tick(wire_setup.NOW + 1)
-    one.events.clear()
-    assert isinstance(one.verify(TCP4), bytes)
-    assert [event.epoch for event in one.events] == [wire_setup.EPOCH]
+    other = wire_setup.verifier(epochs=epochs)
+    assert isinstance(other.verify(at_epoch(int(wire_setup.NOW) + 8)), bytes)
+    epochs[EPOCH_ROW * pair : EPOCH_ROW * (pair + 1)] = wire_setup.EPOCH - 100, 0, 0, wire_setup.EPOCH + 8
+    for worker in (one, other):  # only the first of them raises the highest itself
+        worker.tick(wire_setup.NOW + 1)
+        worker.events.clear()
+        assert isinstance(worker.verify(TCP4), bytes)
+        assert [event.epoch for event in worker.events] == [wire_setup.EPOCH]
 
 
 def test_a_second_machine_with_the_same_key_is_noticed():
