@@ -31,6 +31,7 @@ from scentd.config.sections import Config, stamped_peers
 from scentd.core.closed import Range, closed, ends, merged, range_text
 from scentd.core.offload.coverage import Coverage
 from scentd.prefix import numeric
+from scentd.wire import layout
 
 NAME = "scentd_path"
 # Chain -> hook and priority.
@@ -53,6 +54,12 @@ UNQUEUED = (
     "icmpv6 type { 130, 131, 132, 143 } ip6 hoplimit 1 accept",
 )
 TOO_BIG = ("icmp type destination-unreachable icmp code 4", "icmpv6 type packet-too-big")
+# The same about a packet with a scent, by its place in the quotation: this host's own tunnels send such errors, if they
+# carry less than their interface says.
+SCENT_TOO_BIG = (
+    f"{TOO_BIG[0]} @th,{8 * (8 + 20)},16 {layout.IPV4_OPTION_TYPE << 8 | layout.IPV4_OPTION_LEN:#x}",
+    f"{TOO_BIG[1]} @th,{8 * (8 + 42)},16 {layout.IPV6_OPTION_TYPE << 8 | layout.LEN:#x}",
+)
 # Packets that may hold a scent: an IPv4 header of more than five words; a Destination Options header.
 HAS_OPTIONS = ("ip hdrlength > 5", "exthdr dst exists")
 PLAIN_NAME = re.compile(r"^[A-Za-z0-9_.@-]+$")  # of an interface, as nft(8) takes it without escapes
@@ -135,6 +142,7 @@ def inbound_rules(config: Config, served: Coverage | None) -> Iterator[TableRule
     if served is not None:
         clear = "" if guarded else f"{clear_bits(verified)} "
         yield TableRule("in", f"{is_marked(verified)} {clear}accept")
+    yield from (TableRule("in", f"iif lo {match} {set_bits(queued)} accept") for match in SCENT_TOO_BIG)
     yield TableRule("in", "iif lo accept")
     yield TableRule("in", "meta iifkind vrf accept")  # the second time that these packets come by
     yield from (TableRule("in", f"{match} goto ours") for match in destinations(config))
