@@ -8,11 +8,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import replace
+from functools import partial
 
 from scentd.collect import SOURCES
 from scentd.collect.source import CollectError, Reader, Setting
 from scentd.config.schema import kind_of
-from scentd.config.sections import Network
+from scentd.config.sections import Network, Source
 from scentd.model import Sample, SecurityEvent
 from scentd.prefix import prefixes
 
@@ -29,10 +31,11 @@ class Readers:
     """
 
     def __init__(self, network: Network, on_alarm: Callable[[SecurityEvent], None]) -> None:
-        setting = Setting(prefixes(network.addresses), on_alarm)
-        pairs = [(source, SOURCES[kind_of(source)].reader(source, setting)) for source in network.source]
-        self._readers = [reader for _, reader in pairs]
-        self._polled = by_unique_name(reader for reader in self._readers if reader.polled)
+        self._own = prefixes(network.addresses)
+        self._on_alarm = on_alarm
+        pairs = [(source, self._reader(source)) for source in network.source]
+        self._readers = pairs
+        self._polled = by_unique_name((source, reader) for source, reader in pairs if reader.polled)
         self._by_claim = {claim: reader for source, reader in pairs if (claim := source.claim())}
         self._patience = network.interval / 2
         self._pool = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix=f"collect-{network.name}")
@@ -45,7 +48,7 @@ class Readers:
     async def start(self) -> None:
         """Open the sockets on the running loop. Raises HostError; those already open are closed again."""
         try:
-            for reader in self._readers:
+            for _, reader in self._readers:
                 await reader.start()
         except BaseException:
             await self.close()
@@ -55,7 +58,7 @@ class Readers:
         """Close the sockets and remove their files. Does not wait for a reading in progress. May be called twice."""
         self._closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
-        for reader in self._readers:
+        for _, reader in self._readers:
             await reader.close()
 
     def adopt(self, old: Readers) -> None:
@@ -72,7 +75,7 @@ class Readers:
         reading, with the date of their request. Where several sources measure the
         same (two interfaces), the highest counts, as it is the bottleneck.
         """
-        for name, reader in self._polled.items():
+        for name, (_, reader) in self._polled.items():
             if name not in self._running and not self._closed:
                 self._running[name] = self._pool.submit(reader.read, now)
         wait(self._running.values(), timeout=self._patience)
@@ -80,7 +83,8 @@ class Readers:
         for name, future in list(self._running.items()):
             if future.done():
                 del self._running[name]
-                samples += self._result(name, future)
+                source, _ = self._polled[name]
+                samples += [of_source(sample, source) for sample in self._result(name, future)]
             else:
                 self._late[name] += 1
         return highest_samples(samples)
@@ -88,18 +92,25 @@ class Readers:
     def events(self, now: float) -> list[SecurityEvent]:
         """The events that have not ended at `now` (Unix seconds)."""
         monotonic = time.monotonic()
-        return [event for reader in self._readers for event in reader.events(now, monotonic)]
+        return [named(event, source) for source, reader in self._readers for event in reader.events(now, monotonic)]
 
     def counters(self) -> dict[str, int]:
         """Totals since these readers were made. A kind's own counters are listed even without such a source, at 0."""
         names = (name for kind in SOURCES.values() for name in getattr(kind.reader, "COUNTERS", ()))
         total: Counter[str] = Counter(dict.fromkeys(names, 0))
-        for reader in self._readers:
+        for _, reader in self._readers:
             total.update(reader.counts())
         for name in self._polled:
             total[f"failures_{name}"] = self._failures[name]
             total[f"late_{name}"] = self._late[name]
         return dict(total)
+
+    def _reader(self, source: Source) -> Reader:
+        setting = Setting(self._own, partial(self._alarm, source))
+        return SOURCES[kind_of(source)].reader(source, setting)
+
+    def _alarm(self, source: Source, event: SecurityEvent) -> None:
+        self._on_alarm(named(event, source))
 
     def _result(self, name: str, future: Future[list[Sample]]) -> list[Sample]:
         if future.cancelled():
@@ -124,16 +135,29 @@ class Readers:
             log.warning("source %s: %s (not repeated while it lasts)", name, reason, exc_info=fault)
 
 
-def by_unique_name(readers: Iterable[Reader]) -> dict[str, Reader]:
-    """Readers by a unique name of letters, digits and _: cpu, bandwidth_eth0, bandwidth_eth0_2."""
-    result: dict[str, Reader] = {}
-    for reader in readers:
-        base = name = re.sub(r"\W", "_", reader.name, flags=re.ASCII)
+def of_source(sample: Sample, source: Source) -> Sample:
+    """The sample with the source's node and role where the reader has named none."""
+    node, role = sample.node or source.node, sample.role or source.role
+    return sample if (node, role) == (sample.node, sample.role) else replace(sample, node=node, role=role)
+
+
+def named(event: SecurityEvent, source: Source) -> SecurityEvent:
+    """The event with the source's node where it names none."""
+    node = event.node or source.events_node()
+    return event if node == event.node else replace(event, node=node)
+
+
+def by_unique_name(readers: Iterable[tuple[Source, Reader]]) -> dict[str, tuple[Source, Reader]]:
+    """By a unique name of letters, digits and _: cpu, bandwidth_eth0, bandwidth_eth0_2, cpu_10_0_0_5 of a node."""
+    result: dict[str, tuple[Source, Reader]] = {}
+    for source, reader in readers:
+        text = f"{reader.name}_{source.node}" if source.node else reader.name
+        base = name = re.sub(r"\W", "_", text, flags=re.ASCII)
         number = 1
         while name in result:
             number += 1
             name = f"{base}_{number}"
-        result[name] = reader
+        result[name] = source, reader
     return result
 
 

@@ -21,6 +21,8 @@ from scentd.wire.layout import Treatment
 MAX_LABELS = 8
 RESERVED = ("age", "epoch", "interval", "load", "peer", "overall")  # variables of policies besides metrics
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
+NodeName = Annotated[str, Meta(pattern=r"^([A-Za-z0-9:][A-Za-z0-9._:-]{0,62})?$")]  # or an address; "" is this host
+Role = Annotated[str, Meta(pattern=r"^[^;\x00-\x1f\x7f]{0,63}$")]  # wire/README.md, section 6.4: part of an item
 Fail = Literal["open", "closed"]
 PrivateSlots = dict[str, Annotated[int, Meta(ge=16, le=21)]]
 
@@ -93,12 +95,22 @@ class GuardSettings(Table):
     exception: list[GuardException] = []
 
 
-class Source(Table):
-    """Base of the sections of sources. The rules between sections ask these questions of any kind."""
+class Source(Table, kw_only=True):
+    """Base of the sections of sources. The rules between sections ask these questions of any kind.
+
+    Readers do not look at `node` and `role`: collect/readers.py fills both in where a reader has left them "".
+    """
 
     reports_events: ClassVar[bool] = (
         False  # it reports security events: without an event the threat is 0.0, not unknown
     )
+
+    node: NodeName = ""  # of whom it speaks: a node's address or name, e.g. a guest seen from outside; "": this host
+    role: Role = ""  # the role of that node or application: db, web, cache ...
+
+    def events_node(self) -> str:
+        """The node of security events that name none; "" leaves them so."""
+        return self.node
 
     def private_metric(self) -> str:
         """A metric that [network.metrics] may have to name; "" if the kind's metrics are all standard."""

@@ -5,6 +5,7 @@ import socket
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,11 @@ from scentd.collect.cpu import CpuSource
 from scentd.collect.eve import EveSource
 from scentd.collect.memory import MemorySource
 from scentd.collect.prometheus import PrometheusSource
-from scentd.collect.readers import Readers
+from scentd.collect.readers import Readers, named, of_source
 from scentd.collect.tcp import TcpSource
 from scentd.config.sections import Network
 from scentd.errors import HostError
-from scentd.model import Sample
+from scentd.model import Sample, SecurityEvent
 
 ALERT = json.dumps({"event_type": "alert", "dest_ip": "10.0.0.7", "alert": {"severity": 1}}).encode() + b"\n"
 
@@ -234,3 +235,33 @@ def test_a_start_that_fails_leaves_nothing_open(path):
     with pytest.raises(HostError, match="not a socket"):
         asyncio.run(made.start())
     assert [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+def test_the_node_and_role_of_a_source_are_those_of_its_samples_unless_the_reader_names_them(exporter):
+    made = readers(MemorySource(node="10.0.0.5", role="db"), MemorySource(), exporter.source(node="db-2"))
+    of = {(s.metric, s.node, s.role) for s in made.read(1.0)}
+    assert of == {("memory", "10.0.0.5", "db"), ("memory", "", ""), ("request_load", "db-2", "")}
+    assert {"failures_memory_10_0_0_5", "failures_memory", "failures_prometheus_request_load_db_2"} <= set(
+        made.counters()
+    )
+    own = Sample("cpu", 0.5, 1.0, node="db-3", role="cache")
+    assert of_source(own, MemorySource(node="db-2", role="db")) is own
+    asyncio.run(made.close())
+
+
+def test_an_event_is_of_the_sources_node_unless_it_names_one_or_must_not(path):
+    event = SecurityEvent("intrusion", 1.0, 1.0, 2.0)
+    one, either = EveSource(socket="s", node="db-1"), EveSource(socket="s", node="db-1", affected="source")
+    assert named(event, one).node == "db-1"
+    assert named(replace(event, node="10.0.0.7"), one).node == "10.0.0.7"
+    assert named(event, either).node == "", "a node that was only aimed at is not named"
+    alarms = []
+    made = readers(EveSource(socket=str(path), node="db-1"), on_alarm=alarms.append)
+
+    async def main():
+        await made.start()
+        await send(path, ALERT.replace(b'"dest_ip": "10.0.0.7", ', b""), made, 1)
+        await made.close()
+
+    asyncio.run(main())
+    assert [e.node for e in alarms] == [e.node for e in made.events(time.time())] == ["db-1"]
