@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
-from functools import partial
 
 from scentd.collect import SOURCES
 from scentd.collect.source import CollectError, Reader, Setting
@@ -31,11 +30,12 @@ class Readers:
     """
 
     def __init__(self, network: Network, on_alarm: Callable[[SecurityEvent], None]) -> None:
-        self._own = prefixes(network.addresses)
-        self._on_alarm = on_alarm
-        pairs = [(source, self._reader(source)) for source in network.source]
-        self._readers = pairs
-        self._polled = by_unique_name((source, reader) for source, reader in pairs if reader.polled)
+        pairs = [(source, make_reader(source, network, on_alarm)) for source in network.source]
+        self._pairs = pairs
+        self._readers = [reader for _, reader in pairs]
+        polled = by_unique_name((source, reader) for source, reader in pairs if reader.polled)
+        self._polled = {name: reader for name, (_, reader) in polled.items()}
+        self._source_of = {name: source for name, (source, _) in polled.items()}
         self._by_claim = {claim: reader for source, reader in pairs if (claim := source.claim())}
         self._patience = network.interval / 2
         self._pool = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix=f"collect-{network.name}")
@@ -48,7 +48,7 @@ class Readers:
     async def start(self) -> None:
         """Open the sockets on the running loop. Raises HostError; those already open are closed again."""
         try:
-            for _, reader in self._readers:
+            for reader in self._readers:
                 await reader.start()
         except BaseException:
             await self.close()
@@ -58,7 +58,7 @@ class Readers:
         """Close the sockets and remove their files. Does not wait for a reading in progress. May be called twice."""
         self._closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
-        for _, reader in self._readers:
+        for reader in self._readers:
             await reader.close()
 
     def adopt(self, old: Readers) -> None:
@@ -75,7 +75,7 @@ class Readers:
         reading, with the date of their request. Where several sources measure the
         same (two interfaces), the highest counts, as it is the bottleneck.
         """
-        for name, (_, reader) in self._polled.items():
+        for name, reader in self._polled.items():
             if name not in self._running and not self._closed:
                 self._running[name] = self._pool.submit(reader.read, now)
         wait(self._running.values(), timeout=self._patience)
@@ -83,7 +83,7 @@ class Readers:
         for name, future in list(self._running.items()):
             if future.done():
                 del self._running[name]
-                source, _ = self._polled[name]
+                source = self._source_of[name]
                 samples += [of_source(sample, source) for sample in self._result(name, future)]
             else:
                 self._late[name] += 1
@@ -92,25 +92,18 @@ class Readers:
     def events(self, now: float) -> list[SecurityEvent]:
         """The events that have not ended at `now` (Unix seconds)."""
         monotonic = time.monotonic()
-        return [named(event, source) for source, reader in self._readers for event in reader.events(now, monotonic)]
+        return [named(event, source) for source, reader in self._pairs for event in reader.events(now, monotonic)]
 
     def counters(self) -> dict[str, int]:
         """Totals since these readers were made. A kind's own counters are listed even without such a source, at 0."""
         names = (name for kind in SOURCES.values() for name in getattr(kind.reader, "COUNTERS", ()))
         total: Counter[str] = Counter(dict.fromkeys(names, 0))
-        for _, reader in self._readers:
+        for reader in self._readers:
             total.update(reader.counts())
         for name in self._polled:
             total[f"failures_{name}"] = self._failures[name]
             total[f"late_{name}"] = self._late[name]
         return dict(total)
-
-    def _reader(self, source: Source) -> Reader:
-        setting = Setting(self._own, partial(self._alarm, source))
-        return SOURCES[kind_of(source)].reader(source, setting)
-
-    def _alarm(self, source: Source, event: SecurityEvent) -> None:
-        self._on_alarm(named(event, source))
 
     def _result(self, name: str, future: Future[list[Sample]]) -> list[Sample]:
         if future.cancelled():
@@ -133,6 +126,11 @@ class Readers:
         if name not in self._failing:
             self._failing.add(name)
             log.warning("source %s: %s (not repeated while it lasts)", name, reason, exc_info=fault)
+
+
+def make_reader(source: Source, network: Network, on_alarm: Callable[[SecurityEvent], None]) -> Reader:
+    setting = Setting(prefixes(network.addresses), lambda event: on_alarm(named(event, source)))
+    return SOURCES[kind_of(source)].reader(source, setting)
 
 
 def of_source(sample: Sample, source: Source) -> Sample:
@@ -162,10 +160,10 @@ def by_unique_name(readers: Iterable[tuple[Source, Reader]]) -> dict[str, tuple[
 
 
 def highest_samples(samples: Iterable[Sample]) -> list[Sample]:
-    """One sample for each metric, node and role."""
-    result: dict[tuple[str, str, str], Sample] = {}
+    """One sample for each metric, node, role and region."""
+    result: dict[tuple[str, str, str, str], Sample] = {}
     for sample in samples:
-        key = sample.metric, sample.node, sample.role
+        key = sample.metric, sample.node, sample.role, sample.region
         if key not in result or sample.value > result[key].value:
             result[key] = sample
     return list(result.values())
