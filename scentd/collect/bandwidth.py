@@ -20,6 +20,9 @@ class BandwidthSource(Source, tag_field="kind", tag="bandwidth"):
     interface: str
     capacity: Bits  # per second, each way
 
+    def scale(self) -> str:
+        return f"{self.capacity:g} bit/s"
+
     def mistakes(self, path: str) -> list[str]:
         return check_positive(self, path, "capacity")
 

@@ -11,6 +11,9 @@ from scentd.model import Sample
 class CpuSource(Source, tag_field="kind", tag="cpu"):
     """Busy share of all processors (/proc/stat)."""
 
+    def scale(self) -> str:
+        return "all processors busy"
+
 
 class CpuReader(Reader):
     name = "cpu"

@@ -11,6 +11,9 @@ from scentd.model import Sample
 class MemorySource(Source, tag_field="kind", tag="memory"):
     """1 - MemAvailable / MemTotal (/proc/meminfo)."""
 
+    def scale(self) -> str:
+        return "all memory in use"
+
 
 class MemoryReader(Reader):
     name = "memory"

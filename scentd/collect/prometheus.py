@@ -40,6 +40,9 @@ class PrometheusSource(Source, tag_field="kind", tag="prometheus"):
     rate: bool = False  # a counter: score its increase per second
     timeout: Seconds = 2.0
 
+    def scale(self) -> str:
+        return f"{self.series} = {self.full:g}{'/s' if self.rate else ''}"
+
     def private_metric(self) -> str:
         return self.metric
 

@@ -9,9 +9,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
+from math import isfinite
 
 from scentd.collect import SOURCES
-from scentd.collect.source import CollectError, Reader, Setting
+from scentd.collect.source import CollectError, Reader, ReaderState, Setting
 from scentd.config.schema import kind_of
 from scentd.config.sections import Network, Source
 from scentd.model import Sample, SecurityEvent
@@ -40,7 +41,10 @@ class Readers:
         self._patience = network.interval / 2
         self._pool = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix=f"collect-{network.name}")
         self._running: dict[str, Future[list[Sample]]] = {}
-        self._failing: set[str] = set()
+        self._failing: dict[str, str] = {}  # the reason, by name
+        self._read_at: dict[str, float] = {}  # CLOCK_MONOTONIC: when the last reading came that did not fail
+        self._odd: dict[str, str] = {}  # what is wrong with the samples of that reading
+        self._stale_after = network.staleness
         self._failures: Counter[str] = Counter()
         self._late: Counter[str] = Counter()
         self._closed = False
@@ -94,6 +98,26 @@ class Readers:
         monotonic = time.monotonic()
         return [named(event, source) for source, reader in self._pairs for event in reader.events(now, monotonic)]
 
+    def states(self) -> list[ReaderState]:
+        """How each source does."""
+        monotonic = time.monotonic()
+        told = by_unique_name((source, reader) for source, reader in self._pairs if not reader.polled)
+        return [self._state(name, source, monotonic) for name, source in self._source_of.items()] + [
+            ReaderState(name, source, "failing" if (why := reader.trouble()) else "fresh", why)
+            for name, (source, reader) in told.items()
+        ]
+
+    def _state(self, name: str, source: Source, monotonic: float) -> ReaderState:
+        at = self._read_at.get(name)
+        age = None if at is None else monotonic - at
+        if name in self._failing:
+            return ReaderState(name, source, "failing", self._failing[name], age)
+        if age is None:
+            return ReaderState(name, source, "stale", "no reading yet")
+        if age >= self._stale_after:
+            return ReaderState(name, source, "stale", f"no answer for {age:.0f} s", age)
+        return ReaderState(name, source, "suspect" if self._odd[name] else "fresh", self._odd[name], age)
+
     def counters(self) -> dict[str, int]:
         """Totals since these readers were made. A kind's own counters are listed even without such a source, at 0."""
         names = (name for kind in SOURCES.values() for name in getattr(kind.reader, "COUNTERS", ()))
@@ -116,16 +140,24 @@ class Readers:
         except Exception as error:  # a defect: log it, and let the other sources go on
             self._count_failure(name, f"unexpected {error!r}; please report it", error)
             return []
-        if name in self._failing:
-            self._failing.discard(name)
+        self._read_at[name] = time.monotonic()
+        self._odd[name] = next((reason for sample in samples if (reason := oddity(sample))), "")
+        if self._failing.pop(name, None) is not None:
             log.warning("source %s: works again", name)
         return samples
 
     def _count_failure(self, name: str, reason: str, fault: Exception | None = None) -> None:
         self._failures[name] += 1
         if name not in self._failing:
-            self._failing.add(name)
             log.warning("source %s: %s (not repeated while it lasts)", name, reason, exc_info=fault)
+        self._failing[name] = reason
+
+
+def oddity(sample: Sample) -> str:
+    """What is wrong with a sample; "" if nothing is."""
+    if not isfinite(sample.value):
+        return f"{sample.metric} is not a number"
+    return "" if 0.0 <= sample.value <= 1.0 else f"{sample.metric} is {sample.value:g}, out of 0 to 1"
 
 
 def make_reader(source: Source, network: Network, on_alarm: Callable[[SecurityEvent], None]) -> Reader:

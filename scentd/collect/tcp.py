@@ -26,6 +26,9 @@ class TcpSource(Source, tag_field="kind", tag="tcp"):
     latency_full: Seconds = 0.2  # this round trip scores 1.0
     jitter_full: Seconds = 0.05
 
+    def scale(self) -> str:
+        return f"latency {self.latency_full * 1000:g} ms, jitter {self.jitter_full * 1000:g} ms"
+
     def mistakes(self, path: str) -> list[str]:
         return check_positive(self, path, "latency_full", "jitter_full")
 

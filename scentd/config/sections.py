@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta
 
+from scentd.config.node import Aggregation, Node, NodeName, Role, check_nodes
 from scentd.config.policy import Policy, check_policies
 from scentd.config.schema import Name, Table, check_prefixes, duplicates, of_kind, suggestion
 from scentd.config.units import Seconds
@@ -19,10 +20,9 @@ from scentd.wire import keys, layout
 from scentd.wire.layout import Treatment
 
 MAX_LABELS = 8
+STALE_INTERVALS = 3  # one reading may be lost and one late
 RESERVED = ("age", "epoch", "interval", "load", "peer", "overall")  # variables of policies besides metrics
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
-NodeName = Annotated[str, Meta(pattern=r"^([A-Za-z0-9:][A-Za-z0-9._:-]{0,62})?$")]  # or an address; "" is this host
-Role = Annotated[str, Meta(pattern=r"^[^;\x00-\x1f\x7f]{0,63}$")]  # wire/README.md, section 6.4: part of an item
 Fail = Literal["open", "closed"]
 PrivateSlots = dict[str, Annotated[int, Meta(ge=16, le=21)]]
 
@@ -108,6 +108,10 @@ class Source(Table, kw_only=True):
     node: NodeName = ""  # of whom it speaks: a node's address or name, e.g. a guest seen from outside; "": this host
     role: Role = ""  # the role of that node or application: db, web, cache ...
 
+    def scale(self) -> str:
+        """What of it scores 1.0, for people: "200 ms"; "" where there is nothing to say."""
+        return ""
+
     def events_node(self) -> str:
         """The node of security events that name none; "" leaves them so."""
         return self.node
@@ -144,6 +148,10 @@ class Network(Table):
     labels: list[str] = []  # characteristics of the whole network, e.g. "region=eu-west"
     weights: dict[str, Annotated[float, Meta(ge=0)]] = {}  # of metrics in the overall score; default 1
     metrics: PrivateSlots = {}  # names for private metric slots
+    stale_after: Seconds | None = None  # the age at which a sample counts no longer; default: three intervals
+    aggregate: dict[str, Aggregation] = {}  # how a metric's values of many nodes become one; default: by metric
+    outlier_factor: Annotated[float, Meta(ge=0)] = 10.0  # so many times the others' median is suspect; 0: nothing is
+    node: list[Node] = []  # default: whoever the collectors name
     beacon_source: list[str] = []  # our addresses that beacons come from; default: as the kernel routes
     source: list[Annotated[Source, of_kind("source")]] = []
 
@@ -152,6 +160,11 @@ class Network(Table):
     @property
     def signs(self) -> bool:
         return bool(self.source and self.key_file) if self.sign is None else self.sign
+
+    @property
+    def staleness(self) -> float:
+        """Seconds after which a sample counts no longer."""
+        return self.stale_after or STALE_INTERVALS * self.interval
 
     @property
     def stamps(self) -> bool:
@@ -232,6 +245,7 @@ def check_network(network: Network, path: str) -> list[str]:
         problems.append(f"{path}.low: is above {path}.high; lower the one or raise the other")
     problems += check_duties(network, path)
     problems += check_metric_slots(network.metrics, f"{path}.metrics")
+    problems += check_nodes(network, path)
     known = {*layout.METRICS.values(), *network.metrics}
     for metric in network.weights:
         if metric not in known:
