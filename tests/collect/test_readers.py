@@ -129,6 +129,40 @@ def test_one_failing_source_stops_no_other_and_is_logged_once_and_once_when_it_r
     asyncio.run(made.close())
 
 
+def test_each_source_has_a_state_with_its_reason(exporter, monkeypatch):
+    made = readers(exporter.source(node="db-1", timeout=10.0), MemorySource(role="db"), interval=1.0)
+
+    def states():
+        return {state.name: (state.state, state.reason) for state in made.states()}
+
+    name = "prometheus_request_load_db_1"
+    assert states() == dict.fromkeys((name, "memory"), ("stale", "no reading yet"))
+    made.read(1.0)
+    assert states() == dict.fromkeys((name, "memory"), ("fresh", ""))
+    exporter.text = "other 1"
+    made.read(2.0)
+    assert states()[name][0] == "failing"
+    assert "no series load" in states()[name][1]
+    exporter.text = "load 5"
+    made.read(3.0)
+    assert states()[name] == ("fresh", "")
+    monkeypatch.setattr(type(made._polled["memory"]), "read", lambda self, now: [Sample("memory", 7.5, now)])
+    made.read(4.0)
+    assert states()["memory"] == ("suspect", "memory is 7.5, out of 0 to 1")
+    exporter.go.clear()  # it does not answer, and has not failed yet
+    made.read(5.0)
+    monkeypatch.setattr(made, "_stale_after", 0.01)
+    time.sleep(0.02)
+    assert states()[name][0] == "stale"
+    assert states()[name][1].startswith("no answer for")
+    asyncio.run(made.close())
+
+
+def test_a_source_that_is_told_is_fresh_while_it_listens(path):
+    (state,) = readers(EveSource(socket=str(path), node="db-1")).states()
+    assert (state.name, state.state, state.age, state.source.node) == ("eve_db_1", "fresh", None, "db-1")
+
+
 def test_a_fault_of_ours_in_one_source_is_logged_with_its_place_and_stops_no_other(exporter, caplog):
     # full = 0 cannot come through the configuration's checks.
     made = readers(exporter.source(full=0.0), MemorySource())

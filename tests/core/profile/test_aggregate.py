@@ -1,6 +1,8 @@
 """Many nodes to one value: what each method says, and what one node can do that lies."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -165,3 +167,9 @@ def test_readings_out_of_range_do_not_move_ranks_at_all(honest, lies):
     shape = by("max", outlier_factor=0.0)
     liars = [sample(value, f"liar{i}") for i, value in enumerate(wrong)]
     assert level(shape, [*nodes(*honest), *liars]) == max(honest)
+
+
+def test_the_operations_text_has_every_default_and_its_reason():
+    text = (Path(aggregate.__file__).parents[3] / "systemd" / "README.md").read_text()
+    rows = re.findall(r"^\| (\w+) \| (mean|max|p95) \| (?!\|)", text, re.MULTILINE)
+    assert dict(row[:2] for row in rows) == aggregate.DEFAULTS
