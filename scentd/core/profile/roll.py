@@ -15,7 +15,7 @@ from dataclasses import replace
 from math import inf, isfinite
 from typing import NamedTuple
 
-from scentd.config.sections import Network
+from scentd.config.sections import STALE_INTERVALS, Network
 from scentd.core.profile import aggregate
 from scentd.core.profile.aggregate import SLACK, STANDARD_METRICS, is_fresh
 from scentd.model import NodeState, Sample, Samples, SecurityEvent, SourceState
@@ -81,8 +81,9 @@ class Roll:
 
     def take(self, samples: Samples, now: float) -> bool:
         """Take what a collector says; whether there was anything in it that counts."""
-        before = self._collectors.get(samples.collector)
-        if before is not None and samples.at < before.at and is_fresh(before.at, self._network.staleness, now):
+        before, span = self._collectors.get(samples.collector), self._network.staleness
+        right = is_fresh(samples.at, span, now)
+        if before is not None and right and samples.at < before.at and is_fresh(before.at, span, now):
             self.counters["late"] += 1
             return False
         if before is None and len(self._collectors) >= MAX_COLLECTORS:
@@ -91,8 +92,12 @@ class Roll:
         taken = self._take_samples(samples, now)
         if not taken and samples.samples and not samples.events:
             return False  # of strangers alone: it leaves nothing here
-        events = tuple(self._dated(samples, now))
-        self._collectors[samples.collector] = Heard(samples.at, now, events, samples.watched)
+        heard = Heard(samples.at, now, tuple(self._dated(samples, now)), samples.watched)
+        if before is not None and not right:
+            # Nobody knows whether this is older than what was heard before: it adds to that, and takes nothing away.
+            both = {(e.kind, e.node, e.severity): e for e in (*before.events, *heard.events)}
+            heard = heard._replace(at=before.at, events=tuple(self._worst(tuple(both.values()))))
+        self._collectors[samples.collector] = heard
         return True
 
     def prune(self, now: float) -> None:
@@ -124,8 +129,8 @@ class Roll:
         return any(heard.watched and is_fresh(heard.arrived, span, now) for heard in self._collectors.values())
 
     def collectors(self, now: float) -> set[str]:
-        """Those that have said something lately."""
-        span = self._network.staleness
+        """Those that have said something in the last intervals, so that it is worth while to wait for them."""
+        span = STALE_INTERVALS * self._network.interval
         return {name for name, heard in self._collectors.items() if is_fresh(heard.arrived, span, now)}
 
     def nodes(self, now: float) -> list[NodeState]:
@@ -182,7 +187,8 @@ class Roll:
             return False
         if before is not None and is_fresh(before.sample.at, span, now):
             if sample.at < before.sample.at:
-                return True  # a slow source's: what is newer is here already
+                self.counters["wrong_clock"] += not is_fresh(sample.at, span, now)
+                return True  # a slow source's, or of a clock that went back: what is newer is here already
             if twice and sample.at == before.sample.at and rank(sample) <= rank(before.sample):
                 return True
         if before is None or before.sample != sample:  # an alarm repeats the samples at hand
