@@ -1,5 +1,6 @@
 """Many nodes to one value: what each method says, and what one node can do that lies."""
 
+import itertools
 import math
 import re
 from pathlib import Path
@@ -167,6 +168,12 @@ def test_readings_out_of_range_do_not_move_ranks_at_all(honest, lies):
     shape = by("max", outlier_factor=0.0)
     liars = [sample(value, f"liar{i}") for i, value in enumerate(wrong)]
     assert level(shape, [*nodes(*honest), *liars]) == max(honest)
+
+
+def test_the_last_bit_of_a_mean_does_not_depend_on_the_order():
+    """A sum does, and a bit decides a step."""
+    orders = itertools.permutations(nodes(0.1, 0.2, 0.3, 0.7))
+    assert len({level(by("mean"), order) for order in orders}) == 1
 
 
 def test_the_operations_text_has_every_default_and_its_reason():

@@ -1,3 +1,4 @@
+import itertools
 import math
 import time
 from ipaddress import ip_address
@@ -121,6 +122,21 @@ def test_a_flood_of_events_is_bounded_and_stays_a_threat():
     assert made[score.JOINED] > 0.99, "what has no room is summed"
     assert made == score.active_events([worst, *flood[::-1]], NOW)
     assert score.statement(network(), [], [*flood, worst], NOW).threat == 1.0
+
+
+def test_what_is_joined_adds_to_what_is_of_no_node():
+    flood = [event(0.0001, node=f"n{i}") for i in range(score.MAX_EVENTS + 10)]
+    made = score.active_events([*flood, event(0.5, kind="anomaly")], NOW)
+    assert made[score.JOINED] == pytest.approx(1 - 0.5 * (1 - 0.0001) ** 11)
+
+
+def test_the_last_bit_does_not_depend_on_an_order():
+    severities = itertools.permutations((0.1, 0.2, 0.4))
+    assert len({score.threat(order, 0.0) for order in severities}) == 1
+    levels = {"cpu": 0.1, "memory": 0.2, "jitter": 0.3, "latency": 0.7}
+    weights = {"cpu": 0.1, "memory": 0.7, "jitter": 0.3}
+    orders = itertools.permutations(levels.items())
+    assert len({score.weighted_mean(dict(order), weights) for order in orders}) == 1
 
 
 def test_listed_nodes_may_be_named_in_events():
