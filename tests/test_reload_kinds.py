@@ -44,8 +44,10 @@ ACTION: dict[str, dict[str, Any]] = {
     "command": {"argv": ["/bin/true"]},
     "webhook": {"url": "http://127.0.0.1:9/"},
 }
+OF_ANY_SOURCE = {"node": "10.9.0.5", "role": "db"}
 # Another value for each setting.
 OTHER: dict[str, Any] = {
+    **{f"{kind}.{key}": value for kind in SOURCE for key, value in OF_ANY_SOURCE.items()},
     "network.name": "other",
     "network.addresses": ["10.9.0.0/16"],
     "network.interval": "9s",
@@ -56,14 +58,14 @@ OTHER: dict[str, Any] = {
     "network.labels": ["region=x"],
     "network.weights": {"cpu": 3.0},
     "network.metrics": {"private": 16, "another": 17},
-    "cpu.role": "db",
-    "memory.role": "db",
+    "network.stale_after": "30s",
+    "network.aggregate": {"cpu": "max"},
+    "network.outlier_factor": 5.0,
+    "network.node": [{"name": "10.9.0.5", "role": "db"}],
     "bandwidth.interface": "eth0",
     "bandwidth.capacity": "2gbit",
-    "bandwidth.role": "db",
     "tcp.latency_full": "1s",
     "tcp.jitter_full": "1s",
-    "tcp.role": "db",
     "eve.socket": "/nonexistent/other",
     "eve.hold": "5s",
     "eve.alarm": 0.9,
@@ -75,7 +77,6 @@ OTHER: dict[str, Any] = {
     "prometheus.metric": "private",
     "prometheus.rate": True,
     "prometheus.timeout": "1s",
-    "prometheus.role": "db",
     "policy.name": "other",
     "policy.when": "cpu > 0.9",
     "policy.peer": "q",

@@ -19,7 +19,9 @@ class BandwidthSource(Source, tag_field="kind", tag="bandwidth"):
 
     interface: str
     capacity: Bits  # per second, each way
-    role: str = ""
+
+    def scale(self) -> str:
+        return f"{self.capacity:g} bit/s"
 
     def mistakes(self, path: str) -> list[str]:
         return check_positive(self, path, "capacity")
@@ -38,7 +40,7 @@ class BandwidthReader(Reader):
         counters = link_counters(self._source.interface)
         rates = self._rates.update(counters, time.monotonic())
         return [
-            Sample(METRICS[counter], min(rate * 8 / self._source.capacity, 1.0), now, role=self._source.role)
+            Sample(METRICS[counter], min(rate * 8 / self._source.capacity, 1.0), now)
             for (_, counter), rate in rates.items()
         ]
 

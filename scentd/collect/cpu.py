@@ -11,14 +11,14 @@ from scentd.model import Sample
 class CpuSource(Source, tag_field="kind", tag="cpu"):
     """Busy share of all processors (/proc/stat)."""
 
-    role: str = ""
+    def scale(self) -> str:
+        return "all processors busy"
 
 
 class CpuReader(Reader):
     name = "cpu"
 
     def __init__(self, source: CpuSource, _: Setting) -> None:
-        self._role = source.role
         self._last: tuple[int, int] | None = None
 
     def read(self, now: float) -> list[Sample]:
@@ -26,7 +26,7 @@ class CpuReader(Reader):
         if last is None:
             return []
         share = busy_share(last, self._last)
-        return [] if share is None else [Sample("cpu", share, now, role=self._role)]
+        return [] if share is None else [Sample("cpu", share, now)]
 
 
 def parse_stat(text: str) -> tuple[int, int]:

@@ -11,17 +11,18 @@ from scentd.model import Sample
 class MemorySource(Source, tag_field="kind", tag="memory"):
     """1 - MemAvailable / MemTotal (/proc/meminfo)."""
 
-    role: str = ""
+    def scale(self) -> str:
+        return "all memory in use"
 
 
 class MemoryReader(Reader):
     name = "memory"
 
     def __init__(self, source: MemorySource, _: Setting) -> None:
-        self._role = source.role
+        """Its section says nothing that a reading depends on."""
 
     def read(self, now: float) -> list[Sample]:
-        return [Sample("memory", used_share(read_proc("meminfo")), now, role=self._role)]
+        return [Sample("memory", used_share(read_proc("meminfo")), now)]
 
 
 def used_share(text: str) -> float:

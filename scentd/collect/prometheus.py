@@ -39,7 +39,9 @@ class PrometheusSource(Source, tag_field="kind", tag="prometheus"):
     metric: str = "request_load"
     rate: bool = False  # a counter: score its increase per second
     timeout: Seconds = 2.0
-    role: str = ""
+
+    def scale(self) -> str:
+        return f"{self.series} = {self.full:g}{'/s' if self.rate else ''}"
 
     def private_metric(self) -> str:
         return self.metric
@@ -87,7 +89,7 @@ class PrometheusReader(Reader):
         if not values:
             return []
         share = math.fsum(values.values()) / source.full
-        return [Sample(source.metric, min(max(share, 0.0), 1.0), now, role=source.role)]
+        return [Sample(source.metric, min(max(share, 0.0), 1.0), now)]
 
     def _values(self, page: str) -> Values:
         """The finite values of the matching series by their labels. Raises CollectError."""

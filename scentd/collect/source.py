@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from scentd.config.sections import Source
 from scentd.errors import ScentdError
-from scentd.model import Sample, SecurityEvent
+from scentd.model import Sample, SecurityEvent, SourceState
 from scentd.prefix import Prefix
 
 
@@ -51,9 +51,23 @@ class Reader:
         """Samples dated `now`. Raises CollectError."""
         return []
 
+    def trouble(self) -> str:
+        """Why a reader that is not polled does not work just now; "" if it does."""
+        return ""
+
     def events(self, now: float, monotonic: float) -> list[SecurityEvent]:
         """The security events that have not ended."""
         return []
+
+
+class ReaderState(NamedTuple):
+    """How one source does."""
+
+    name: str  # as in the names of its counters
+    source: Source
+    state: SourceState
+    reason: str = ""  # why it is not fresh
+    age: float | None = None  # seconds since its last reading; None: there has been none, or it is not polled
 
 
 class SourceKind(NamedTuple):

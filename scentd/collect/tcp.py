@@ -25,7 +25,9 @@ class TcpSource(Source, tag_field="kind", tag="tcp"):
 
     latency_full: Seconds = 0.2  # this round trip scores 1.0
     jitter_full: Seconds = 0.05
-    role: str = ""
+
+    def scale(self) -> str:
+        return f"latency {self.latency_full * 1000:g} ms, jitter {self.jitter_full * 1000:g} ms"
 
     def mistakes(self, path: str) -> list[str]:
         return check_positive(self, path, "latency_full", "jitter_full")
@@ -54,8 +56,8 @@ class TcpReader(Reader):
             return []
         source = self._source
         return [
-            Sample("latency", min(mean[0] / source.latency_full, 1.0), now, role=source.role),
-            Sample("jitter", min(mean[1] / source.jitter_full, 1.0), now, role=source.role),
+            Sample("latency", min(mean[0] / source.latency_full, 1.0), now),
+            Sample("jitter", min(mean[1] / source.jitter_full, 1.0), now),
         ]
 
 

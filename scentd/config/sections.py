@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta
 
+from scentd.config.node import Aggregation, Node, NodeName, Role, check_nodes
 from scentd.config.policy import Policy, check_policies
 from scentd.config.schema import Name, Table, check_prefixes, duplicates, of_kind, suggestion
 from scentd.config.units import Seconds
@@ -19,6 +20,7 @@ from scentd.wire import keys, layout
 from scentd.wire.layout import Treatment
 
 MAX_LABELS = 8
+STALE_INTERVALS = 3  # one reading may be lost and one late
 RESERVED = ("age", "epoch", "interval", "load", "peer", "overall")  # variables of policies besides metrics
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Fail = Literal["open", "closed"]
@@ -93,12 +95,26 @@ class GuardSettings(Table):
     exception: list[GuardException] = []
 
 
-class Source(Table):
-    """Base of the sections of sources. The rules between sections ask these questions of any kind."""
+class Source(Table, kw_only=True):
+    """Base of the sections of sources. The rules between sections ask these questions of any kind.
+
+    Readers do not look at `node` and `role`: collect/readers.py fills both in where a reader has left them "".
+    """
 
     reports_events: ClassVar[bool] = (
         False  # it reports security events: without an event the threat is 0.0, not unknown
     )
+
+    node: NodeName = ""  # of whom it speaks: a node's address or name, e.g. a guest seen from outside; "": this host
+    role: Role = ""  # the role of that node or application: db, web, cache ...
+
+    def scale(self) -> str:
+        """What of it scores 1.0, for people: "200 ms"; "" where there is nothing to say."""
+        return ""
+
+    def events_node(self) -> str:
+        """The node of security events that name none; "" leaves them so."""
+        return self.node
 
     def private_metric(self) -> str:
         """A metric that [network.metrics] may have to name; "" if the kind's metrics are all standard."""
@@ -132,6 +148,10 @@ class Network(Table):
     labels: list[str] = []  # characteristics of the whole network, e.g. "region=eu-west"
     weights: dict[str, Annotated[float, Meta(ge=0)]] = {}  # of metrics in the overall score; default 1
     metrics: PrivateSlots = {}  # names for private metric slots
+    stale_after: Seconds | None = None  # the age at which a sample counts no longer; default: three intervals
+    aggregate: dict[str, Aggregation] = {}  # how a metric's values of many nodes become one; default: by metric
+    outlier_factor: Annotated[float, Meta(ge=0)] = 10.0  # so many times the others' median is suspect; 0: nothing is
+    node: list[Node] = []  # default: whoever the collectors name
     beacon_source: list[str] = []  # our addresses that beacons come from; default: as the kernel routes
     source: list[Annotated[Source, of_kind("source")]] = []
 
@@ -140,6 +160,11 @@ class Network(Table):
     @property
     def signs(self) -> bool:
         return bool(self.source and self.key_file) if self.sign is None else self.sign
+
+    @property
+    def staleness(self) -> float:
+        """Seconds after which a sample counts no longer."""
+        return self.stale_after or STALE_INTERVALS * self.interval
 
     @property
     def stamps(self) -> bool:
@@ -220,6 +245,7 @@ def check_network(network: Network, path: str) -> list[str]:
         problems.append(f"{path}.low: is above {path}.high; lower the one or raise the other")
     problems += check_duties(network, path)
     problems += check_metric_slots(network.metrics, f"{path}.metrics")
+    problems += check_nodes(network, path)
     known = {*layout.METRICS.values(), *network.metrics}
     for metric in network.weights:
         if metric not in known:

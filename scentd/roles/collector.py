@@ -9,7 +9,10 @@ from dataclasses import replace
 
 from scentd.bus.local import LocalBus
 from scentd.collect.readers import Readers
+from scentd.collect.source import ReaderState
+from scentd.config.schema import kind_of
 from scentd.config.sections import Config, Network
+from scentd.control.status import SourceStatus
 from scentd.errors import ScentdError
 from scentd.model import Notice, Samples, SecurityEvent
 
@@ -58,6 +61,25 @@ class CollectorRole:
         """The counters of a network's sources on this host."""
         collector = self._collectors.get(network)
         return {} if collector is None else collector.readers.counters()
+
+    def status(self, network: str) -> tuple[dict[str, int], list[SourceStatus]]:
+        """The counters of a network's sources on this host, and how each does."""
+        collector = self._collectors.get(network)
+        sources = [] if collector is None else [source_status(reader) for reader in collector.readers.states()]
+        return self.counters(network), sources
+
+
+def source_status(reader: ReaderState) -> SourceStatus:
+    return SourceStatus(
+        name=reader.name,
+        kind=kind_of(reader.source),
+        node=reader.source.node,
+        role=reader.source.role,
+        state=reader.state,
+        reason=reader.reason,
+        age=reader.age,
+        scale=reader.source.scale(),
+    )
 
 
 class NetworkCollector:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from scentd.control.status import (
@@ -13,8 +14,10 @@ from scentd.control.status import (
     Omitted,
     PeerStatus,
     PeerTraffic,
+    SourceStatus,
     Status,
 )
+from scentd.model import NodeState
 
 
 def status(data: Status) -> str:
@@ -60,7 +63,23 @@ def network_lines(network: NetworkStatus) -> list[str]:
     if network.epoch:
         lines.append(f"  epoch {network.epoch}, overall {level(network.overall)}")
         lines.append(f"  {levels(network.levels)}")
-    return lines
+    return (
+        lines
+        + state_lines("node", network.node_states, network.nodes)
+        + state_lines("source", network.source_states, network.sources)
+    )
+
+
+STATES_SHOWN = 10  # nodes or sources of a network that are not fresh
+
+
+def state_lines(what: str, states: dict[str, int], listed: Sequence[NodeState | SourceStatus]) -> list[str]:
+    """How many nodes or sources are how, and which of them are not fresh."""
+    odd = [one for one in listed if one.state != "fresh"]
+    lines = [f"  {what}s: {counts(states)}"] if odd or states.get("fresh", 0) > 1 else []
+    lines += [f"    {what} {one.name or 'this host'} is {one.state}: {one.reason}" for one in odd[:STATES_SHOWN]]
+    more = sum(states.values()) - states.get("fresh", 0) - len(odd[:STATES_SHOWN])
+    return [*lines, f"    and {more} more"] if more > 0 else lines
 
 
 def peer_lines(peer: PeerStatus, changing: bool) -> list[str]:

@@ -7,8 +7,8 @@ from scentd.model import Sample
 
 
 def test_memory_of_this_host():
-    (sample,) = MemoryReader(MemorySource(role="db"), SETTING).read(5.0)
-    assert sample == Sample("memory", sample.value, 5.0, role="db")
+    (sample,) = MemoryReader(MemorySource(), SETTING).read(5.0)
+    assert sample == Sample("memory", sample.value, 5.0)
     assert 0.0 < sample.value < 1.0
 
 

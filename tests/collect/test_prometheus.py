@@ -113,8 +113,8 @@ def test_the_sum_of_the_matching_series(page, name, share):
 
 
 def test_the_sample_says_what_was_configured(page):
-    (sample,) = page("load 50\n", "load", metric="database_load", role="db").read(9.0)
-    assert (sample.metric, sample.role, sample.at, sample.value) == ("database_load", "db", 9.0, 0.5)
+    (sample,) = page("load 50\n", "load", metric="database_load").read(9.0)
+    assert (sample.metric, sample.at, sample.value) == ("database_load", 9.0, 0.5)
 
 
 def test_an_odd_line_elsewhere_does_no_harm(page):
