@@ -15,6 +15,7 @@ import typing
 from collections.abc import Mapping
 from ipaddress import ip_network
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -164,6 +165,15 @@ def duplicates(section: str, names: list[str]) -> list[str]:
 
 def check_positive(section: Table, path: str, *fields: str) -> list[str]:
     return [f"{path}.{f}: must be more than 0" for f in fields if not 0 < getattr(section, f) < math.inf]
+
+
+def check_http_url(url: str, path: str, example: str) -> list[str]:
+    try:
+        parts = urlsplit(url)
+        right = parts.scheme in ("http", "https") and parts.hostname and not parts.username and parts.port != 0
+    except ValueError:
+        right = False
+    return [] if right else [f"{path}: {url!r}; write {example} or https://..., without a user"]
 
 
 def check_prefixes(addresses: list[str], path: str) -> list[str]:
