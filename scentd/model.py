@@ -37,6 +37,7 @@ class Sample:
     at: float
     node: str = ""  # the node's address or name; "" is this host
     role: str = ""  # the role of the node or application: db, web, cache ...
+    region: str = ""  # it is of the path to this region, and counts for nothing else
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from typing import Annotated, ClassVar, Literal
 from msgspec import Meta
 
 from scentd.config.policy import Policy, check_policies
+from scentd.config.prometheus_server import PrometheusServer, check_servers
 from scentd.config.schema import Name, Table, check_prefixes, duplicates, of_kind, suggestion
 from scentd.config.units import Seconds
 from scentd.prefix import overlaps
@@ -181,6 +182,7 @@ class Config(Table):
     guard: GuardSettings = GuardSettings()
     network: list[Network] = []
     peer: list[Peer] = []
+    prometheus_server: list[PrometheusServer] = []
     policy: list[Policy] = []
 
     def mistakes(self, path: str) -> list[str]:
@@ -294,6 +296,8 @@ def check_config(config: Config) -> list[str]:
         *duplicates("policy", [p.name for p in config.policy]),
         *check_claims(config.network),
     ]
+    metrics = {*layout.METRICS.values(), *(name for n in config.network for name in n.metrics)}
+    problems += check_servers(config.prometheus_server, metrics, any(n.signs for n in config.network))
     private = {name for peer in config.peer for name in peer.metrics}
     problems += check_policies(config.policy, sorted(p.name for p in config.peer), private)
     whole = [i for i, n in enumerate(config.network) if not n.addresses]

@@ -13,6 +13,7 @@ from scentd.control.status import (
     Omitted,
     PeerStatus,
     PeerTraffic,
+    PrometheusServerStatus,
     Status,
 )
 
@@ -34,6 +35,8 @@ def status(data: Status) -> str:
     lines += [offload(data.offload), guard(data.guard), ""]
     for network in data.networks:
         lines += network_lines(network)
+    for server in data.prometheus_servers:
+        lines += server_lines(server)
     changing = {network.name for network in data.networks if network.next_key_id}
     for peer in data.peers:
         lines += peer_lines(peer, peer.network in changing or bool(peer.next_key_id))
@@ -61,6 +64,22 @@ def network_lines(network: NetworkStatus) -> list[str]:
         lines.append(f"  epoch {network.epoch}, overall {level(network.overall)}")
         lines.append(f"  {levels(network.levels)}")
     return lines
+
+
+def server_lines(server: PrometheusServerStatus) -> list[str]:
+    lines = [f"prometheus_server {server.name}"]
+    for query in server.queries:
+        if query.why_not:
+            lines.append(f"  {query.metric}: fails: {query.why_not}")
+        elif query.answered_at is None:
+            lines.append(f"  {query.metric}: no answer yet")
+        else:
+            lines.append(
+                f"  {query.metric}: {query.samples} samples of {query.networks} networks"
+                f" at {moment(query.answered_at)}, within {query.seconds:.3f} s"
+            )
+    left_out = {name: count for name, count in server.counters.items() if name not in ("series", "failures")}
+    return [*lines, f"  left out: {counts(left_out)}"]
 
 
 def peer_lines(peer: PeerStatus, changing: bool) -> list[str]:
