@@ -17,6 +17,7 @@ import msgspec
 
 from scentd.collect.source import CollectError
 from scentd.config.prometheus_server import PrometheusServer, Query
+from scentd.config.schema import NAME_PATTERN
 from scentd.model import Sample
 from scentd.prefix import PrefixMap
 
@@ -25,7 +26,7 @@ CLOCK_TOLERANCE = 10.0  # seconds between the server's clock and ours; as verify
 NAME_MAX = 255  # characters of a node's name
 
 # What becomes a part of a characteristic must not end it (";") nor break a line of the log.
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+NAME = re.compile(NAME_PATTERN)
 PORT = re.compile(r"\[([^\]]+)\]:\d{1,5}|([^:]+):\d{1,5}", re.ASCII)
 
 COUNTERS = (

@@ -14,7 +14,7 @@ from scentd.collect.source import CollectError, Reader, Setting
 from scentd.config.schema import kind_of
 from scentd.config.sections import Network
 from scentd.model import Sample, SecurityEvent
-from scentd.prefix import prefixes
+from scentd.prefix import PrefixMap, prefixes
 
 MAX_THREADS = 8
 
@@ -29,7 +29,7 @@ class Readers:
     """
 
     def __init__(self, network: Network, on_alarm: Callable[[SecurityEvent], None]) -> None:
-        setting = Setting(prefixes(network.addresses), on_alarm)
+        setting = Setting(prefixes(network.addresses), on_alarm, region_map(network))
         pairs = [(source, SOURCES[kind_of(source)].reader(source, setting)) for source in network.source]
         self._readers = [reader for _, reader in pairs]
         self._polled = by_unique_name(reader for reader in self._readers if reader.polled)
@@ -124,6 +124,11 @@ class Readers:
             log.warning("source %s: %s (not repeated while it lasts)", name, reason, exc_info=fault)
 
 
+def region_map(network: Network) -> PrefixMap[str]:
+    """The region of an address, by the longest prefix of `network.regions`."""
+    return PrefixMap((prefix, region) for region, prefixes in network.regions.items() for prefix in prefixes)
+
+
 def by_unique_name(readers: Iterable[Reader]) -> dict[str, Reader]:
     """Readers by a unique name of letters, digits and _: cpu, bandwidth_eth0, bandwidth_eth0_2."""
     result: dict[str, Reader] = {}
@@ -138,10 +143,10 @@ def by_unique_name(readers: Iterable[Reader]) -> dict[str, Reader]:
 
 
 def highest_samples(samples: Iterable[Sample]) -> list[Sample]:
-    """One sample for each metric, node and role."""
-    result: dict[tuple[str, str, str], Sample] = {}
+    """One sample for each metric, node, role and region."""
+    result: dict[tuple[str, str, str, str], Sample] = {}
     for sample in samples:
-        key = sample.metric, sample.node, sample.role
+        key = sample.metric, sample.node, sample.role, sample.region
         if key not in result or sample.value > result[key].value:
             result[key] = sample
     return list(result.values())

@@ -22,7 +22,8 @@ from msgspec import Meta
 
 from scentd.config import units
 
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
 Kinds = Mapping[str, Mapping[str, type["Table"]]]  # by table ("source", "action"), then by kind: the section's type
 
 

@@ -7,19 +7,22 @@ load.py reads the file.
 
 from __future__ import annotations
 
+import re
+from ipaddress import ip_network
 from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta
 
 from scentd.config.policy import Policy, check_policies
 from scentd.config.prometheus_server import PrometheusServer, check_servers
-from scentd.config.schema import Name, Table, check_prefixes, duplicates, of_kind, suggestion
+from scentd.config.schema import NAME_PATTERN, Name, Table, check_prefixes, duplicates, of_kind, suggestion
 from scentd.config.units import Seconds
 from scentd.prefix import overlaps
 from scentd.wire import keys, layout
 from scentd.wire.layout import Treatment
 
 MAX_LABELS = 8
+MAX_REGIONS = 24  # as many items has a profile at most (score.MAX_ITEMS)
 RESERVED = ("age", "epoch", "interval", "load", "peer", "overall")  # variables of policies besides metrics
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Fail = Literal["open", "closed"]
@@ -131,6 +134,7 @@ class Network(Table):
     low: Share = 0.3  # a level below this is "low"
     min_nodes: Annotated[int, Meta(ge=1)] = 1  # a role of fewer nodes has no characteristics
     labels: list[str] = []  # characteristics of the whole network, e.g. "region=eu-west"
+    regions: dict[str, list[str]] = {}  # prefixes by the region that they lie in: the far ends of paths
     weights: dict[str, Annotated[float, Meta(ge=0)]] = {}  # of metrics in the overall score; default 1
     metrics: PrivateSlots = {}  # names for private metric slots
     beacon_source: list[str] = []  # our addresses that beacons come from; default: as the kernel routes
@@ -221,6 +225,7 @@ def check_network(network: Network, path: str) -> list[str]:
     if network.low > network.high:
         problems.append(f"{path}.low: is above {path}.high; lower the one or raise the other")
     problems += check_duties(network, path)
+    problems += check_regions(network.regions, f"{path}.regions")
     problems += check_metric_slots(network.metrics, f"{path}.metrics")
     known = {*layout.METRICS.values(), *network.metrics}
     for metric in network.weights:
@@ -250,6 +255,22 @@ def check_duties(network: Network, path: str) -> list[str]:
             f"sources, or {path}.stamp = true"
         ]
     return []
+
+
+def check_regions(regions: dict[str, list[str]], path: str) -> list[str]:
+    problems = []
+    owners: dict[str, str] = {}
+    for region, texts in regions.items():
+        if not re.fullmatch(NAME_PATTERN, region):
+            problems.append(f"{path}.{region}: write letters, digits, dots, dashes and _ alone: policies use the name")
+        wrong = check_prefixes(texts, f"{path}.{region}")
+        problems += wrong
+        for prefix in {str(ip_network(text)) for text in texts} if not wrong else ():
+            if owners.setdefault(prefix, region) != region:
+                problems.append(f"{path}.{region}: {prefix} is of {owners[prefix]}, too; take it away from one of them")
+    if len(regions) > MAX_REGIONS:
+        problems.append(f"{path}: more than {MAX_REGIONS}; join some: a profile has room for {MAX_REGIONS} at most")
+    return problems
 
 
 def check_metric_slots(metrics: dict[str, int], path: str) -> list[str]:

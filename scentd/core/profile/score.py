@@ -69,7 +69,7 @@ def statement(
             if severity is not None and severity >= active.get(key, 0.0):
                 active[key] = severity
 
-    metrics, roles = means(network, [s for s in samples if is_fresh(s.at, network.interval, now)])
+    metrics, groups = means(network, [s for s in samples if is_fresh(s.at, network.interval, now)])
     if watched or active or "threat" in metrics:
         # The threat that another source measured is one more independent sign.
         metrics["threat"] = threat(active, metrics.get("threat", 0.0))
@@ -77,14 +77,14 @@ def statement(
     steps = network.steps
     overall = weighted_mean(metrics, network.weights)
     levels = {metric: quantise(value, steps) for metric, value in metrics.items()}
-    by_role = {key: quantise(value, steps) for key, value in roles.items()}
+    by_group = {key: quantise(value, steps) for key, value in groups.items()}
     nodes = affected_nodes(active)
     return Statement(
         interval=int(network.interval),
         overall=None if overall is None else quantise(overall, steps),
         levels=levels,
         items=characteristics(
-            network, levels, by_role, {kind for kind, _ in active}, MAX_ITEMS_BESIDE_NODES if nodes else MAX_ITEMS
+            network, levels, by_group, {kind for kind, _ in active}, MAX_ITEMS_BESIDE_NODES if nodes else MAX_ITEMS
         ),
         affected=nodes,
     )
@@ -102,11 +102,12 @@ def affected_nodes(active: Mapping[tuple[str, str], float]) -> frozenset[Address
 
 
 def means(network: Network, samples: Sequence[Sample]) -> tuple[dict[str, float], dict[tuple[str, str], float]]:
-    """Mean per metric, and per (role, metric) where a role is given, of the newest sample of each node and role.
+    """Mean per metric, and per (group, metric) where a role or region is given, of the newest sample of each node.
 
-    A role of fewer than `network.min_nodes` nodes is left out: its mean would reveal single nodes.
+    A group is "role=R" or "region=R". A sample with a region is of the path to there, and counts in its group alone.
+    A group of fewer than `network.min_nodes` samples is left out: its mean would reveal single nodes.
     """
-    newest: dict[tuple[str, str, str], tuple[float, float]] = {}
+    newest: dict[tuple[str, str, str, str], tuple[float, float]] = {}
     for sample in samples:
         value = sample.value
         if not 0.0 <= value <= 1.0:
@@ -114,23 +115,25 @@ def means(network: Network, samples: Sequence[Sample]) -> tuple[dict[str, float]
             if clamped is None:
                 continue
             value = clamped
-        key = sample.metric, sample.role, sample.node
+        key = sample.metric, sample.role, sample.region, sample.node
         older = newest.get(key)
         if older is None or sample.at >= older[0]:
             newest[key] = sample.at, value
     sums: dict[str, tuple[float, int]] = {}  # with the count
-    role_sums: dict[tuple[str, str], tuple[float, int]] = {}
-    for (metric, role, _), (_, value) in newest.items():
+    group_sums: dict[tuple[str, str], tuple[float, int]] = {}
+    for (metric, role, region, _), (_, value) in newest.items():
         if metric not in STANDARD_METRICS and metric not in network.metrics:
             continue
-        total, count = sums.get(metric, (0.0, 0))
-        sums[metric] = total + value, count + 1
-        if role:
-            total, count = role_sums.get((role, metric), (0.0, 0))
-            role_sums[role, metric] = total + value, count + 1
+        if not region:
+            total, count = sums.get(metric, (0.0, 0))
+            sums[metric] = total + value, count + 1
+        if region or role:
+            group = f"region={region}" if region else f"role={role}"
+            total, count = group_sums.get((group, metric), (0.0, 0))
+            group_sums[group, metric] = total + value, count + 1
     return (
         {key: total / count for key, (total, count) in sums.items()},
-        {key: total / count for key, (total, count) in role_sums.items() if count >= network.min_nodes},
+        {key: total / count for key, (total, count) in group_sums.items() if count >= network.min_nodes},
     )
 
 
@@ -168,31 +171,28 @@ def quantise(value: float, steps: int) -> float:
 def characteristics(
     network: Network,
     levels: Mapping[str, float],
-    by_role: Mapping[tuple[str, str], float],
+    by_group: Mapping[tuple[str, str], float],
     kinds: set[str],
     limit: int = MAX_ITEMS,
 ) -> frozenset[str]:
-    """At most `limit` items: events, labels, high levels (network, role, region), then the rest."""
+    """At most `limit` items: events, labels, high levels (network, region, role), then the rest."""
     high, low = network.high, network.low
-    regions = [label for label in network.labels if label.startswith("region=")]
     items = [*(f"event={kind}" for kind in sorted(kinds)), *network.labels]
     rest: list[str] = []
-    regional = []
     for metric in sorted(levels):
         level = levels[metric]
         if level >= high:
             items.append(f"metric={metric};level=high")
-            regional += [f"{region};metric={metric};level=high" for region in regions]
         else:
             rest.append(f"metric={metric};level={'low' if level < low else 'medium'}")
-    for role, metric in sorted(by_role):
-        level = by_role[role, metric]
+    for group, metric in sorted(by_group):
+        level = by_group[group, metric]
         if level >= high:
-            items.append(f"role={role};metric={metric};level=high")
+            items.append(f"{group};metric={metric};level=high")
         else:
-            rest.append(f"role={role};metric={metric};level={'low' if level < low else 'medium'}")
+            rest.append(f"{group};metric={metric};level={'low' if level < low else 'medium'}")
     # dict.fromkeys, not set: what is cut off must not depend on the hash seed of the process.
-    return frozenset(list(dict.fromkeys(items + regional + rest))[:limit])
+    return frozenset(list(dict.fromkeys(items + rest))[:limit])
 
 
 @lru_cache(maxsize=4096)
