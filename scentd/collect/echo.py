@@ -88,16 +88,14 @@ class Round:
     def _take_replies(self, sock: socket.socket, raw: bool, version: int, waiting: dict[bytes, Target]) -> None:
         while True:
             try:
-                message, (address, *_) = sock.recvfrom(2048)
+                message = sock.recv(2048)
             except BlockingIOError:
                 return
             except OSError:  # an ICMP error about one of ours; it does not say which, the timeout does
                 continue
             now = time.monotonic()
-            nonce = nonce_of(message, version, with_header=raw and version == 4)
-            target = waiting.get(nonce)
-            if target is not None and address == str(target.address):
-                del waiting[nonce]
+            target = waiting.pop(nonce_of(message, version, with_header=raw and version == 4), None)
+            if target is not None:
                 self.trips[target] = now - self._began[target]
             else:
                 self.foreign += not raw  # a raw socket sees the replies to every program of this host

@@ -252,6 +252,11 @@ def test_what_is_lost_on_the_way_is_a_share_of_the_bytes(wire, pairs):
     assert sent > LEAST_SENT
 
 
+def test_only_what_was_sent_since_the_last_reading_counts():
+    before, after = Connection(1, 0.1, 0.0, 5, b"", 200_000, 40_000), Connection(1, 0.1, 0.0, 9, b"", 300_000, 50_000)
+    assert totals([after], {1: before}, REGIONS)[""].share_sent_again == 0.1
+
+
 @pytest.mark.parametrize(("sent", "share"), [(0, 0.0), (3000, 1500 / LEAST_SENT), (LEAST_SENT * 2, 750 / LEAST_SENT)])
 def test_few_bytes_make_no_full_level(sent, share):
     moved = totals([Connection(1, 0.1, 0.0, 2, b"", sent, min(sent, 1500))], {}, REGIONS)[""]

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.netns
 
 QUERIES = [
     {"metric": "database_load", "query": "tenant_load", "full": 100, "role": "db"},
+    {"metric": "latency", "query": "max by (network, region) (probe_seconds)", "full": 0.2},
     {"metric": "cpu", "query": "max by (network) (tenant_load) and on () (nothing)", "full": 1},
     {"metric": "memory", "query": "1", "full": 1},
     {"metric": "jitter", "query": "sum(", "full": 1},
@@ -39,6 +40,8 @@ def nodes(tmp_path_factory):
         prometheus.gauge.labels("other", "10.7.0.1").set(10)
         prometheus.gauge.labels("other", "10.8.0.1").set(100)
         prometheus.gauge.labels("nobody", "db-1").set(100)
+        prometheus.latency.labels(a.name, "us-east").set(0.19)
+        prometheus.latency.labels(a.name, "eu-west").set(0.01)
         until(lambda: len(prometheus.ask("tenant_load")) == 5, "Prometheus has all series")
         network = {"name": a.name, "key_file": str(a.key_file), "addresses": a.addresses, "interval": "2s"}
         second = {"name": "other", "key_file": str(other), "addresses": ["10.7.0.0/24"], "interval": "2s"}
@@ -62,6 +65,13 @@ def test_a_change_at_the_exporter_arrives_in_the_profile_at_the_peer(nodes):
     prometheus.gauge.labels(a.name, "10.1.0.1:9187").set(84)
     until(lambda: b.profile(a)["levels"].get("database_load") == 0.84, "the new level")
     assert "role=db;metric=database_load;level=high" in a.status()["networks"][0]["items"]
+
+
+def test_a_slow_region_is_known_from_prometheus_alone(nodes):
+    a, _, _ = nodes
+    items = {f"region={r};metric=latency;level={level}" for r, level in (("us-east", "high"), ("eu-west", "low"))}
+    until(lambda: items <= set(a.status()["networks"][0]["items"]), "both regions have their own level")
+    assert "latency" not in a.status()["networks"][0]["levels"], "a path's is not the network's"
 
 
 def test_each_network_has_its_own_and_strangers_none(nodes):
