@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from itertools import repeat
 from urllib.parse import urlencode
 
 from scentd.collect import http_get, promql
@@ -36,9 +35,9 @@ class ServerReader:
         self.queries = [ServerQuery(server, query, networks) for query in server.query]
         self._pool = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix=f"prometheus-{server.name}")
 
-    def read(self, now: float) -> Mapping[str, list[Sample]]:
+    def read(self) -> Mapping[str, list[Sample]]:
         """Samples by network. Blocks until each query has its answer or is given up; call it in a worker thread."""
-        return merged(self._pool.map(ServerQuery.read, self.queries, repeat(now)))
+        return merged(self._pool.map(ServerQuery.read, self.queries))
 
     def counters(self) -> dict[str, int]:
         """Totals over the queries since this reader was made."""
@@ -67,11 +66,13 @@ class ServerQuery:
         )
         self._answers = promql.VectorAnswers(server, query, networks, self.counters)
 
-    def read(self, now: float) -> ByNetwork:
+    def read(self) -> ByNetwork:
         """Samples by network; {} if it fails, which the log says once."""
         began, fault = time.monotonic(), None
         try:
-            found = self._answers.samples(self._ask(), now)
+            content = self._ask()
+            now = time.time()  # of the answer: a question may have waited for others
+            found = self._answers.samples(content, now)
         except CollectError as error:
             reason = str(error)
         except Exception as error:  # a defect: log it, and let the other queries go on

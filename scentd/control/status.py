@@ -67,7 +67,7 @@ class NetworkStatus(Struct, frozen=True, kw_only=True):
 class PrometheusQueryStatus(Struct, frozen=True, kw_only=True):
     metric: str
     why_not: str  # it fails, and why
-    answered_at: float | None  # Unix time of the question that was answered last
+    answered_at: float | None  # Unix time of the last answer
     seconds: float  # that this took
     samples: int  # in the last answer; 0 while it fails
     networks: int  # that have one there

@@ -66,7 +66,7 @@ class ServerCollector:
             await asyncio.sleep(max(0.0, began + self._interval - time.monotonic()))
 
     async def _round(self, began: float) -> None:
-        found = await asyncio.to_thread(self._reader.read, time.time())
+        found = await asyncio.to_thread(self._reader.read)
         at = time.time()
         for network, samples in found.items():
             # A network of a longer interval would make its epochs more often with each of our rounds.

@@ -76,7 +76,7 @@ def values(found):
 def test_each_query_is_asked_once_for_all_networks(http, reader):
     http.answers = {"a{x=~'1|2'} > 0": reply(("acme", 1), ("other", 2)), "b": reply(("acme", 30))}
     it = reader(("cpu", "a{x=~'1|2'} > 0", 4), ("memory", "b", 100), url=f"http://127.0.0.1:{http.server_port}/mimir/")
-    assert values(it.read(time.time())) == {"acme": {"cpu": 0.25, "memory": 0.3}, "other": {"cpu": 0.5}}
+    assert values(it.read()) == {"acme": {"cpu": 0.25, "memory": 0.3}, "other": {"cpu": 0.5}}
     assert sorted((path, query["query"], query["timeout"]) for path, query, _ in http.asked) == [
         ("/mimir/api/v1/query", ["a{x=~'1|2'} > 0"], ["2000ms"]),
         ("/mimir/api/v1/query", ["b"], ["2000ms"]),
@@ -87,7 +87,7 @@ def test_each_query_is_asked_once_for_all_networks(http, reader):
 
 def test_of_two_queries_for_one_metric_the_higher_counts(http, reader):
     http.answers = {"a": reply(("acme", 10)), "b": reply(("acme", 70))}
-    assert values(reader(("cpu", "a", 100), ("cpu", "b", 100)).read(time.time())) == {"acme": {"cpu": 0.7}}
+    assert values(reader(("cpu", "a", 100), ("cpu", "b", 100)).read()) == {"acme": {"cpu": 0.7}}
 
 
 def refused(kind, text):
@@ -112,13 +112,13 @@ def test_a_query_that_fails_says_why_once_and_hinders_no_other(http, reader, cap
     it = reader(("cpu", "bad", 1), ("memory", "good", 1))
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            assert values(it.read(time.time())) == {"acme": {"memory": 1.0}}
+            assert values(it.read()) == {"acme": {"memory": 1.0}}
         assert words in it.queries[0].why_not
         assert it.counters()["failures"] == 2
         (told,) = caplog.messages
         assert told.startswith("prometheus_server p, cpu: ")
         http.answers["bad"] = reply(("other", 1))
-        assert values(it.read(time.time()))["other"] == {"cpu": 1.0}
+        assert values(it.read())["other"] == {"cpu": 1.0}
     assert caplog.messages[1:] == ["prometheus_server p, cpu: works again"]
     assert it.queries[0].why_not == ""
 
@@ -127,7 +127,7 @@ def test_a_slow_query_costs_its_timeout_and_no_other(http, reader):
     gone = threading.Event()
     http.answers = {"slow": (200, lambda: gone.wait(10) and b""), "good": reply(("acme", 1))}
     it = reader(("cpu", "slow", 1), ("memory", "good", 1), timeout=0.2)
-    assert values(it.read(time.time())) == {"acme": {"memory": 1.0}}
+    assert values(it.read()) == {"acme": {"memory": 1.0}}
     assert "no complete answer within 0.2 s" in it.queries[0].why_not
     gone.set()
 
@@ -136,7 +136,7 @@ def test_an_endless_answer_ends(http, reader, monkeypatch):
     monkeypatch.setattr(prometheus_server, "MAX_ANSWER", 1 << 20)
     http.answers = {"a": (200, bytes(1 << 21))}
     it = reader(("cpu", "a", 1))
-    assert it.read(time.time()) == {}
+    assert it.read() == {}
     assert "more than 1 MiB; aggregate in `query`" in it.queries[0].why_not
 
 
@@ -144,7 +144,7 @@ def test_a_defect_is_told_and_hinders_nobody(http, reader, monkeypatch):
     http.answers = {"a": reply(("acme", 1))}
     it = reader(("cpu", "a", 1))
     monkeypatch.setattr(it.queries[0]._answers, "samples", lambda *_: 1 / 0)
-    assert it.read(time.time()) == {}
+    assert it.read() == {}
     assert "unexpected ZeroDivisionError" in it.queries[0].why_not
 
 
@@ -160,9 +160,9 @@ def test_the_token_goes_to_the_server_and_nowhere_else(http, reader, token_file,
     http.answers = {"a": (401, TOKEN.encode())}
     it = reader(("cpu", "a", 1), token_file=str(token_file))
     with caplog.at_level(logging.DEBUG):
-        it.read(time.time())
+        it.read()
         token_file.write_text("another")  # the next question has it
-        it.read(time.time())
+        it.read()
     assert [authorization for *_, authorization in http.asked] == [f"Bearer {TOKEN}", "Bearer another"]
     assert TOKEN not in caplog.text
     assert TOKEN not in it.queries[0].why_not
@@ -172,7 +172,7 @@ def test_the_token_goes_to_the_server_and_nowhere_else(http, reader, token_file,
 def test_a_credential_of_systemd(http, reader, token_file, monkeypatch):
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(token_file.parent))
     http.answers = {"a": reply(("acme", 1))}
-    reader(("cpu", "a", 1), token_file="credential:token").read(time.time())  # noqa: S106
+    reader(("cpu", "a", 1), token_file="credential:token").read()  # noqa: S106
     assert http.asked[0][2] == f"Bearer {TOKEN}"
 
 
@@ -194,7 +194,7 @@ def test_a_token_that_is_none_is_never_sent(http, reader, token_file, content, m
         token_file.write_bytes(content)
         os.chmod(token_file, mode)
     it = reader(("cpu", "a", 1), token_file=str(token_file))
-    assert it.read(time.time()) == {}
+    assert it.read() == {}
     assert words in it.queries[0].why_not
     assert TOKEN not in it.queries[0].why_not
     assert http.asked == []

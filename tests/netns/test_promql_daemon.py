@@ -6,7 +6,6 @@ a ---- b      a has Prometheus and an exporter on loopback, and no [[network.sou
 from __future__ import annotations
 
 import signal
-import time
 
 import pytest
 from certificates import self_signed
@@ -127,7 +126,7 @@ def test_tls_of_the_real_server_is_verified(nodes, tmp_path, monkeypatch):
     reader = ServerReader(server, {"n": None})
 
     def read():
-        return prometheus.host.call(reader.read, time.time())
+        return prometheus.host.call(reader.read)
 
     until(lambda: not read() and "certificate" in reader.queries[0].why_not, "its certificate is refused")
     assert "add its authority to the system's trust store" in reader.queries[0].why_not
