@@ -11,10 +11,11 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from scentd.collect import SOURCES
 from scentd.collect.source import CollectError, Reader, Setting
+from scentd.config.regions import region_map
 from scentd.config.schema import kind_of
 from scentd.config.sections import Network
 from scentd.model import Sample, SecurityEvent
-from scentd.prefix import PrefixMap, prefixes
+from scentd.prefix import prefixes
 
 MAX_THREADS = 8
 
@@ -29,7 +30,7 @@ class Readers:
     """
 
     def __init__(self, network: Network, on_alarm: Callable[[SecurityEvent], None]) -> None:
-        setting = Setting(prefixes(network.addresses), on_alarm, region_map(network))
+        setting = Setting(prefixes(network.addresses), on_alarm, region_map(network.regions))
         pairs = [(source, SOURCES[kind_of(source)].reader(source, setting)) for source in network.source]
         self._readers = [reader for _, reader in pairs]
         self._polled = by_unique_name(reader for reader in self._readers if reader.polled)
@@ -122,11 +123,6 @@ class Readers:
         if name not in self._failing:
             self._failing.add(name)
             log.warning("source %s: %s (not repeated while it lasts)", name, reason, exc_info=fault)
-
-
-def region_map(network: Network) -> PrefixMap[str]:
-    """The region of an address, by the longest prefix of `network.regions`."""
-    return PrefixMap((prefix, region) for region, prefixes in network.regions.items() for prefix in prefixes)
 
 
 def by_unique_name(readers: Iterable[Reader]) -> dict[str, Reader]:

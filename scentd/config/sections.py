@@ -7,22 +7,20 @@ load.py reads the file.
 
 from __future__ import annotations
 
-import re
-from ipaddress import ip_network
 from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta
 
 from scentd.config.policy import Policy, check_policies
 from scentd.config.prometheus_server import PrometheusServer, check_servers
-from scentd.config.schema import NAME_PATTERN, Name, Table, check_prefixes, duplicates, of_kind, suggestion
+from scentd.config.regions import check_regions
+from scentd.config.schema import Name, Table, check_prefixes, duplicates, of_kind, suggestion
 from scentd.config.units import Seconds
 from scentd.prefix import overlaps
 from scentd.wire import keys, layout
 from scentd.wire.layout import Treatment
 
 MAX_LABELS = 8
-MAX_REGIONS = 24  # as many items has a profile at most (score.MAX_ITEMS)
 RESERVED = ("age", "epoch", "interval", "load", "peer", "overall")  # variables of policies besides metrics
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Fail = Literal["open", "closed"]
@@ -255,22 +253,6 @@ def check_duties(network: Network, path: str) -> list[str]:
             f"sources, or {path}.stamp = true"
         ]
     return []
-
-
-def check_regions(regions: dict[str, list[str]], path: str) -> list[str]:
-    problems = []
-    owners: dict[str, str] = {}
-    for region, texts in regions.items():
-        if not re.fullmatch(NAME_PATTERN, region):
-            problems.append(f"{path}.{region}: write letters, digits, dots, dashes and _ alone: policies use the name")
-        wrong = check_prefixes(texts, f"{path}.{region}")
-        problems += wrong
-        for prefix in {str(ip_network(text)) for text in texts} if not wrong else ():
-            if owners.setdefault(prefix, region) != region:
-                problems.append(f"{path}.{region}: {prefix} is of {owners[prefix]}, too; take it away from one of them")
-    if len(regions) > MAX_REGIONS:
-        problems.append(f"{path}: more than {MAX_REGIONS}; join some: a profile has room for {MAX_REGIONS} at most")
-    return problems
 
 
 def check_metric_slots(metrics: dict[str, int], path: str) -> list[str]:

@@ -1,9 +1,7 @@
 """What test_prometheus.py does not see of a GET: its headers, and answers that are no page."""
 
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
 import pytest
+from http_serving import serving
 
 from scentd.collect import http_get
 from scentd.collect.source import CollectError
@@ -11,34 +9,19 @@ from scentd.collect.source import CollectError
 LIMITS = http_get.Limits(2.0, 1024 * 1024, "ask for less", "the server")
 
 
-class Handler(BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.server.asked.append((self.path, dict(self.headers)))
-        status, headers, body = self.server.answer
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *arguments):
-        return
-
-
 @pytest.fixture
 def server():
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    http.asked = []
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield http
-    http.shutdown()
-    thread.join()
-    http.server_close()
+    def answer(request):
+        request.server.asked.append((request.path, dict(request.headers)))
+        return request.server.answer
+
+    with serving(answer) as made:
+        made.asked = []
+        yield made
 
 
 def get(server, path="/a?b=c", **headers):
-    return http_get.get(f"http://127.0.0.1:{server.server_port}{path}", "the place", headers, LIMITS)
+    return http_get.get(server.url + path, "the place", headers, LIMITS)
 
 
 def test_the_answer_of_any_status_with_the_headers_that_were_asked_for(server):
@@ -52,7 +35,7 @@ def test_the_answer_of_any_status_with_the_headers_that_were_asked_for(server):
 
 
 def test_a_redirect_is_not_followed(server):
-    server.answer = 301, {"Location": f"http://127.0.0.1:{server.server_port}/elsewhere"}, b""
+    server.answer = 301, {"Location": f"{server.url}/elsewhere"}, b""
     assert get(server).summary.startswith("HTTP 301 Moved Permanently to http://127.0.0.1:")
     assert len(server.asked) == 1
 

@@ -7,10 +7,10 @@ import logging
 import os
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from http_serving import serving
 
 from scentd.collect import prometheus_server
 from scentd.collect.prometheus_server import ServerReader
@@ -20,32 +20,18 @@ NETWORKS = {"acme": None, "other": None}
 TOKEN = "secret-token.of~some/length+1=="  # noqa: S105
 
 
-class Handler(BaseHTTPRequestHandler):
-    def do_GET(self):
-        parts = urlsplit(self.path)
-        query = parse_qs(parts.query)
-        self.server.asked.append((parts.path, query, self.headers.get("Authorization")))
-        status, body = self.server.answers[query["query"][0]]
-        if callable(body):
-            body = body()
-        self.send_response(status)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *arguments):
-        return
-
-
 @pytest.fixture
 def http():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.asked, server.answers = [], {}
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    def answer(request):
+        parts = urlsplit(request.path)
+        query = parse_qs(parts.query)
+        request.server.asked.append((parts.path, query, request.headers.get("Authorization")))
+        status, body = request.server.answers[query["query"][0]]
+        return status, {}, body() if callable(body) else body
+
+    with serving(answer) as server:
+        server.asked, server.answers = [], {}
+        yield server
 
 
 @pytest.fixture
@@ -54,7 +40,7 @@ def reader(http):
 
     def make(*queries, **changes):
         queries = [Query(metric=metric, query=text, full=full) for metric, text, full in queries]
-        settings = {"name": "p", "url": f"http://127.0.0.1:{http.server_port}", "query": queries, **changes}
+        settings = {"name": "p", "url": http.url, "query": queries, **changes}
         made.append(ServerReader(PrometheusServer(**settings), NETWORKS))
         return made[-1]
 
@@ -75,7 +61,7 @@ def values(found):
 
 def test_each_query_is_asked_once_for_all_networks(http, reader):
     http.answers = {"a{x=~'1|2'} > 0": reply(("acme", 1), ("other", 2)), "b": reply(("acme", 30))}
-    it = reader(("cpu", "a{x=~'1|2'} > 0", 4), ("memory", "b", 100), url=f"http://127.0.0.1:{http.server_port}/mimir/")
+    it = reader(("cpu", "a{x=~'1|2'} > 0", 4), ("memory", "b", 100), url=f"{http.url}/mimir/")
     assert values(it.read()) == {"acme": {"cpu": 0.25, "memory": 0.3}, "other": {"cpu": 0.5}}
     assert sorted((path, query["query"], query["timeout"]) for path, query, _ in http.asked) == [
         ("/mimir/api/v1/query", ["a{x=~'1|2'} > 0"], ["2000ms"]),

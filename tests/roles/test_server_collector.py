@@ -4,12 +4,11 @@ lines: how a real one is asked is in tests/netns/test_promql_daemon.py.
 
 import asyncio
 import json
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 
 import pytest
+from http_serving import serving
 
 from scentd.bus.local import LocalBus
 from scentd.kinds import config_from
@@ -17,30 +16,18 @@ from scentd.model import Samples
 from scentd.roles.collector import CollectorRole
 
 
-class Handler(BaseHTTPRequestHandler):
-    def do_GET(self):
-        names = ("fast", "slow", "stranger")
-        result = [{"metric": {"network": n, "instance": "db:1"}, "value": [time.time(), "5"]} for n in names]
-        body = json.dumps({"status": "success", "data": {"resultType": "vector", "result": result}})
-        self.server.asked += 1
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(body.encode())
-
-    def log_message(self, *arguments):
-        return
-
-
 @pytest.fixture
 def http():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.asked = 0
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    def answer(request):
+        names = ("fast", "slow", "stranger")
+        result = [{"metric": {"network": n, "instance": "db:1"}, "value": [time.time(), "5"]} for n in names]
+        request.server.asked += 1
+        data = {"status": "success", "data": {"resultType": "vector", "result": result}}
+        return 200, {}, json.dumps(data).encode()
+
+    with serving(answer) as server:
+        server.asked = 0
+        yield server
 
 
 def config(http, *names):
@@ -50,7 +37,7 @@ def config(http, *names):
     ]
     networks[0]["addresses"] = ["10.1.0.0/24"]
     query = {"metric": "cpu", "query": "x", "full": 10}
-    servers = [{"name": n, "url": f"http://127.0.0.1:{http.server_port}", "query": [query]} for n in names]
+    servers = [{"name": n, "url": http.url, "query": [query]} for n in names]
     return config_from({"network": networks, "prometheus_server": servers})
 
 

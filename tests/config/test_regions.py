@@ -1,7 +1,10 @@
-"""Rules of sections: network.regions. Most others are in test_load.py."""
+"""network.regions: what may be written."""
+
+from ipaddress import ip_address
 
 import pytest
 
+from scentd.config.regions import region_map
 from scentd.errors import ConfigError
 from scentd.kinds import config_from
 
@@ -28,3 +31,9 @@ def test_regions_may_nest_and_repeat_themselves():
 def test_mistakes(regions, mistake):
     with pytest.raises(ConfigError, match=rf"network\[0\].regions.*{mistake}"):
         load(regions)
+
+
+def test_the_longest_prefix_says_the_region():
+    found = region_map({"east": ["10.2.0.0/16", "fd02::/16"], "here": ["10.2.3.0/24"]})
+    addresses = ("10.2.3.4", "10.2.4.4", "fd02::1", "10.3.0.1")
+    assert [found.get(ip_address(a).packed) for a in addresses] == ["here", "east", "east", None]
