@@ -309,6 +309,7 @@ class Daemon:
             trial_until=self._reloads.trial_until,
             reverted_at=self._reloads.reverted_at,
             networks=networks,
+            prometheus_servers=self._collector.servers(),
             peers=peers,
             traffic=traffic,
             strangers=packet_counts.strangers(counters, outcomes.values()),

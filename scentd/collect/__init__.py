@@ -6,6 +6,7 @@ from scentd.collect.bandwidth import BandwidthReader, BandwidthSource
 from scentd.collect.cpu import CpuReader, CpuSource
 from scentd.collect.eve import EveReader, EveSource
 from scentd.collect.memory import MemoryReader, MemorySource
+from scentd.collect.probe import ProbeReader, ProbeSource
 from scentd.collect.prometheus import PrometheusReader, PrometheusSource
 from scentd.collect.source import SourceKind
 from scentd.collect.tcp import TcpReader, TcpSource
@@ -15,6 +16,7 @@ SOURCES: dict[str, SourceKind] = {
     "memory": SourceKind(MemorySource, MemoryReader),
     "bandwidth": SourceKind(BandwidthSource, BandwidthReader),
     "tcp": SourceKind(TcpSource, TcpReader),
+    "probe": SourceKind(ProbeSource, ProbeReader),
     "eve": SourceKind(EveSource, EveReader),
     "prometheus": SourceKind(PrometheusSource, PrometheusReader),
 }

@@ -13,6 +13,7 @@ from math import isfinite
 
 from scentd.collect import SOURCES
 from scentd.collect.source import CollectError, Reader, ReaderState, Setting
+from scentd.config.regions import region_map
 from scentd.config.schema import kind_of
 from scentd.config.sections import Network, Source
 from scentd.model import Sample, SecurityEvent
@@ -161,7 +162,8 @@ def oddity(sample: Sample) -> str:
 
 
 def make_reader(source: Source, network: Network, on_alarm: Callable[[SecurityEvent], None]) -> Reader:
-    setting = Setting(prefixes(network.addresses), lambda event: on_alarm(named(event, source)))
+    own, regions = prefixes(network.addresses), region_map(network.regions)
+    setting = Setting(own, lambda event: on_alarm(named(event, source)), regions)
     return SOURCES[kind_of(source)].reader(source, setting)
 
 

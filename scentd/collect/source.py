@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 from scentd.config.sections import Source
 from scentd.errors import ScentdError
 from scentd.model import Sample, SecurityEvent, SourceState
-from scentd.prefix import Prefix
+from scentd.prefix import Prefix, PrefixMap
 
 
 class CollectError(ScentdError):
@@ -25,6 +25,7 @@ class Setting(NamedTuple):
 
     own: Sequence[Prefix]  # the network's prefixes; empty: every address of this host
     on_alarm: Callable[[SecurityEvent], None]  # to be called on the loop's thread
+    regions: PrefixMap[str] = PrefixMap()  # of destinations, by packed address
 
 
 class Reader:

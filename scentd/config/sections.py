@@ -13,6 +13,8 @@ from msgspec import Meta
 
 from scentd.config.node import Aggregation, Node, NodeName, Role, check_nodes
 from scentd.config.policy import Policy, check_policies
+from scentd.config.prometheus_server import PrometheusServer, check_servers
+from scentd.config.regions import check_regions
 from scentd.config.schema import Name, Table, check_prefixes, duplicates, of_kind, suggestion
 from scentd.config.units import Seconds
 from scentd.prefix import overlaps
@@ -146,6 +148,7 @@ class Network(Table):
     low: Share = 0.3  # a level below this is "low"
     min_nodes: Annotated[int, Meta(ge=1)] = 1  # a role of fewer nodes has no characteristics
     labels: list[str] = []  # characteristics of the whole network, e.g. "region=eu-west"
+    regions: dict[str, list[str]] = {}  # prefixes by the region that they lie in: the far ends of paths
     weights: dict[str, Annotated[float, Meta(ge=0)]] = {}  # of metrics in the overall score; default 1
     metrics: PrivateSlots = {}  # names for private metric slots
     stale_after: Seconds | None = None  # the age at which a sample counts no longer; default: three intervals
@@ -206,6 +209,7 @@ class Config(Table):
     guard: GuardSettings = GuardSettings()
     network: list[Network] = []
     peer: list[Peer] = []
+    prometheus_server: list[PrometheusServer] = []
     policy: list[Policy] = []
 
     def mistakes(self, path: str) -> list[str]:
@@ -244,6 +248,7 @@ def check_network(network: Network, path: str) -> list[str]:
     if network.low > network.high:
         problems.append(f"{path}.low: is above {path}.high; lower the one or raise the other")
     problems += check_duties(network, path)
+    problems += check_regions(network.regions, f"{path}.regions")
     problems += check_metric_slots(network.metrics, f"{path}.metrics")
     problems += check_nodes(network, path)
     known = {*layout.METRICS.values(), *network.metrics}
@@ -320,6 +325,8 @@ def check_config(config: Config) -> list[str]:
         *duplicates("policy", [p.name for p in config.policy]),
         *check_claims(config.network),
     ]
+    metrics = {*layout.METRICS.values(), *(name for n in config.network for name in n.metrics)}
+    problems += check_servers(config.prometheus_server, metrics, any(n.signs for n in config.network))
     private = {name for peer in config.peer for name in peer.metrics}
     problems += check_policies(config.policy, sorted(p.name for p in config.peer), private)
     whole = [i for i, n in enumerate(config.network) if not n.addresses]

@@ -85,6 +85,23 @@ class NetworkStatus(Struct, frozen=True, kw_only=True):
     affected: list[str] = []
 
 
+class PrometheusQueryStatus(Struct, frozen=True, kw_only=True):
+    metric: str
+    why_not: str  # it fails, and why
+    answered_at: float | None  # Unix time of the last answer
+    seconds: float  # that this took
+    samples: int  # in the last answer; 0 while it fails
+    networks: int  # that have one there
+
+
+class PrometheusServerStatus(Struct, frozen=True, kw_only=True):
+    """One [[prometheus_server]]."""
+
+    name: str
+    queries: list[PrometheusQueryStatus]
+    counters: dict[str, int]  # of its answers, since the last reload
+
+
 class Glance(Struct, frozen=True):
     load: float
     threat: float
@@ -209,6 +226,7 @@ class Status(Struct, frozen=True, kw_only=True):
     trial_until: float | None = None  # Unix time at which an unconfirmed configuration goes back
     reverted_at: float | None = None  # Unix time at which one went back, until another is applied: not the file's runs
     networks: list[NetworkStatus]
+    prometheus_servers: list[PrometheusServerStatus] = []
     peers: list[PeerStatus]
     traffic: list[PeerTraffic]  # by peer
     strangers: PeerTraffic  # what was rejected, absent or unstamped and is no peer's

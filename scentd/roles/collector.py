@@ -12,20 +12,24 @@ from scentd.collect.readers import Readers
 from scentd.collect.source import ReaderState
 from scentd.config.schema import kind_of
 from scentd.config.sections import Config, Network
-from scentd.control.status import SourceStatus
+from scentd.control.status import PrometheusServerStatus, SourceStatus
 from scentd.errors import ScentdError
 from scentd.model import Notice, Samples, SecurityEvent
+from scentd.roles.server_collector import ServerCollector
 
 log = logging.getLogger(__name__)
 
 
 class CollectorRole:
-    """A collector for each network that has sources here. `name` is unique among a network's collectors."""
+    """A collector for each network that has sources here, and for each Prometheus server. `name` is unique among a
+    network's collectors.
+    """
 
     def __init__(self, bus: LocalBus, name: str = "") -> None:
         self._bus = bus
         self._name = name
         self._collectors: dict[str, NetworkCollector] = {}
+        self._servers: list[ServerCollector] = []
 
     async def replace(self, config: Config) -> list[str]:
         """Serve this configuration, and return what did not work.
@@ -51,11 +55,21 @@ class CollectorRole:
             collector.begin()
         for unused in old.values():
             await unused.stop()
+        for server in self._servers:
+            await server.stop()
+        self._servers = [ServerCollector(s, config.network, self._bus) for s in config.prometheus_server]
+        for server in self._servers:
+            server.begin()
         return problems
 
     async def stop(self) -> None:
         for collector in self._collectors.values():
             await collector.stop()
+        for server in self._servers:
+            await server.stop()
+
+    def servers(self) -> list[PrometheusServerStatus]:
+        return [server.status() for server in self._servers]
 
     def counters(self, network: str) -> dict[str, int]:
         """The counters of a network's sources on this host."""

@@ -47,6 +47,7 @@ class StatusMetrics:
         if status is not None:
             yield from counters(status)
             yield from networks(status)
+            yield from servers(status)
             yield from peers(status)
             yield from traffic(status)
             yield from allocation(status)
@@ -121,6 +122,21 @@ def networks(status: Status) -> Iterator[Metric]:
     yield sources
     yield levels
     yield lag
+
+
+def servers(status: Status) -> Iterator[Metric]:
+    text = "Answers of a Prometheus server: series, and what was left out"
+    counted = CounterMetricFamily("scentd_prometheus_server", text, labels=["server", "name"])
+    text = "Whether a query to a Prometheus server fails"
+    failing = GaugeMetricFamily("scentd_prometheus_query_failing", text, labels=["server", "metric"])
+    for server in status.prometheus_servers:
+        for name, count in server.counters.items():
+            counted.add_metric([server.name, name], count)
+        for metric in dict.fromkeys(query.metric for query in server.queries):  # a metric may have several
+            fails = any(query.why_not for query in server.queries if query.metric == metric)
+            failing.add_metric([server.name, metric], float(fails))
+    yield counted
+    yield failing
 
 
 def peers(status: Status) -> Iterator[Metric]:

@@ -15,7 +15,7 @@ from scentd.collect.cpu import CpuSource
 from scentd.collect.eve import EveSource
 from scentd.collect.memory import MemorySource
 from scentd.collect.prometheus import PrometheusSource
-from scentd.collect.readers import Readers, named, of_source
+from scentd.collect.readers import Readers, highest_samples, named, of_source
 from scentd.collect.tcp import TcpSource
 from scentd.config.sections import Network
 from scentd.errors import HostError
@@ -197,6 +197,15 @@ def test_of_two_sources_of_the_same_the_highest_counts_and_names_stay_apart(expo
         "failures_prometheus_request_load_3": 1,
     }
     asyncio.run(made.close())
+
+
+def test_the_highest_is_of_the_same_region():
+    samples = [
+        Sample("latency", 0.1, 1.0),
+        Sample("latency", 0.9, 1.0, region="a"),
+        Sample("latency", 0.8, 1.0, region="a"),
+    ]
+    assert highest_samples(samples) == samples[:2]
 
 
 def test_counter_names_are_fit_for_a_metric():

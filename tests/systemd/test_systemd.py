@@ -1,6 +1,7 @@
 """The unit file and the example configuration are product: the unit is judged by systemd and really tried on."""
 
 import json
+import os
 import re
 import secrets
 import shlex
@@ -104,7 +105,7 @@ def test_the_units_directories_are_the_configurations_defaults():
 
 @pytest.fixture
 def namespace():
-    name = "scsysd"
+    name = f"scsysd{os.getpid()}"  # other runs may go on beside this one
     netns.create(name)
     yield name
     netns.remove(name)
@@ -156,6 +157,24 @@ def test_no_capability_is_there_for_nothing(namespace, lost, probe):
     code = probe or "from scentd.act import command; command.run(['/bin/sleep', '60'], b'', 0.2, 'nobody')"
     done = confined.run(less, [sys.executable, "-c", code], namespace)
     assert "no\n" in done.stdout or "PermissionError" in done.stderr, (done.stdout, done.stderr)
+
+
+@pytest.mark.netns
+def test_probes_leave_within_the_units_confinement(namespace):
+    """ICMP by a raw socket, as a new namespace lets nobody have the other kind, and TCP."""
+    code = """
+from ipaddress import ip_address
+from scentd.collect.echo import Round, Target, echo_socket
+round = Round([Target(ip_address("127.0.0.1")), Target(ip_address("::1")), Target(ip_address("127.0.0.1"), 9)], {})
+round.run(5.0)
+print(echo_socket(4)[1], len(round.trips))
+"""
+    subprocess.run(["ip", "-n", namespace, "link", "set", "lo", "up"], check=True)
+    done = confined.run(unit(), [sys.executable, "-c", code], namespace)
+    assert done.stdout == "True 3\n", done.stderr
+    less = unit() | {"CapabilityBoundingSet": [unit()["CapabilityBoundingSet"][0].replace("CAP_NET_RAW", "")]}
+    done = confined.run(less, [sys.executable, "-c", code], namespace)
+    assert "ICMP is not permitted; allow CAP_NET_RAW" in done.stderr
 
 
 PINNING = """

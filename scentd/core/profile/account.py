@@ -20,6 +20,7 @@ UNITS = {
     "bandwidth_out": "of the source's capacity",
     "latency": "of the source's latency_full",
     "jitter": "of the source's jitter_full",
+    "retransmits": "of the source's retransmits_full",
     "threat": "certainly attacked",
     "database_load": "of the source's full",
     "request_load": "of the source's full",

@@ -49,6 +49,7 @@ DEFAULTS: dict[str, Aggregation] = {
     "bandwidth_out": "max",
     "latency": "p95",  # a mean hides the slow ones, and the largest is often one bad path
     "jitter": "p95",
+    "retransmits": "p95",
     "database_load": "max",  # the primary is the bottleneck, however idle its replicas are
     "request_load": "mean",  # balanced over the nodes
 }

@@ -148,14 +148,11 @@ def characteristics(network: Network, levels: Levels, active: Active) -> Sequenc
     """All items, the most telling first: events, labels, high levels (of network, roles, regions), then the rest."""
     items = [f"event={kind}" for kind in sorted({kind for kind, _ in active}) if is_value(kind)]
     items += network.labels
-    own_regions = [label for label in network.labels if label.startswith("region=")]
     regional: list[str] = []
     rest: list[str] = []
     for metric in sorted(levels.metrics):
         word = level_word(network, levels.metrics[metric])
         (items if word == "high" else rest).append(f"metric={metric};level={word}")
-        if word == "high":
-            regional += [f"{region};metric={metric};level=high" for region in own_regions]
     for role, metric in sorted(levels.roles):
         if is_value(role) and not is_host(role, levels.nodes):
             word = level_word(network, levels.roles[role, metric])

@@ -173,7 +173,7 @@ def test_quantise_rounds_half_up(value, steps, level):
     assert score.statement(network(steps=steps), [sample("cpu", value)], [], NOW).levels == {"cpu": level}
 
 
-def test_items_name_labels_and_the_region_of_what_is_high():
+def test_items_name_labels_and_what_is_high():
     made = score.statement(
         network(labels=["region=eu-west", "tier=gold"], high=0.7, low=0.2),
         [sample("cpu", 0.7, role="db"), sample("memory", 0.18)],
@@ -185,8 +185,28 @@ def test_items_name_labels_and_the_region_of_what_is_high():
         "tier=gold",
         "metric=cpu;level=high",
         "role=db;metric=cpu;level=high",
-        "region=eu-west;metric=cpu;level=high",
         "metric=memory;level=low",
+    }
+
+
+def test_a_region_with_a_metric_is_the_far_end_of_a_path_and_no_part_of_the_networks_level():
+    made = score.statement(
+        network(labels=["region=eu-west"], min_nodes=2),
+        [
+            sample("latency", 0.1),
+            *(sample("latency", value, region="us-east", node=f"n{value}") for value in (0.9, 0.8)),
+            *(sample("latency", 0.2, region="eu-west", role="web", node=node) for node in ("a", "b")),
+            sample("latency", 1.0, region="one-node-alone"),
+        ],
+        [],
+        NOW,
+    )
+    assert made.levels == {"latency": 0.1}
+    assert made.items == {
+        "region=eu-west",
+        "metric=latency;level=low",
+        "region=us-east;metric=latency;level=high",
+        "region=eu-west;metric=latency;level=low",
     }
 
 
@@ -249,7 +269,7 @@ numbers = st.one_of(
 )
 names = st.sampled_from(["", "db", "10.0.0.1", "fd00::1", "x;y=z", "\udcff"])
 samples_ = st.builds(
-    Sample, st.sampled_from(["cpu", "memory", "threat", "latency", "q", "?"]), numbers, numbers, names, names
+    Sample, st.sampled_from(["cpu", "memory", "threat", "latency", "q", "?"]), numbers, numbers, names, names, names
 )
 events_ = st.builds(SecurityEvent, names, numbers, numbers, numbers, names)
 
