@@ -229,7 +229,8 @@ class NetworkProfiler:
         now, interval = time.time(), self.network.interval
         self.roll.prune(now)
         self._waiting = self.roll.collectors(now)
-        self._nodes.look(self.roll.nodes(now), time.monotonic())
+        if not alarm:  # of thousands of nodes it takes a while
+            self._nodes.look(self.roll.nodes(now), time.monotonic())
         inputs = Inputs(now, self.roll.entries(), self.roll.events(), self.roll.watched(now))
         samples = [entry.sample for entry in inputs.entries]
         statement = score.statement(self.network, samples, inputs.events, now, inputs.watched)

@@ -43,13 +43,19 @@ def account(network: Network, inputs: Inputs) -> ProfileAccount:
     levels, active = score.measured(network, samples, inputs.events, inputs.at, inputs.watched)
     statement = score.stated(network, levels, active)
     marks = aggregate.newest(network, samples, inputs.at)
-    metrics = sorted({*levels.metrics, *(entry.sample.metric for entry in inputs.entries)})
+    limits = {key: aggregate.limit(network, key, nodes) for key, nodes in marks.items()}
+    told: dict[str, list[SampleAccount]] = {}
+    for entry in inputs.entries:
+        made = sample_account(network, entry, marks, limits.get(key_of(entry.sample), 1.0), inputs.at)
+        told.setdefault(entry.sample.metric, []).append(made)
     items = score.characteristics(network, levels, active)
     return ProfileAccount(
         at=inputs.at,
         steps=network.steps,
         overall=statement.overall,
-        levels=[level_account(network, inputs, levels, marks, metric) for metric in metrics],
+        levels=[
+            level_account(network, levels, metric, told.get(metric, [])) for metric in sorted({*levels.metrics, *told})
+        ],
         groups=group_accounts(network, levels, marks),
         events=[EventAccount(kind=k, node=n, severity=s) for (k, n), s in sorted(active.items())],
         items=[item for item in items if item in statement.items],
@@ -60,12 +66,9 @@ def account(network: Network, inputs: Inputs) -> ProfileAccount:
     )
 
 
-def level_account(network: Network, inputs: Inputs, levels: Levels, marks: Marks, metric: str) -> LevelAccount:
+def level_account(network: Network, levels: Levels, metric: str, samples: list[SampleAccount]) -> LevelAccount:
     value = levels.metrics.get(metric)
     method = "joined" if metric == aggregate.THREAT else aggregate.method_of(network, metric)
-    samples = [
-        sample_account(network, entry, marks, inputs.at) for entry in inputs.entries if entry.sample.metric == metric
-    ]
     return LevelAccount(
         metric=metric,
         unit=UNITS.get(metric, PRIVATE_UNIT),
@@ -78,10 +81,10 @@ def level_account(network: Network, inputs: Inputs, levels: Levels, marks: Marks
     )
 
 
-def sample_account(network: Network, entry: Entry, marks: Marks, now: float) -> SampleAccount:
-    sample, key = entry.sample, key_of(entry.sample)
-    nodes = marks.get(key, {})
-    most = aggregate.limit(network, key, nodes)
+def sample_account(network: Network, entry: Entry, marks: Marks, most: float, now: float) -> SampleAccount:
+    """`most`: the limit of its metric and role."""
+    sample = entry.sample
+    nodes = marks.get(key_of(sample), {})
     state, reason = judge(entry, network, most, now)
     counts = None
     if sample.node in nodes:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from scentd.config.sections import STALE_INTERVALS, Network
 from scentd.core.profile import aggregate
-from scentd.core.profile.aggregate import SLACK, STANDARD_METRICS, is_fresh
+from scentd.core.profile.aggregate import QUORUM, SLACK, STANDARD_METRICS, is_fresh
 from scentd.model import NodeState, Sample, Samples, SecurityEvent, SourceState
 
 MAX_NODES = 4096
@@ -35,7 +35,7 @@ COUNTERS = (
     "not_finite",
     "out_of_range",
     "wrong_clock",  # samples dated too far from their arrival
-    "duplicate",  # samples: one metric, node, role and region twice in one reading
+    "duplicate",  # samples that differ from another of the same moment, metric, node, role and region
     "too_many_samples",  # beyond MAX_SAMPLES of one message
     "too_many_nodes",  # samples of nodes beyond MAX_NODES
     "too_many_series",  # samples beyond MAX_SERIES of a node
@@ -145,7 +145,6 @@ class Roll:
     def _take_samples(self, samples: Samples, now: float) -> bool:
         """Whether one of them is of a node and metric of ours."""
         taken = False
-        seen: set[tuple[str, str, str, str]] = set()
         self.counters["too_many_samples"] += max(0, len(samples.samples) - MAX_SAMPLES)
         for raw in samples.samples[:MAX_SAMPLES]:
             sample = self._named(raw, samples.collector)
@@ -153,10 +152,7 @@ class Roll:
                 name = "unknown_metric" if self._knows_node(sample.node) else "unknown_node"
                 self.counters[name] += 1
                 continue
-            twice = (sample.node, *key_of(sample)) in seen
-            seen.add((sample.node, *key_of(sample)))
-            self.counters["duplicate"] += twice
-            taken |= self._enter(sample, now, twice)
+            taken |= self._enter(sample, now)
         return taken
 
     def _named(self, sample: Sample, collector: str) -> Sample:
@@ -173,7 +169,7 @@ class Roll:
     def _knows_node(self, node: str) -> bool:
         return not self._names or node in self._names or node in self._local
 
-    def _enter(self, sample: Sample, now: float, twice: bool) -> bool:
+    def _enter(self, sample: Sample, now: float) -> bool:
         series = self._series.get(sample.node)
         if series is None:
             if len(self._series) >= MAX_NODES:
@@ -185,15 +181,18 @@ class Roll:
         if before is None and len(series) >= MAX_SERIES:
             self.counters["too_many_series"] += 1
             return False
+        if before is not None and before.sample == sample:
+            return True  # an alarm repeats the samples at hand
         if before is not None and is_fresh(before.sample.at, span, now):
             if sample.at < before.sample.at:
                 self.counters["wrong_clock"] += not is_fresh(sample.at, span, now)
                 return True  # a slow source's, or of a clock that went back: what is newer is here already
-            if twice and sample.at == before.sample.at and rank(sample) <= rank(before.sample):
-                return True
-        if before is None or before.sample != sample:  # an alarm repeats the samples at hand
-            self._count(sample, now)
-            series[key] = Entry(sample, now)
+            if sample.at == before.sample.at:
+                self.counters["duplicate"] += 1
+                if rank(sample) <= rank(before.sample):
+                    return True
+        self._count(sample, now)
+        series[key] = Entry(sample, now)
         return True
 
     def _count(self, sample: Sample, now: float) -> None:
@@ -224,6 +223,8 @@ class Roll:
     # -- nodes ---------------------------------------------------------------
 
     def _limits(self, now: float) -> dict[tuple[str, str, str], float]:
+        if len(self._series) < QUORUM:
+            return {}
         marks = aggregate.newest(self._network, (entry.sample for entry in self.entries()), now)
         return {key: aggregate.limit(self._network, key, nodes) for key, nodes in marks.items()}
 
@@ -257,10 +258,14 @@ def rank(sample: Sample) -> tuple[bool, float]:
 def judge(entry: Entry, network: Network, most: float, now: float) -> tuple[SourceState, str]:
     """How a newest sample stands, and why it does not count as it is. `most`: the limit of its metric and role."""
     sample, span = entry.sample, network.staleness
+    if not is_fresh(entry.arrived, span, now):
+        return "stale", f"{sample.metric}: silent for {now - entry.arrived:.0f} s"
     if not is_fresh(sample.at, span, entry.arrived):
         return "suspect", f"{sample.metric}: its clock is {offset_text(sample.at, entry.arrived)}"
     if not is_fresh(sample.at, span, now):
-        return "stale", f"{sample.metric}: silent for {now - sample.at:.0f} s"
+        return "stale", f"{sample.metric}: of {now - sample.at:.0f} s ago"
+    if 0.0 <= sample.value <= most:
+        return "fresh", ""
     if not isfinite(number(sample.value)):
         return "suspect", f"{sample.metric}: not a number"
     if not -SLACK <= sample.value <= 1.0 + SLACK:
