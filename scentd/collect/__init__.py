@@ -6,6 +6,7 @@ from scentd.collect.bandwidth import BandwidthReader, BandwidthSource
 from scentd.collect.cpu import CpuReader, CpuSource
 from scentd.collect.eve import EveReader, EveSource
 from scentd.collect.memory import MemoryReader, MemorySource
+from scentd.collect.pressure import PressureReader, PressureSource
 from scentd.collect.prometheus import PrometheusReader, PrometheusSource
 from scentd.collect.source import SourceKind
 from scentd.collect.tcp import TcpReader, TcpSource
@@ -13,6 +14,7 @@ from scentd.collect.tcp import TcpReader, TcpSource
 SOURCES: dict[str, SourceKind] = {
     "cpu": SourceKind(CpuSource, CpuReader),
     "memory": SourceKind(MemorySource, MemoryReader),
+    "pressure": SourceKind(PressureSource, PressureReader),
     "bandwidth": SourceKind(BandwidthSource, BandwidthReader),
     "tcp": SourceKind(TcpSource, TcpReader),
     "eve": SourceKind(EveSource, EveReader),
