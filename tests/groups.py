@@ -13,6 +13,7 @@ import itertools
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -23,7 +24,21 @@ from scentd.collect.cgroup import UNIFIED, mounted
 
 CONTROLLERS = ("cpu", "cpuacct", "memory", "cpuset", UNIFIED)
 SPIN = ("sh", "-c", "while :; do :; done")
+SEND = """
+import contextlib, socket, sys, time
+address, size, pause = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    while True:
+        with contextlib.suppress(OSError):  # nobody listens there
+            sock.sendto(bytes(size), (address, 9))
+        time.sleep(pause)
+"""
 numbers = itertools.count()
+
+
+def sending(address: str, size: int, pause: float) -> list[str]:
+    """The argv of a process that sends datagrams of so many bytes for ever, with a pause in seconds after each."""
+    return [sys.executable, "-c", SEND, address, str(size), str(pause)]
 
 
 class Group:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from scentd.collect.application import ApplicationReader, ApplicationSource
 from scentd.collect.bandwidth import BandwidthReader, BandwidthSource
 from scentd.collect.cpu import CpuReader, CpuSource
 from scentd.collect.eve import EveReader, EveSource
@@ -16,6 +17,7 @@ SOURCES: dict[str, SourceKind] = {
     "memory": SourceKind(MemorySource, MemoryReader),
     "pressure": SourceKind(PressureSource, PressureReader),
     "bandwidth": SourceKind(BandwidthSource, BandwidthReader),
+    "application": SourceKind(ApplicationSource, ApplicationReader),
     "tcp": SourceKind(TcpSource, TcpReader),
     "eve": SourceKind(EveSource, EveReader),
     "prometheus": SourceKind(PrometheusSource, PrometheusReader),

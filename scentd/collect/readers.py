@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from scentd.collect import SOURCES
-from scentd.collect.source import CollectError, Reader, Setting
+from scentd.collect.source import ByteCounter, CollectError, Reader, Setting, count_nothing
 from scentd.config.schema import kind_of
 from scentd.config.sections import Network
 from scentd.model import Sample, SecurityEvent
@@ -28,8 +28,13 @@ class Readers:
     the other way round): a socket path that both use is served without a gap.
     """
 
-    def __init__(self, network: Network, on_alarm: Callable[[SecurityEvent], None]) -> None:
-        setting = Setting(prefixes(network.addresses), on_alarm)
+    def __init__(
+        self,
+        network: Network,
+        on_alarm: Callable[[SecurityEvent], None],
+        count_bytes: Callable[[], ByteCounter] = count_nothing,
+    ) -> None:
+        setting = Setting(prefixes(network.addresses), on_alarm, count_bytes)
         pairs = [(source, SOURCES[kind_of(source)].reader(source, setting)) for source in network.source]
         self._readers = [reader for _, reader in pairs]
         self._polled = by_unique_name(reader for reader in self._readers if reader.polled)

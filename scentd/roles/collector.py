@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from scentd.bus.local import LocalBus
 from scentd.collect.readers import Readers
-from scentd.config.sections import Config, Network
+from scentd.collect.source import ByteCounter
+from scentd.config.sections import Config, Datapath, Network
+from scentd.datapath.offload.applications import Applications
 from scentd.errors import ScentdError
 from scentd.model import Notice, Samples, SecurityEvent
 
@@ -19,8 +22,9 @@ log = logging.getLogger(__name__)
 class CollectorRole:
     """A collector for each network that has sources here. `name` is unique among a network's collectors."""
 
-    def __init__(self, bus: LocalBus, name: str = "") -> None:
+    def __init__(self, bus: LocalBus, name: str = "", pin_dir: str = Datapath().pin_dir) -> None:
         self._bus = bus
+        self._applications = Applications(pin_dir)
         self._name = name
         self._collectors: dict[str, NetworkCollector] = {}
 
@@ -34,7 +38,7 @@ class CollectorRole:
         for network in config.network:
             if not network.source:
                 continue
-            collector = NetworkCollector(network, self._name, self._bus)
+            collector = NetworkCollector(network, self._name, self._bus, self._applications.open)
             try:
                 await collector.open(old.get(network.name))
             except ScentdError as error:
@@ -48,6 +52,10 @@ class CollectorRole:
             collector.begin()
         for unused in old.values():
             await unused.stop()
+        try:
+            await asyncio.to_thread(self._applications.sweep)
+        except ScentdError as error:
+            problems.append(str(error))
         return problems
 
     async def stop(self) -> None:
@@ -63,9 +71,9 @@ class CollectorRole:
 class NetworkCollector:
     """Reads one network's sources every interval. Publishes an alarm at once, with the newest samples."""
 
-    def __init__(self, network: Network, name: str, bus: LocalBus) -> None:
+    def __init__(self, network: Network, name: str, bus: LocalBus, count_bytes: Callable[[], ByteCounter]) -> None:
         self.network = network
-        self.readers = Readers(network, self._on_alarm)
+        self.readers = Readers(network, self._on_alarm, count_bytes)
         self._name = name
         self._bus = bus
         self._newest: Samples | None = None
