@@ -63,6 +63,17 @@ class Cgroup:
             )
         return Directory(hierarchy.top / self.name, *hierarchy)
 
+    def accounting(self, controller: str) -> Directory:
+        """The same, or v2's if the cgroup is only there.
+
+        systemd makes a unit's directory in a hierarchy of v1 only if it is to account there.
+        """
+        directory = self.directory(controller)
+        if not directory.path.is_dir() and not directory.unified and UNIFIED in (self._hierarchies or {}):
+            unified = self.directory(UNIFIED)
+            return unified if unified.path.is_dir() else directory
+        return directory
+
     def identity(self, directory: Directory) -> int:
         """The kernel's number of the cgroup: another one under the same name has another."""
         try:

@@ -71,7 +71,7 @@ def busy_share(before: tuple[int, int], after: tuple[int, int]) -> float | None:
 
 def used_seconds(cgroup: Cgroup) -> tuple[int, float]:
     """The cgroup's number, and the processor time of all that ran in it and below. Raises CollectError."""
-    directory = cgroup.directory("cpuacct")
+    directory = cgroup.accounting("cpuacct")
     number = cgroup.identity(directory)  # first: of a cgroup made anew in between the next reading begins again
     if directory.unified:
         return number, cgroup.value(directory, "cpu.stat", "usage_usec") / 1e6

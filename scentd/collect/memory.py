@@ -51,7 +51,7 @@ def used_bytes(cgroup: Cgroup) -> int:
 
     MemAvailable leaves the same out for the host. Raises CollectError.
     """
-    directory = cgroup.directory("memory")
+    directory = cgroup.accounting("memory")
     if directory.unified:
         used, cached = "memory.current", ["active_file", "inactive_file", "slab_reclaimable"]
     else:

@@ -6,8 +6,9 @@ from groups import SPIN, Group
 from readings import SETTING
 
 from scentd.collect import cpu
-from scentd.collect.cgroup import Cgroup
+from scentd.collect.cgroup import UNIFIED, Cgroup, mounted
 from scentd.collect.cpu import CpuReader, CpuSource, busy_share, parse_stat, usable_processors, used_seconds
+from scentd.collect.memory import MemoryReader, MemorySource
 from scentd.collect.rate import MIN_ELAPSED
 from scentd.collect.source import CollectError
 
@@ -75,6 +76,19 @@ def test_what_spins_in_a_cgroup_fills_its_quota_and_nobody_elses():
         assert (sample.metric, sample.at, sample.role) == ("cpu", 2.0, "vm")
         assert 0.5 < sample.value <= 1.0
         assert sleeper.read(2.0)[0].value < 0.01
+
+
+@pytest.mark.netns
+@pytest.mark.skipif(not {"cpuacct", UNIFIED} <= mounted().keys(), reason="needs v1 and v2 (hybrid)")
+def test_a_unit_for_which_v1_does_not_account_is_read_from_v2():
+    with Group("hybrid") as group:
+        for path in {path for controller, path in group.paths.items() if controller != UNIFIED}:
+            path.rmdir()
+        group.paths = {UNIFIED: group.paths[UNIFIED]}
+        group.start(*SPIN)
+        assert 0.0 < read_twice(CpuReader(CpuSource(cgroup=group.name), SETTING)).value <= 1.0
+        with pytest.raises(CollectError, match=r"memory.current: No such file .*MemoryAccounting=yes"):
+            MemoryReader(MemorySource(cgroup=group.name), SETTING).read(1.0)
 
 
 @pytest.mark.netns
