@@ -10,8 +10,8 @@ from dataclasses import replace
 
 from scentd.bus.local import LocalBus
 from scentd.collect.readers import Readers
-from scentd.collect.source import ByteCounter
-from scentd.config.sections import Config, Datapath, Network
+from scentd.collect.source import ByteCounter, count_nothing
+from scentd.config.sections import Config, Network
 from scentd.datapath.offload.applications import Applications
 from scentd.errors import ScentdError
 from scentd.model import Notice, Samples, SecurityEvent
@@ -20,11 +20,15 @@ log = logging.getLogger(__name__)
 
 
 class CollectorRole:
-    """A collector for each network that has sources here. `name` is unique among a network's collectors."""
+    """A collector for each network that has sources here. `name` is unique among a network's collectors.
 
-    def __init__(self, bus: LocalBus, name: str = "", pin_dir: str = Datapath().pin_dir) -> None:
+    `pin_dir`: datapath.pin_dir, where the program that counts bytes of applications is kept; "": nothing counts them.
+    """
+
+    def __init__(self, bus: LocalBus, name: str = "", pin_dir: str = "") -> None:
         self._bus = bus
-        self._applications = Applications(pin_dir)
+        self._applications = Applications(pin_dir) if pin_dir else None
+        self._count_bytes = self._applications.open if self._applications else count_nothing
         self._name = name
         self._collectors: dict[str, NetworkCollector] = {}
 
@@ -38,7 +42,7 @@ class CollectorRole:
         for network in config.network:
             if not network.source:
                 continue
-            collector = NetworkCollector(network, self._name, self._bus, self._applications.open)
+            collector = NetworkCollector(network, self._name, self._bus, self._count_bytes)
             try:
                 await collector.open(old.get(network.name))
             except ScentdError as error:
@@ -52,10 +56,11 @@ class CollectorRole:
             collector.begin()
         for unused in old.values():
             await unused.stop()
-        try:
-            await asyncio.to_thread(self._applications.sweep)
-        except ScentdError as error:
-            problems.append(str(error))
+        if self._applications is not None:
+            try:
+                await asyncio.to_thread(self._applications.sweep)
+            except ScentdError as error:  # of an earlier daemon or configuration: no reason to refuse this one
+                log.error("%s", error)
         return problems
 
     async def stop(self) -> None:
