@@ -116,29 +116,6 @@ systemctl daemon-reload
 """
 
 
-def test_sources_look_at_cgroups_in_the_sandbox(both):
-    """The unit sees /sys/fs/cgroup read-only; reading is enough, also to bring the program to a cgroup."""
-    a, _ = both
-    before, group = a.network["source"], "system.slice/scentd.service"
-    a.network["source"] = [
-        {"kind": "cpu", "cgroup": group},
-        {"kind": "pressure", "resource": "io", "metric": "database_load", "cgroup": group},
-        {"kind": "application", "cgroup": group, "capacity": "1gbit"},
-    ]
-    a.write()
-    a.machine.run("systemctl", "reload", "scentd")
-    levels = {"cpu", "database_load", "bandwidth_in", "bandwidth_out"}
-    until(lambda: levels <= set(a.status()["networks"][0]["levels"]), "all are read", 60)
-    counters = a.status()["networks"][0]["collectors"]
-    assert {name: n for name, n in counters.items() if name.startswith("failures") and n} == {}
-    pins = a.machine.directory / "bpf" / "scentd" / "applications"
-    assert len(list(pins.iterdir())) == 3
-    a.network["source"] = before
-    a.write()
-    a.machine.run("systemctl", "reload", "scentd")
-    assert not pins.exists()
-
-
 EVENTS = {
     "restart": ("systemctl", "restart", "scentd"),
     "reload": ("systemctl", "reload", "scentd"),
