@@ -348,6 +348,7 @@ def revoke_key(arguments: argparse.Namespace) -> int:
 def clean_up(arguments: argparse.Namespace) -> int:
     from scentd import act
     from scentd.datapath.host import host
+    from scentd.datapath.offload import applications
     from scentd.state import issued
     from scentd.system import service
 
@@ -356,6 +357,7 @@ def clean_up(arguments: argparse.Namespace) -> int:
         print(f"{why}: what it made on the host stays until it is back", file=sys.stderr)
         return OK
     refuse_beside_daemon(arguments, config, "`systemctl stop scentd` first")
+    applications.remove(config.datapath.pin_dir)
     host.cleanup(config)
     act.cleanup()
     issued.IssuedEpochs(issued.directory(config)).remove()

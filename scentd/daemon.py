@@ -64,7 +64,7 @@ class Daemon:
         self._issued = IssuedEpochs(issued.directory(self.config))
         self._stamper = StamperRole(self._bus, self._paths, self.config.datapath.mark_stamped, self._issued)
         self._profiler = ProfilerRole(self._bus)
-        self._collector = CollectorRole(self._bus)
+        self._collector = CollectorRole(self._bus, pin_dir=self.config.datapath.pin_dir)
         self._server = Server(
             self.config.daemon.control_socket,
             self.config.daemon.control_group,

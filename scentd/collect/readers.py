@@ -12,7 +12,7 @@ from dataclasses import replace
 from math import isfinite
 
 from scentd.collect import SOURCES
-from scentd.collect.source import CollectError, Reader, ReaderState, Setting
+from scentd.collect.source import ByteCounter, CollectError, Reader, ReaderState, Setting, count_nothing
 from scentd.config.regions import region_map
 from scentd.config.schema import kind_of
 from scentd.config.sections import Network, Source
@@ -31,8 +31,14 @@ class Readers:
     the other way round): a socket path that both use is served without a gap.
     """
 
-    def __init__(self, network: Network, on_alarm: Callable[[SecurityEvent], None]) -> None:
-        pairs = [(source, make_reader(source, network, on_alarm)) for source in network.source]
+    def __init__(
+        self,
+        network: Network,
+        on_alarm: Callable[[SecurityEvent], None],
+        count_bytes: Callable[[], ByteCounter] = count_nothing,
+    ) -> None:
+        setting = Setting(prefixes(network.addresses), on_alarm, region_map(network.regions), count_bytes)
+        pairs = [(source, make_reader(source, setting)) for source in network.source]
         self._pairs = pairs
         self._readers = [reader for _, reader in pairs]
         polled = by_unique_name((source, reader) for source, reader in pairs if reader.polled)
@@ -161,10 +167,9 @@ def oddity(sample: Sample) -> str:
     return "" if 0.0 <= sample.value <= 1.0 else f"{sample.metric} is {sample.value:g}, out of 0 to 1"
 
 
-def make_reader(source: Source, network: Network, on_alarm: Callable[[SecurityEvent], None]) -> Reader:
-    own, regions = prefixes(network.addresses), region_map(network.regions)
-    setting = Setting(own, lambda event: on_alarm(named(event, source)), regions)
-    return SOURCES[kind_of(source)].reader(source, setting)
+def make_reader(source: Source, setting: Setting) -> Reader:
+    own = setting._replace(on_alarm=lambda event: setting.on_alarm(named(event, source)))
+    return SOURCES[kind_of(source)].reader(source, own)
 
 
 def of_source(sample: Sample, source: Source) -> Sample:

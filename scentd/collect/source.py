@@ -8,7 +8,8 @@ may block and must not be called on a thread with a running event loop (pyroute2
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from scentd.config.sections import Source
 from scentd.errors import ScentdError
@@ -20,12 +21,27 @@ class CollectError(ScentdError):
     """A source gave no reading. The text names the source, the reason and the way out; other sources go on."""
 
 
+class ByteCounter(Protocol):
+    """Counts what the sockets of a cgroup receive and send (datapath/offload/applications.py). Raises HostError."""
+
+    def read(self, directory: Path) -> tuple[int, int, int]:
+        """(number of the cgroup, bytes received, bytes sent)."""
+
+    def close(self) -> None:
+        """May be called twice."""
+
+
+def count_nothing() -> ByteCounter:
+    raise CollectError("nothing here counts bytes of cgroups; take application out of source on this host")
+
+
 class Setting(NamedTuple):
     """The facts that a reader gets besides its section."""
 
     own: Sequence[Prefix]  # the network's prefixes; empty: every address of this host
     on_alarm: Callable[[SecurityEvent], None]  # to be called on the loop's thread
     regions: PrefixMap[str] = PrefixMap()  # of destinations, by packed address
+    count_bytes: Callable[[], ByteCounter] = count_nothing  # opens a counter, which the reader closes
 
 
 class Reader:

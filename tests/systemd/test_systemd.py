@@ -14,9 +14,12 @@ from pathlib import Path
 import confined
 import msgspec
 import pytest
+from compiled import bpffs
+from groups import Group
 from pyroute2 import netns
 
 from scentd import cli
+from scentd.collect.cgroup import UNIFIED, mounted
 from scentd.config import expression, schema
 from scentd.config.node import Node
 from scentd.config.sections import Config, DaemonSettings, Datapath, GuardException
@@ -201,6 +204,28 @@ def test_maps_are_pinned_within_the_units_confinement(tmp_path):
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
     assert done.stdout == "pinned and unpinned\n", done.stderr
+
+
+ATTACHING = """
+import sys
+from pathlib import Path
+from scentd.datapath.offload.applications import Applications
+counter = Applications(sys.argv[1]).open()
+print(counter.read(Path(sys.argv[2]))[1:])
+counter.close()
+"""
+
+
+@pytest.mark.netns
+@pytest.mark.skipif(UNIFIED not in mounted(), reason="needs a mounted cgroup v2, which has programs")
+def test_a_program_comes_to_a_cgroup_within_the_units_confinement(tmp_path):
+    with bpffs(tmp_path / "bpf") as directory, Group("unit") as group:
+        argv = [sys.executable, "-c", ATTACHING, str(directory / "scentd"), str(group.paths[UNIFIED])]
+        done = confined.run(unit(), argv)
+        assert done.stdout == "(0, 0)\n", done.stderr
+        less = unit() | {"CapabilityBoundingSet": [unit()["CapabilityBoundingSet"][0].replace("CAP_NET_ADMIN", "")]}
+        done = confined.run(less, argv)
+        assert "needs CAP_BPF, CAP_NET_ADMIN" in done.stderr
 
 
 @pytest.mark.netns
