@@ -61,7 +61,7 @@ class Samples:
     """
 
     network: str
-    collector: str  # unique among the network's collectors, and its node's name; "" on a host that collects and signs
+    collector: str  # unique among the network's; the node of samples that name none; "" where the signer collects
     at: float
     samples: tuple[Sample, ...] = ()
     events: tuple[SecurityEvent, ...] = ()  # that have not ended

@@ -41,7 +41,7 @@ def explanation(data: ProfileExplanation) -> str:
 
 def level_lines(of: LevelAccount, weights: float, events: list[EventAccount]) -> list[str]:
     if of.value is None:
-        lines = [f"{of.metric} unknown: no node has a say"]
+        lines = [f"{of.metric} unknown: no sample of the network counts"]
     else:
         how = f"{of.aggregation} of {of.nodes} node{'s' if of.nodes != 1 else ''}"
         if of.aggregation == "joined":

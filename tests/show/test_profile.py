@@ -45,7 +45,7 @@ def test_every_level_with_its_samples():
         "    n2 37, 0.0 s ago, suspect, counts as 1.00: cpu: 37 is out of 0 to 1",
         "    n3 0.2, 20.0 s ago, stale, left out: cpu: silent for 20 s",
         "    n1 (db) 0.62, 2.0 s ago, fresh",
-        "latency unknown: no node has a say",
+        "latency unknown: no sample of the network counts",
         "    n1 to eu 0.5, 0.0 s ago, fresh",
         "threat 0.70: joined of 0 node(s) and 1 event(s) 0.7000, 0 to 1 certainly attacked, weight 1 of 4",
         "    event intrusion of 10.0.0.5, severity 0.70",
