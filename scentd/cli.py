@@ -10,9 +10,9 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from scentd import __version__
+from scentd import __version__, report
 from scentd.errors import ConfigError, HostError, ScentdError, UsageError
 
 if TYPE_CHECKING:
@@ -86,13 +86,14 @@ def parser() -> argparse.ArgumentParser:
     top.set_defaults(run=status)
     commands = top.add_subparsers(title="commands", metavar="COMMAND")
 
-    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str, **more: Any) -> argparse.ArgumentParser:
         # SUPPRESS: `scentd --json status` and `scentd status --json` mean the same.
         shared = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
         shared.add_argument("--config", metavar="FILE", help=f"configuration file (default {CONFIG})")
         shared.add_argument("--socket", metavar="PATH", help="control socket (default: the configuration's)")
         shared.add_argument("--json", action="store_true", help="one JSON document on standard output")
-        made = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", parents=[shared])
+        more |= {"help": text, "description": text[0].upper() + text[1:] + ".", "parents": [shared]}
+        made = commands.add_parser(name, **more)
         made.set_defaults(run=run)
         return made
 
@@ -143,6 +144,7 @@ def parser() -> argparse.ArgumentParser:
     revoke = command("revoke", revoke_key, "from now on accept nothing of a stolen public key, whatever else says so")
     revoke.add_argument("key", nargs="?", metavar="PUBLIC_KEY", help="as `scentd pubkey` prints it; without: list them")
     revoke.add_argument("--undo", action="store_true", help="take the revocation back")
+    report.add_command(command, control_socket)
     examined = command("doctor", doctor, "say what this kernel and host can do, what is missing and the way out")
     examined.add_argument(
         "--here", action="store_true", help="only what the unit's sandbox may forbid; doctor runs this in it"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from scentd.collect.bandwidth import BandwidthReader, BandwidthSource
 from scentd.collect.cpu import CpuReader, CpuSource
 from scentd.collect.eve import EveReader, EveSource
+from scentd.collect.event import ReportedReader, ReportedSource
 from scentd.collect.memory import MemoryReader, MemorySource
 from scentd.collect.prometheus import PrometheusReader, PrometheusSource
 from scentd.collect.source import SourceKind
@@ -16,5 +17,6 @@ SOURCES: dict[str, SourceKind] = {
     "bandwidth": SourceKind(BandwidthSource, BandwidthReader),
     "tcp": SourceKind(TcpSource, TcpReader),
     "eve": SourceKind(EveSource, EveReader),
+    "event": SourceKind(ReportedSource, ReportedReader),
     "prometheus": SourceKind(PrometheusSource, PrometheusReader),
 }

@@ -13,7 +13,7 @@ from scentd.collect import SOURCES
 from scentd.collect.source import CollectError, Reader, Setting
 from scentd.config.schema import kind_of
 from scentd.config.sections import Network
-from scentd.model import Sample, SecurityEvent
+from scentd.model import EventReport, Sample, SecurityEvent
 from scentd.prefix import prefixes
 
 MAX_THREADS = 8
@@ -33,7 +33,7 @@ class Readers:
         pairs = [(source, SOURCES[kind_of(source)].reader(source, setting)) for source in network.source]
         self._readers = [reader for _, reader in pairs]
         self._polled = by_unique_name(reader for reader in self._readers if reader.polled)
-        self._by_claim = {claim: reader for source, reader in pairs if (claim := source.claim())}
+        self._by_source = {(kind_of(source), same): reader for source, reader in pairs if (same := source.same())}
         self._patience = network.interval / 2
         self._pool = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix=f"collect-{network.name}")
         self._running: dict[str, Future[list[Sample]]] = {}
@@ -59,10 +59,10 @@ class Readers:
             await reader.close()
 
     def adopt(self, old: Readers) -> None:
-        """Take over the events of `old` for the same claims, so that a reload does not end an alarm."""
-        for claim, reader in self._by_claim.items():
-            before = old._by_claim.get(claim)
-            if type(before) is type(reader):
+        """Take over the events of the same sources of `old`, so that a reload does not end an alarm."""
+        for source, reader in self._by_source.items():
+            before = old._by_source.get(source)
+            if before is not None:
                 reader.adopt(before)
 
     def read(self, now: float) -> list[Sample]:
@@ -89,6 +89,13 @@ class Readers:
         """The events that have not ended at `now` (Unix seconds)."""
         monotonic = time.monotonic()
         return [event for reader in self._readers for event in reader.events(now, monotonic)]
+
+    def report(self, said: EventReport, now: float) -> tuple[SecurityEvent, bool] | None:
+        """Take what `scentd event` says: the event, and whether it begins. None without a source that takes reports.
+
+        Raises CollectError.
+        """
+        return next((taken for reader in self._readers if (taken := reader.report(said, now))), None)
 
     def counters(self) -> dict[str, int]:
         """Totals since these readers were made. A kind's own counters are listed even without such a source, at 0."""

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from scentd.config.sections import Source
 from scentd.errors import ScentdError
-from scentd.model import Sample, SecurityEvent
+from scentd.model import EventReport, Sample, SecurityEvent
 from scentd.prefix import Prefix
 
 
@@ -45,7 +45,7 @@ class Reader:
         """Close them. May be called twice."""
 
     def adopt(self, old: Reader) -> None:
-        """Take over the events of the reader that had the same claim before a reload."""
+        """Take over the events of the reader that the same source had before a reload."""
 
     def read(self, now: float) -> list[Sample]:
         """Samples dated `now`. Raises CollectError."""
@@ -54,6 +54,13 @@ class Reader:
     def events(self, now: float, monotonic: float) -> list[SecurityEvent]:
         """The security events that have not ended."""
         return []
+
+    def report(self, said: EventReport, now: float) -> tuple[SecurityEvent, bool] | None:
+        """Take what `scentd event` says at `now`: the event, and whether it begins. None: this kind takes no reports.
+
+        Raises CollectError.
+        """
+        return None
 
 
 class SourceKind(NamedTuple):

@@ -10,8 +10,8 @@ from dataclasses import replace
 from scentd.bus.local import LocalBus
 from scentd.collect.readers import Readers
 from scentd.config.sections import Config, Network
-from scentd.errors import ScentdError
-from scentd.model import Notice, Samples, SecurityEvent
+from scentd.errors import HostError, ScentdError
+from scentd.model import SCHEMA, EventReport, Notice, Samples, SecurityEvent
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,19 @@ class CollectorRole:
     async def stop(self) -> None:
         for collector in self._collectors.values():
             await collector.stop()
+
+    def report(self, said: EventReport) -> dict[str, object]:
+        """Take what `scentd event` says, and say what became of it. Raises HostError, CollectError."""
+        if said.network not in self._collectors:
+            known = ", ".join(self._collectors) or "none"
+            raise HostError(f"no network {said.network!r} has sources here; those that have: {known}")
+        taken = self._collectors[said.network].readers.report(said, time.time())
+        if taken is None:
+            way_out = 'give it a [[network.source]] with kind = "event"'
+            raise HostError(f"network {said.network} takes no reports; {way_out}")
+        event, begins = taken
+        fields = {"network": said.network, "kind": event.kind, "node": event.node, "severity": event.severity}
+        return {"schema": SCHEMA, **fields, "until": event.until, "begins": begins}
 
     def counters(self, network: str) -> dict[str, int]:
         """The counters of a network's sources on this host."""
@@ -113,7 +126,8 @@ class NetworkCollector:
         )
 
     def _on_alarm(self, event: SecurityEvent) -> None:
-        self._bus.publish(Notice("alarm", {"network": self.network.name, "kind": event.kind, "node": event.node}))
+        told = {"kind": event.kind, "node": event.node, "severity": event.severity, "detail": event.detail}
+        self._bus.publish(Notice("alarm", {"network": self.network.name, **told}))
         samples = self._newest.samples if self._newest is not None else ()
         self._publish(replace(self._without_readings(), samples=samples, alarm=True))
 
