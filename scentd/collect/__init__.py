@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from scentd.collect.bandwidth import BandwidthReader, BandwidthSource
+from scentd.collect.clamav import ClamavReader, ClamavSource
 from scentd.collect.cpu import CpuReader, CpuSource
 from scentd.collect.eve import EveReader, EveSource
 from scentd.collect.event import ReportedReader, ReportedSource
 from scentd.collect.memory import MemoryReader, MemorySource
 from scentd.collect.prometheus import PrometheusReader, PrometheusSource
 from scentd.collect.source import SourceKind
+from scentd.collect.sshd import SshdReader, SshdSource
 from scentd.collect.tcp import TcpReader, TcpSource
 
 SOURCES: dict[str, SourceKind] = {
@@ -18,5 +20,7 @@ SOURCES: dict[str, SourceKind] = {
     "tcp": SourceKind(TcpSource, TcpReader),
     "eve": SourceKind(EveSource, EveReader),
     "event": SourceKind(ReportedSource, ReportedReader),
+    "sshd": SourceKind(SshdSource, SshdReader),
+    "clamav": SourceKind(ClamavSource, ClamavReader),
     "prometheus": SourceKind(PrometheusSource, PrometheusReader),
 }
