@@ -7,6 +7,7 @@ import logging
 import time
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -14,7 +15,10 @@ from scentd.collect.lines import Input, Lines
 
 RETRY = 5.0  # seconds
 CHUNK = 64 * 1024  # bytes
-ARGV = ("journalctl", "--follow", "--no-tail", "--quiet", "--output=json", "--output-fields=MESSAGE")
+MACHINE = Path("/etc/machine-id")
+# --follow alone means this boot, whose id may be another one in a sandbox in a container than journald's; --merge means
+# any boot, and machines whose journals are kept here, which a match leaves out (journalctl.c, as of systemd 252).
+ARGV = ("journalctl", "--follow", "--merge", "--no-tail", "--quiet", "--output=json", "--output-fields=MESSAGE")
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +63,7 @@ class Journal(Input):
             try:
                 await self._follow()
             except OSError as error:
-                self._problem = f"journalctl: {error.strerror}; install systemd, or set the source's file"
+                self._problem = f"{error.filename}: {error.strerror}; install systemd, or set the source's file"
             except Exception:  # a defect: log it, and go on with a new child
                 log.exception("the journal's entries could not be read; please report it")
             self.counters["restarts"] += 1
@@ -67,7 +71,8 @@ class Journal(Input):
 
     async def _follow(self) -> None:
         """Until journalctl ends. Raises OSError if it cannot be started."""
-        argv = (*ARGV, f"--since=@{self._since:.6f}", *self._matches)
+        machine = f"_MACHINE_ID={MACHINE.read_text().strip()}"
+        argv = (*ARGV, f"--since=@{self._since:.6f}", machine, *self._matches)
         process = await asyncio.create_subprocess_exec(*argv, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT)
         lives = asyncio.get_running_loop().call_later(RETRY, self._works)
         try:

@@ -25,6 +25,8 @@ def program(tmp_path, monkeypatch):
         return path
 
     monkeypatch.setattr(journal, "RETRY", 0.1)
+    (tmp_path / "machine-id").write_text("0123\n")
+    monkeypatch.setattr(journal, "MACHINE", tmp_path / "machine-id")
     return make
 
 
@@ -64,7 +66,7 @@ def test_messages_come_as_they_were_written(program, tmp_path):
         assert made.counters == {"too_long": 0, "bad_entry": 3, "restarts": 0}
         assert made.problem == ""
         argv = (tmp_path / "argv").read_text().split()
-        assert argv[-2:] == ["_UID=0", "_COMM=sshd"]
+        assert argv[-3:] == ["_MACHINE_ID=0123", "_UID=0", "_COMM=sshd"]
         (since,) = [float(word.removeprefix("--since=@")) for word in argv if word.startswith("--since")]
         assert abs(since - before) < 10
 
@@ -86,7 +88,8 @@ def test_a_journalctl_that_ends_is_told_and_started_again(program, tmp_path):
     assert path.exists()
 
 
-def test_without_journalctl(monkeypatch):
+def test_without_journalctl(program, monkeypatch):
+    program("exit 0")
     monkeypatch.setenv("PATH", "/nowhere")
 
     async def story(made, _):

@@ -269,7 +269,8 @@ def test_each_line_comes_at_once_on_a_thread_of_its_own(path, monkeypatch):
             append(path, b"%d\n" % i)
             await taken.next(i + 1)
             await asyncio.sleep(0.02)  # it waits again
-        rotate(path)
+        path.rename(f"{path}.1")
+        await asyncio.sleep(0.1)  # there is none of this name
         append(path, b"new\n")
         await taken.next(4)
         append(f"{path}.1", b"late\n")
