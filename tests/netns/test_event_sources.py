@@ -102,3 +102,12 @@ def test_a_reload_keeps_the_place_in_a_file(nodes):
         file.write('"stats"}\n')
     until(lambda: counters(a)["eve_lines"] == 1, f"the line that was half there (before: {taken})")
     assert counters(a)["eve_bad_json"] == 0
+
+
+def test_a_reload_may_name_another_file(nodes):
+    a, _ = nodes
+    other = a.directory / "other.json"
+    a.network["source"][0]["file"] = str(other)
+    a.reload()
+    other.write_text(json.dumps(ALERT | {"dest_ip": a.host.ipv4}) + "\n")
+    until(lambda: counters(a)["eve_alerts"] == 1, "the other file is read")
