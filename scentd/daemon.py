@@ -76,6 +76,7 @@ class Daemon:
                 "confirm": lambda _: self._reloads.confirm(),
                 "restore": lambda _: self._restore(),
                 "revoke": self._revoke,
+                "event": self._report,
             },
         )
         self._bus.subscribe(Notice, self._send_notice)
@@ -211,6 +212,12 @@ class Daemon:
         owners = ", ".join(revoke.peers_of(self.config, str(key))) or "no peer"
         log.warning("key %s of %s is %s", key, owners, "accepted again" if request.undo else "revoked")
         return await self._reloads.again()
+
+    def _report(self, request: Request) -> dict[str, object]:
+        """Take a security event. Raises ScentdError."""
+        if request.report is None:
+            raise HostError("event: the report is missing")
+        return self._collector.report(request.report)
 
     async def _on_hangup(self) -> None:
         await self._reloads.reload()

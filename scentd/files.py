@@ -17,6 +17,7 @@ WHAT = {
     "scentd-exporter.service": "the unit of the metrics over HTTP",
     "scentd.example.toml": "every setting of the configuration, with unit and default",
     "alerts.yml": "alert rules for Prometheus",
+    "fail2ban-scentd.conf": "an action of fail2ban that reports each ban",
     "suricata-disable.conf": "rules of Suricata's decoder that alert on every scent",
     "README.md": "operations: commands, procedures, alerts, what a policy may ask",
 }

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from scentd.prefix import Address, Prefix
 
@@ -42,16 +42,32 @@ class Sample:
     region: str = ""  # it is of the path to this region, and counts for nothing else
 
 
+EventKind = Literal["intrusion", "malware", "policy", "anomaly"]
+DETAIL_MAX = 200  # characters
+HOLD_MAX = 86400.0  # seconds
+
+
+class EventReport(Struct, frozen=True, forbid_unknown_fields=True):
+    """What `scentd event` says of a security event."""
+
+    network: str
+    severity: Annotated[float, Meta(gt=0.0, le=1.0)]
+    kind: EventKind = "intrusion"
+    hold: Annotated[float, Meta(gt=0.0, le=HOLD_MAX)] | None = None  # seconds; default: the source's
+    node: str = ""  # address of the affected node, "" if unknown
+    detail: Annotated[str, Meta(max_length=DETAIL_MAX)] = ""
+
+
 @dataclass(frozen=True, slots=True)
 class SecurityEvent:
     """One security event. Its severity raises the threat level until `until`."""
 
-    kind: str  # intrusion, malware, policy, anomaly
+    kind: EventKind
     severity: float  # 0.0 .. 1.0
     at: float
     until: float
     node: str = ""  # address of the affected node, "" if unknown
-    detail: str = ""  # for the log, never sent
+    detail: str = ""  # for `scentd monitor`, never sent
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from scentd import __version__, cli
+from scentd import __version__, cli, commands
 from scentd.state import key_files
 from scentd.wire import keys
 
@@ -136,12 +136,12 @@ def test_version_and_wrong_usage(capsys):
         assert out in capsys.readouterr().out
 
 
-def commands() -> list[str]:
+def command_names() -> list[str]:
     (found,) = [a for a in cli.parser()._actions if a.dest == "==SUPPRESS=="]
     return list(found.choices)
 
 
-@pytest.mark.parametrize("command", [None, *commands()])
+@pytest.mark.parametrize("command", [None, *command_names()])
 def test_help(capsys, command):
     """Every command explains itself, its options included; --json and --config stand before or behind it."""
     with pytest.raises(SystemExit) as ended:
@@ -149,7 +149,7 @@ def test_help(capsys, command):
     text = capsys.readouterr().out
     assert ended.value.code == 0
     assert "--config FILE" in text
-    assert command or all(name in text for name in commands())
+    assert command or all(name in text for name in command_names())
 
 
 def test_options_before_or_behind_the_command():
@@ -157,7 +157,7 @@ def test_options_before_or_behind_the_command():
     one = parser.parse_args(["--json", "--config", "x", "status"])
     other = parser.parse_args(["status", "--json", "--config", "x"])
     assert vars(one) == vars(other)
-    assert parser.parse_args([]).run is cli.status
+    assert parser.parse_args([]).run is commands.status
 
 
 def test_check_config_of_a_key_that_the_service_alone_has(capsys, files):

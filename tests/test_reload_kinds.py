@@ -39,6 +39,9 @@ SOURCE: dict[str, dict[str, Any]] = {  # what each kind needs
     "tcp": {},
     "probe": {"targets": ["10.2.0.1"]},
     "eve": {"socket": "/nonexistent/eve"},
+    "event": {},
+    "sshd": {},
+    "clamav": {},
     "prometheus": {"url": "http://127.0.0.1:9/", "series": "load", "full": 1.0},
 }
 ACTION: dict[str, dict[str, Any]] = {
@@ -89,6 +92,16 @@ OTHER: dict[str, Any] = {
     "eve.alarm": 0.9,
     "eve.affected": "source",
     "eve.decoder": True,
+    "event.hold": "5s",
+    "event.alarm": 0.9,
+    "sshd.hold": "5s",
+    "sshd.alarm": 0.9,
+    "sshd.file": "/nonexistent/log",
+    "sshd.failures": 7,
+    "sshd.within": "5s",
+    "clamav.hold": "5s",
+    "clamav.alarm": 0.9,
+    "clamav.file": "/nonexistent/log",
     "prometheus.url": "http://127.0.0.1:10/",
     "prometheus.series": 'load{job="x"}',
     "prometheus.full": 2.0,
@@ -117,8 +130,10 @@ OTHER: dict[str, Any] = {
 }
 # By daemons: test_reload_trial.py and netns/test_takeover.py (keys), netns/test_rotation.py
 # (next keys), roles/test_apart.py (who signs and stamps),
-# netns/test_forwarding.py (where beacons come from). `source` and `do` are the kinds below.
+# netns/test_forwarding.py (where beacons come from), netns/test_event_sources.py (a file, which stands in place of a
+# socket). `source` and `do` are the kinds below.
 ELSEWHERE = {
+    "eve.file",
     "network.key_file",
     "network.next_key_file",
     "network.sign",

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from scentd.collect.application import ApplicationReader, ApplicationSource
 from scentd.collect.bandwidth import BandwidthReader, BandwidthSource
+from scentd.collect.clamav import ClamavReader, ClamavSource
 from scentd.collect.cpu import CpuReader, CpuSource
 from scentd.collect.eve import EveReader, EveSource
+from scentd.collect.event import ReportedReader, ReportedSource
 from scentd.collect.memory import MemoryReader, MemorySource
 from scentd.collect.pressure import PressureReader, PressureSource
 from scentd.collect.probe import ProbeReader, ProbeSource
 from scentd.collect.prometheus import PrometheusReader, PrometheusSource
 from scentd.collect.source import SourceKind
+from scentd.collect.sshd import SshdReader, SshdSource
 from scentd.collect.tcp import TcpReader, TcpSource
 
 SOURCES: dict[str, SourceKind] = {
@@ -22,5 +25,8 @@ SOURCES: dict[str, SourceKind] = {
     "tcp": SourceKind(TcpSource, TcpReader),
     "probe": SourceKind(ProbeSource, ProbeReader),
     "eve": SourceKind(EveSource, EveReader),
+    "event": SourceKind(ReportedSource, ReportedReader),
+    "sshd": SourceKind(SshdSource, SshdReader),
+    "clamav": SourceKind(ClamavSource, ClamavReader),
     "prometheus": SourceKind(PrometheusSource, PrometheusReader),
 }

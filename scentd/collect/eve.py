@@ -1,29 +1,24 @@
-"""Suricata's alerts: EVE JSON lines on a unix stream socket (listen.py), to security events.
+"""Suricata's alerts: EVE JSON lines on a unix stream socket (listen.py) or in a file (tail.py), to security events.
 
 Suricata side: outputs: - eve-log: {filetype: unix_stream, filename: <socket>, types: [alert]}
-(Suricata user guide, "Eve JSON Output").
+or {filetype: regular, filename: <file>} (Suricata user guide, "Eve JSON Output").
 """
 
 from __future__ import annotations
 
-import threading
-import time
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from ipaddress import ip_address
 from typing import Literal
 
 import msgspec
 
+from scentd.collect.event_reader import EventSource, LogReader
 from scentd.collect.listen import LineListener
-from scentd.collect.source import Reader, Setting
-from scentd.config.schema import check_positive
-from scentd.config.sections import Share, Source
-from scentd.config.units import Seconds
-from scentd.model import SecurityEvent
+from scentd.collect.source import Setting
+from scentd.collect.tail import LogTail
+from scentd.model import EventKind, SecurityEvent
 from scentd.prefix import Prefix
-
-MAX_HELD = 1024  # events; a more severe event beyond it replaces the oldest of the mildest
 
 # alert.severity is the rule's priority (1 is the most severe; classification.config gives 1 to 4).
 SEVERITIES = {1: 1.0, 2: 0.7, 3: 0.4}
@@ -35,7 +30,7 @@ MILDER = {1.0: 0.7, 0.7: 0.4}  # of what the sensor has blocked; any other: MILD
 DECODER = "generic protocol command decode"
 
 # Words of classification.config's descriptions, most specific first; a description without any is an intrusion.
-KINDS = (
+KINDS: tuple[tuple[EventKind, tuple[str, ...]], ...] = (
     (
         "malware",
         ("malware", "trojan", "ransom", "exploit kit", "crypto currency", "coin mining", "command and control"),
@@ -45,25 +40,28 @@ KINDS = (
 )
 
 
-class EveSource(Source, tag_field="kind", tag="eve"):
-    """Suricata EVE lines of type alert on a unix socket that scentd listens on."""
+class EveSource(EventSource, tag_field="kind", tag="eve"):
+    """Suricata EVE lines of type alert on a unix socket that scentd listens on, or in a file."""
 
-    socket: str
-    hold: Seconds = 60.0  # how long one event keeps the threat level up
-    alarm: Share = 0.5  # an event at least this severe makes a new epoch at once
+    socket: str = ""
+    file: str = ""
     affected: Literal["either", "source"] = "either"  # the end in the network, or only if it is the source
     decoder: bool = False  # alerts of Suricata's decoder count, too
 
-    reports_events = True
-
     def mistakes(self, path: str) -> list[str]:
-        return check_positive(self, path, "hold")
+        problems = super().mistakes(path)
+        if bool(self.socket) == bool(self.file):
+            problems.append(f"{path}.socket: write either this, where scentd listens, or {path}.file, which it reads")
+        return problems
 
     def claim(self) -> str:
         return self.socket
 
     def events_node(self) -> str:
         return "" if self.affected == "source" else self.node  # who was only aimed at must not be named
+
+    def same(self) -> str:
+        return self.socket or self.file
 
 
 class Alert(msgspec.Struct):
@@ -83,139 +81,68 @@ class Record(msgspec.Struct):
 
 
 RECORD = msgspec.json.Decoder(Record)
-Held = OrderedDict[tuple[str, str], tuple[SecurityEvent, float]]  # by kind and node
 COUNTERS = (
-    "eve_lines",
-    "eve_alerts",
-    "eve_not_ours",  # neither end is the network's
-    "eve_decoder",  # of the decoder, which do not count
-    "eve_bad_json",
-    "eve_not_utf8",
-    "eve_wrong_type",
-    "eve_dropped",  # more than MAX_HELD events
+    "lines",
+    "alerts",
+    "not_ours",  # neither end is the network's
+    "decoder",  # of the decoder, which do not count
+    "bad_json",
+    "not_utf8",
+    "wrong_type",
 )
-CONNECTIONS = {"too_long": "eve_too_long", "clients": "eve_clients", "refused": "eve_refused"}  # of listen.py
 
 
-class EveReader(Reader):
-    """Listens, and keeps the events that have not ended."""
+class EveReader(LogReader):
+    """Listens or reads, and holds the events that have not ended."""
 
-    COUNTERS = (*COUNTERS, *CONNECTIONS.values())
-    polled = False
-    name = "eve"
+    COUNTERS = tuple(f"eve_{of}" for of in (*COUNTERS, "summed", "too_long", "clients", "refused"))
 
     def __init__(self, source: EveSource, setting: Setting) -> None:
-        self.alerts = Alerts(source, setting.own)
-        self._alarm = source.alarm
-        self._on_alarm = setting.on_alarm
-        self._listener = LineListener(source.socket, self.take)
-
-    async def start(self) -> None:
-        await self._listener.start()
-
-    async def close(self) -> None:
-        await self._listener.close()
-
-    def adopt(self, old: Reader) -> None:
-        assert isinstance(old, EveReader)  # of the same claim
-        self.alerts.adopt(old.alerts)
-
-    def take(self, line: bytes) -> None:
-        event = self.alerts.line(line, time.time(), time.monotonic())
-        if event is not None and event.severity >= self._alarm:
-            self._on_alarm(event)
-
-    def events(self, now: float, monotonic: float) -> list[SecurityEvent]:
-        return self.alerts.active(now, monotonic)
-
-    def counts(self) -> Mapping[str, int]:
-        connections = {name: self._listener.counters[of] for of, name in CONNECTIONS.items()}
-        return {**self.alerts.counters, **connections}
+        make_input = partial(LineListener, source.socket) if source.socket else partial(LogTail, source.file)
+        super().__init__("eve", source, setting, Alerts(source, setting.own), make_input)
 
 
 class Alerts:
-    """The events of one socket that still count, one for each kind, node and severity.
+    """What the lines of an EVE log tell.
 
-    A mild alert that repeats must not keep up the severe one that came before it,
-    so each severity has a time of its own. `at` of an event is when its line came,
-    not the line's own timestamp: a sensor with a wrong clock cannot hold an alarm up.
+    `at` of an event is when its line came, not the line's own timestamp: a sensor with a wrong clock cannot hold an
+    alarm up.
     """
 
     def __init__(self, source: EveSource, own: Sequence[Prefix]) -> None:
         self._source = source
         self._own = own
-        # Mildest first. Each holds (event, monotonic end) in the order of their ends, as all are held equally long.
-        self._held: dict[float, Held] = {severity: OrderedDict() for severity in (MILDEST, 0.4, 0.7, 1.0)}
-        self._lock = threading.Lock()  # the loop's thread adds lines, another thread calls active()
         self.counters = dict.fromkeys(COUNTERS, 0)
 
-    def line(self, line: bytes, now: float, monotonic: float) -> SecurityEvent | None:
-        """Take one line and return its event. None without an event, or if it only prolongs one that is held."""
-        self.counters["eve_lines"] += 1
+    def event(self, line: bytes, now: float, monotonic: float = 0.0) -> SecurityEvent | None:
+        """The event of one line; None if it is no alert that counts."""
+        self.counters["lines"] += 1
         record = self._record(line)
         if record is None or record.event_type != "alert":
             return None
         if record.alert is None or record.alert.severity < 1:
-            self.counters["eve_wrong_type"] += 1
+            self.counters["wrong_type"] += 1
             return None
         if not self._source.decoder and (record.alert.category or "").strip().lower() == DECODER:
-            self.counters["eve_decoder"] += 1
+            self.counters["decoder"] += 1
             return None
         node = affected(record, self._own, self._source.affected == "source")
         if node is None:
-            self.counters["eve_not_ours"] += 1
+            self.counters["not_ours"] += 1
             return None
-        self.counters["eve_alerts"] += 1
-        with self._lock:
-            return self._hold(event(record.alert, node, now, self._source.hold), monotonic)
-
-    def active(self, now: float, monotonic: float) -> list[SecurityEvent]:
-        """Events that have ended by neither clock: a wall clock set back does not hold them up."""
-        with self._lock:
-            return [e for held in self._held.values() for e, end in held.values() if e.until > now and end > monotonic]
-
-    def adopt(self, other: Alerts) -> None:
-        """Take over the events that `other` holds."""
-        with other._lock:
-            copies = {severity: held.copy() for severity, held in other._held.items()}
-        with self._lock:
-            for severity, held in copies.items():
-                held.update(self._held[severity])
-                self._held[severity] = held
+        self.counters["alerts"] += 1
+        return event(record.alert, node, now, self._source.hold)
 
     def _record(self, line: bytes) -> Record | None:
         try:
             return RECORD.decode(line)
         except msgspec.ValidationError:
-            self.counters["eve_wrong_type"] += 1
+            self.counters["wrong_type"] += 1
         except UnicodeDecodeError:
-            self.counters["eve_not_utf8"] += 1
+            self.counters["not_utf8"] += 1
         except (msgspec.DecodeError, RecursionError):
-            self.counters["eve_bad_json"] += 1
+            self.counters["bad_json"] += 1
         return None
-
-    def _hold(self, new: SecurityEvent, monotonic: float) -> SecurityEvent | None:
-        held = self._held[new.severity]
-        _, old_end = held.pop((new.kind, new.node), (None, monotonic))
-        if not self._make_room(new.severity, monotonic):
-            self.counters["eve_dropped"] += 1
-            return None
-        held[new.kind, new.node] = new, monotonic + self._source.hold
-        return new if old_end <= monotonic else None
-
-    def _make_room(self, severity: float, monotonic: float) -> bool:
-        """Remove ended events, or else the oldest event milder than `severity`; whether there is room then."""
-        for held in self._held.values():
-            while held and next(iter(held.values()))[1] <= monotonic:
-                held.popitem(last=False)
-        if sum(map(len, self._held.values())) < MAX_HELD:
-            return True
-        for milder, held in self._held.items():
-            if milder < severity and held:
-                held.popitem(last=False)
-                self.counters["eve_dropped"] += 1
-                return True
-        return False
 
 
 def event(alert: Alert, node: str, now: float, hold: float) -> SecurityEvent:
@@ -228,7 +155,7 @@ def event(alert: Alert, node: str, now: float, hold: float) -> SecurityEvent:
     return SecurityEvent(kind_of(category), severity, now, now + hold, node, detail)
 
 
-def kind_of(category: str) -> str:
+def kind_of(category: str) -> EventKind:
     """One of intrusion, malware, policy, anomaly."""
     text = category.lower()
     return next((kind for kind, words in KINDS if any(word in text for word in words)), "intrusion")

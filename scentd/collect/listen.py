@@ -12,44 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 from struct import Struct
 
+from scentd.collect.lines import Input, Lines
 from scentd.errors import HostError
 
-MAX_LINE = 64 * 1024  # bytes
 MAX_CLIENTS = 16  # a sensor has one connection, or one for each of its threads
 UCRED = Struct("=iII")  # pid, uid, gid (unix(7))
 
 log = logging.getLogger(__name__)
 
 
-class Lines:
-    """A byte stream to lines. Holds at most MAX_LINE bytes; a longer line is skipped up to its newline."""
-
-    def __init__(self) -> None:
-        self.too_long = 0
-        self._tail = b""
-        self._skipping = False
-
-    def feed(self, data: bytes) -> list[bytes]:
-        """The lines that `data` completes, without their newlines; empty ones are left out."""
-        lines = []
-        *complete, tail = data.split(b"\n")
-        for end in complete:
-            line, self._tail = self._tail + end, b""
-            if self._skipping:
-                self._skipping = False
-            elif len(line) > MAX_LINE:
-                self.too_long += 1
-            elif line.strip():
-                lines.append(line)
-        if not self._skipping and len(self._tail) + len(tail) > MAX_LINE:
-            self.too_long += 1
-            self._tail, self._skipping = b"", True
-        elif not self._skipping:
-            self._tail += tail
-        return lines
-
-
-class LineListener:
+class LineListener(Input):
     """One listening socket and its clients. `take` gets each line, on the loop's thread."""
 
     def __init__(self, path: str, take: Callable[[bytes], None]) -> None:

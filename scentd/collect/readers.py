@@ -16,7 +16,7 @@ from scentd.collect.source import ByteCounter, CollectError, Reader, ReaderState
 from scentd.config.regions import region_map
 from scentd.config.schema import kind_of
 from scentd.config.sections import Network, Source
-from scentd.model import Sample, SecurityEvent
+from scentd.model import EventReport, Sample, SecurityEvent
 from scentd.prefix import prefixes
 
 MAX_THREADS = 8
@@ -44,7 +44,7 @@ class Readers:
         polled = by_unique_name((source, reader) for source, reader in pairs if reader.polled)
         self._polled = {name: reader for name, (_, reader) in polled.items()}
         self._source_of = {name: source for name, (source, _) in polled.items()}
-        self._by_claim = {claim: reader for source, reader in pairs if (claim := source.claim())}
+        self._by_source = {(kind_of(source), same): reader for source, reader in pairs if (same := source.same())}
         self._patience = network.interval / 2
         self._pool = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix=f"collect-{network.name}")
         self._running: dict[str, Future[list[Sample]]] = {}
@@ -73,10 +73,10 @@ class Readers:
             await reader.close()
 
     def adopt(self, old: Readers) -> None:
-        """Take over the events of `old` for the same claims, so that a reload does not end an alarm."""
-        for claim, reader in self._by_claim.items():
-            before = old._by_claim.get(claim)
-            if type(before) is type(reader):
+        """Take over the events of the same sources of `old`, so that a reload does not end an alarm."""
+        for source, reader in self._by_source.items():
+            before = old._by_source.get(source)
+            if before is not None:
                 reader.adopt(before)
 
     def read(self, now: float) -> list[Sample]:
@@ -110,8 +110,7 @@ class Readers:
         monotonic = time.monotonic()
         told = by_unique_name((source, reader) for source, reader in self._pairs if not reader.polled)
         return [self._state(name, source, monotonic) for name, source in self._source_of.items()] + [
-            ReaderState(name, source, "failing" if (why := reader.trouble()) else "fresh", why)
-            for name, (source, reader) in told.items()
+            ReaderState(name, source, "fresh") for name, (source, _) in told.items()
         ]
 
     def _state(self, name: str, source: Source, monotonic: float) -> ReaderState:
@@ -124,6 +123,17 @@ class Readers:
         if age >= self._stale_after:
             return ReaderState(name, source, "stale", f"no answer for {age:.0f} s", age)
         return ReaderState(name, source, "suspect" if self._odd[name] else "fresh", self._odd[name], age)
+
+    def report(self, said: EventReport, now: float) -> tuple[SecurityEvent, bool] | None:
+        """Take what `scentd event` says: the event, and whether it begins. None without a source that takes reports.
+
+        Raises CollectError.
+        """
+        for source, reader in self._pairs:
+            if taken := reader.report(said, now):
+                event, begins = taken
+                return named(event, source), begins
+        return None
 
     def counters(self) -> dict[str, int]:
         """Totals since these readers were made. A kind's own counters are listed even without such a source, at 0."""

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 from scentd.config.sections import Source
 from scentd.errors import ScentdError
-from scentd.model import Sample, SecurityEvent, SourceState
+from scentd.model import EventReport, Sample, SecurityEvent, SourceState
 from scentd.prefix import Prefix, PrefixMap
 
 
@@ -62,19 +62,22 @@ class Reader:
         """Close them. May be called twice."""
 
     def adopt(self, old: Reader) -> None:
-        """Take over the events of the reader that had the same claim before a reload."""
+        """Take over the events of the reader that the same source had before a reload."""
 
     def read(self, now: float) -> list[Sample]:
         """Samples dated `now`. Raises CollectError."""
         return []
 
-    def trouble(self) -> str:
-        """Why a reader that is not polled does not work just now; "" if it does."""
-        return ""
-
     def events(self, now: float, monotonic: float) -> list[SecurityEvent]:
         """The security events that have not ended."""
         return []
+
+    def report(self, said: EventReport, now: float) -> tuple[SecurityEvent, bool] | None:
+        """Take what `scentd event` says at `now`: the event, and whether it begins. None: this kind takes no reports.
+
+        Raises CollectError.
+        """
+        return None
 
 
 class ReaderState(NamedTuple):

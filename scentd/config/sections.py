@@ -126,6 +126,10 @@ class Source(Table, kw_only=True):
         """A name that no other source of this host may use, such as a socket's path; "" for none."""
         return ""
 
+    def same(self) -> str:
+        """By which a reload knows this source of the network again, so that its events go on; "" for not at all."""
+        return self.claim()
+
 
 class Network(Table):
     """One network of ours: its identity, and the duties of this host for it.

@@ -15,8 +15,8 @@ from scentd.config.schema import kind_of
 from scentd.config.sections import Config, Network
 from scentd.control.status import PrometheusServerStatus, SourceStatus
 from scentd.datapath.offload.applications import Applications
-from scentd.errors import ScentdError
-from scentd.model import Notice, Samples, SecurityEvent
+from scentd.errors import HostError, ScentdError
+from scentd.model import SCHEMA, EventReport, Notice, Samples, SecurityEvent
 from scentd.roles.server_collector import ServerCollector
 
 log = logging.getLogger(__name__)
@@ -81,6 +81,19 @@ class CollectorRole:
 
     def servers(self) -> list[PrometheusServerStatus]:
         return [server.status() for server in self._servers]
+
+    def report(self, said: EventReport) -> dict[str, object]:
+        """Take what `scentd event` says, and say what became of it. Raises HostError, CollectError."""
+        if said.network not in self._collectors:
+            known = ", ".join(self._collectors) or "none"
+            raise HostError(f"no network {said.network!r} has sources here; those that have: {known}")
+        taken = self._collectors[said.network].readers.report(said, time.time())
+        if taken is None:
+            way_out = 'give it a [[network.source]] with kind = "event"'
+            raise HostError(f"network {said.network} takes no reports; {way_out}")
+        event, begins = taken
+        fields = {"network": said.network, "kind": event.kind, "node": event.node, "severity": event.severity}
+        return {"schema": SCHEMA, **fields, "until": event.until, "begins": begins}
 
     def counters(self, network: str) -> dict[str, int]:
         """The counters of a network's sources on this host."""
@@ -160,7 +173,8 @@ class NetworkCollector:
         )
 
     def _on_alarm(self, event: SecurityEvent) -> None:
-        self._bus.publish(Notice("alarm", {"network": self.network.name, "kind": event.kind, "node": event.node}))
+        told = {"kind": event.kind, "node": event.node, "severity": event.severity, "detail": event.detail}
+        self._bus.publish(Notice("alarm", {"network": self.network.name, **told}))
         samples = self._newest.samples if self._newest is not None else ()
         self._publish(replace(self._without_readings(), samples=samples, alarm=True))
 

@@ -31,8 +31,8 @@ def opened(tmp_path):
     with bpffs(tmp_path / "bpf") as directory:
         every = Applications(str(directory / "scentd"))
 
-        def start(name, role=""):
-            source = ApplicationSource(cgroup=name, capacity=CAPACITY, role=role)
+        def start(name):
+            source = ApplicationSource(cgroup=name, capacity=CAPACITY)
             reader = ApplicationReader(source, SETTING._replace(count_bytes=every.open))
             asyncio.run(reader.start())
             readers.append(reader)
@@ -51,17 +51,17 @@ def test_the_hog_is_told_from_its_neighbour(opened):
         net.link(a, b, ipv4="10.1.0.0/24")
         for group, size, pause in ((hog, 1000, 0.001), (quiet, 100, 0.1)):
             group.start(*sending(b.ipv4, size, pause), prefix=tuple(a.argv()))
-        readers = {"db": opened(f"/{hog.name}", "db"), "web": opened(quiet.name, "web")}
+        readers = {"hog": opened(f"/{hog.name}"), "quiet": opened(quiet.name)}
         time.sleep(0.3)
         for reader in readers.values():
             assert reader.read(1.0) == []
         time.sleep(1.0)
-        samples = [sample for reader in readers.values() for sample in reader.read(2.0)]
-        levels = {(s.role, s.metric): s.value for s in samples}
-        assert {s.at for s in samples} == {2.0}
-        assert levels["db", "bandwidth_out"] == 1.0
-        assert 0.001 < levels["web", "bandwidth_out"] < 0.1
-        assert levels["db", "bandwidth_in"] < 0.2
+        samples = [(name, sample) for name, reader in readers.items() for sample in reader.read(2.0)]
+        levels = {(name, s.metric): s.value for name, s in samples}
+        assert {s.at for _, s in samples} == {2.0}
+        assert levels["hog", "bandwidth_out"] == 1.0
+        assert 0.001 < levels["quiet", "bandwidth_out"] < 0.1
+        assert levels["hog", "bandwidth_in"] < 0.2
 
 
 def test_a_service_that_stops_and_starts(opened):

@@ -8,16 +8,12 @@ import stat
 import subprocess
 import sys
 import tempfile
-import tracemalloc
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from scentd.collect import listen
 from scentd.collect.eve import EveReader, EveSource
-from scentd.collect.listen import Lines
 from scentd.collect.source import Setting
 from scentd.errors import HostError
 
@@ -78,10 +74,10 @@ def test_lines_become_events_and_severe_ones_an_alarm_on_the_loop_thread(path):
     async def use():
         _, writer = await asyncio.open_unix_connection(path)
         writer.write(MILD + ALERT[:20])
-        await until(lambda: made.alerts.counters["eve_alerts"] == 1)
+        await until(lambda: made.log.counters["alerts"] == 1)
         assert alarms == []
         writer.write(ALERT[20:] + ALERT)
-        await until(lambda: made.alerts.counters["eve_alerts"] == 3)
+        await until(lambda: made.log.counters["alerts"] == 3)
         assert [(a.severity, a.node) for a in alarms] == [(1.0, "10.0.0.7")]  # told once, though it came twice
         writer.close()
 
@@ -97,7 +93,7 @@ def test_a_line_of_ten_megabytes_costs_itself_only(path):
             writer.write(b"x" * 65536)
             await writer.drain()
         writer.write(b"\n" + ALERT)
-        await until(lambda: made.alerts.counters["eve_alerts"] == 1)
+        await until(lambda: made.log.counters["alerts"] == 1)
         assert made.counts()["eve_too_long"] == 1
         writer.close()
 
@@ -115,12 +111,12 @@ def test_clients_are_bounded_and_room_comes_back(path):
         assert made.counts()["eve_refused"] == 1
         refused.close()
         writers[0].write(ALERT)
-        await until(lambda: made.alerts.counters["eve_alerts"] == 1)
+        await until(lambda: made.log.counters["alerts"] == 1)
         writers[0].close()
-        await until(lambda: len(made._listener._clients) < listen.MAX_CLIENTS)
+        await until(lambda: len(made.input._clients) < listen.MAX_CLIENTS)
         _, again = await asyncio.open_unix_connection(path)
         again.write(ALERT)
-        await until(lambda: made.alerts.counters["eve_alerts"] == 2)
+        await until(lambda: made.log.counters["alerts"] == 2)
         for writer in (*writers, again):
             writer.close()
 
@@ -161,7 +157,7 @@ def test_a_stale_socket_of_a_killed_process_is_taken_over(path):
     async def use():
         _, writer = await asyncio.open_unix_connection(path)
         writer.write(ALERT)
-        await until(lambda: made.alerts.counters["eve_alerts"] == 1)
+        await until(lambda: made.log.counters["alerts"] == 1)
         writer.close()
 
     running(made, use)
@@ -210,7 +206,7 @@ def test_a_reload_passes_the_path_on(path, close_first):
         await old.close()
         _, writer = await asyncio.open_unix_connection(path)
         writer.write(ALERT)
-        await until(lambda: new.alerts.counters["eve_alerts"] == 1)
+        await until(lambda: new.log.counters["alerts"] == 1)
         writer.close()
         await new.close()
         assert list(path.parent.iterdir()) == []
@@ -219,32 +215,3 @@ def test_a_reload_passes_the_path_on(path, close_first):
 
 
 # --- lines
-
-
-@given(st.lists(st.binary(max_size=30).map(lambda b: b.replace(b"\n", b" ")), max_size=20), st.integers(1, 50))
-def test_lines_come_out_however_they_are_cut(lines, size):
-    stream = b"".join(b + b"\n" for b in lines) + b"unfinished"
-    splitter = Lines()
-    found = [b for at in range(0, len(stream), size) for b in splitter.feed(stream[at : at + size])]
-    assert found == [b for b in lines if b.strip()]
-
-
-def test_a_line_of_just_the_limit_passes_and_one_more_byte_does_not():
-    splitter = Lines()
-    assert splitter.feed(b"a" * listen.MAX_LINE + b"\nb\n") == [b"a" * listen.MAX_LINE, b"b"]
-    assert splitter.feed(b"a" * (listen.MAX_LINE + 1) + b"\nb\n") == [b"b"]
-    assert splitter.too_long == 1
-
-
-def test_a_line_of_ten_megabytes_is_skipped_without_being_held():
-    splitter = Lines()
-    chunk = b"x" * 65536
-    tracemalloc.start()
-    for _ in range(160):
-        assert splitter.feed(chunk) == []
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 400_000
-    assert splitter.feed(b"end\nnext\nsplit") == [b"next"]
-    assert splitter.feed(b"ted\n") == [b"splitted"]
-    assert splitter.too_long == 1

@@ -57,8 +57,8 @@ def test_what_a_cgroup_holds_is_a_share_of_its_limit():
     with Group("holds") as group:
         group.limit("memory", v1={"memory.limit_in_bytes": 200 * MIB}, v2={"memory.max": 200 * MIB})
         start(group, HOLD, "100")
-        (sample,) = MemoryReader(MemorySource(cgroup=group.name, role="vm"), SETTING).read(5.0)
-        assert sample == Sample("memory", sample.value, 5.0, role="vm")
+        (sample,) = MemoryReader(MemorySource(cgroup=group.name), SETTING).read(5.0)
+        assert sample == Sample("memory", sample.value, 5.0)
         assert 0.5 < sample.value < 0.65
 
 

@@ -13,6 +13,7 @@ import pytest
 from scentd.collect.bandwidth import BandwidthSource
 from scentd.collect.cpu import CpuSource
 from scentd.collect.eve import EveSource
+from scentd.collect.event import ReportedSource
 from scentd.collect.memory import MemorySource
 from scentd.collect.prometheus import PrometheusSource
 from scentd.collect.readers import Readers, highest_samples, named, of_source
@@ -159,8 +160,11 @@ def test_each_source_has_a_state_with_its_reason(exporter, monkeypatch):
 
 
 def test_a_source_that_is_told_is_fresh_while_it_listens(path):
-    (state,) = readers(EveSource(socket=str(path), node="db-1")).states()
-    assert (state.name, state.state, state.age, state.source.node) == ("eve_db_1", "fresh", None, "db-1")
+    made = readers(EveSource(socket=str(path), node="db-1"), ReportedSource())
+    made.read(1.0)
+    log, told = made.states()
+    assert (log.name, log.state, log.source.node) == ("eve_db_1", "fresh", "db-1")
+    assert (told.name, told.state, told.age) == ("event", "fresh", None)
 
 
 def test_a_fault_of_ours_in_one_source_is_logged_with_its_place_and_stops_no_other(exporter, caplog):
