@@ -52,9 +52,7 @@ class Group:
         self.started: list[subprocess.Popen[Any]] = []
 
     def __enter__(self) -> Group:
-        for controller, path in self.paths.items():
-            if controller == UNIFIED:
-                enable(self.versions[controller].top, path)
+        for path in self.paths.values():
             path.mkdir(exist_ok=True)  # cpu and cpuacct may be one hierarchy
         if "cpuset" in self.paths:  # v1 lets nothing in before both are set
             for file in ("cpuset.cpus", "cpuset.mems"):
@@ -86,6 +84,8 @@ class Group:
     def limit(self, controller: str, v1: Mapping[str, object], v2: Mapping[str, object]) -> None:
         unified = controller not in self.paths
         directory = self.paths[UNIFIED if unified else controller]
+        if unified:
+            enable(self.versions[UNIFIED].top, directory)
         for file, value in (v2 if unified else v1).items():
             (directory / file).write_text(str(value))
 
@@ -100,7 +100,7 @@ class Group:
 
 
 def enable(top: Path, path: Path) -> None:
-    """On a host with v2 alone a group has the files of the controllers that those above it turn on."""
+    """On a host with v2 alone those above a group turn its controllers on; then no process can be in these."""
     for above in [*reversed(path.parents)]:
         if above == top or top in above.parents:
             available = (above / "cgroup.controllers").read_text().split()
