@@ -169,18 +169,20 @@ def test_no_replay_window_after_a_restart(both, end):
     a, b = both
     a.stop()
     now = max(int(time.time()), b.epoch(a))
-    old, new = (forge.issued(a.identity, b, now + n) for n in (1, 2))
+    old, before, new = (forge.issued(a.identity, b, now + n) for n in (1, 2, 3))
     with b.socket(4) as receiver:
         to = receiver.getsockname()[:2]
-        with forge.connected(a, to) as end_, forge.connected(a, to) as captured:
-            forge.attach(captured, forge.scent(captured, to, old))
-            forge.attach(end_, forge.scent(end_, to, new))
+        with forge.connected(a, to) as end_, forge.connected(a, to) as captured, forge.connected(a, to) as late:
+            for sender, issued in ((captured, old), (late, before), (end_, new)):
+                forge.attach(sender, forge.scent(sender, to, issued))
+            assert answered(late, receiver)
             assert answered(end_, receiver)
             getattr(b, end)()
-            b.sections["verify"] = {"grace": "30s"}  # which is not for what was seen before the restart
+            b.sections["verify"] = {"grace": "30s"}  # for the epoch before the highest, as without a restart
             b.start()
             del b.sections["verify"]
-            assert b.epoch(a) == now + 2
+            assert b.epoch(a) == now + 3
+            assert answered(late, receiver)
             replayed = b.status()["rejected"]["replayed-epoch"]
             receiver.settimeout(0.3)
             captured.send(b"old")

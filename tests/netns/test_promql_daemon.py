@@ -75,7 +75,7 @@ def test_a_slow_region_is_known_from_prometheus_alone(nodes):
 
 def test_each_network_has_its_own_and_strangers_none(nodes):
     a, _, _ = nodes
-    until(lambda: level(a, network=1) == 0.5, "the mean of the two nodes that are the network's")
+    until(lambda: level(a, network=1) == 0.9, "the higher of the two nodes that are the network's")
     counters = a.status()["prometheus_servers"][0]["counters"]
     assert counters["unknown_network"] >= 1
     assert counters["foreign_node"] >= 1
