@@ -4,11 +4,13 @@
                 -300            iptables raw: what is marked goes to the queue (rules.py)
                 -299            the guard (scentd/guard/table.py), if something is to be kept closed
                 -198  judged    clears our marks, so that neither others' rules nor routing see them
+    output      -300  beacons   beside NAT: keeps NAT from what scentd itself sends
     output        49  out       to peers: marks for the stamp queues
     forward       49  across    the same for our networks' nodes, if asked for; and for the BPF stamper
     both          50            iptables security (150 with iptables-nft): what is marked goes to the queue
     output       151  sent      clears the mark
     forward      151  passed    the same
+    postrouting  101  behind    beside NAT: makes void what NAT has made wrong (rewritten.py)
 
 Verdicts are read before conntrack (-200), because nothing that restores a connection's mark can come earlier. Packets
 are stamped behind the host's own mangle, nat and filter tables, because these may rewrite marks and destinations.
@@ -30,6 +32,8 @@ from typing import NamedTuple
 from scentd.config.sections import Config, stamped_peers
 from scentd.core.closed import Range, closed, ends, merged, range_text
 from scentd.core.offload.coverage import Coverage
+from scentd.datapath.host import rewritten
+from scentd.datapath.host.rewritten import PROTOCOL, Rewrites
 from scentd.prefix import numeric
 
 NAME = "scentd_path"
@@ -37,13 +41,15 @@ NAME = "scentd_path"
 HOOKS = {
     "in": ("prerouting", -301),
     "judged": ("prerouting", -198),
+    "beacons": ("output", -300),
     "out": ("output", 49),
     "sent": ("output", 151),
     "across": ("forward", 49),
     "passed": ("forward", 151),
+    "behind": ("postrouting", 101),
 }
-SET_KINDS = ("local", "stamp", "verify")  # our networks; peers that we stamp to; peers that we verify
-PROTOCOL = {4: "ip", 6: "ip6"}
+# Our networks; peers that we stamp to; those of them whose scents bind addresses; peers that we verify.
+SET_KINDS = ("local", "stamp", "bound", "verify")
 # Neighbour discovery needs these messages, so no queue may hold them up. Only a neighbour's messages pass the verifier:
 # RFC 4861 section 7.1 requires a hop limit of 255, which no packet has after a router; RFC 2710 section 3 and RFC 3810
 # section 5 send multicast listener messages with 1.
@@ -55,6 +61,7 @@ UNQUEUED = (
 TOO_BIG = ("icmp type destination-unreachable icmp code 4", "icmpv6 type packet-too-big")
 # Packets that may hold a scent: an IPv4 header of more than five words; a Destination Options header.
 HAS_OPTIONS = ("ip hdrlength > 5", "exthdr dst exists")
+UNCHANGED = Rewrites()
 PLAIN_NAME = re.compile(r"^[A-Za-z0-9_.@-]+$")  # of an interface, as nft(8) takes it without escapes
 
 
@@ -75,9 +82,13 @@ class Selection(NamedTuple):
         return hashlib.sha256("\n".join(map(" ".join, self.rules)).encode()).hexdigest()[:16]
 
 
-def select(config: Config, served: Coverage | None = None) -> Selection:
+def select(config: Config, served: Coverage | None = None, rewrites: Rewrites = UNCHANGED) -> Selection:
     """What this configuration wants. `served`: the interfaces of the BPF programs, None without offload."""
-    rules = [*inbound_rules(config, served), *outbound_rules(config, served or Coverage())]
+    rules = [
+        *inbound_rules(config, served),
+        *outbound_rules(config, served or Coverage(), rewrites),
+        *(rewritten_rules(config, served or Coverage()) if rewrites.nat and stamped_peers(config) else ()),
+    ]
     return Selection(tuple(rules), sets(config))
 
 
@@ -86,6 +97,7 @@ def sets(config: Config) -> dict[str, tuple[Range, ...]]:
     addresses: dict[str, Iterable[str]] = {
         "local": chain.from_iterable(n.addresses for n in config.network),
         "stamp": chain.from_iterable(p.addresses for p in stamped_peers(config)),
+        "bound": chain.from_iterable(p.addresses for p in stamped_peers(config) if p.bind == "flow"),
         "verify": chain.from_iterable(p.addresses for p in config.peer if p.verify),
     }
     result: dict[str, tuple[Range, ...]] = {}
@@ -117,6 +129,7 @@ def rule_commands(selection: Selection) -> list[str]:
     digest = selection.digest
     return [
         *lines,
+        *(f"add set inet {NAME} {text}" for text in rewritten.set_commands()),
         f"flush table inet {NAME}",
         *(f'add rule inet {NAME} {rule.chain} {rule.text} comment "{digest}"' for rule in selection.rules),
     ]
@@ -167,7 +180,7 @@ def has_whole_host(config: Config) -> bool:
 # -- packets that leave ------------------------------------------------------
 
 
-def outbound_rules(config: Config, served: Coverage) -> Iterator[TableRule]:
+def outbound_rules(config: Config, served: Coverage, rewrites: Rewrites = UNCHANGED) -> Iterator[TableRule]:
     """Marks local packets to peers, and forwarded ones of our networks if configured, for the stamp queues.
 
     With the offload only those that leave by an interface without a BPF stamper.
@@ -180,7 +193,7 @@ def outbound_rules(config: Config, served: Coverage) -> Iterator[TableRule]:
             yield TableRule("out", f"{programs} accept")
         yield TableRule("out", "goto leaving")
         yield TableRule("sent", f"{is_marked(queued)} {clear_bits(queued)}")
-        yield from leaving_rules(config)
+        yield from leaving_rules(config, rewrites)
     if not config.stamp.forwarded or (served.rule_free and not programs):
         return
     sources = [f"{PROTOCOL[v]} saddr @local{v} " for v in PROTOCOL] if has_prefixes(config) else [""]
@@ -192,7 +205,7 @@ def outbound_rules(config: Config, served: Coverage) -> Iterator[TableRule]:
         yield TableRule("passed", f"{is_marked(queued)} {clear_bits(queued)}")
 
 
-def leaving_rules(config: Config) -> Iterator[TableRule]:
+def leaving_rules(config: Config, rewrites: Rewrites) -> Iterator[TableRule]:
     """For packets that leave through an interface without a program."""
     yield TableRule("leaving", "oif lo accept")
     yield TableRule("leaving", f"{is_marked(config.datapath.mark_stamped)} accept")
@@ -202,7 +215,17 @@ def leaving_rules(config: Config) -> Iterator[TableRule]:
     else:
         yield TableRule("to_peer", "goto unscented")
     yield from (TableRule("unscented", rule) for rule in UNQUEUED)
+    if rewrites.nat:
+        yield from (TableRule("unscented", rule) for rule in rewritten.known_rules())
     yield TableRule("unscented", set_bits(config.datapath.mark_queued))
+
+
+def rewritten_rules(config: Config, served: Coverage) -> Iterator[TableRule]:
+    """For a host with NAT."""
+    yield TableRule("beacons", rewritten.beacon_rule(is_marked(config.datapath.mark_stamped)))
+    if not served.rule_free:
+        prefixes_only = has_prefixes(config) and not has_whole_host(config)
+        yield from (TableRule("behind", rule) for rule in rewritten.void_rules(prefixes_only))
 
 
 def is_marked(bits: int) -> str:

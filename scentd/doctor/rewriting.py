@@ -1,0 +1,27 @@
+"""What `scentd doctor` says of packets to peers that this host rewrites behind the queue."""
+
+from __future__ import annotations
+
+from scentd.config.sections import Config, stamped_peers
+from scentd.datapath.host import rewriting
+from scentd.doctor.examine import Check
+from scentd.errors import HostError
+
+TITLE = "NAT"
+
+
+def check_nat(config: Config) -> Check:
+    """Whether source NAT keeps scents from packets to peers."""
+    if not any(peer.bind == "flow" for peer in stamped_peers(config)):
+        return Check(TITLE, "yes", "no scent of this host binds addresses")
+    try:
+        if not rewriting.read().nat:
+            return Check(TITLE, "yes", "none on this host")
+        counts = rewriting.counts()
+    except HostError as error:
+        return Check(TITLE, "warning", str(error), "run as root")
+    if not counts:
+        return Check(TITLE, "yes", "it has not changed the source of a packet to a peer")
+    found = ", ".join(f"{packets} to {address}" for address, packets in counts.most_common(10))
+    way_out = 'keep SNAT and MASQUERADE from peers, or datapath.offload = "auto", or peer.bind = "sender" at both ends'
+    return Check(TITLE, "warning", f"left without a scent, because it changes their source: {found} (packets)", way_out)
