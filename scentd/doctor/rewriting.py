@@ -7,7 +7,7 @@ from scentd.datapath.host import rewriting
 from scentd.doctor.examine import Check
 from scentd.errors import HostError
 
-TITLE = "NAT"
+TITLE, IPSEC = "NAT", "IPsec"
 
 
 def check_nat(config: Config) -> Check:
@@ -25,3 +25,18 @@ def check_nat(config: Config) -> Check:
     found = ", ".join(f"{packets} to {address}" for address, packets in counts.most_common(10))
     way_out = 'keep SNAT and MASQUERADE from peers, or datapath.offload = "auto", or peer.bind = "sender" at both ends'
     return Check(TITLE, "warning", f"left without a scent, because it changes their source: {found} (packets)", way_out)
+
+
+def check_ipsec() -> Check:
+    """Whether IPsec encrypts some of what leaves, and where the scent is then."""
+    try:
+        policies = rewriting.policies()
+    except HostError as error:
+        return Check(IPSEC, "warning", str(error), "run as root")
+    if not policies:
+        return Check(IPSEC, "yes", "no policies")
+    return Check(
+        IPSEC,
+        "yes",
+        f"{policies} policies for what leaves: the scent is outside in transport mode, inside in a tunnel",
+    )

@@ -201,7 +201,7 @@ def test_a_wrong_import_is_found(tmp_path, where, line):
     assert "BROKEN" in done.stdout
 
 
-@pytest.mark.parametrize(("argv", "said"), [([], "name one kernel image"), (["/nonexistent"], "name one kernel image")])
+@pytest.mark.parametrize(("argv", "said"), [([], "name a kernel image"), (["/nonexistent"], "name a kernel image")])
 def test_a_kernel_must_be_named(argv, said):
     done = bash(["scripts/try-kernel", *argv], cwd=ROOT)
     assert done.returncode == 2

@@ -167,8 +167,8 @@ class Host:
         return rewriting.counts() if self._installed.rewrites.nat else Counter()
 
     def has_news(self) -> bool:
-        """Whether something has appeared of which no watch tells."""
-        return self.applied and not self._installed.rewrites.nat and rewriting.has_legacy_nat()
+        """Whether something has changed of which no watch tells. Raises HostError."""
+        return self.applied and rewriting.differs(self._installed.rewrites)
 
     def _tell(self, facts: HostFacts) -> None:
         self._loop.call_soon_threadsafe(self._on_facts, facts)
@@ -243,12 +243,11 @@ def update(config: Config, offload: Offload | None, changes: Changes | None = No
             offload.attach()
         else:
             offload.follow(changes.gone, changes.links)
-    plan, served, routes_allow = routes.read_plan(config), None, False
+    plan, served, routes_allow, rewrites = routes.read_plan(config), None, False, rewriting.read()
     if offload is not None:
         offload.interfaces.prefer(plan.interfaces())
-        routes_allow = routes.may_be_rule_free(config)
+        routes_allow = may_be_rule_free(config, rewrites)
         served = restrict(offload.interfaces.cover(plan.interfaces()), routes_allow)
-    rewrites = rewriting.read()
     limits, lowered = write(config, plan, served, rewrites)
     if offload is not None:
         offload.interfaces.detach_unused()
@@ -258,6 +257,11 @@ def update(config: Config, offload: Offload | None, changes: Changes | None = No
 
 def texts(addresses: Iterable[tuple[int, str]]) -> tuple[str, ...]:
     return tuple(sorted({address for _, address in addresses}))
+
+
+def may_be_rule_free(config: Config, rewrites: Rewrites) -> bool:
+    """Whether nothing needs the queue; what leaves encrypted in a tunnel does."""
+    return not rewrites.ipsec and routes.may_be_rule_free(config)
 
 
 def restrict(served: Coverage, routes_allow: bool) -> Coverage:
@@ -301,7 +305,7 @@ def current_served(config: Config) -> Coverage | None:
     """The interfaces that a daemon's programs serve now; None without programs."""
     plan = routes.read_plan(config)
     served = read_served(config.datapath.pin_dir, plan.interfaces())
-    return None if served is None else restrict(served, routes.may_be_rule_free(config))
+    return None if served is None else restrict(served, may_be_rule_free(config, rewriting.read()))
 
 
 def show(config: Config) -> str:

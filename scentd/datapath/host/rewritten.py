@@ -44,6 +44,7 @@ class Rewrites(NamedTuple):
     """What rewrites packets on this host behind the queue."""
 
     nat: bool = False
+    ipsec: bool = False  # it has policies for what leaves
 
 
 def set_commands() -> list[str]:

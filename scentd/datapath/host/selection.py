@@ -34,6 +34,7 @@ from scentd.core.closed import Range, closed, ends, merged, range_text
 from scentd.core.offload.coverage import Coverage
 from scentd.datapath.host import rewritten
 from scentd.datapath.host.rewritten import PROTOCOL, Rewrites
+from scentd.guard.table import DECRYPTED
 from scentd.prefix import numeric
 
 NAME = "scentd_path"
@@ -62,6 +63,9 @@ TOO_BIG = ("icmp type destination-unreachable icmp code 4", "icmpv6 type packet-
 # Packets that may hold a scent: an IPv4 header of more than five words; a Destination Options header.
 HAS_OPTIONS = ("ip hdrlength > 5", "exthdr dst exists")
 UNCHANGED = Rewrites()
+# Packets that IPsec will encrypt. Transport mode keeps their addresses, so they are stamped when they come by again,
+# encrypted. A tunnel's have others' addresses, so what is inside is stamped; no program sees that where it leaves.
+TO_ENCRYPT = ("ipsec out ip daddr != 255.255.255.255 goto leaving", "ipsec out ip6 daddr != :: goto leaving")
 PLAIN_NAME = re.compile(r"^[A-Za-z0-9_.@-]+$")  # of an interface, as nft(8) takes it without escapes
 
 
@@ -150,6 +154,8 @@ def inbound_rules(config: Config, served: Coverage | None) -> Iterator[TableRule
         yield TableRule("in", f"{is_marked(verified)} {clear}accept")
     yield TableRule("in", "iif lo accept")
     yield TableRule("in", "meta iifkind vrf accept")  # the second time that these packets come by
+    yield TableRule("in", "meta ipsec exists jump decrypted")
+    yield from (TableRule("decrypted", rule) for rule in DECRYPTED)
     yield from (TableRule("in", f"{match} goto ours") for match in destinations(config))
     yield from (TableRule("ours", rule) for rule in UNQUEUED)
     sources = (f"{PROTOCOL[version]} saddr @verify{version}" for version in PROTOCOL)
@@ -189,15 +195,20 @@ def outbound_rules(config: Config, served: Coverage, rewrites: Rewrites = UNCHAN
     names = [name for name in served.stamping if PLAIN_NAME.match(name)]
     programs = f"oifname {{ {', '.join(map(quoted, names))} }}" if names else ""
     if not served.rule_free:
+        yield TableRule("out", "meta oifkind vrf accept")  # these packets come by again, with their interface
+        yield TableRule("out", "rt ipsec exists goto to_encrypt")
         if programs:
             yield TableRule("out", f"{programs} accept")
         yield TableRule("out", "goto leaving")
         yield TableRule("sent", f"{is_marked(queued)} {clear_bits(queued)}")
+        yield from (TableRule("to_encrypt", rule) for rule in TO_ENCRYPT)
         yield from leaving_rules(config, rewrites)
     if not config.stamp.forwarded or (served.rule_free and not programs):
         return
     sources = [f"{PROTOCOL[v]} saddr @local{v} " for v in PROTOCOL] if has_prefixes(config) else [""]
     yield from (TableRule("across", f"{source}goto forwarded") for source in sources)
+    if not served.rule_free:
+        yield TableRule("forwarded", "rt ipsec exists goto to_encrypt")
     if programs:  # the program sees the source only after NAT
         yield TableRule("forwarded", f"{programs} {set_bits(config.datapath.mark_stamped)} accept")
     if not served.rule_free:

@@ -8,6 +8,7 @@ import pytest
 from topology import Host, Topology
 
 from scentd.datapath.host import rewriting
+from scentd.datapath.host.rewritten import Rewrites
 
 pytestmark = pytest.mark.netns
 
@@ -23,6 +24,17 @@ def test_no_nat(host: Host):
     host.run("iptables-legacy", "-w", "-A", "OUTPUT", "-j", "ACCEPT")
     assert not host.call(rewriting.read).nat
     assert host.call(rewriting.counts) == Counter()
+
+
+def test_ipsec(host: Host):
+    assert not host.call(rewriting.read).ipsec
+    policy = "ip xfrm policy add src 10.1.0.1 dst 10.1.0.2 dir {} tmpl proto esp mode transport"
+    host.run(*policy.format("in").split())
+    assert not host.call(rewriting.read).ipsec
+    host.run(*policy.format("out").split())
+    assert host.call(rewriting.read).ipsec
+    assert host.call(rewriting.differs, Rewrites())
+    assert not host.call(rewriting.differs, Rewrites(ipsec=True))
 
 
 @pytest.mark.parametrize(
