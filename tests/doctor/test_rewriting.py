@@ -40,5 +40,5 @@ def test_nat_and_what_it_has_spoilt(host):
 
 def test_ipsec(host):
     assert host.call(check_ipsec).found == "no policies"
-    host.run(*"ip xfrm policy add src 10.1.0.1 dst 10.1.0.2 dir out tmpl proto esp mode transport".split())
+    host.ip("xfrm policy add src 10.1.0.1 dst 10.1.0.2 dir out tmpl proto esp mode transport")
     assert host.call(check_ipsec).found.startswith("1 policies for what leaves")
