@@ -38,5 +38,6 @@ def check_ipsec() -> Check:
     return Check(
         IPSEC,
         "yes",
-        f"{policies} policies for what leaves: the scent is outside in transport mode, inside in a tunnel",
+        f"{policies} policies for what leaves: in transport mode the scent is outside, in a tunnel inside IPv4, and "
+        "IPv6 there has none",
     )
