@@ -10,18 +10,29 @@ import errno
 import logging
 import os
 import socket
+import time
+from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
+from struct import pack_into
 
 from scentd.config.sections import Config, Peer, stamped_peers
 from scentd.core.packet import stamp
 from scentd.core.pairs import Pair
+from scentd.errors import HostError
 from scentd.model import Outgoing
+from scentd.system import rtnetlink
 from scentd.wire import ip, layout
 from scentd.wire.carrier import ipv4_option, ipv6_header
 
 log = logging.getLogger(__name__)
 
 NOBODY = "nobody listens there; does scentd run at that end, and verify?"
+VRF_SECONDS = 10.0  # how long their names are believed: peers without a way are tried in every interval
+# No route, no such address here, or (by us, without a number) an address that is not the network's.
+NO_WAY = (None, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL)
+# linux/xfrm.h: struct xfrm_userpolicy_info, whose zeros mean "allow, without a transformation".
+_POLICY_SIZE, _POLICY_FAMILY_AT, _POLICY_DIRECTION_AT, _POLICY_OUT = 168, 40, 160, 1
+_XFRM_POLICY = {socket.AF_INET: (socket.IPPROTO_IP, 17), socket.AF_INET6: (socket.IPPROTO_IPV6, 35)}
 _IPV6_DSTOPTS = 59  # linux/in6.h
 _SO_MARK = 36
 
@@ -39,6 +50,21 @@ def peers_without_endpoint(config: Config) -> list[Peer]:
     return [p for p in stamped_peers(config) if not endpoints(p)]
 
 
+def leave_unencrypted(end: socket.socket) -> None:
+    """Give the socket an IPsec policy of its own that encrypts nothing.
+
+    IPsec would change the packet to which the tag belongs: in transport mode another protocol is behind the scent.
+    """
+    policy = bytearray(_POLICY_SIZE)
+    pack_into("=H", policy, _POLICY_FAMILY_AT, end.family)
+    policy[_POLICY_DIRECTION_AT] = _POLICY_OUT
+    try:
+        end.setsockopt(*_XFRM_POLICY[end.family], policy)
+    except OSError as error:
+        if error.errno not in (errno.ENOPROTOOPT, errno.EOPNOTSUPP):  # a kernel without IPsec
+            raise
+
+
 class Beacons:
     """Sends beacons; counts the beacons sent and the endpoints that failed."""
 
@@ -46,23 +72,56 @@ class Beacons:
         self._mark = mark
         self.sent = 0
         self.failed = 0
+        self._vrfs: list[str] = []
+        self._look_again_at = 0.0  # monotonic
         self._warned: dict[tuple[str, str], str] = {}  # peer and address -> the reason that was told last
 
     def send(self, pair: Pair, outgoing: Outgoing, missing: list[int]) -> None:
         """Send the missing fragments to the first endpoint that can be reached."""
         for address in endpoints(pair.peer):
-            try:
-                self._send(pair, outgoing, missing, address)
+            error = self._send_by_any_way(pair, outgoing, missing, address)
+            if error is None:
                 return
-            except OSError as error:
-                self.failed += 1
-                self._warn(pair, address, str(error))
+            self.failed += 1
+            self._warn(pair, address, str(error))
 
-    def _send(self, pair: Pair, outgoing: Outgoing, missing: list[int], address: str) -> None:
+    def _send_by_any_way(
+        self, pair: Pair, outgoing: Outgoing, missing: list[int], address: str
+    ) -> OSError | HostError | None:
+        """Send by the host's routes or, if these have no way from an address of the network, by a VRF's.
+
+        Return None, or why the host's routes have none.
+        """
+        reason: OSError | HostError | None = None
+        try:
+            for device in self._ways():
+                try:
+                    self._send(pair, outgoing, missing, address, device)
+                    return None
+                except OSError as error:
+                    reason = reason or error
+                    if error.errno not in NO_WAY:
+                        break
+        except HostError as error:
+            reason = reason or error
+        return reason
+
+    def _ways(self) -> Iterator[str]:
+        """The host's own routes, then each VRF by its device. Raises HostError."""
+        yield ""
+        now = time.monotonic()
+        if now >= self._look_again_at:
+            self._look_again_at, self._vrfs = now + VRF_SECONDS, rtnetlink.names_of_kind("vrf")
+        yield from self._vrfs
+
+    def _send(self, pair: Pair, outgoing: Outgoing, missing: list[int], address: str, device: str) -> None:
         version = ip_address(address).version
         family = socket.AF_INET if version == 4 else socket.AF_INET6
         with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as end:
             end.setsockopt(socket.SOL_SOCKET, _SO_MARK, self._mark)
+            leave_unencrypted(end)
+            if device:
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode() + b"\0")
             for source in pair.network.beacon_source:
                 if ip_address(source).version == version:
                     end.bind((source, 0))

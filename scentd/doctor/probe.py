@@ -137,10 +137,10 @@ def redirect_rules() -> Finding:
     """Install and remove the whole rule set of a gateway with one peer, as the daemon does."""
     from scentd.core.offload.coverage import Coverage
     from scentd.datapath.family import families
-    from scentd.datapath.host import iptables, path_table, rules, selection
+    from scentd.datapath.host import iptables, path_table, rewritten, rules, selection
 
     sample = sample_config()
-    want = selection.select(sample, Coverage(stamping=("lo",)))
+    want = selection.select(sample, Coverage(stamping=("lo",)), rewritten.Rewrites(nat=True))
     rules.apply(sample)
     path_table.apply(want)
     installed = sum(

@@ -24,6 +24,7 @@ from scentd.datapath.host import bypass
 from scentd.datapath.offload import interfaces, pins
 from scentd.doctor import examine, marks, sandbox
 from scentd.doctor.examine import Check, Ok
+from scentd.doctor.rewriting import check_ipsec, check_nat
 from scentd.doctor.routing import check_routing
 from scentd.errors import ConfigError, HostError, ScentdError
 from scentd.kinds import load_config
@@ -60,8 +61,13 @@ def checks(config_path: str | None = None) -> list[Check]:
         *([] if datapath.offload == "off" else [check_pin_dir(datapath.pin_dir)]),
         marks.check_marks(datapath),
         *(check_daemon(daemon.control_socket) or sandbox.checks()),
-        *([] if loaded is None else [check_routing(loaded), check_lockout(loaded), *check_carried(loaded)]),
+        *(() if loaded is None else of_configuration(loaded)),
     ]
+
+
+def of_configuration(config: Config) -> list[Check]:
+    """Whether this host is as the configuration needs it."""
+    return [check_routing(config), check_nat(config), check_ipsec(), check_lockout(config), *check_carried(config)]
 
 
 def run(json_output: bool, config_path: str | None, here: bool = False) -> int:

@@ -29,7 +29,11 @@ ALWAYS = (
     "icmpv6 type packet-too-big accept",
     "udp sport { 67, 68 } udp dport { 67, 68 } accept",
     "udp sport { 546, 547 } udp dport { 546, 547 } accept",
+    "meta ipsec exists jump decrypted",
 )
+# What IPsec's transport mode has decrypted had the same addresses before, and was judged then. Behind a tunnel the
+# addresses are others'. Only a tunnel's packets have the addresses that `ipsec in` looks for.
+DECRYPTED = ("ipsec in ip saddr != 255.255.255.255 return", "ipsec in ip6 saddr != :: return", "accept")
 
 
 def create(name: str, closed: Closed, verifying: bool) -> str:
@@ -56,7 +60,9 @@ def update(name: str, closed: Closed | None, verifying: bool) -> str:
     for version in (4, 6):
         if ranges := [range_text(r) for r in closed.strict if r[0] == version]:
             commands.append(f"add element inet {name} strict{version} {{ {', '.join(ranges)} }}")
-    rules = [("guard", rule) for rule in guard_rules(closed, "ours")]
+    commands.append(f"add chain inet {name} decrypted")
+    rules = [("decrypted", rule) for rule in DECRYPTED]
+    rules += [("guard", rule) for rule in guard_rules(closed, "ours")]
     rules += [("ours", rule) for rule in destination_rules(closed, "unverified")]
     if not verifying:
         rules += [("unverified", exception_rule(e)) for e in closed.exceptions]

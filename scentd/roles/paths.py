@@ -33,6 +33,7 @@ from scentd.roles.guard_link import GuardLink
 from scentd.roles.leap_keeper import LeapKeeper
 from scentd.roles.overload_log import OverloadLog
 from scentd.roles.refusal_log import RefusalLog
+from scentd.roles.rewrite_counts import RewriteCounts
 from scentd.roles.traffic import Outcomes, Traffic
 from scentd.roles.verifier import VerifierRole
 from scentd.state.epochs import Epochs
@@ -74,6 +75,7 @@ class Paths:
         self._overload = OverloadLog()
         self._refusals = RefusalLog()
         self.traffic = Traffic()
+        self._rewritten = RewriteCounts(self.traffic)
         self.rules_why_not = ""  # what the last look at the host could not mend
         self.uncovered: list[str] = []  # addresses of this host that no network has
         self._leaps = LeapKeeper()
@@ -107,16 +109,15 @@ class Paths:
 
         Tables and profiles come before the rules: packets must meet them.
         """
-        assert self._host is not None  # start() comes first
         first = self._pairs is None
         self._config, self._pairs, self._epochs = config, pairs, epochs
         self.traffic.configure(pairs)
         self._leaps.configure(config, pairs, epochs)
-        between = in_both(self.guard.closed, closed(config))
-        if not first and between != self.guard.closed:
+        if not first and (between := in_both(self.guard.closed, closed(config))) != self.guard.closed:
             await self.guard.order(between)
         if first:  # a killed daemon's rules may exist already
             self._facts = await asyncio.to_thread(host.read_facts, config)
+            await self._rewritten.begin()
         await self._publish()
         if first:
             self._resume()
@@ -127,8 +128,7 @@ class Paths:
 
     def _must_wait(self) -> bool:
         assert self._pairs is not None  # install() sets it
-        stamps = any(pair.stamps for pair in self._pairs.all)
-        return stamps and self.offload is not None and self.offload.must_wait()
+        return any(p.stamps for p in self._pairs.all) and self.offload is not None and self.offload.must_wait()
 
     async def _apply(self) -> None:
         assert self._host is not None  # start() comes first
@@ -200,6 +200,8 @@ class Paths:
             await self._publish()
         if self._host is not None and self._host.applied:
             await self.guard.look()
+            if await self._rewritten.look(self._host):
+                await self.check(removal=True)
         await self._look_at_epochs()
         self._overload.look(self.workers.counters())
         refused = self._look_at_programs(self.offload) if self.offload is not None else Counter()
@@ -246,7 +248,7 @@ class Paths:
 
     def counters(self) -> Counter[str]:
         """Totals of all paths since the daemon's start."""
-        totals = self.workers.counters()
+        totals = self.workers.counters() + self._rewritten.totals
         if self.offload is not None:
             totals.update(self.offload.counts.totals())
         return totals

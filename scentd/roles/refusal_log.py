@@ -39,6 +39,8 @@ UNSTAMPED = {
     "too-big": "they exceed the path's MTU with a scent: lower the MTU of what sends them",
     "ipv6-fragment": "IPv6 fragments: peer.stamp_ipv6_fragments, if the peer can take them",
     "malformed": "whatever sends them sends no valid IP",
+    "translated": "this host's NAT changes their source behind the queue: keep SNAT and MASQUERADE from peers, let the "
+    'offload stamp them, or set peer.bind = "sender" at both ends',
     "masqueraded": "forwarded under an address of this host, and no rule of ours saw whose they are: if they are our "
     "network's, keep packets to peers out of nftables flow tables",
 }

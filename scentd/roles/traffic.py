@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from ipaddress import ip_address
 from typing import NamedTuple
 
 from scentd.control import packet_counts
@@ -11,6 +12,7 @@ from scentd.control.status import PeerTraffic
 from scentd.core.pairs import Pairs, carrier_name
 from scentd.datapath.offload.counts import PairCounts
 from scentd.datapath.queue.link import WorkerReport
+from scentd.prefix import PrefixMap
 
 Outcomes = dict[str, Counter[str]]  # packets by peer and outcome
 
@@ -32,15 +34,23 @@ class Traffic:
         self._carriers: dict[str, list[str]] = {}
         self._accepted_at: dict[str, float] = {}
         self._seen: dict[str, SeenEpoch] = {}
+        self._by_address: PrefixMap[int] = PrefixMap()  # any pair of the peer
 
     def configure(self, pairs: Pairs) -> None:
         self._peers |= {pair.number: pair.peer.name for pair in pairs.all}
+        self._by_address = PrefixMap((a, p.number) for p in pairs.all if p.stamps for a in p.peer.addresses)
         self._carriers = {p.name: [carrier_name(p, version) for version in (4, 6)] for p in pairs.config.peer}
 
     def take_report(self, report: WorkerReport, now: float) -> None:
         self._queued.update({(pair, outcome): packets for pair, outcome, packets in report.of_pairs})
         self.accepted_from(report.nodes, now)
         self.take_refused({pair: (now, epoch) for pair, epoch in report.refused_epochs.items()})
+
+    def take_outcome(self, address: str, outcome: str, packets: int) -> None:
+        """More packets of the peer with this address."""
+        pair = self._by_address.get(ip_address(address).packed)
+        if pair is not None:
+            self._queued[pair, outcome] += packets
 
     def take_refused(self, epochs: Mapping[int, tuple[float, int]]) -> None:
         """(when it came, the epoch) of the last packet of a peer that was refused for its epoch, by pair."""

@@ -100,6 +100,16 @@ class Nftables:
                 return None
             raise
 
+    def elements(self, table: str, name: str, family: str = "inet") -> list[Any]:
+        """The elements of a set; none if there is no such set. Raises HostError."""
+        try:
+            listed = self.run([{"list": {"set": {"family": family, "table": table, "name": name}}}])
+        except HostError as error:
+            if MISSING in str(error):
+                return []
+            raise
+        return next((item["set"].get("elem", []) for item in listed if "set" in item), [])
+
     def text(self, name: str, family: str = "inet") -> str:
         """A table as nft(8) prints it, "" if there is none. Raises HostError."""
         try:

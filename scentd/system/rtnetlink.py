@@ -224,6 +224,16 @@ def links() -> dict[int, LinkMessage]:
     return {LINK.unpack_from(answer)[2]: LinkMessage(answer) for found in dump(RTM_GETLINK, [body]) for answer in found}
 
 
+def names_of_kind(kind: str) -> list[str]:
+    """The names of all interfaces of a kind such as "vrf", sorted. Raises HostError."""
+    wanted = attribute(KNOWN["IFLA_LINKINFO"][0], attribute(KNOWN["IFLA_INFO_KIND"][0], kind.encode() + b"\0"))
+    body = LINK.pack(0, 0, 0, 0, 0) + attribute(IFLA_EXT_MASK, pack("=I", SKIP_STATS)) + wanted
+    found = [LinkMessage(answer) for answers in dump(RTM_GETLINK, [body]) for answer in answers]
+    infos = [(link.get_attr("IFLA_IFNAME"), link.get_attr("IFLA_LINKINFO")) for link in found]
+    # A kernel that does not know the kind gives all interfaces.
+    return sorted(name for name, info in infos if info and info.get_attr("IFLA_INFO_KIND") == kind)
+
+
 def address_of(body: bytes) -> Address | None:
     """The address of a message about an address."""
     found = attributes(body, ADDRESS.size)

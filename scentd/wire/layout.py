@@ -105,6 +105,7 @@ UNSTAMPED_HEADERS = 5
 UNSTAMPED_ALREADY = 6
 UNSTAMPED_MALFORMED = 7
 UNSTAMPED_MASQUERADED = 8
+UNSTAMPED_TRANSLATED = 9
 UNSTAMPED = {
     0: "no-profile",
     1: "not-a-peer",
@@ -115,6 +116,7 @@ UNSTAMPED = {
     6: "already",
     7: "malformed",
     8: "masqueraded",
+    9: "translated",
 }
 
 PROFILE_ERROR_LENGTH = 0

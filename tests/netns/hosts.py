@@ -32,8 +32,8 @@ from scentd.state import key_files
 from scentd.wire import keys
 
 ROOT = Path(__file__).resolve().parents[2]
-# Seconds that a condition may take on a busy machine; more of them in an emulator (scripts/soak).
-PATIENCE = 15.0 * float(os.environ.get("SCENTD_TEST_PATIENCE", "1"))
+SLOWNESS = float(os.environ.get("SCENTD_TEST_SLOWNESS", "1"))  # of an emulated machine
+PATIENCE = 15.0 * SLOWNESS  # seconds that a condition may take on a busy machine
 
 
 def until(condition: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
@@ -233,7 +233,7 @@ class Node:
         """A socket in the namespace, bound to the host's address and a free port, 5 s of patience."""
         family = socket.AF_INET if version == 4 else socket.AF_INET6
         made = self.host.call(socket.socket, family, kind, protocol)
-        made.settimeout(5)
+        made.settimeout(5 * SLOWNESS)
         if bind:
             made.bind((self.address(version), 0))
         return made

@@ -15,6 +15,8 @@ pytestmark = pytest.mark.netns
 SERVED = Coverage(("eth0", "eth1"))
 VERIFIED = "meta mark & 0x40000000 == 0x40000000"
 STAMPED_THERE = 'oifname { "eth0", "eth1" }'
+TO_ENCRYPT = "rt ipsec exists goto to_encrypt"
+FIRST = ["meta oifkind vrf accept", TO_ENCRYPT]  # of what this host sends
 
 
 @pytest.fixture
@@ -51,8 +53,8 @@ def test_without_the_offload_nothing_passes_by_the_queue():
 
 
 def test_what_leaves_by_other_interfaces_leads_to_the_queue():
-    assert chain("out", config(), SERVED) == [f"{STAMPED_THERE} accept", "goto leaving"]
-    assert chain("out", config(), Coverage()) == chain("out", config(), None) == ["goto leaving"]
+    assert chain("out", config(), SERVED) == [*FIRST, f"{STAMPED_THERE} accept", "goto leaving"]
+    assert chain("out", config(), Coverage()) == chain("out", config(), None) == [*FIRST, "goto leaving"]
 
 
 def test_where_programs_stamp_alone_nothing_is_done_with_what_this_host_sends():
@@ -60,11 +62,11 @@ def test_where_programs_stamp_alone_nothing_is_done_with_what_this_host_sends():
     assert rules.outbound_rules(config(), rule_free) == []
     wish = config(local=["10.9.0.0/16"], stamp=Stamp(forwarded=True))
     used = {rule.chain for rule in selection.select(wish, rule_free).rules}
-    assert used == {"in", "ours", "across", "forwarded"}
+    assert used == {"in", "decrypted", "ours", "across", "forwarded"}
     assert chain("forwarded", wish, rule_free) == [f"{STAMPED_THERE} meta mark set meta mark | 0x10000000 accept"]
     assert chain("in", wish, rule_free) == chain("in", wish, SERVED)
     nowhere = Coverage(rule_free=True)  # no route leads to a peer
-    assert {rule.chain for rule in selection.select(wish, nowhere).rules} == {"in", "ours"}
+    assert {rule.chain for rule in selection.select(wish, nowhere).rules} == {"in", "decrypted", "ours"}
 
 
 def test_only_what_is_undecided_is_looked_at():
@@ -77,11 +79,13 @@ def test_only_what_is_undecided_is_looked_at():
 def test_what_is_forwarded_and_ours_is_marked_for_the_program():
     wish = config(local=["10.9.0.0/16"], stamp=Stamp(forwarded=True))
     assert chain("across", wish, SERVED) == ["ip saddr @local4 goto forwarded", "ip6 saddr @local6 goto forwarded"]
-    marked, others = chain("forwarded", wish, SERVED)
+    encrypted, marked, others = chain("forwarded", wish, SERVED)
+    assert encrypted == TO_ENCRYPT, "no program sees it in a tunnel"
     assert marked == f"{STAMPED_THERE} meta mark set meta mark | 0x10000000 accept"
     assert others == "goto leaving"
     assert chain("across", config(), SERVED) == []
 
 
 def test_an_interface_whose_name_would_need_escapes_is_left_to_the_queue():
-    assert chain("out", config(), Coverage(('e"0', "e*", "eth0"))) == ['oifname { "eth0" } accept', "goto leaving"]
+    plain = Coverage(('e"0', "e*", "eth0"))
+    assert chain("out", config(), plain) == [*FIRST, 'oifname { "eth0" } accept', "goto leaving"]

@@ -38,7 +38,7 @@ class Host:
     def argv(self, *argv: str) -> list[str]:
         return ["ip", "netns", "exec", self.namespace, *argv]
 
-    def run(self, *argv: str, check: bool = True, timeout: float = 20, **more: Any) -> subprocess.CompletedProcess[str]:
+    def run(self, *argv: str, check: bool = True, timeout: float = 60, **more: Any) -> subprocess.CompletedProcess[str]:
         """Run a command to its end. Its standard error is in the exception of a failure."""
         done = subprocess.run(self.argv(*argv), capture_output=True, text=True, timeout=timeout, check=False, **more)
         if check and done.returncode:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -16,9 +17,10 @@ from scentd.config.sections import Config
 from scentd.core.interest import Interest, spans
 from scentd.core.lowered_mtu import EMPTY, RoutePlan
 from scentd.core.offload.coverage import Coverage
-from scentd.datapath.host import path_table, routes, rules, selection
+from scentd.datapath.host import path_table, rewriting, routes, rules, selection
 from scentd.datapath.host.netlink_watch import NetlinkWatch
 from scentd.datapath.host.restored import Restored
+from scentd.datapath.host.rewritten import Rewrites
 from scentd.datapath.host.rule_watch import RuleWatch
 from scentd.datapath.host.watch import FOLLOW, Changes, Watch
 from scentd.datapath.offload.interfaces import read_served
@@ -49,6 +51,7 @@ class Installed(NamedTuple):
     plan: RoutePlan = EMPTY
     routes_allow: bool = False  # that the host is rule-free
     addresses: Collection[tuple[int, str]] = ()  # by interface
+    rewrites: Rewrites = Rewrites()
 
 
 class Host:
@@ -117,7 +120,7 @@ class Host:
         """Look at what has changed; None if the facts have not."""
         if changes.routes or changes.lost:
             return self._update(None if changes.lost else changes)
-        facts, served, plan, routes_allow, _ = self._installed
+        facts, served, plan, routes_allow, *_ = self._installed
         if self._offload is not None:
             self._offload.follow(changes.gone, changes.links)
             if restrict(self._offload.interfaces.cover(plan.interfaces()), routes_allow) != served:
@@ -141,11 +144,12 @@ class Host:
                 return False
             was_whole = self._is_whole
             if was_whole:
-                missing, changed = self._find_missing(), False
+                missing = self._find_missing()
+                changed = rewriting.read() != self._installed.rewrites
                 if self._offload is not None and not missing and not removal:
                     if self._offload.interfaces.lacks_programs():
                         missing = "offload: somebody has removed programs of ours"
-                    changed = self._offload.interfaces.has_changed()
+                    changed = self._offload.interfaces.has_changed() or changed
                 if missing:
                     self.restored.note(missing, time.monotonic())
                 elif not changed:
@@ -158,6 +162,14 @@ class Host:
         self._tell(facts)
         return True
 
+    def rewritten(self) -> Counter[str]:
+        """Packets that left unscented because this host rewrites them, by the peer's address. Raises HostError."""
+        return rewriting.counts() if self._installed.rewrites.nat else Counter()
+
+    def has_news(self) -> bool:
+        """Whether something has changed of which no watch tells. Raises HostError."""
+        return self.applied and rewriting.differs(self._installed.rewrites)
+
     def _tell(self, facts: HostFacts) -> None:
         self._loop.call_soon_threadsafe(self._on_facts, facts)
 
@@ -167,7 +179,8 @@ class Host:
             return "iptables: somebody has changed rules of ours"
         generation = nft.generation()
         if generation != self._generation:
-            if not path_table.is_applied(selection.select(self._config, self._installed.served)):
+            have = self._installed
+            if not path_table.is_applied(selection.select(self._config, have.served, have.rewrites)):
                 return f"nftables: somebody has changed the table {selection.NAME}, which is ours"
             self._generation = generation
         return ""
@@ -214,7 +227,7 @@ def read_facts(config: Config) -> HostFacts:
 
 def reinstall(config: Config) -> None:
     """Write routes and rules again; they fit a daemon's attached programs. Raises HostError."""
-    write(as_installed(config), routes.read_plan(config), current_served(config))
+    write(as_installed(config), routes.read_plan(config), current_served(config), rewriting.read())
 
 
 def update(config: Config, offload: Offload | None, changes: Changes | None = None) -> Installed:
@@ -230,20 +243,25 @@ def update(config: Config, offload: Offload | None, changes: Changes | None = No
             offload.attach()
         else:
             offload.follow(changes.gone, changes.links)
-    plan, served, routes_allow = routes.read_plan(config), None, False
+    plan, served, routes_allow, rewrites = routes.read_plan(config), None, False, rewriting.read()
     if offload is not None:
         offload.interfaces.prefer(plan.interfaces())
-        routes_allow = routes.may_be_rule_free(config)
+        routes_allow = may_be_rule_free(config, rewrites)
         served = restrict(offload.interfaces.cover(plan.interfaces()), routes_allow)
-    limits, lowered = write(config, plan, served)
+    limits, lowered = write(config, plan, served, rewrites)
     if offload is not None:
         offload.interfaces.detach_unused()
     addresses = rtnetlink.addresses()
-    return Installed(HostFacts(limits, texts(addresses), lowered), served, plan, routes_allow, addresses)
+    return Installed(HostFacts(limits, texts(addresses), lowered), served, plan, routes_allow, addresses, rewrites)
 
 
 def texts(addresses: Iterable[tuple[int, str]]) -> tuple[str, ...]:
     return tuple(sorted({address for _, address in addresses}))
+
+
+def may_be_rule_free(config: Config, rewrites: Rewrites) -> bool:
+    """Whether nothing needs the queue; what leaves encrypted in a tunnel does."""
+    return not rewrites.ipsec and routes.may_be_rule_free(config)
 
 
 def restrict(served: Coverage, routes_allow: bool) -> Coverage:
@@ -260,12 +278,12 @@ def interest(config: Config, installed: Installed) -> Interest:
     return Interest(peers, plan.interfaces(), sources, forwards)
 
 
-def write(config: Config, plan: RoutePlan, served: Coverage | None) -> tuple[Limits, bool]:
+def write(config: Config, plan: RoutePlan, served: Coverage | None, rewrites: Rewrites) -> tuple[Limits, bool]:
     """Write routes and rules to fit these programs. Return the paths' MTUs, and whether lowered ones bind forwarding.
 
     The order is such that packets that the queue has stamped find the routes that they need, and marked ones the queue.
     """
-    want = selection.select(config, served)
+    want = selection.select(config, served, rewrites)
     if served is not None and served.rule_free:
         path_table.apply(want)
         rules.apply(config, served)
@@ -287,14 +305,15 @@ def current_served(config: Config) -> Coverage | None:
     """The interfaces that a daemon's programs serve now; None without programs."""
     plan = routes.read_plan(config)
     served = read_served(config.datapath.pin_dir, plan.interfaces())
-    return None if served is None else restrict(served, routes.may_be_rule_free(config))
+    return None if served is None else restrict(served, may_be_rule_free(config, rewriting.read()))
 
 
 def show(config: Config) -> str:
     """The rules and the lowered routes as text, and the difference from what the configuration requires."""
     served = current_served(config)
     lines = [rules.show(as_installed(config), served)]
-    state = "as wanted" if path_table.is_applied(selection.select(config, served)) else "differs from what is wanted"
+    want = selection.select(config, served, rewriting.read())
+    state = "as wanted" if path_table.is_applied(want) else "differs from what is wanted"
     lines.append(f"# nftables: installed, {state}\n{path_table.show()}")
     lines.append("# lowered routes, by table\n")
     for table, route in routes.read_own():

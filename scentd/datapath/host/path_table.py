@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from scentd.core.closed import Range
 from scentd.datapath.host import selection
+from scentd.datapath.host.rewritten import COUNTED
 from scentd.datapath.host.selection import NAME, Selection
 from scentd.system import nft
 from scentd.system.nft import Nftables
@@ -70,7 +71,8 @@ def show() -> str:
 def read(tables: Nftables) -> Found:
     listing = tables.table(NAME) or ()
     rules = [item["rule"] for item in listing if "rule" in item]
-    sets = {item["set"]["name"]: tuple(sorted(elements(item["set"]))) for item in listing if "set" in item}
+    found = (item["set"] for item in listing if "set" in item)
+    sets = {item["name"]: tuple(sorted(elements(item))) for item in found if item["name"] not in COUNTED}
     return Found(tuple(rule.get("comment", "") for rule in rules), sets)
 
 

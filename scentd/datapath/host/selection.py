@@ -4,11 +4,13 @@
                 -300            iptables raw: what is marked goes to the queue (rules.py)
                 -299            the guard (scentd/guard/table.py), if something is to be kept closed
                 -198  judged    clears our marks, so that neither others' rules nor routing see them
+    output      -300  beacons   beside NAT: keeps NAT from what scentd itself sends
     output        49  out       to peers: marks for the stamp queues
     forward       49  across    the same for our networks' nodes, if asked for; and for the BPF stamper
     both          50            iptables security (150 with iptables-nft): what is marked goes to the queue
     output       151  sent      clears the mark
     forward      151  passed    the same
+    postrouting  101  behind    beside NAT: makes void what NAT has made wrong (rewritten.py)
 
 Verdicts are read before conntrack (-200), because nothing that restores a connection's mark can come earlier. Packets
 are stamped behind the host's own mangle, nat and filter tables, because these may rewrite marks and destinations.
@@ -30,6 +32,9 @@ from typing import NamedTuple
 from scentd.config.sections import Config, stamped_peers
 from scentd.core.closed import Range, closed, ends, merged, range_text
 from scentd.core.offload.coverage import Coverage
+from scentd.datapath.host import rewritten
+from scentd.datapath.host.rewritten import PROTOCOL, Rewrites
+from scentd.guard.table import DECRYPTED
 from scentd.prefix import numeric
 from scentd.wire import layout
 
@@ -38,13 +43,15 @@ NAME = "scentd_path"
 HOOKS = {
     "in": ("prerouting", -301),
     "judged": ("prerouting", -198),
+    "beacons": ("output", -300),
     "out": ("output", 49),
     "sent": ("output", 151),
     "across": ("forward", 49),
     "passed": ("forward", 151),
+    "behind": ("postrouting", 101),
 }
-SET_KINDS = ("local", "stamp", "verify")  # our networks; peers that we stamp to; peers that we verify
-PROTOCOL = {4: "ip", 6: "ip6"}
+# Our networks; peers that we stamp to; those of them whose scents bind addresses; peers that we verify.
+SET_KINDS = ("local", "stamp", "bound", "verify")
 # Neighbour discovery needs these messages, so no queue may hold them up. Only a neighbour's messages pass the verifier:
 # RFC 4861 section 7.1 requires a hop limit of 255, which no packet has after a router; RFC 2710 section 3 and RFC 3810
 # section 5 send multicast listener messages with 1.
@@ -62,6 +69,15 @@ SCENT_TOO_BIG = (
 )
 # Packets that may hold a scent: an IPv4 header of more than five words; a Destination Options header.
 HAS_OPTIONS = ("ip hdrlength > 5", "exthdr dst exists")
+UNCHANGED = Rewrites()
+# Packets that IPsec will encrypt. Transport mode keeps their addresses, so they are stamped when they come by again,
+# encrypted. A tunnel's have others' addresses, so what is inside is stamped; no program sees that where it leaves.
+# IPv6 is not stamped inside: if it outgrows the tunnel behind the queue, Linux 6.1 follows a null pointer (measured, in
+# xfrm_local_error(): a packet from a queue may have no socket).
+TO_ENCRYPT = (
+    "meta nfproto ipv4 ipsec out ip daddr != 255.255.255.255 goto leaving",
+    "meta nfproto ipv4 ipsec out ip6 daddr != :: goto leaving",
+)
 PLAIN_NAME = re.compile(r"^[A-Za-z0-9_.@-]+$")  # of an interface, as nft(8) takes it without escapes
 
 
@@ -82,9 +98,13 @@ class Selection(NamedTuple):
         return hashlib.sha256("\n".join(map(" ".join, self.rules)).encode()).hexdigest()[:16]
 
 
-def select(config: Config, served: Coverage | None = None) -> Selection:
+def select(config: Config, served: Coverage | None = None, rewrites: Rewrites = UNCHANGED) -> Selection:
     """What this configuration wants. `served`: the interfaces of the BPF programs, None without offload."""
-    rules = [*inbound_rules(config, served), *outbound_rules(config, served or Coverage())]
+    rules = [
+        *inbound_rules(config, served),
+        *outbound_rules(config, served or Coverage(), rewrites),
+        *(rewritten_rules(config, served or Coverage()) if rewrites.nat and stamped_peers(config) else ()),
+    ]
     return Selection(tuple(rules), sets(config))
 
 
@@ -93,6 +113,7 @@ def sets(config: Config) -> dict[str, tuple[Range, ...]]:
     addresses: dict[str, Iterable[str]] = {
         "local": chain.from_iterable(n.addresses for n in config.network),
         "stamp": chain.from_iterable(p.addresses for p in stamped_peers(config)),
+        "bound": chain.from_iterable(p.addresses for p in stamped_peers(config) if p.bind == "flow"),
         "verify": chain.from_iterable(p.addresses for p in config.peer if p.verify),
     }
     result: dict[str, tuple[Range, ...]] = {}
@@ -124,6 +145,7 @@ def rule_commands(selection: Selection) -> list[str]:
     digest = selection.digest
     return [
         *lines,
+        *(f"add set inet {NAME} {text}" for text in rewritten.set_commands()),
         f"flush table inet {NAME}",
         *(f'add rule inet {NAME} {rule.chain} {rule.text} comment "{digest}"' for rule in selection.rules),
     ]
@@ -145,6 +167,8 @@ def inbound_rules(config: Config, served: Coverage | None) -> Iterator[TableRule
     yield from (TableRule("in", f"iif lo {match} {set_bits(queued)} accept") for match in SCENT_TOO_BIG)
     yield TableRule("in", "iif lo accept")
     yield TableRule("in", "meta iifkind vrf accept")  # the second time that these packets come by
+    yield TableRule("in", "meta ipsec exists jump decrypted")
+    yield from (TableRule("decrypted", rule) for rule in DECRYPTED)
     yield from (TableRule("in", f"{match} goto ours") for match in destinations(config))
     yield from (TableRule("ours", rule) for rule in UNQUEUED)
     sources = (f"{PROTOCOL[version]} saddr @verify{version}" for version in PROTOCOL)
@@ -175,7 +199,7 @@ def has_whole_host(config: Config) -> bool:
 # -- packets that leave ------------------------------------------------------
 
 
-def outbound_rules(config: Config, served: Coverage) -> Iterator[TableRule]:
+def outbound_rules(config: Config, served: Coverage, rewrites: Rewrites = UNCHANGED) -> Iterator[TableRule]:
     """Marks local packets to peers, and forwarded ones of our networks if configured, for the stamp queues.
 
     With the offload only those that leave by an interface without a BPF stamper.
@@ -184,15 +208,20 @@ def outbound_rules(config: Config, served: Coverage) -> Iterator[TableRule]:
     names = [name for name in served.stamping if PLAIN_NAME.match(name)]
     programs = f"oifname {{ {', '.join(map(quoted, names))} }}" if names else ""
     if not served.rule_free:
+        yield TableRule("out", "meta oifkind vrf accept")  # these packets come by again, with their interface
+        yield TableRule("out", "rt ipsec exists goto to_encrypt")
         if programs:
             yield TableRule("out", f"{programs} accept")
         yield TableRule("out", "goto leaving")
         yield TableRule("sent", f"{is_marked(queued)} {clear_bits(queued)}")
-        yield from leaving_rules(config)
+        yield from (TableRule("to_encrypt", rule) for rule in TO_ENCRYPT)
+        yield from leaving_rules(config, rewrites)
     if not config.stamp.forwarded or (served.rule_free and not programs):
         return
     sources = [f"{PROTOCOL[v]} saddr @local{v} " for v in PROTOCOL] if has_prefixes(config) else [""]
     yield from (TableRule("across", f"{source}goto forwarded") for source in sources)
+    if not served.rule_free:
+        yield TableRule("forwarded", "rt ipsec exists goto to_encrypt")
     if programs:  # the program sees the source only after NAT
         yield TableRule("forwarded", f"{programs} {set_bits(config.datapath.mark_stamped)} accept")
     if not served.rule_free:
@@ -200,7 +229,7 @@ def outbound_rules(config: Config, served: Coverage) -> Iterator[TableRule]:
         yield TableRule("passed", f"{is_marked(queued)} {clear_bits(queued)}")
 
 
-def leaving_rules(config: Config) -> Iterator[TableRule]:
+def leaving_rules(config: Config, rewrites: Rewrites) -> Iterator[TableRule]:
     """For packets that leave through an interface without a program."""
     yield TableRule("leaving", "oif lo accept")
     yield TableRule("leaving", f"{is_marked(config.datapath.mark_stamped)} accept")
@@ -210,7 +239,17 @@ def leaving_rules(config: Config) -> Iterator[TableRule]:
     else:
         yield TableRule("to_peer", "goto unscented")
     yield from (TableRule("unscented", rule) for rule in UNQUEUED)
+    if rewrites.nat:
+        yield from (TableRule("unscented", rule) for rule in rewritten.known_rules())
     yield TableRule("unscented", set_bits(config.datapath.mark_queued))
+
+
+def rewritten_rules(config: Config, served: Coverage) -> Iterator[TableRule]:
+    """For a host with NAT."""
+    yield TableRule("beacons", rewritten.beacon_rule(is_marked(config.datapath.mark_stamped)))
+    if not served.rule_free:
+        prefixes_only = has_prefixes(config) and not has_whole_host(config)
+        yield from (TableRule("behind", rule) for rule in rewritten.void_rules(prefixes_only))
 
 
 def is_marked(bits: int) -> str:

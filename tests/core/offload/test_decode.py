@@ -73,7 +73,7 @@ def test_the_names_of_counters():
     stamp, verify = decode.COUNTERS["stamp"], decode.COUNTERS["verify"]
     assert sorted(stamp) == list(range(maps.STAMP_COUNTERS))
     assert sorted(verify) == list(range(maps.VERIFY_COUNTERS))
-    assert (stamp[0], stamp[2], stamp[10]) == ("stamped", "unstamped:not-a-peer", "offload_failed")
+    assert (stamp[0], stamp[2], stamp[maps.STAMP_COUNT_FAILED]) == ("stamped", "unstamped:not-a-peer", "offload_failed")
     assert verify[layout.TREATMENT_PASS] == "accepted"
     assert verify[layout.TREATMENT_DROP] == "accepted:drop"
     assert verify[3 * layout.VERDICT_BAD_TAG + layout.TREATMENT_REJECT] == "bad-tag:reject"
