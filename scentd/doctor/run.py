@@ -24,7 +24,7 @@ from scentd.datapath.host import bypass
 from scentd.datapath.offload import interfaces, pins
 from scentd.doctor import examine, marks, sandbox
 from scentd.doctor.examine import Check, Ok
-from scentd.doctor.routing import check_routing
+from scentd.doctor.routing import check_narrow, check_routing
 from scentd.errors import ConfigError, HostError, ScentdError
 from scentd.kinds import load_config
 from scentd.model import SCHEMA
@@ -60,7 +60,11 @@ def checks(config_path: str | None = None) -> list[Check]:
         *([] if datapath.offload == "off" else [check_pin_dir(datapath.pin_dir)]),
         marks.check_marks(datapath),
         *(check_daemon(daemon.control_socket) or sandbox.checks()),
-        *([] if loaded is None else [check_routing(loaded), check_lockout(loaded), *check_carried(loaded)]),
+        *(
+            []
+            if loaded is None
+            else [check_routing(loaded), check_narrow(loaded), check_lockout(loaded), *check_carried(loaded)]
+        ),
     ]
 
 
