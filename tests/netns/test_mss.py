@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from compiled import bpffs
 from edges import in_place, strict
-from hosts import Node, acquainted, pair, start, transfer
+from hosts import Node, acquainted, pair, peer_of, start, transfer
 
 pytestmark = pytest.mark.netns
 
@@ -76,3 +76,14 @@ def test_tcp_on_a_narrow_link(tmp_path, sends, receives, version, mtu):
         meet(a, b)
         assert_flows(a, b, version, mtu)
         assert_flows(b, a, version, mtu)
+
+
+def test_a_host_that_only_stamps(tmp_path):
+    """Its program lowers what the peer's SYN-ACKs announce, though it judges nothing; the peer does not stamp."""
+    with ends(tmp_path, 1280, sends=True, receives=False) as (a, b):
+        a.peers = [peer_of(b, verify=False)]
+        b.peers = [strict(a, stamp=False)]
+        start(a, b)
+        in_place(a, b)
+        acquainted(b, a)
+        assert_flows(a, b, 6, 1280)
