@@ -72,6 +72,20 @@ static __always_inline int settle_bridged(__u32 packets, struct outcome *o, __u3
 	return o->treatment == SCENT_TREATMENT_DROP ? TC_ACT_SHOT : TC_ACT_UNSPEC;
 }
 
+/* Lets a packet go. No route leads over the bridge, but its ports carry alike. */
+static __always_inline int let_guest_have(struct __sk_buff *skb, __u32 at, const struct scent_verify_settings *s,
+					  const struct packet *p)
+{
+	__u32 mtu = 0;
+
+	if (p->protocol != IPPROTO_TCP)
+		return TC_ACT_UNSPEC;
+	if (bpf_check_mtu(skb, 0, &mtu, 0, 0) < 0)
+		mtu = IP_MAX;
+	make_room(skb, at, s, p, mtu);
+	return TC_ACT_UNSPEC;
+}
+
 static __always_inline int verify_bridged(struct __sk_buff *skb, __u32 at, const struct scent_verify_settings *s,
 					  __u32 turn, __u64 offset, __u64 now)
 {
@@ -92,7 +106,7 @@ static __always_inline int verify_bridged(struct __sk_buff *skb, __u32 at, const
 		judge_scented(skb, at, s, turn, &p, now, offset, &o);
 	} else {
 		if (find_route(&route, &p))
-			return TC_ACT_UNSPEC;
+			return form == FORM_DECLINED ? TC_ACT_UNSPEC : let_guest_have(skb, at, s, &p);
 		if (form == FORM_DECLINED)
 			judge_declined(skb, at, s, &p, &o);
 		else
@@ -107,6 +121,8 @@ static __always_inline int verify_bridged(struct __sk_buff *skb, __u32 at, const
 		else
 			lower_mtu6(skb, at + IPV6_LEN);
 	}
+	if (action == TC_ACT_UNSPEC && form != FORM_DECLINED)
+		return let_guest_have(skb, at, s, &p);
 	return action;
 }
 

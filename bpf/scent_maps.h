@@ -19,7 +19,7 @@
 #include "scent_wire.h"
 
 enum scent_maps_constants {
-	SCENT_MAPS_VERSION = 6,
+	SCENT_MAPS_VERSION = 7,
 	SCENT_LENGTHS_MAX = 15,		/* different prefix lengths of one scope and family */
 	SCENT_CANDIDATES = 4,		/* peers with the same key id that are told apart by address; a power of two */
 	SCENT_PERIODS = 3,		/* keys of the period before, this one and the next; all bits below its highest are set */
@@ -36,7 +36,11 @@ enum scent_maps_constants {
 
 /* The first member of struct scent_prefix: which table of prefixes. */
 enum scent_scope {
-	SCENT_SCOPE_LOCAL = 1,		/* our networks' addresses -> number: network; detail: stamping: 1 for one of this host */
+	/*
+	 * Our networks' addresses -> number: network; verifying: 0 for one that is not verified. detail: stamping: 1 for
+	 * one of this host; verifying: 1 if packets from there to peers are stamped.
+	 */
+	SCENT_SCOPE_LOCAL = 1,
 	SCENT_SCOPE_SOURCE = 2,		/* senders -> number: a pair of the peer; detail: scent_treatments */
 	SCENT_SCOPE_QUARANTINE = 3,	/* senders -> number: the CLOCK_MONOTONIC second of release */
 	SCENT_SCOPE_ROUTE = 0x40000000,	/* + network: where its packets go -> number: pair, detail: path MTU */
@@ -180,12 +184,13 @@ enum scent_stamp_count {
 
 /* -- verifying --------------------------------------------------------- */
 
-/* scent_prefix_value.detail of a sender, and the default: three treatments and a flag. */
+/* scent_prefix_value.detail of a sender, and the default: three treatments, a flag, a length. */
 enum scent_treatments {
 	SCENT_TREATMENTS_REJECTED = 0,		/* bits to shift by */
 	SCENT_TREATMENTS_ABSENT = 2,
 	SCENT_TREATMENTS_ABSENT_IPV6_FRAGMENT = 4,
 	SCENT_TREATMENTS_EXPECTED = 6,		/* unscented packets are judged; else only scented ones */
+	SCENT_TREATMENTS_SEGMENT = 16,		/* 16 bits: the longest that its SYNs may announce; 0: we stamp none to it */
 };
 
 struct scent_verify_settings {

@@ -17,6 +17,7 @@
 #include "lpm.h"
 #include "cache.h"
 #include "bridge.h"
+#include "mss.h"
 #include "tag.h"
 
 char LICENSE[] SEC("license") = "GPL";
@@ -203,16 +204,17 @@ static __always_inline struct scent_outgoing *look_up(struct __sk_buff *skb, __u
 	*outcome = UNSTAMPED(NOT_A_PEER);
 	if (known->number == SCENT_NO_PAIR)
 		return NULL;
+	c->now = 0;
+	c->selector = turn;
+	c->limit = known->detail;
+	c->pair = known->number;
+	c->own = known->own;
 	*outcome = UNSTAMPED(NO_PROFILE);
 	out = bpf_map_lookup_elem(&outgoing, &known->number);
 	if (!out || out->expires <= now)
 		return NULL;
-	c->now = 0;
-	c->selector = turn;
+	*outcome = SCENT_STAMP_COUNT_STAMPED;
 	c->flags = out->flags;
-	c->limit = known->detail;
-	c->pair = known->number;
-	c->own = known->own;
 	return out;
 }
 
@@ -248,14 +250,14 @@ static __always_inline __u32 limit_of(struct __sk_buff *skb, const struct scent_
  */
 static __always_inline int stamp(struct __sk_buff *skb, __u32 at, int port, __u32 *pair)
 {
-	__u32 zero = 0, *turn = bpf_map_lookup_elem(&selector, &zero), which, index, unsure;
+	__u32 zero = 0, *turn = bpf_map_lookup_elem(&selector, &zero), which, index, unsure, limit;
 	struct scent_outgoing *out = NULL;
 	struct scent_stamp_settings *s;
 	struct scent_stamped *c;
 	struct packet p;
 	enum form form;
 	__u64 now;
-	int outcome;
+	int outcome = SCENT_STAMP_COUNT_STAMPED;
 
 	if (!turn)
 		return UNCOUNTED;
@@ -276,13 +278,19 @@ static __always_inline int stamp(struct __sk_buff *skb, __u32 at, int port, __u3
 		return UNCOUNTED;
 	if (form != FORM_BARE || c->now != now || c->selector != which || (unsure && c->own) || !same_flow(&c->flow, &p)) {
 		out = look_up(skb, at, s, &p, form, unsure, which, now, c, &outcome, pair);
-		if (!out)
+		if (outcome && outcome != UNSTAMPED(NO_PROFILE))
 			return outcome;
 	}
 	*pair = c->pair;
+	limit = limit_of(skb, c, port);
+	/* The packets of a connection get a scent later, if this one gets none. */
+	if (is_syn(skb, at, &p))
+		lower_segment(skb, at + p.transport, p.length - p.transport, segment_in(&p, limit));
+	if (outcome)
+		return outcome;
 	if (!p.room)
 		return p.family == 4 ? UNSTAMPED(NO_ROOM) : UNSTAMPED(HEADERS);
-	outcome = too_big(skb, at, &p, c->flags, limit_of(skb, c, port));
+	outcome = too_big(skb, at, &p, c->flags, limit);
 	if (outcome)
 		return outcome;
 	if (grow(skb, p.family == 4 ? SCENT_IPV4_OPTION_LEN : SCENT_IPV6_HEADER_LEN))

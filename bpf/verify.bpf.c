@@ -17,6 +17,7 @@
 #include "refuse.h"
 #include "lpm.h"
 #include "cache.h"
+#include "mss.h"
 #include "tag.h"
 
 char LICENSE[] SEC("license") = "GPL";
@@ -219,7 +220,8 @@ static __always_inline int find_route(struct route *route, const struct packet *
 		route->network = route->known->number;
 		return 0;
 	}
-	if (!find_prefix(p->family == 4 ? &route->settings->local4 : &route->settings->local6, &p->destination, &q))
+	if (!find_prefix(p->family == 4 ? &route->settings->local4 : &route->settings->local6, &p->destination, &q) ||
+	    !q.value.number)
 		return -1;
 	route->network = q.value.number;
 	return 0;
@@ -263,7 +265,10 @@ static __always_inline void strip(struct __sk_buff *skb, __u32 at, struct packet
 	    (p->family == 4 ? strip_ipv4_option(skb, at, p, w) : strip_ipv6_header(skb, at, p))) {
 		count(SCENT_VERIFY_COUNT_FAILED, 1);
 		o->verdict = LEAVE;
+		return;
 	}
+	p->transport -= p->family == 4 ? SCENT_IPV4_OPTION_LEN : SCENT_IPV6_HEADER_LEN;
+	p->length -= p->family == 4 ? SCENT_IPV4_OPTION_LEN : SCENT_IPV6_HEADER_LEN;
 }
 
 static __always_inline void judge_scented(struct __sk_buff *skb, __u32 at, const struct scent_verify_settings *s,
@@ -309,6 +314,38 @@ static __always_inline int is_quarantined(const struct scent_verify_settings *s,
 	return lengths->count && find_prefix(lengths, &p->source, &q) && monotonic < q.value.number * SECOND;
 }
 
+/*
+ * A SYN of a peer that we stamp to may announce no longer segment than fits the path with a scent, and `mtu`: what it
+ * announces is what this end sends.
+ */
+static __always_inline void make_room(struct __sk_buff *skb, __u32 at, const struct scent_verify_settings *s,
+				      const struct packet *p, __u32 mtu)
+{
+	struct query q = {.key.scope = SCENT_SCOPE_LOCAL};
+	__u32 longest, fits;
+
+	if (!is_syn(skb, at, p))
+		return;
+	q.key.family = p->family;
+	if (!find_prefix(p->family == 4 ? &s->local4 : &s->local6, &p->destination, &q) || !q.value.detail)
+		return;
+	q.key.scope = SCENT_SCOPE_SOURCE;
+	if (!find_prefix(p->family == 4 ? &s->source4 : &s->source6, &p->source, &q))
+		return;
+	longest = q.value.detail >> SCENT_TREATMENTS_SEGMENT;
+	fits = segment_in(p, mtu);
+	if (longest)
+		lower_segment(skb, at + p->transport, p->length - p->transport, longest < fits ? longest : fits);
+}
+
+static __always_inline int let_go(struct __sk_buff *skb, __u32 at, const struct scent_verify_settings *s,
+				  const struct packet *p)
+{
+	if (p->protocol == IPPROTO_TCP)
+		make_room(skb, at, s, p, IP_MAX);
+	return TC_ACT_UNSPEC;
+}
+
 /* The one exit of judged packets: counts the packet, and drops it or marks it and lets it go. `now`: CLOCK_MONOTONIC. */
 static __always_inline int settle(struct __sk_buff *skb, __u32 at, const struct scent_verify_settings *s, __u32 packets,
 				  const struct packet *p, const struct outcome *o, __u64 now, __u32 second)
@@ -331,7 +368,7 @@ static __always_inline int settle(struct __sk_buff *skb, __u32 at, const struct 
 	skb->mark |= s->mark_verified;
 	if (o->verdict == SCENT_VERDICT_ACCEPTED && glance)
 		skb->mark = (skb->mark & ~glance) | (o->glance * (glance & -glance) & glance);
-	return TC_ACT_UNSPEC;
+	return let_go(skb, at, s, p);
 }
 
 static __always_inline int verify(struct __sk_buff *skb, __u32 at)
@@ -374,7 +411,7 @@ static __always_inline int verify(struct __sk_buff *skb, __u32 at)
 		return settle(skb, at, s, packets, &p, &o, now, (now + time->offset) / SECOND);
 	}
 	if (find_route(&route, &p))
-		return TC_ACT_UNSPEC;
+		return form == FORM_DECLINED ? TC_ACT_UNSPEC : let_go(skb, at, s, &p);
 	if (form == FORM_DECLINED)
 		judge_declined(skb, at, s, &p, &o);
 	else if (is_icmp_too_big(&p))

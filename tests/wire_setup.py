@@ -10,6 +10,7 @@ frank                 2001:db8:f::/64   receives IPv6 fragments before they are 
 from ipaddress import ip_address, ip_network
 
 from msgspec import to_builtins
+from msgspec.structs import replace
 
 from scentd.core.packet.stamp import Stamper
 from scentd.core.packet.verify import Verifier
@@ -56,6 +57,7 @@ STAMP_TABLE = StampTable(
     ),
     limits=LIMITS,
 )
+NARROW_STAMP_TABLE = replace(STAMP_TABLE, limits=(("198.51.100.0/24", 576), ("2001:db8:b::/64", 1280)))
 
 
 def pair_secret(one, other):
@@ -119,9 +121,9 @@ VERIFY_TABLE = VerifyTable(
 )
 
 
-def verifier(now=NOW, epochs=None, table=VERIFY_TABLE):
+def verifier(now=NOW, epochs=None, table=VERIFY_TABLE, make_room=None):
     """The verifier of bob and frank in one, with an empty history unless one is given."""
-    made = Verifier([0] * 4 * EPOCH_ROW if epochs is None else epochs)
+    made = Verifier([0] * 4 * EPOCH_ROW if epochs is None else epochs, make_room=make_room)
     made.configure(table)
     made.tick(now)
     return made

@@ -25,7 +25,7 @@ from scentd.datapath.offload import interfaces, pins
 from scentd.doctor import examine, marks, sandbox
 from scentd.doctor.examine import Check, Ok
 from scentd.doctor.rewriting import check_ipsec, check_nat
-from scentd.doctor.routing import check_routing
+from scentd.doctor.routing import check_narrow, check_routing
 from scentd.errors import ConfigError, HostError, ScentdError
 from scentd.kinds import load_config
 from scentd.model import SCHEMA
@@ -67,7 +67,8 @@ def checks(config_path: str | None = None) -> list[Check]:
 
 def of_configuration(config: Config) -> list[Check]:
     """Whether this host is as the configuration needs it."""
-    return [check_routing(config), check_nat(config), check_ipsec(), check_lockout(config), *check_carried(config)]
+    own = [check_routing(config), check_narrow(config), check_nat(config), check_ipsec(), check_lockout(config)]
+    return [*own, *check_carried(config)]
 
 
 def run(json_output: bool, config_path: str | None, here: bool = False) -> int:

@@ -36,7 +36,8 @@ UNSTAMPED = {
     "not-a-peer": "the network signs nothing for this peer",
     "no-room": "their IPv4 options leave no room",
     "headers": "their IPv6 headers leave no room",
-    "too-big": "they exceed the path's MTU with a scent: lower the MTU of what sends them",
+    "too-big": "they exceed the path's MTU with a scent: lower the MTU of what sends them; `scentd doctor` says where "
+    "there is no room for scents",
     "ipv6-fragment": "IPv6 fragments: peer.stamp_ipv6_fragments, if the peer can take them",
     "malformed": "whatever sends them sends no valid IP",
     "translated": "this host's NAT changes their source behind the queue: keep SNAT and MASQUERADE from peers, let the "

@@ -17,6 +17,7 @@ import wire_setup
 from msgspec.structs import replace
 
 from scentd.core.offload import decode, encode
+from scentd.core.tables import StampTable
 from scentd.datapath.offload import counts
 from scentd.datapath.offload.bpfmap import F_LOCK, RingBuffer
 from scentd.datapath.offload.bpfprog import prog_test_run
@@ -78,9 +79,15 @@ class Kernel:
         made = encode.stamp_entries(table, unsigned, forwarded, LONG_NS, own)
         self._configure("stamp", made.prefixes, made.settings)
 
-    def verify_by(self, table=wire_setup.VERIFY_TABLE, marks=MARKS, quarantine: dict[str, int] | None = None) -> None:
-        """`quarantine`: CLOCK_MONOTONIC seconds of release by prefix."""
-        made = encode.verify_entries(table, (), marks)
+    def verify_by(
+        self,
+        table=wire_setup.VERIFY_TABLE,
+        marks=MARKS,
+        quarantine: dict[str, int] | None = None,
+        stamp: StampTable | None = None,
+    ) -> None:
+        """`quarantine`: CLOCK_MONOTONIC seconds of release by prefix; `stamp`: what the same host stamps."""
+        made = encode.verify_entries(table, (), marks, stamp or StampTable())
         prefixes = made.prefixes | encode.quarantine_entries(quarantine or {})
         self._configure("verify", prefixes, made.settings_for(prefixes))
         self._fill("verify.identities", made.identities)

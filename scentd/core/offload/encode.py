@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from itertools import chain
 from struct import Struct
 from typing import NamedTuple
 
+from scentd.core.offload.destinations import Destination, merge_destinations, segments
 from scentd.core.packet.stamp import IP_MAX
 from scentd.core.tables import Incoming, IncomingKeys, StampPair, StampTable, Treatments, VerifyTable
 from scentd.errors import HostError
@@ -29,11 +30,12 @@ STAMP_SCOPES = (maps.SCOPE_LOCAL, maps.SCOPE_ROUTE)
 VERIFY_SCOPES = (maps.SCOPE_LOCAL, maps.SCOPE_SOURCE, maps.SCOPE_MEMBER, maps.SCOPE_QUARANTINE)
 SETTINGS = {
     maps.SCOPE_LOCAL: "network.addresses",
-    maps.SCOPE_SOURCE: "peer.addresses",
+    maps.SCOPE_SOURCE: "peer.addresses, with the host's routes inside them",
     maps.SCOPE_MEMBER: "peer.addresses",
     maps.SCOPE_ROUTE: "peer.addresses, with the host's routes inside them",
     maps.SCOPE_QUARANTINE: "policy.do of kind quarantine",
 }
+NO_STAMPS = StampTable()
 TREATMENTS = {name: number for number, name in layout.TREATMENTS.items()}
 
 
@@ -116,26 +118,6 @@ def local_entries(local: Mapping[NumericPrefix, int], own: set[NumericPrefix]) -
     return {prefix_key(maps.SCOPE_LOCAL, p): prefix_value(number, int(p in own)) for p, number in numbers.items()}
 
 
-class Destination(NamedTuple):
-    """A prefix that is a peer's or has a path MTU of its own; `outer` is the longest other prefix that covers it."""
-
-    prefix: NumericPrefix
-    outer: NumericPrefix | None
-    peer: int | None
-    mtu: int
-
-
-def merge_destinations(peers: Mapping[NumericPrefix, int], limits: Mapping[NumericPrefix, int]) -> list[Destination]:
-    """Merge the prefixes of peers and of path MTUs. A prefix comes before the prefixes that it covers."""
-    merged: dict[NumericPrefix, Destination] = {}
-    for prefix, outer in nesting(peers.keys() | limits.keys()):
-        peer, mtu = (merged[outer].peer, merged[outer].mtu) if outer else (None, IP_MAX)
-        if prefix in limits:
-            mtu = min(limits[prefix] or IP_MAX, IP_MAX)
-        merged[prefix] = Destination(prefix, outer, peers.get(prefix, peer), mtu)
-    return list(merged.values())
-
-
 def route_entries(
     network: int, destinations: Iterable[Destination], pairs: Mapping[tuple[int, int | None], int]
 ) -> dict[bytes, bytes]:
@@ -201,8 +183,11 @@ def receiving_entry(epoch: int, before: int, since: int, accepted: int, leapt: i
     )
 
 
-def verify_entries(table: VerifyTable, local_addresses: Sequence[str], marks: Marks) -> VerifyEntries:
-    """The entries for a table. `local_addresses`: the host's own, which a network without addresses gets.
+def verify_entries(
+    table: VerifyTable, local_addresses: Sequence[str], marks: Marks, stamp: StampTable = NO_STAMPS
+) -> VerifyEntries:
+    """The entries for a table. `local_addresses`: the host's own, which a network without addresses gets; `stamp`: what
+    this host stamps, which limits what the peers' SYNs may announce.
 
     Raises HostError if there are more prefix lengths, or more pairs of one key id, than the program supports.
     """
@@ -215,10 +200,10 @@ def verify_entries(table: VerifyTable, local_addresses: Sequence[str], marks: Ma
     for incoming in table.incoming:
         first[incoming.network] = min(first.get(incoming.network, incoming.pair), incoming.pair)
     local, numbers = number_destinations(list(networks), [1 + first[n] for n in networks], local_addresses)
-    prefixes = {prefix_key(maps.SCOPE_LOCAL, p): prefix_value(number) for p, number in local.items()}
+    prefixes = receiver_entries(local, by_numeric(stamp.networks).keys() if stamp.pairs else set())
     for (_, addresses), number in peers.items():
         prefixes |= {prefix_key(maps.SCOPE_MEMBER + number, numeric(a)): prefix_value(number) for a in addresses}
-    prefixes |= source_entries(table)
+    prefixes |= source_entries(table, segments(stamp))
     settings = maps.VERIFY_SETTINGS.pack(
         *map(nanoseconds, (table.max_age, table.max_future, table.grace)),
         *marks,
@@ -265,6 +250,17 @@ def number_destinations(
     return {prefix: numbers[group] for prefix, group in groups.items()}, numbers
 
 
+def receiver_entries(numbers: Mapping[NumericPrefix, int], stamped: Set[NumericPrefix]) -> dict[bytes, bytes]:
+    """The prefixes for which packets come: the number of their network, 0 if nothing is verified for it; and whether
+    packets from there to peers are stamped.
+    """
+    known: dict[NumericPrefix | None, tuple[int, int]] = {None: (0, 0)}
+    for prefix, outer in nesting(numbers.keys() | stamped):
+        number, is_stamped = known[outer]
+        known[prefix] = numbers.get(prefix, number), int(is_stamped or prefix in stamped)
+    return {prefix_key(maps.SCOPE_LOCAL, p): prefix_value(*value) for p, value in known.items() if p is not None}
+
+
 def candidate_entries(number: int, incoming: Iterable[tuple[int, bytes, list[bytes]]]) -> dict[bytes, bytes]:
     """The identities of one network number, from (order, key id, a value for each key of ours).
 
@@ -299,19 +295,26 @@ def incoming_value(incoming: Incoming, keys: IncomingKeys, peer: int, own_keys: 
     )
 
 
-def source_entries(table: VerifyTable) -> dict[bytes, bytes]:
-    """The treatments by sender. Unscented packets are judged if they come from a verified peer, or from anybody if the
-    default treatment is not to pass them.
+def source_entries(table: VerifyTable, longest: Mapping[NumericPrefix, int]) -> dict[bytes, bytes]:
+    """The treatments by sender, and the longest segment that its SYNs may announce. Unscented packets are judged if
+    they come from a verified peer, or from anybody if the default treatment is not to pass them.
     """
     treatments = by_numeric(table.treatments)
     verified = set(map(numeric, set(chain.from_iterable(i.peer for i in table.incoming))))
-    treated_as: dict[NumericPrefix, tuple[Treatments, bool]] = {}
-    for prefix, outer in nesting(treatments.keys() | verified):
-        treated, expected = treated_as[outer] if outer else (table.default, table.default.absent != "pass")
-        treated_as[prefix] = treatments.get(prefix, treated), expected or prefix in verified
+    strangers = table.default, table.default.absent != "pass", 0
+    treated_as: dict[NumericPrefix, tuple[Treatments, bool, int]] = {}
+    for prefix, outer in nesting(treatments.keys() | verified | longest.keys()):
+        treated, expected, segment = treated_as[outer] if outer else strangers
+        treated_as[prefix] = (
+            treatments.get(prefix, treated),
+            expected or prefix in verified,
+            longest.get(prefix, segment),
+        )
     return {
-        prefix_key(maps.SCOPE_SOURCE, p): prefix_value(treated.pair, treatment_bits(treated, expected))
-        for p, (treated, expected) in treated_as.items()
+        prefix_key(maps.SCOPE_SOURCE, p): prefix_value(
+            treated.pair, treatment_bits(treated, expected) | segment << maps.TREATMENTS_SEGMENT
+        )
+        for p, (treated, expected, segment) in treated_as.items()
     }
 
 

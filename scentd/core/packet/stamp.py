@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from struct import Struct
 from typing import Any
 
-from scentd.core.packet import quote
+from scentd.core.packet import mss, quote
 from scentd.core.tables import StampPair, StampTable
 from scentd.model import Outgoing
 from scentd.prefix import PrefixMap
@@ -156,7 +156,7 @@ class Stamper:
         return error.packet
 
     def _tag_key(self, parsed: ip.Parsed, epoch: int) -> bytes | None:
-        pair = self._pair(parsed)
+        pair = self._pair(parsed.source, parsed.destination)
         outgoing_pair = None if pair is None else self._outgoing_pairs.get(pair.pair)
         return None if outgoing_pair is None else outgoing_pair.tag_key(epoch)
 
@@ -186,7 +186,7 @@ class Stamper:
                 flow = self._ipv4[packet[9]].get(packet[12:24])
                 if flow is not None and len(packet) <= flow[1]:
                     first, rest = unpack_ipv4(packet)
-                    if not first & IPV4_FRAGMENT_BITS:
+                    if not first & IPV4_FRAGMENT_BITS and (packet[9] != ip.TCP or not packet[33] & mss.SYN):
                         if flow[0]:
                             flow[0] -= 1
                         else:
@@ -196,14 +196,14 @@ class Stamper:
                         return _pack_ipv4(first + _IPV4_GROWTH, rest, flow[2]) + packet[20:]
             elif packet[0] >> 4 == 6:
                 flow = self._ipv6[packet[6]].get(packet[8:44])
-                if flow is not None and len(packet) <= flow[1]:
+                if flow is not None and len(packet) <= flow[1] and (packet[6] != ip.TCP or not packet[53] & mss.SYN):
                     if flow[0]:
                         flow[0] -= 1
                     else:
                         self._next_run(flow)
                     return _pack_ipv6(unpack_ipv6(packet)[0] + flow[3], flow[2]) + packet[40:]
-        except IndexError:  # the packet is shorter than its header; a try costs nothing, a check of the length would
-            return layout.UNSTAMPED_MALFORMED
+        except IndexError:  # the packet is shorter than its headers; a try costs nothing, a check of the length would
+            pass
         return self._stamp_new(packet)
 
     def _stamp_new(self, packet: bytes) -> bytes | int:
@@ -212,7 +212,7 @@ class Stamper:
             return layout.UNSTAMPED_MALFORMED
         if parsed.scent_at:
             return layout.UNSTAMPED_ALREADY
-        pair = self._pair(parsed)
+        pair = self._pair(parsed.source, parsed.destination)
         if pair is None:
             return layout.UNSTAMPED_NOT_A_PEER
         outgoing_pair = self._outgoing_pairs.get(pair.pair)
@@ -229,18 +229,31 @@ class Stamper:
         scent = build_scent(outgoing_pair.outgoing, parsed, index, outgoing_pair.pair.sender_bound)
         if steady and parsed.ports:
             self._remember(parsed, outgoing_pair, scent, run, limit)
-        return carrier.insert(packet, parsed, scent)
+        return carrier.insert(self.make_room(packet, parsed), parsed, scent)
 
-    def _pair(self, parsed: ip.Parsed) -> StampPair | None:
-        network, peer = self._networks.get(parsed.source), self._peers.get(parsed.destination)
+    def make_room(self, packet: bytes, parsed: ip.Parsed) -> bytes:
+        """The packet; a SYN between a network and its peer announces no longer segment than fits the path with a scent.
+
+        The SYN that this end sends limits what the peer sends; the one that the peer sends limits what this end sends.
+        """
+        if not mss.is_syn(packet, parsed):
+            return packet
+        for source, destination in ((parsed.source, parsed.destination), (parsed.destination, parsed.source)):
+            pair = self._pair(source, destination)
+            if pair is not None:
+                room = self.limit(destination) - CARRIERS[pair.carrier(parsed.version)].overhead
+                packet = mss.lower(packet, parsed, mss.longest_segment(parsed.version, room))
+        return packet
+
+    def _pair(self, source: bytes, destination: bytes) -> StampPair | None:
+        network, peer = self._networks.get(source), self._peers.get(destination)
         if network is None or peer is None:
             return None
         return self._pairs.get((network, peer))
 
-    def pair_of(self, packet: bytes) -> int:
+    def pair_of(self, parsed: ip.Parsed) -> int:
         """The number of the pair to which an unstamped packet belongs, or NO_PAIR."""
-        parsed = ip.parse(packet)
-        pair = None if parsed.malformed else self._pair(parsed)
+        pair = None if parsed.malformed else self._pair(parsed.source, parsed.destination)
         return NO_PAIR if pair is None else pair.pair
 
     def limit(self, destination: bytes) -> int:
@@ -255,7 +268,7 @@ class Stamper:
 
     def unscented_limit(self, parsed: ip.Parsed) -> int:
         """The greatest length at which a packet to this destination still fits the path with its scent, bytes."""
-        pair = self._pair(parsed)
+        pair = self._pair(parsed.source, parsed.destination)
         carrier = pair.carrier(parsed.version) if pair is not None else NATIVE[parsed.version]
         return self.limit(parsed.destination) - CARRIERS[carrier].overhead
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, MutableSequence
 from struct import Struct
 from typing import NamedTuple
 
-from scentd.core.packet import quote
+from scentd.core.packet import mss, quote
 from scentd.core.packet.stamp import IPV4_FRAGMENT_BITS, MAX_FLOWS, unpack_ipv4, unpack_ipv6
 from scentd.core.tables import EPOCH_ROW, Incoming, IncomingKeys, Treatments, VerifyTable
 from scentd.model import Fragment
@@ -26,6 +26,7 @@ MAX_NODES = 4096  # source addresses kept for a pair between two calls of drain_
 
 Slots = MutableSequence[int] | memoryview
 Unquote = Callable[[bytes, ip.Parsed], bytes | None]
+MakeRoom = Callable[[bytes, ip.Parsed], bytes]
 
 _NOPS = b"\x01" * layout.IPV4_OPTION_LEN
 _NOPS_SUM = ip.word_sum(_NOPS)
@@ -45,6 +46,7 @@ class Outcome(NamedTuple):
     verdict: int
     treatment: Treatment
     pair: int  # any of the peer's whose addresses the packet has, or NO_PAIR
+    lowered: bytes | None = None  # a SYN that is to pass in this form
 
 
 class IncomingPair:
@@ -93,9 +95,12 @@ class Verifier:
     for the daemon; the caller empties it after each batch.
     """
 
-    def __init__(self, epochs: Slots, unquote: Unquote | None = None) -> None:
-        """`unquote` rewrites an ICMP error that quotes a packet of ours, or returns None."""
+    def __init__(self, epochs: Slots, unquote: Unquote | None = None, make_room: MakeRoom | None = None) -> None:
+        """`unquote` rewrites an ICMP error that quotes a packet of ours, or returns None; `make_room` lowers what a SYN
+        announces. Both are the stamper's.
+        """
         self._unquote = unquote
+        self._make_room = make_room
         self.errors_rewritten = 0
         self._epochs = epochs
         self._table = VerifyTable()
@@ -178,7 +183,8 @@ class Verifier:
                 recent = self._recent4[packet[9]].get(packet[12 : _IPV4_END + 4])
                 if recent is not None:
                     head, rest = unpack_ipv4(packet)
-                    if not head & IPV4_FRAGMENT_BITS and head >> 32 & 0xFFFF == len(packet):
+                    is_syn = packet[9] == ip.TCP and packet[_IPV4_END + mss.FLAGS_AT] & mss.SYN
+                    if not is_syn and not head & IPV4_FRAGMENT_BITS and head >> 32 & 0xFFFF == len(packet):
                         gain, middle, pair = recent
                         pair.accepted += 1
                         rest += gain if (rest & 0xFFFF) + gain < 0xFFFF else gain - 0xFFFF
@@ -187,16 +193,26 @@ class Verifier:
                 found = self._recent6.get(packet[8 : _IPV6_END + 4])
                 if found is not None:
                     (head,) = unpack_ipv6(packet)
-                    if head >> 16 & 0xFFFF == len(packet) - 40:
+                    is_syn = packet[40] == ip.TCP and packet[_IPV6_END + mss.FLAGS_AT] & mss.SYN
+                    if not is_syn and head >> 16 & 0xFFFF == len(packet) - 40:
                         delta, pair = found
                         pair.accepted += 1
                         return _pack_ipv6(head + delta, packet[8:40]) + packet[_IPV6_END:]
-        except IndexError:  # the packet is shorter than its header; a try costs nothing, a check of the length would
-            return self._refuse(layout.VERDICT_MALFORMED, ip.Parsed(malformed=True))
+        except IndexError:  # the packet is shorter than its headers; a try costs nothing, a check of the length would
+            pass
         return self._verify_new(packet)
 
     def _verify_new(self, packet: bytes) -> bytes | Outcome:
         parsed = ip.parse(packet)
+        if self._make_room is None:
+            return self._judge(packet, parsed)
+        roomy = self._make_room(packet, parsed)  # no tag covers what it changes
+        outcome = self._judge(roomy, parsed)
+        if isinstance(outcome, Outcome) and roomy is not packet:
+            return outcome._replace(lowered=roomy)
+        return outcome
+
+    def _judge(self, packet: bytes, parsed: ip.Parsed) -> bytes | Outcome:
         if parsed.malformed:
             return self._refuse(layout.VERDICT_MALFORMED, parsed)
         if not parsed.scent_at:

@@ -110,7 +110,7 @@ class Offload:
             # Where masquerading hides whose a forwarded packet is, the rules decide: they see the source before.
             forwarded = self._datapath.mark_stamped if config.stamp.forwarded else 0
             want = encode.stamp_entries(stamp, unstamped, forwarded, RUN_NS, addresses)
-            accept = encode.verify_entries(verify, addresses, marks)
+            accept = encode.verify_entries(verify, addresses, marks, stamp)
             needed = sizes(want, accept, len(stamp.pairs))
             first = self._programs is None
             self.interfaces.guests = config.stamp.forwarded or may_have_guests(

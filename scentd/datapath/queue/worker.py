@@ -56,7 +56,7 @@ class Worker:
         self._send_buffer = bytearray()
         self._epochs: Epochs | None = None
         self._stamper = Stamper()
-        self._verifier = Verifier([], self._stamper.unquote)
+        self._verifier = Verifier([], self._stamper.unquote, self._stamper.make_room)
         self._icmp = icmp.IcmpSender()
         self._now = time.time()
         self._stamped = [0]  # packets
@@ -171,10 +171,15 @@ class Worker:
         return self._forward_lowered and len(stamped) > self._stamper.unscented_limit(parsed)
 
     def _pass_unstamped(self, packet: Any, reason: int) -> None:
-        """Let a packet go out unstamped."""
-        self._count(f"unstamped:{layout.UNSTAMPED[reason]}", self._stamper.pair_of(packet.get_payload()))
+        """Let a packet go out unstamped. The packets of its connection may get a scent all the same."""
+        payload = packet.get_payload()
+        parsed = ip.parse(payload)
+        self._count(f"unstamped:{layout.UNSTAMPED[reason]}", self._stamper.pair_of(parsed))
         if packet.hook == HOOK_FORWARD:
-            self._answer_too_big(packet.get_payload(), reason)
+            self._answer_too_big(payload, parsed, reason)
+        roomy = self._stamper.make_room(payload, parsed)
+        if roomy is not payload:
+            packet.set_payload(roomy)
         packet.accept()
 
     def _treat(self, packet, outcome: Outcome) -> None:
@@ -184,6 +189,8 @@ class Worker:
         else:
             self._counters["accepted:drop"] += 1  # a beacon
         if treatment == "pass":
+            if outcome.lowered is not None:
+                packet.set_payload(outcome.lowered)
             packet.set_mark(packet.mark & self._unqueued | self._marks[VERIFIED])
             packet.accept()
             return
@@ -197,11 +204,10 @@ class Worker:
         if pair != NO_PAIR:
             self._of_pairs[pair, outcome] += 1
 
-    def _answer_too_big(self, payload: bytes, reason: int) -> None:
+    def _answer_too_big(self, payload: bytes, parsed: ip.Parsed, reason: int) -> None:
         """Tell the source of a forwarded packet that does not fit which MTU does. The packet goes out unchanged."""
         if reason not in (layout.UNSTAMPED_TOO_BIG, layout.UNSTAMPED_IPV6_FRAGMENT):
             return
-        parsed = ip.parse(payload)
         mtu = self._stamper.unscented_limit(parsed)
         if len(payload) > mtu and icmp.may_answer(payload, parsed) and self._icmp.send(payload, mtu, self._now):
             self._counters["icmp_too_big_sent"] += 1

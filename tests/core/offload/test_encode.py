@@ -369,3 +369,30 @@ def test_a_diff_makes_one_of_the_other(have, want):
     assert {k: v for k, v in have.items() if k not in delete} | dict(change) == want
     assert all(have.get(k) != v for k, v in change)
     assert set(delete) <= have.keys()
+
+
+def test_what_a_peers_syn_may_announce():
+    """By the prefix of the path, less headers and scent; a network that only stamps has the number 0."""
+    table = StampTable(
+        networks=(("10.2.0.0/24", 4), ("10.8.0.0/24", 5)),
+        peers=(("10.1.0.0/16", 0), ("fd00::/16", 0), ("10.9.0.0/16", 1)),
+        pairs=(StampPair(0, 4, 0),),
+        limits=(("10.0.0.0/8", 1500), ("10.1.7.0/24", 576), ("10.1.8.0/24", 1500), ("fd00::/32", 1280)),
+    )
+    found = verify_entries(VerifyTable((incoming(),)), (), MARKS, table)
+    decoded = {k: maps.PREFIX_VALUE.unpack(v) for k, v in found.prefixes.items()}
+    assert {text: decoded[prefix_key(maps.SCOPE_LOCAL, numeric(text))] for text in ("10.2.0.0/24", "10.8.0.0/24")} == {
+        "10.2.0.0/24": (1, 1),
+        "10.8.0.0/24": (0, 1),
+    }
+    longest = {
+        k: v[1] >> maps.TREATMENTS_SEGMENT for k, v in decoded.items() if maps.PREFIX.unpack(k)[0] == maps.SCOPE_SOURCE
+    }
+    wanted = {
+        "10.1.0.0/16": 1424,
+        "10.1.0.0/24": 1424,
+        "10.1.7.0/24": 500,
+        "fd00::/16": IP_MAX - 100,
+        "fd00::/32": 1180,
+    }
+    assert longest == {prefix_key(maps.SCOPE_SOURCE, numeric(text)): n for text, n in wanted.items()}

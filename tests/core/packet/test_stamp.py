@@ -4,6 +4,7 @@ import wire_setup
 from hypothesis import example, given
 from hypothesis import strategies as st
 from scapy.layers.inet import IP, TCP
+from scapy.layers.inet6 import IPv6
 from wire_strategies import BEFORE, STAMPED, ip_like, mended, mutated, noise, quick, without_checksum
 
 from scentd.core.packet import stamp
@@ -271,3 +272,51 @@ def test_an_update_for_an_unknown_pair_is_ignored():
     one = Stamper()
     one.update(wire_setup.outgoing())
     assert one.fragments_sent() == []
+
+
+def syn(source, destination, flags="S", announced=1460):
+    base = IP(src=source, dst=destination) if ":" not in source else IPv6(src=source, dst=destination)
+    return bytes(base / TCP(sport=4000, dport=5000, flags=flags, options=[("MSS", announced)]))
+
+
+NARROW = wire_setup.NARROW_STAMP_TABLE  # between alice, a network, and bob 576 and 1280 bytes
+ENDS = pytest.mark.parametrize(
+    ("alice", "bob", "longest"),
+    [("192.0.2.1", "198.51.100.1", 500), ("2001:db8:a::1", "2001:db8:b::1", 1180)],
+)
+
+
+@ENDS
+@pytest.mark.parametrize("flags", ["S", "SA"])
+def test_a_syn_leaves_room_for_a_scent(alice, bob, longest, flags):
+    """What alice announces limits bob, what bob announces limits alice: 1180 + 60 + 40 = 1280, 500 + 40 + 36 = 576."""
+    one = wire_setup.stamper(table=NARROW)
+    for _ in range(2):
+        made = one.stamp(syn(alice, bob, flags))
+        assert carriers.remove(made, ip.parse(made)) == syn(alice, bob, flags, longest)
+    packet = syn(bob, alice, flags)
+    assert one.make_room(packet, ip.parse(packet)) == syn(bob, alice, flags, longest)
+
+
+@ENDS
+def test_a_syn_of_a_known_flow_leaves_room_too(alice, bob, longest):
+    """A port that is used again: the flow has an entry in the stamper, but no SYN takes the fast path."""
+    one = wire_setup.stamper(table=NARROW)
+    for _ in range(20):
+        assert isinstance(one.stamp(syn(alice, bob, "A")), bytes)
+    made = one.stamp(syn(alice, bob))
+    assert carriers.remove(made, ip.parse(made)) == syn(alice, bob, announced=longest)
+
+
+def test_a_syn_of_nobody_stays():
+    one = wire_setup.stamper(table=NARROW)
+    strangers = syn("192.0.2.1", "10.99.0.1"), syn("10.99.0.1", "198.51.100.1"), syn("198.51.100.1", "10.99.0.1")
+    for packet in (*strangers, syn("192.0.2.1", "198.51.100.1", "A"), b"", b"\x45"):
+        assert one.make_room(packet, ip.parse(packet)) is packet
+
+
+def test_a_syn_leaves_room_on_a_path_that_a_router_told_of():
+    one, bob = wire_setup.stamper(), "2001:db8:b::1"
+    one.learn_limit(ip.parse(syn("2001:db8:a::1", bob)).destination, 1290)
+    made = one.stamp(syn("2001:db8:a::1", bob))
+    assert carriers.remove(made, ip.parse(made)) == syn("2001:db8:a::1", bob, announced=1190)

@@ -5,6 +5,8 @@ import carriers
 import pytest
 import wire_setup
 from hypothesis import example, given
+from scapy.layers.inet import IP, TCP
+from scapy.layers.inet6 import IPv6
 from wire_strategies import (
     SMALL,
     STAMPED,
@@ -277,3 +279,24 @@ def test_a_rejected_packet_never_comes_back_as_bytes():
         outcome = WARM.verify(mended(bytes(broken)))
         assert isinstance(outcome, Outcome), name
         assert outcome.treatment in ("drop", "reject")
+
+
+def syn(source, destination, announced=1460):
+    base = IPv6(src=source, dst=destination) if ":" in source else IP(src=source, dst=destination)
+    return bytes(base / TCP(sport=4000, dport=5000, flags="S", options=[("MSS", announced)]))
+
+
+@pytest.mark.parametrize(
+    ("alice", "bob", "longest"), [("192.0.2.1", "198.51.100.1", 500), ("2001:db8:a::1", "2001:db8:b::1", 1180)]
+)
+def test_a_syn_that_comes_in_leaves_room_for_a_scent(alice, bob, longest):
+    """The second one finds the flow known; nothing of it but the announced segment changes."""
+    narrow = wire_setup.stamper(table=wire_setup.NARROW_STAMP_TABLE)
+    one = wire_setup.verifier(make_room=narrow.make_room)
+    scented, lowered = (wire_setup.stamper().stamp(syn(alice, bob, n)) for n in (1460, longest))
+    for _ in range(2):
+        assert one.verify(scented) == carriers.strip(lowered, ip.parse(lowered))
+    unscented = one.verify(syn(alice, bob))
+    assert (unscented.treatment, unscented.lowered) == ("pass", syn(alice, bob, longest))
+    assert one.verify(syn(alice, bob, longest)).lowered is None
+    assert wire_setup.verifier().verify(scented) == carriers.strip(scented, ip.parse(scented))

@@ -1,0 +1,89 @@
+"""Narrow paths, on which sockets cannot leave room for a scent: TCP announces shorter segments, and never stands still.
+
+a ---- b      IPv6 over 1280 and 1310 bytes (no socket goes below 1280), IPv4 over 576 and 600 (no route goes below 576)
+
+Each end drops what has no scent: a packet that did not fit with its scent would be lost for good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from compiled import bpffs
+from edges import in_place, strict
+from hosts import Node, acquainted, pair, peer_of, start, transfer
+
+pytestmark = pytest.mark.netns
+
+OVERHEAD = {4: 36, 6: 40}
+NARROW = [(6, 1280), (6, 1310), (4, 576), (4, 600)]  # IP version, bytes
+ALIKE = [(offload, offload, *path) for offload in (False, True) for path in NARROW]
+MIXED = [(not receives, receives, *path) for receives in (False, True) for path in ((6, 1280), (4, 576))]
+BY = {False: "queue", True: "offload"}
+
+
+def narrow(node: Node, mtu: int) -> None:
+    """Let the node's link carry so many bytes; under 1280 the kernel takes IPv6 off it."""
+    node.host.ip(f"link set {node.host.interfaces[0]} mtu {mtu}")
+    if mtu < 1280:
+        node.host.ipv6 = ""
+
+
+def meet(*nodes: Node) -> None:
+    """Start them, and wait until all know each other."""
+    start(*nodes)
+    in_place(*nodes)
+    for one in nodes:
+        for other in nodes:
+            if one is not other:
+                acquainted(one, other)
+
+
+@contextmanager
+def ends(directory: Path, mtu: int, sends: bool, receives: bool) -> Iterator[tuple[Node, Node]]:
+    """Two strict hosts on a narrow link; whether a and b have the offload."""
+    with ExitStack() as stack:
+        bpf = stack.enter_context(bpffs(directory / "bpf")) if sends or receives else None
+        a, b = stack.enter_context(pair("ms", directory))
+        for node, offload in ((a, sends), (b, receives)):
+            narrow(node, mtu)
+            node.pin_dir = bpf / node.name if bpf and offload else None
+        a.peers, b.peers = [strict(b)], [strict(a)]
+        yield a, b
+
+
+def assert_flows(one: Node, other: Node, version: int, mtu: int) -> None:
+    """TCP at full size: it arrives, so all of it was scented."""
+    before = one.status()["unstamped"]["too-big"], other.status()["absent"]
+    with other.capture() as wire:
+        transfer(one, other, version)
+        longest = max(map(len, wire.packets()))
+    if one.pin_dir is None:  # a program's large sends are whole on this wire
+        assert mtu - OVERHEAD[version] < longest <= mtu
+    assert (one.status()["unstamped"]["too-big"], other.status()["absent"]) == before
+
+
+@pytest.mark.parametrize(
+    ("sends", "receives", "version", "mtu"),
+    ALIKE + MIXED,
+    ids=[f"{BY[s]} to {BY[r]}, IPv{v} {mtu}" for s, r, v, mtu in ALIKE + MIXED],
+)
+def test_tcp_on_a_narrow_link(tmp_path, sends, receives, version, mtu):
+    with ends(tmp_path, mtu, sends, receives) as (a, b):
+        meet(a, b)
+        assert_flows(a, b, version, mtu)
+        assert_flows(b, a, version, mtu)
+
+
+def test_a_host_that_only_stamps(tmp_path):
+    """Its program lowers what the peer's SYN-ACKs announce, though it judges nothing; the peer does not stamp."""
+    with ends(tmp_path, 1280, sends=True, receives=False) as (a, b):
+        a.peers = [peer_of(b, verify=False)]
+        b.peers = [strict(a, stamp=False)]
+        start(a, b)
+        in_place(a, b)
+        acquainted(b, a)
+        assert_flows(a, b, 6, 1280)
