@@ -7,6 +7,9 @@ load.py reads the file.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from itertools import combinations
 from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta
@@ -121,7 +124,9 @@ class Network(Table):
     next_key_file: str = (
         ""  # while its key changes: packets for this key are accepted, too, and nothing is signed by it
     )
-    addresses: list[str] = []  # its nodes' prefixes; empty: every address of this host
+    addresses: list[str] = []  # its nodes' prefixes; empty: every address of this host, or what the next two say
+    interface: list[str] = []  # its nodes' packets come in by one of these (tap, veth, VRF), whatever their addresses
+    mark: str = ""  # or have this packet mark, as "0x100/0xff00": value and mask
     sign: bool | None = None  # sign its profiles here; needs key_file. Default: if it has sources and key_file
     stamp: bool | None = None  # stamp its packets here. Default: as `sign`
     interval: Seconds = 5.0  # from one epoch to the next
@@ -144,6 +149,21 @@ class Network(Table):
     @property
     def stamps(self) -> bool:
         return self.signs if self.stamp is None else self.stamp
+
+    @property
+    def has_origin(self) -> bool:
+        """Whether its packets are known by where they come from, and not by their source addresses."""
+        return bool(self.interface or self.mark)
+
+    @property
+    def is_whole_host(self) -> bool:
+        """Whether every address of this host is the network's."""
+        return not self.addresses and not self.has_origin
+
+    @property
+    def receives(self) -> bool:
+        """Whether packets to some address are for this network, so that they can be verified."""
+        return bool(self.addresses) or not self.has_origin
 
     def mistakes(self, path: str) -> list[str]:
         return check_network(self, path)
@@ -208,8 +228,35 @@ def check_marks(datapath: Datapath, path: str) -> list[str]:
     ]
 
 
+INTERFACE_NAME = re.compile(r"^[A-Za-z0-9_.@-]{1,15}$")  # as nft(8) takes it without escapes
+MARK = re.compile(r"^(0x[0-9a-fA-F]{1,8}|[0-9]{1,10})(?:/(0x[0-9a-fA-F]{1,8}|[0-9]{1,10}))?$")
+
+
+def mark_bits(text: str) -> tuple[int, int]:
+    """(value, mask) of a packet mark as `ip rule` writes it; without a mask all bits count. Raises ValueError."""
+    found = MARK.match(text)
+    value, mask = (int(part or "0xffffffff", 0) for part in found.groups()) if found else (0, 0)
+    if not 0 < mask <= 0xFFFFFFFF or value & ~mask or not value:
+        raise ValueError(f'{text!r} is no mark; write "VALUE/MASK", e.g. "0x100/0xff00", the value inside the mask')
+    return value, mask
+
+
+def check_origin(network: Network, path: str) -> list[str]:
+    problems = [
+        f"{path}.interface[{i}]: {name!r} is no interface's name; write at most 15 of letters, digits, _ . @ -"
+        for i, name in enumerate(network.interface)
+        if not INTERFACE_NAME.match(name)
+    ]
+    try:
+        if network.mark:
+            mark_bits(network.mark)
+    except ValueError as error:
+        problems.append(f"{path}.mark: {error}")
+    return problems
+
+
 def check_network(network: Network, path: str) -> list[str]:
-    problems = check_prefixes(network.addresses, f"{path}.addresses")
+    problems = check_prefixes(network.addresses, f"{path}.addresses") + check_origin(network, path)
     if network.next_key_file and not network.key_file:
         problems.append(f"{path}.next_key_file: not without key_file, which is the key in use")
     if not layout.INTERVAL_MIN <= network.interval <= layout.INTERVAL_MAX or network.interval % 1:
@@ -296,9 +343,10 @@ def check_config(config: Config) -> list[str]:
     ]
     private = {name for peer in config.peer for name in peer.metrics}
     problems += check_policies(config.policy, sorted(p.name for p in config.peer), private)
-    whole = [i for i, n in enumerate(config.network) if not n.addresses]
-    if whole and len(config.network) > 1:
+    whole = [i for i, n in enumerate(config.network) if n.is_whole_host]
+    if whole and sum(not n.has_origin for n in config.network) > 1:
         problems += [f"network[{i}].addresses: missing; with several networks each names its own" for i in whole]
+    problems += check_origins(config)
     if config.stamp.forwarded:
         problems += [
             f"peer[{i}].stamp_ipv6_fragments: not with stamp.forwarded, as only a source may fragment (RFC 8200)"
@@ -306,7 +354,8 @@ def check_config(config: Config) -> list[str]:
             if p.stamp_ipv6_fragments
         ]
     problems += check_public_keys(config.peer)
-    problems += check_overlaps(config.peer)
+    if any(n.stamps for n in config.network):
+        problems += check_overlaps(config.peer)
     own = config.datapath.mark_stamped | config.datapath.mark_queued | config.datapath.mark_verified
     if config.verify.mark_glance & own:
         problems.append("verify.mark_glance: shares bits with a mark of [datapath]; choose other bits")
@@ -335,10 +384,47 @@ def check_public_keys(peers: list[Peer]) -> list[str]:
 
 
 def check_overlaps(peers: list[Peer]) -> list[str]:
-    """Peers may not overlap: one could speak, and be quarantined, for the other. Peers behind one NAT may."""
-    entries = [(i, a) for i, peer in enumerate(peers) for a in peer.addresses]
+    """Peers may share addresses, as tenants behind one gateway do: their packets are told apart by key.
+
+    Nothing tells apart what goes to them, so we stamp for one of them at most.
+    """
+    entries = [(i, a) for i, peer in enumerate(peers) if peer.stamp for a in peer.addresses]
     return [
-        f'peer[{i}].addresses: {inner} lies in {outer} of peer[{other}]; only peers with bind = "sender" may share'
+        f"peer[{i}].addresses: {inner} lies in {outer} of peer[{other}], and nothing tells apart what goes to the two; "
+        "set stamp = false for all but one of them"
         for i, inner, other, outer in overlaps(entries)
-        if {peers[i].bind, peers[other].bind} != {"sender"}
     ]
+
+
+def check_origins(config: Config) -> list[str]:
+    """Each interface and each mark is one network's, and the marks leave ours alone."""
+    problems = []
+    interfaces: dict[str, int] = {}
+    marks: dict[int, dict[int, int]] = {}  # mask -> value -> network
+    datapath = config.datapath
+    own = datapath.mark_stamped | datapath.mark_queued | datapath.mark_verified | config.verify.mark_glance
+    for i, network in enumerate(config.network):
+        if network.interface and network.stamps and not config.stamp.forwarded:
+            problems.append(f"network[{i}].interface: what came in is forwarded; set stamp.forwarded = true, too")
+        for name in network.interface:
+            if interfaces.setdefault(name, i) != i:
+                problems.append(f"network[{i}].interface: {name} is network[{interfaces[name]}]'s; give it to one")
+        try:
+            value, mask = mark_bits(network.mark)
+        except ValueError:  # none, or told already
+            continue
+        if mask & own:
+            problems.append(f"network[{i}].mark: its mask {mask:#x} has bits of scentd's own marks; choose other bits")
+        if marks.setdefault(mask, {}).setdefault(value, i) != i:
+            problems.append(f"network[{i}].mark: network[{marks[mask][value]}] has the same; give each its own")
+    return problems + [
+        f"network[{i}].mark: a packet can have it and that of network[{other}]; let one mask serve for all networks"
+        for one, another in combinations(marks, 2)
+        for i, other in both_marked(marks[one], marks[another], one & another)
+    ]
+
+
+def both_marked(one: Mapping[int, int], another: Mapping[int, int], common: int) -> list[tuple[int, int]]:
+    """The networks of which a packet can have the marks at once. `common`: bits that are in both masks."""
+    seen = {value & common: network for value, network in one.items()}
+    return [(i, seen[value & common]) for value, i in another.items() if seen.get(value & common, i) != i]

@@ -27,7 +27,7 @@ from scentd.datapath.offload.offload import Offload, OffloadError, remove_offloa
 from scentd.datapath.queue import link
 from scentd.datapath.queue.workers import Workers
 from scentd.errors import HostError, ScentdError
-from scentd.model import Barred, Fragment, Outgoing
+from scentd.model import Barred, Fragment, Outgoing, PeerPrefix
 from scentd.roles.bypass_log import BypassLog
 from scentd.roles.guard_link import GuardLink
 from scentd.roles.leap_keeper import LeapKeeper
@@ -80,6 +80,7 @@ class Paths:
         self._bypasses = BypassLog()
         self._event_fd: int | None = None  # the descriptor of the offload's events, while it is in the event loop
         self._shared_epochs: dict[int, int] = {}  # pair -> epoch of which the queue, too, has fragments
+        self._barred = Barred({})
         bus.subscribe(Barred, self._quarantine)
 
     async def start(self) -> None:
@@ -118,6 +119,8 @@ class Paths:
         if first:  # a killed daemon's rules may exist already
             self._facts = await asyncio.to_thread(host.read_facts, config)
         await self._publish()
+        if self._barred.until:  # the pairs may be others
+            self._quarantine(self._barred)
         if first:
             self._resume()
             self.publish_epochs(dict(outgoing or {}))
@@ -185,10 +188,19 @@ class Paths:
         return self.workers.sent_bits(pair, epoch) | offloaded
 
     def _quarantine(self, barred: Barred) -> None:
-        """Let the programs drop these senders' packets early; nftables drops them in any case."""
+        """Let the programs drop these senders' packets early; nftables drops prefixes in any case."""
+        self._barred = barred
+        prefixes = {str(s): until for s, until in barred.until.items() if not isinstance(s, PeerPrefix)}
+        of_pairs: dict[int, dict[str, float]] = {}
+        for sender, until in barred.until.items():
+            if isinstance(sender, PeerPrefix) and self._pairs is not None:
+                for pair in self._pairs.all:
+                    if pair.peer.name == sender.peer and pair.verifies:
+                        of_pairs.setdefault(pair.number, {})[str(sender.prefix)] = until
+        self.workers.bar(of_pairs)
         if self.offload is not None:
             try:
-                self.offload.quarantine({str(prefix): until for prefix, until in barred.until.items()})
+                self.offload.quarantine(prefixes, of_pairs)
             except ScentdError as error:
                 log.warning("quarantine: %s", error)
 
@@ -277,7 +289,8 @@ class Paths:
         assert self._pairs is not None
         assert self._epochs is not None
         self._period = keys.period_of(int(time.time()))
-        stamp, verify = self._pairs.stamp_table(self._facts.limits), self._pairs.verify_table(self._period)
+        stamp = self._pairs.stamp_table(self._facts.limits, dict(self._facts.origins))
+        verify = self._pairs.verify_table(self._period)
         stamping, verifying = self._config.stamp, self._config.verify
         self.workers.publish_tables(
             link.PathTables(

@@ -52,6 +52,7 @@ class Workers:
         self._on_message = on_message
         self._tables: link.PathTables | None = None
         self._outgoing: dict[int, Outgoing] = {}
+        self._barred = link.BarredFlows({})
         self._ended_totals: Counter[str] = Counter()  # totals of workers that have ended
         self._workers = [WorkerHandle(i) for i in range(config.datapath.workers)]
         self._tasks: list[asyncio.Task] = []
@@ -89,6 +90,12 @@ class Workers:
         self._outgoing |= outgoing
         for worker in self._workers:
             worker.send(link.NewEpochs(outgoing))
+
+    def bar(self, until: dict[int, dict[str, float]]) -> None:
+        """Drop accepted packets of these pairs from these prefixes, each until a Unix time."""
+        self._barred = link.BarredFlows(until)
+        for worker in self._workers:
+            worker.send(self._barred)
 
     def counters(self) -> Counter[str]:
         """Totals over all workers since the daemon's start."""
@@ -141,6 +148,7 @@ class Workers:
         if self._tables is not None:
             worker.send(self._tables)
             worker.send(link.NewEpochs(self._outgoing))
+            worker.send(self._barred)
         self._listen(worker, reader, messages)
 
     def _setup(self, number: int) -> link.WorkerSetup:
