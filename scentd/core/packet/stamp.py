@@ -129,6 +129,11 @@ class Stamper:
     def has_origins(self) -> bool:
         return bool(self._origins)
 
+    @property
+    def is_by_origin(self) -> bool:
+        """Whether the packet's network is told by where it comes from, and others may have its addresses, too."""
+        return self._origin is not None
+
     def come_from(self, interface: int, mark: int) -> None:
         """Say by which interface the next packet came, 0 for one of this host, and which mark it has."""
         network = None

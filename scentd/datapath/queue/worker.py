@@ -177,7 +177,7 @@ class Worker:
         """Let a packet go out unstamped."""
         self._count(f"unstamped:{layout.UNSTAMPED[reason]}", self._stamper.pair_of(packet.get_payload()))
         if packet.hook == HOOK_FORWARD:
-            self._answer_too_big(packet.get_payload(), reason)
+            self._answer_too_big(packet.get_payload(), reason, packet.indev if self._stamper.is_by_origin else 0)
         packet.accept()
 
     def _treat(self, packet, outcome: Outcome) -> None:
@@ -202,13 +202,17 @@ class Worker:
         if pair != NO_PAIR:
             self._of_pairs[pair, outcome] += 1
 
-    def _answer_too_big(self, payload: bytes, reason: int) -> None:
+    def _answer_too_big(self, payload: bytes, reason: int, interface: int) -> None:
         """Tell the source of a forwarded packet that does not fit which MTU does. The packet goes out unchanged."""
         if reason not in (layout.UNSTAMPED_TOO_BIG, layout.UNSTAMPED_IPV6_FRAGMENT):
             return
         parsed = ip.parse(payload)
         mtu = self._stamper.unscented_limit(parsed)
-        if len(payload) > mtu and icmp.may_answer(payload, parsed) and self._icmp.send(payload, mtu, self._now):
+        if (
+            len(payload) > mtu
+            and icmp.may_answer(payload, parsed)
+            and self._icmp.send(payload, mtu, self._now, interface)
+        ):
             self._counters["icmp_too_big_sent"] += 1
 
     def _pass_uncopyable(self, packet) -> None:

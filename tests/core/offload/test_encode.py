@@ -300,7 +300,7 @@ def test_verify_settings():
         (incoming(),), (("10.1.0.0/24", STRICT),), Treatments("drop", "reject", "pass"), 60.0, 10.5, 0.25
     )
     found = verify_entries(table, (), MARKS)
-    *numbers, _, local4, _, source4, _, member4, _, quarantine4, *_ = maps.VERIFY_SETTINGS.unpack(found.settings)
+    *numbers, _, local4, _, source4, _, member4, _, quarantine4, _, _, _ = maps.VERIFY_SETTINGS.unpack(found.settings)
     assert numbers == [60_000_000_000, 10_500_000_000, 250_000_000, *MARKS, 0b1_10_01_00]
     assert [maps.LENGTHS.unpack(u)[0] for u in (local4, source4, member4, quarantine4)] == [1, 1, 1, 0]
     value = look_up(found, maps.VERIFY_SETTINGS_SOURCE4_AT, maps.SCOPE_SOURCE, b"\x0a\1\0\1")
