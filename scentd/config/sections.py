@@ -7,13 +7,11 @@ load.py reads the file.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from itertools import combinations
 from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta
 
+from scentd.config.origin import check_origin, check_origins
 from scentd.config.policy import Policy, check_policies
 from scentd.config.schema import Name, Table, check_prefixes, duplicates, of_kind, suggestion
 from scentd.config.units import Seconds
@@ -228,33 +226,6 @@ def check_marks(datapath: Datapath, path: str) -> list[str]:
     ]
 
 
-INTERFACE_NAME = re.compile(r"^[A-Za-z0-9_.@-]{1,15}$")  # as nft(8) takes it without escapes
-MARK = re.compile(r"^(0x[0-9a-fA-F]{1,8}|[0-9]{1,10})(?:/(0x[0-9a-fA-F]{1,8}|[0-9]{1,10}))?$")
-
-
-def mark_bits(text: str) -> tuple[int, int]:
-    """(value, mask) of a packet mark as `ip rule` writes it; without a mask all bits count. Raises ValueError."""
-    found = MARK.match(text)
-    value, mask = (int(part or "0xffffffff", 0) for part in found.groups()) if found else (0, 0)
-    if not 0 < mask <= 0xFFFFFFFF or value & ~mask or not value:
-        raise ValueError(f'{text!r} is no mark; write "VALUE/MASK", e.g. "0x100/0xff00", the value inside the mask')
-    return value, mask
-
-
-def check_origin(network: Network, path: str) -> list[str]:
-    problems = [
-        f"{path}.interface[{i}]: {name!r} is no interface's name; write at most 15 of letters, digits, _ . @ -"
-        for i, name in enumerate(network.interface)
-        if not INTERFACE_NAME.match(name)
-    ]
-    try:
-        if network.mark:
-            mark_bits(network.mark)
-    except ValueError as error:
-        problems.append(f"{path}.mark: {error}")
-    return problems
-
-
 def check_network(network: Network, path: str) -> list[str]:
     problems = check_prefixes(network.addresses, f"{path}.addresses") + check_origin(network, path)
     if network.next_key_file and not network.key_file:
@@ -344,9 +315,8 @@ def check_config(config: Config) -> list[str]:
     private = {name for peer in config.peer for name in peer.metrics}
     problems += check_policies(config.policy, sorted(p.name for p in config.peer), private)
     whole = [i for i, n in enumerate(config.network) if n.is_whole_host]
-    if whole and sum(not n.has_origin for n in config.network) > 1:
+    if whole and len(config.network) > 1:
         problems += [f"network[{i}].addresses: missing; with several networks each names its own" for i in whole]
-    problems += check_origins(config)
     if config.stamp.forwarded:
         problems += [
             f"peer[{i}].stamp_ipv6_fragments: not with stamp.forwarded, as only a source may fragment (RFC 8200)"
@@ -357,6 +327,7 @@ def check_config(config: Config) -> list[str]:
     if any(n.stamps for n in config.network):
         problems += check_overlaps(config.peer)
     own = config.datapath.mark_stamped | config.datapath.mark_queued | config.datapath.mark_verified
+    problems += check_origins(config.network, own | config.verify.mark_glance, config.stamp.forwarded)
     if config.verify.mark_glance & own:
         problems.append("verify.mark_glance: shares bits with a mark of [datapath]; choose other bits")
     if config.peer and not config.network:
@@ -394,37 +365,3 @@ def check_overlaps(peers: list[Peer]) -> list[str]:
         "set stamp = false for all but one of them"
         for i, inner, other, outer in overlaps(entries)
     ]
-
-
-def check_origins(config: Config) -> list[str]:
-    """Each interface and each mark is one network's, and the marks leave ours alone."""
-    problems = []
-    interfaces: dict[str, int] = {}
-    marks: dict[int, dict[int, int]] = {}  # mask -> value -> network
-    datapath = config.datapath
-    own = datapath.mark_stamped | datapath.mark_queued | datapath.mark_verified | config.verify.mark_glance
-    for i, network in enumerate(config.network):
-        if network.interface and network.stamps and not config.stamp.forwarded:
-            problems.append(f"network[{i}].interface: what came in is forwarded; set stamp.forwarded = true, too")
-        for name in network.interface:
-            if interfaces.setdefault(name, i) != i:
-                problems.append(f"network[{i}].interface: {name} is network[{interfaces[name]}]'s; give it to one")
-        try:
-            value, mask = mark_bits(network.mark)
-        except ValueError:  # none, or told already
-            continue
-        if mask & own:
-            problems.append(f"network[{i}].mark: its mask {mask:#x} has bits of scentd's own marks; choose other bits")
-        if marks.setdefault(mask, {}).setdefault(value, i) != i:
-            problems.append(f"network[{i}].mark: network[{marks[mask][value]}] has the same; give each its own")
-    return problems + [
-        f"network[{i}].mark: a packet can have it and that of network[{other}]; let one mask serve for all networks"
-        for one, another in combinations(marks, 2)
-        for i, other in both_marked(marks[one], marks[another], one & another)
-    ]
-
-
-def both_marked(one: Mapping[int, int], another: Mapping[int, int], common: int) -> list[tuple[int, int]]:
-    """The networks of which a packet can have the marks at once. `common`: bits that are in both masks."""
-    seen = {value & common: network for value, network in one.items()}
-    return [(i, seen[value & common]) for value, i in another.items() if seen.get(value & common, i) != i]

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from ipaddress import ip_address
 
-from scentd.config.sections import Config, Network, Peer, mark_bits
+from scentd.config.origin import mark_bits
+from scentd.config.sections import Config, Network, Peer
 from scentd.core import shared
 from scentd.core.profile.issue import IssuedPair, metric_slots
 from scentd.core.tables import INTERFACE, Incoming, IncomingKeys, Origin, StampPair, StampTable, Treatments, VerifyTable
+from scentd.model import Barred, PeerPrefix
 from scentd.prefix import PrefixMap, numeric
 from scentd.wire import keys
 from scentd.wire.carrier import CARRIERS, NATIVE
@@ -157,6 +159,19 @@ class Pairs:
         if pair is None or not pair.stamps or not pair.identities:
             return None
         return [secret.tag_key(epoch) for secret in pair.secrets]
+
+    def barred(self, barred: Barred) -> tuple[dict[str, float], dict[int, dict[str, float]]]:
+        """The Unix time of release of each prefix; and by pair, of each from which only the pair's peer is barred."""
+        prefixes: dict[str, float] = {}
+        of_pairs: dict[int, dict[str, float]] = {}
+        for sender, until in barred.until.items():
+            if not isinstance(sender, PeerPrefix):
+                prefixes[str(sender)] = until
+                continue
+            for pair in self.all:
+                if pair.peer.name == sender.peer and pair.verifies:
+                    of_pairs.setdefault(pair.number, {})[str(sender.prefix)] = until
+        return prefixes, of_pairs
 
     def unstamped_prefixes(self) -> list[str]:
         """The prefixes of networks for which this host stamps nothing."""

@@ -25,9 +25,9 @@ from scentd.datapath.host.host import Host, HostFacts
 from scentd.datapath.offload.counts import PairCounts
 from scentd.datapath.offload.offload import Offload, OffloadError, remove_offload
 from scentd.datapath.queue import link
-from scentd.datapath.queue.workers import Workers
+from scentd.datapath.queue.workers import Workers, path_tables
 from scentd.errors import HostError, ScentdError
-from scentd.model import Barred, Fragment, Outgoing, PeerPrefix
+from scentd.model import Barred, Fragment, Outgoing
 from scentd.roles.bypass_log import BypassLog
 from scentd.roles.guard_link import GuardLink
 from scentd.roles.leap_keeper import LeapKeeper
@@ -119,8 +119,7 @@ class Paths:
         if first:  # a killed daemon's rules may exist already
             self._facts = await asyncio.to_thread(host.read_facts, config)
         await self._publish()
-        if self._barred.until:  # the pairs may be others
-            self._quarantine(self._barred)
+        self._quarantine(self._barred)  # the pairs may be others
         if first:
             self._resume()
             self.publish_epochs(dict(outgoing or {}))
@@ -190,13 +189,9 @@ class Paths:
     def _quarantine(self, barred: Barred) -> None:
         """Let the programs drop these senders' packets early; nftables drops prefixes in any case."""
         self._barred = barred
-        prefixes = {str(s): until for s, until in barred.until.items() if not isinstance(s, PeerPrefix)}
-        of_pairs: dict[int, dict[str, float]] = {}
-        for sender, until in barred.until.items():
-            if isinstance(sender, PeerPrefix) and self._pairs is not None:
-                for pair in self._pairs.all:
-                    if pair.peer.name == sender.peer and pair.verifies:
-                        of_pairs.setdefault(pair.number, {})[str(sender.prefix)] = until
+        if self._pairs is None:
+            return
+        prefixes, of_pairs = self._pairs.barred(barred)
         self.workers.bar(of_pairs)
         if self.offload is not None:
             try:
@@ -291,22 +286,8 @@ class Paths:
         self._period = keys.period_of(int(time.time()))
         stamp = self._pairs.stamp_table(self._facts.limits, dict(self._facts.origins))
         verify = self._pairs.verify_table(self._period)
-        stamping, verifying = self._config.stamp, self._config.verify
-        self.workers.publish_tables(
-            link.PathTables(
-                stamp,
-                verify,
-                str(self._epochs.path.absolute()),
-                mark_verified=self._config.datapath.mark_verified if closed(self._config) is not None else 0,
-                mark_glance=verifying.mark_glance,
-                log_level=self._config.daemon.log_level,
-                forward_lowered=self._facts.forward_lowered,
-                stamp_fail_open=stamping.fail == "open",
-                verify_fail_open=verifying.fail == "open",
-                stamp_overload_open=stamping.overload == "open",
-                verify_overload_open=verifying.overload == "open",
-            )
-        )
+        path, lowered = str(self._epochs.path.absolute()), self._facts.forward_lowered
+        self.workers.publish_tables(path_tables(self._config, stamp, verify, path, lowered))
         if self.offload is None:
             return
         unstamped = self._pairs.unstamped_prefixes()

@@ -27,7 +27,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import NamedTuple
 
-from scentd.config.sections import Config, mark_bits, stamped_peers
+from scentd.config.origin import mark_bits
+from scentd.config.sections import Config, stamped_peers
 from scentd.core.closed import Range, closed, ends, merged, range_text
 from scentd.core.offload.coverage import Coverage
 from scentd.prefix import numeric
@@ -179,10 +180,7 @@ def own_sources(config: Config) -> str:
 
 
 def known_by_source(config: Config) -> Iterator[str]:
-    """The matches for packets of our networks: by their source, or by where they come from; empty: all are."""
-    if has_whole_host(config):
-        yield ""
-        return
+    """The matches for packets of our networks: by their source, or by where they come from."""
     if any(network.addresses for network in config.network if not network.has_origin):
         yield from (f"{PROTOCOL[version]} saddr @{own_sources(config)}{version}" for version in PROTOCOL)
     yield from came_from(config)
@@ -216,7 +214,8 @@ def outbound_rules(config: Config, served: Coverage) -> Iterator[TableRule]:
         yield from leaving_rules(config)
     if not config.stamp.forwarded or (served.rule_free and not programs):
         return
-    yield from (TableRule("across", f"{match} goto forwarded".strip()) for match in known_by_source(config))
+    known = list(known_by_source(config)) or [""]
+    yield from (TableRule("across", f"{match} goto forwarded".strip()) for match in known)
     if programs:  # the program sees the source only after NAT
         yield TableRule("forwarded", f"{programs} {set_bits(config.datapath.mark_stamped)} accept")
     if not served.rule_free:
@@ -229,7 +228,8 @@ def leaving_rules(config: Config) -> Iterator[TableRule]:
     yield TableRule("leaving", "oif lo accept")
     yield TableRule("leaving", f"{is_marked(config.datapath.mark_stamped)} accept")
     yield from (TableRule("leaving", f"{PROTOCOL[v]} daddr @stamp{v} goto to_peer") for v in PROTOCOL)
-    yield from (TableRule("to_peer", f"{match} goto unscented".strip()) for match in known_by_source(config))
+    known = [] if has_whole_host(config) else list(known_by_source(config))
+    yield from (TableRule("to_peer", f"{match} goto unscented".strip()) for match in known or [""])
     yield from (TableRule("unscented", rule) for rule in UNQUEUED)
     yield TableRule("unscented", set_bits(config.datapath.mark_queued))
 

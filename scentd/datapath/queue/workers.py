@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Callable
 
 from scentd.config.sections import Config
+from scentd.core.closed import closed
+from scentd.core.tables import StampTable, VerifyTable
 from scentd.datapath.family import families
 from scentd.datapath.queue import link
 from scentd.errors import HostError
@@ -232,6 +234,25 @@ class Workers:
             with contextlib.suppress(ProcessLookupError):
                 worker.process.kill()
             await worker.process.wait()
+
+
+def path_tables(
+    config: Config, stamp: StampTable, verify: VerifyTable, epochs_path: str, forward_lowered: bool
+) -> link.PathTables:
+    """What workers work by under this configuration."""
+    return link.PathTables(
+        stamp,
+        verify,
+        epochs_path,
+        mark_verified=config.datapath.mark_verified if closed(config) is not None else 0,
+        mark_glance=config.verify.mark_glance,
+        log_level=config.daemon.log_level,
+        forward_lowered=forward_lowered,
+        stamp_fail_open=config.stamp.fail == "open",
+        verify_fail_open=config.verify.fail == "open",
+        stamp_overload_open=config.stamp.overload == "open",
+        verify_overload_open=config.verify.overload == "open",
+    )
 
 
 async def read_chunk(reader: asyncio.StreamReader) -> bytes:

@@ -1,7 +1,7 @@
 """Quarantine: drops the packets of a peer's affected nodes, or of its whole network, for a time.
 
-A resource is a prefix (an address as /32 or /128), whose packets are all dropped. Where other peers have addresses of
-the prefix, too, it is a `PeerPrefix`: only packets with the peer's key are dropped, so that no neighbour is cut off. Its
+A resource is a prefix (an address as /32 or /128), whose packets are all dropped. Where others have addresses of the
+prefix, too, it is a `PeerPrefix`: only packets with the peer's key are dropped, so that no neighbour is cut off; its
 profiles are still heard. The desired value is a `QuarantineEntry`.
 """
 
