@@ -157,7 +157,9 @@ def test_an_origin_is_one_networks():
     """Of several networks each has interfaces and marks of its own, apart from the marks of scentd."""
     blue, forwarded = {**NETWORK, "name": "blue"}, {"forwarded": True}
     one(problems(network=[{**NETWORK, "interface": ["a b"]}]), "network[0].interface[0]", "'a b'", "letters")
-    one(problems(network=[{**NETWORK, "stamp": True, "interface": ["tap0"]}]), "network[0].interface", "stamp.forwarded")
+    one(
+        problems(network=[{**NETWORK, "stamp": True, "interface": ["tap0"]}]), "network[0].interface", "stamp.forwarded"
+    )
     taps = [{**NETWORK, "interface": ["tap0"]}, {**blue, "interface": ["tap1", "tap0"]}]
     one(problems(network=taps, stamp=forwarded), "network[1].interface", "tap0", "network[0]")
     for mark in ("0x1/0x2", "0", "0/0xff", "1/0", "green", "0x100000000", "0x1/0x1/0x1"):

@@ -78,10 +78,16 @@ class Kernel:
         made = encode.stamp_entries(table, unsigned, forwarded, LONG_NS, own)
         self._configure("stamp", made.prefixes, made.settings)
 
-    def verify_by(self, table=wire_setup.VERIFY_TABLE, marks=MARKS, quarantine: dict[str, int] | None = None) -> None:
-        """`quarantine`: CLOCK_MONOTONIC seconds of release by prefix."""
+    def verify_by(
+        self,
+        table=wire_setup.VERIFY_TABLE,
+        marks=MARKS,
+        quarantine: dict[str, int] | None = None,
+        barred: dict[int, dict[str, int]] | None = None,
+    ) -> None:
+        """`quarantine`: CLOCK_MONOTONIC seconds of release by prefix; `barred`: the same by pair."""
         made = encode.verify_entries(table, (), marks)
-        prefixes = made.prefixes | encode.quarantine_entries(quarantine or {})
+        prefixes = made.prefixes | encode.quarantine_entries(quarantine or {}) | encode.barred_entries(barred or {})
         self._configure("verify", prefixes, made.settings_for(prefixes))
         self._fill("verify.identities", made.identities)
         self._pairs = made.pairs
