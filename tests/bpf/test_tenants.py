@@ -21,11 +21,17 @@ from scentd.wire import ip, layout, maps
 pytestmark = pytest.mark.netns
 
 NOW = wire_setup.NOW + 0.5
-ALICE, CAROL, ERIN = range(3)  # networks
+ALICE, CAROL, ERIN = 0, 233, 2  # networks; 233 apart, one place of the cache is often that of both
 TAP, OTHER_TAP = 7, 8  # interfaces
 FORWARDED = 0x1000  # the mark of forwarded packets that a rule knows
 ORIGINS = (Origin(INTERFACE, TAP, CAROL), Origin(0xFF00, 0x100, ALICE), Origin(0xFF, 0x3, ERIN))
-STAMP_TABLE = replace(wire_setup.STAMP_TABLE, origins=ORIGINS)
+NETWORK = {0: ALICE, 1: CAROL, 2: ERIN}
+STAMP_TABLE = replace(
+    wire_setup.STAMP_TABLE,
+    networks=tuple((prefix, NETWORK[n]) for prefix, n in wire_setup.STAMP_TABLE.networks),
+    pairs=tuple(replace(pair, network=NETWORK[pair.network]) for pair in wire_setup.STAMP_TABLE.pairs),
+    origins=ORIGINS,
+)
 PACKETS = [bytes(packet) for packet in (ip4(src="10.9.9.9") / tcp(), ip6(src="2001:db8:9::9") / udp(), ip4() / udp())]
 # Alice and carol have alice's addresses; it is carol's `absent` that is strict, and alice's `rejected`.
 INCOMING = tuple(replace(i, peer=wire_setup.PREFIXES["alice"]) for i in wire_setup.VERIFY_TABLE.incoming)
@@ -74,17 +80,17 @@ def test_the_origin_comes_before_the_source(kernel, packet):
 
 
 def test_equal_packets_of_two_networks_in_turn(kernel):
-    """Neither of the caches takes the one for the other."""
+    """Neither cache takes the one for the other, nor does the queue."""
     kernel.fresh_stamper()
-    ids = {TAP: key_id("carol"), 0: key_id("alice")}
-    for _ in range(8):
-        for interface, name in ids.items():
-            assert name in kernel.stamp(PACKETS[2], received_on=interface, mark=0).packet
-    one = wire_setup.stamper(table=STAMP_TABLE)
-    for _ in range(8):
-        for interface, name in ids.items():
-            one.come_from(interface, 0)
-            assert name in one.stamp(PACKETS[2])
+    python = wire_setup.stamper(table=STAMP_TABLE)
+    turns = [(TAP, 0, key_id("carol")), (0, 0x100, key_id("alice"))]
+    for number in range(1, 41):
+        packet = bytes(ip4(src=f"10.9.9.{number}") / tcp())
+        for _ in range(5):  # some of them in one tick of the clock
+            for interface, mark, name in turns:
+                assert name in kernel.stamp(packet, received_on=interface, mark=mark).packet
+                python.come_from(interface, mark)
+                assert name in python.stamp(packet)
 
 
 def test_an_error_about_a_networks_packet_is_known_by_its_key():
