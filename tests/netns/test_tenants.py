@@ -101,7 +101,7 @@ def tenants(tag: str, directory, offload: bool, bind: str):
         gateway.host.run("nft", "-f", "-", input=FIREWALL.format(**names))
         if offload:
             gateway.pin_dir, b.pin_dir = bpf / "g", bpf / "b"
-        gateway.peers = [peer_of(b, bind=bind, verify=False)]
+        gateway.peers = [peer_of(b, bind=bind)]
         gateway.sections |= {"stamp": {"forwarded": True}, "network": [red.network, blue.network]}
         b.peers = [{**peer(red, bind), "absent": "drop"}, peer(blue, bind)]
         b.sections["policy"] = [{"name": "isolate", "when": "threat >= 0.5", "do": QUARANTINE}]
@@ -162,6 +162,20 @@ def test_a_quarantine_leaves_the_neighbour_alone(hosts):
         until(lambda: b.count("other", f"{path}_quarantined"), "its packets are counted")
         until(lambda: answered(other, receiver, seconds=0.2), "blue is free again", 30)
     assert "key alone" in b.cli("explain", "blue", "--json").stdout
+
+
+def test_an_interface_that_goes_and_comes_back(hosts):
+    """A tenant's tap is made anew when its machine starts: it has the name, and another index."""
+    gateway, b, red, _ = hosts
+    gateway.host.ip(f"link del {red.interface}")
+    (inner,) = red.node.host.interfaces
+    red.node.host.ip(f"link add {inner} type veth peer name {red.interface} netns {gateway.host.namespace}")
+    red.node.host.ip(f"addr add 10.0.0.1/24 dev {inner}", f"link set {inner} up")
+    gateway.host.ip(f"addr add 10.0.0.2/24 dev {red.interface}", f"link set {red.interface} up")
+    gateway.host.ip(f"route add 10.0.0.0/24 dev {red.interface} table 101")
+    red.node.host.ip("route add default via 10.0.0.2")
+    with red.node.socket(4) as sender, b.socket(4) as receiver:
+        until(lambda: answered(sender, receiver, seconds=0.2), "red is stamped again: b takes nothing unscented")
 
 
 def profile(b: Node, tenant: Tenant) -> dict | None:
