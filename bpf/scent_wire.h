@@ -126,7 +126,7 @@ struct scent_body {
 	__u8 bloom[SCENT_BLOOM_LEN];
 } __attribute__((packed));
 
-/* Index into scent_body.levels. 9..15 are reserved, 16..21 are named by configuration. */
+/* Index into scent_body.levels. 10..15 are reserved, 16..21 are named by configuration. */
 enum scent_metric {
 	SCENT_METRIC_CPU = 0,
 	SCENT_METRIC_MEMORY = 1,
@@ -137,6 +137,7 @@ enum scent_metric {
 	SCENT_METRIC_THREAT = 6,
 	SCENT_METRIC_DATABASE_LOAD = 7,
 	SCENT_METRIC_REQUEST_LOAD = 8,
+	SCENT_METRIC_RETRANSMITS = 9,
 	SCENT_METRIC_FIRST_PRIVATE = 16,
 };
 

@@ -106,9 +106,10 @@ def parser() -> argparse.ArgumentParser:
     shown.add_argument("--all", action="store_true", help="every entry of long lists, not only the most troubled ones")
     shown.add_argument("--view", default="text", metavar="NAME", help="how: text (default), prometheus")
     command("monitor", monitor, "print epochs, profiles, alarms, decisions and refusals as they happen")
-    explain = command("explain", explain_peer, "say how each policy stands for a peer and what was decided")
-    explain.add_argument("peer", metavar="PEER", help="a peer's name")
-    explain.add_argument("--limit", type=int, default=20, help="decisions shown (default 20)")
+    explained = command("explain", explain, "say how policies stand for a peer, or how a profile of ours came about")
+    explained.add_argument("peer", metavar="PEER", nargs="?", help="a peer's name")
+    explained.add_argument("--profile", metavar="NETWORK", help="how this network's last profile came about")
+    explained.add_argument("--limit", type=int, default=20, help="decisions shown (default 20)")
     command("metrics", metrics, "print the counters in Prometheus text format")
     exporter = command("exporter", export, "serve the metrics over HTTP; run it as an unprivileged user")
     exporter.add_argument("--listen", default="127.0.0.1:9736", metavar="HOST:PORT", help="default 127.0.0.1:9736")
@@ -190,15 +191,16 @@ def monitor(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def explain_peer(arguments: argparse.Namespace) -> int:
+def explain(arguments: argparse.Namespace) -> int:
     from scentd.control import client
-    from scentd.show import text
+    from scentd.show import profile
 
-    path, peer, limit = control_socket(arguments), arguments.peer, arguments.limit
-    if arguments.json:
-        print(json.dumps(client.ask(path, {"command": "explain", "peer": peer, "limit": limit})))
-    else:
-        print(text.explanation(client.explain(path, peer, limit)))
+    if (arguments.peer is None) == (arguments.profile is None):
+        raise UsageError("explain: name a PEER, or a network of ours by --profile NETWORK")
+    of_peer = {"command": "explain", "peer": arguments.peer, "limit": arguments.limit}
+    of_profile = {"command": "explain-profile", "network": arguments.profile}
+    answer = client.ask(control_socket(arguments), of_peer if arguments.peer else of_profile)
+    print(json.dumps(answer) if arguments.json else profile.explained(answer))
     return OK
 
 
@@ -346,6 +348,7 @@ def revoke_key(arguments: argparse.Namespace) -> int:
 def clean_up(arguments: argparse.Namespace) -> int:
     from scentd import act
     from scentd.datapath.host import host
+    from scentd.datapath.offload import applications
     from scentd.state import issued
     from scentd.system import service
 
@@ -354,6 +357,7 @@ def clean_up(arguments: argparse.Namespace) -> int:
         print(f"{why}: what it made on the host stays until it is back", file=sys.stderr)
         return OK
     refuse_beside_daemon(arguments, config, "`systemctl stop scentd` first")
+    applications.remove(config.datapath.pin_dir)
     host.cleanup(config)
     act.cleanup()
     issued.IssuedEpochs(issued.directory(config)).remove()

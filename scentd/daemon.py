@@ -22,7 +22,7 @@ from scentd import __version__, reload, revoke
 from scentd.bus.local import LocalBus
 from scentd.control import packet_counts
 from scentd.control.server import Request, Server
-from scentd.control.status import LIMIT, BeaconStatus, Explanation, Omitted, Status, limit_list
+from scentd.control.status import LIMIT, BeaconStatus, Explanation, Omitted, ProfileExplanation, Status, limit_list
 from scentd.core.pairs import Pairs
 from scentd.errors import ConfigError, HostError
 from scentd.model import SCHEMA, Notice
@@ -64,13 +64,14 @@ class Daemon:
         self._issued = IssuedEpochs(issued.directory(self.config))
         self._stamper = StamperRole(self._bus, self._paths, self.config.datapath.mark_stamped, self._issued)
         self._profiler = ProfilerRole(self._bus)
-        self._collector = CollectorRole(self._bus)
+        self._collector = CollectorRole(self._bus, pin_dir=self.config.datapath.pin_dir)
         self._server = Server(
             self.config.daemon.control_socket,
             self.config.daemon.control_group,
             {
                 "status": lambda request: self.status(LIMIT if request.limit is None else max(0, request.limit)),
                 "explain": self._explain,
+                "explain-profile": self._explain_profile,
                 "reload": lambda request: self._reloads.reload(request.confirm),
                 "confirm": lambda _: self._reloads.confirm(),
                 "restore": lambda _: self._restore(),
@@ -259,12 +260,22 @@ class Daemon:
         limit = max(1, min(EXPLAIN_LIMIT if request.limit is None else request.limit, 1000))
         return await asyncio.to_thread(self._allocator.explain, request.peer, view, limit)
 
+    async def _explain_profile(self, request: Request) -> ProfileExplanation | dict:
+        if all(n.name != request.network for n in self.config.network):
+            known = ", ".join(n.name for n in self.config.network) or "none"
+            return {"error": f"no network of this host is named {request.network!r}; known: {known}"}
+        explanation = await self._profiler.explain(request.network)
+        if explanation is None:
+            way_out = "ask the host that signs it; `scentd status` says what this one does"
+            return {"error": f"network {request.network}: no profile of it has been made here; {way_out}"}
+        return explanation
+
     def status(self, limit: int) -> Status:
         """The whole state; at most `limit` entries of each list that grows with the configuration, 0: all."""
         now, counters, received = time.time(), self._paths.counters(), self._verifier.counters
         networks, more_networks = limit_list(
             [
-                self._profiler.status(n, self._pairs.key_ids(n.name), self._collector.counters(n.name))
+                self._profiler.status(n, self._pairs.key_ids(n.name), *self._collector.status(n.name), limit)
                 for n in self.config.network
             ],
             limit,
@@ -298,6 +309,7 @@ class Daemon:
             trial_until=self._reloads.trial_until,
             reverted_at=self._reloads.reverted_at,
             networks=networks,
+            prometheus_servers=self._collector.servers(),
             peers=peers,
             traffic=traffic,
             strangers=packet_counts.strangers(counters, outcomes.values()),
@@ -320,7 +332,8 @@ class Daemon:
                 received=counters["accepted:drop"],
             ),
             other={name: counters[name] for name in packet_counts.OTHER}
-            | {"policy_errors": self._allocator.policy_errors, "bus_failures": sum(self._bus.failures.values())},
+            | {"policy_errors": self._allocator.policy_errors, "bus_failures": sum(self._bus.failures.values())}
+            | {"unknown_network": self._profiler.unknown_network},
             allocation=allocation,
             actuators=dict(self._allocator.counters()),
         )

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from msgspec import Struct
 
@@ -27,6 +27,8 @@ SCHEMA = 2  # the version of every JSON document that leaves scentd; raised when
 
 # -- telemetry -----------------------------------------------------------
 
+SourceState = Literal["fresh", "stale", "failing", "suspect"]  # of a source at its collector, or of a node
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -37,6 +39,7 @@ class Sample:
     at: float
     node: str = ""  # the node's address or name; "" is this host
     role: str = ""  # the role of the node or application: db, web, cache ...
+    region: str = ""  # it is of the path to this region, and counts for nothing else
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +56,12 @@ class SecurityEvent:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """One collector's readings for a network at one moment. Later ones of the same collector replace them."""
+    """One collector's readings for a network at one moment. A later sample of the same metric, node, role and region
+    replaces a sample, whoever sends it; later events of the same collector replace its events.
+    """
 
     network: str
-    collector: str  # unique among the network's collectors; "" on a host that collects and signs
+    collector: str  # unique among the network's; the node of samples that name none; "" where the signer collects
     at: float
     samples: tuple[Sample, ...] = ()
     events: tuple[SecurityEvent, ...] = ()  # that have not ended
@@ -103,6 +108,72 @@ class IssuedEpoch(Struct, frozen=True):
     interval: float  # seconds until the next one is due
     alarm: bool  # issued at once because of a security event
     outgoing: tuple[Outgoing, ...]
+
+
+# -- explaining: how a profile came about --------------------------------
+
+
+class NodeState(Struct, frozen=True):
+    """One node of a network, as its profiler knows it."""
+
+    name: str  # "" is this host
+    roles: tuple[str, ...]
+    state: SourceState
+    reason: str  # why it is not fresh
+    age: float | None  # seconds since its newest sample; None: there has been none
+    expected: bool  # [[network.node]] names it
+
+
+class SampleAccount(Struct, frozen=True, kw_only=True):
+    node: str  # "" is this host
+    role: str
+    region: str
+    value: float | None  # as it came; None: not a number
+    counts: float | None  # the value that it counts as; None: it is left out
+    age: float  # seconds
+    state: SourceState
+    reason: str  # why it does not count as it is
+
+
+class LevelAccount(Struct, frozen=True, kw_only=True):
+    metric: str
+    unit: str  # what 1.0 is; the range is always 0.0 to 1.0
+    aggregation: str  # mean, max, p95; of threat: joined
+    nodes: int  # that have a say
+    value: float | None  # aggregated, before it is rounded to a step; None: unknown
+    level: float | None  # as it is sent
+    weight: float  # in the overall level
+    samples: list[SampleAccount]
+
+
+class GroupAccount(Struct, frozen=True, kw_only=True):
+    """One metric of a role, or of the path to a region."""
+
+    role: str
+    region: str
+    metric: str
+    nodes: int
+    level: float | None  # None: left out
+    word: str  # low, medium, high
+    why_not: str = ""
+
+
+class EventAccount(Struct, frozen=True, kw_only=True):
+    kind: str
+    node: str
+    severity: float
+
+
+class ProfileAccount(Struct, frozen=True, kw_only=True):
+    at: float  # Unix time
+    steps: int
+    overall: float | None
+    levels: list[LevelAccount]
+    groups: list[GroupAccount]
+    events: list[EventAccount]
+    items: list[str]
+    left_out: dict[str, str]  # items, and why
+    affected: list[str]
 
 
 # -- receiving -----------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Generic, TypeVar
 
 Address = IPv4Address | IPv6Address
@@ -16,6 +16,14 @@ BITS = {4: 32, 6: 128}
 
 def prefixes(addresses: Iterable[str]) -> tuple[Prefix, ...]:
     return tuple(ip_network(a) for a in addresses)
+
+
+def is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def within(inner: Prefix, outer: Prefix) -> bool:

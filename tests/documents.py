@@ -14,8 +14,10 @@ from scentd.control.status import (
     PolicyStatus,
     ProfileStatus,
     ResourceStatus,
+    SourceStatus,
     Status,
 )
+from scentd.model import NodeState
 from scentd.wire import layout
 
 REASONS = [name for name in layout.VERDICTS.values() if name not in ("accepted", "absent")]
@@ -37,6 +39,11 @@ NETWORK = NetworkStatus(
     signs=True,
     stamps=True,
     collectors={"eve_lines": 6},
+    sources=[SourceStatus(name="cpu", kind="cpu", state="failing", reason="gone")],
+    source_states={"failing": 1},
+    nodes=[NodeState("n1", ("db",), "fresh", "", 1.0, True)],
+    node_states={"fresh": 1},
+    intake={"late": 3},
     epoch=100,
     issued=7,
     interval=5.0,

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wire_strategies import quick
 
-from scentd.prefix import PrefixMap, overlaps
+from scentd.prefix import PrefixMap, is_address, overlaps
 
 networks = st.tuples(st.integers(0, 2**32 - 1), st.sampled_from([0, 1, 7, 8, 9, 24, 31, 32])).map(
     lambda n: str(ip_network(((n[0] >> 32 - n[1] << 32 - n[1]) & 0xFFFFFFFF, n[1])))
@@ -47,3 +47,8 @@ def test_overlaps_are_told_with_both_owners():
     assert overlaps([(0, "10.0.0.0/8"), (1, "11.0.0.0/8"), (2, "10.255.0.1")]) == [(2, "10.255.0.1", 0, "10.0.0.0/8")]
     assert overlaps([(0, "10.0.0.0/8"), (0, "10.1.0.0/16"), (1, "fd00::/8"), (2, "0.0.0.1")]) == []
     assert overlaps([(0, "not a prefix"), (1, "::1"), (2, "::1")]) == [(2, "::1", 1, "::1")]
+
+
+def test_what_is_an_address():
+    assert all(map(is_address, ("10.0.0.7", "fd00::7", "::")))
+    assert not any(map(is_address, ("", "db", "10.0.0.0/24", "10.0.0", "10.0.0.7 ")))

@@ -1,8 +1,12 @@
-"""Bandwidth of an interface: its link counters over netlink (IFLA_STATS64)."""
+"""Bandwidth of an interface: its link counters over netlink (IFLA_STATS64).
+
+An interface may come and go (a guest's tap): meanwhile each reading fails, and a new one under its name begins anew.
+"""
 
 from __future__ import annotations
 
 import time
+from typing import Literal
 
 from scentd.collect.rate import Rates
 from scentd.collect.source import CollectError, Reader, Setting
@@ -11,7 +15,10 @@ from scentd.config.sections import Source
 from scentd.config.units import Bits
 from scentd.model import Sample
 
-METRICS = {"rx_bytes": "bandwidth_in", "tx_bytes": "bandwidth_out"}
+METRICS = {
+    "inside": {"rx_bytes": "bandwidth_in", "tx_bytes": "bandwidth_out"},
+    "outside": {"rx_bytes": "bandwidth_out", "tx_bytes": "bandwidth_in"},
+}
 
 
 class BandwidthSource(Source, tag_field="kind", tag="bandwidth"):
@@ -19,7 +26,10 @@ class BandwidthSource(Source, tag_field="kind", tag="bandwidth"):
 
     interface: str
     capacity: Bits  # per second, each way
-    role: str = ""
+    seen_from: Literal["inside", "outside"] = "inside"  # outside: the other end of a node's link, a tap or a veth
+
+    def scale(self) -> str:
+        return f"{self.capacity:g} bit/s"
 
     def mistakes(self, path: str) -> list[str]:
         return check_positive(self, path, "capacity")
@@ -37,8 +47,9 @@ class BandwidthReader(Reader):
     def read(self, now: float) -> list[Sample]:
         counters = link_counters(self._source.interface)
         rates = self._rates.update(counters, time.monotonic())
+        metrics = METRICS[self._source.seen_from]
         return [
-            Sample(METRICS[counter], min(rate * 8 / self._source.capacity, 1.0), now, role=self._source.role)
+            Sample(metrics[counter], min(rate * 8 / self._source.capacity, 1.0), now)
             for (_, counter), rate in rates.items()
         ]
 
@@ -62,4 +73,4 @@ def link_counters(interface: str) -> dict[tuple[int, str], float]:
     except OSError as error:
         raise CollectError(f"interface {interface}: netlink: {error}; allow AF_NETLINK in the unit") from None
     stats = link.get_attr("IFLA_STATS64")
-    return {(link["index"], counter): float(stats[counter]) for counter in METRICS}
+    return {(link["index"], counter): float(stats[counter]) for counter in METRICS["inside"]}

@@ -62,6 +62,9 @@ class EveSource(Source, tag_field="kind", tag="eve"):
     def claim(self) -> str:
         return self.socket
 
+    def events_node(self) -> str:
+        return "" if self.affected == "source" else self.node  # who was only aimed at must not be named
+
 
 class Alert(msgspec.Struct):
     action: str | None = ""

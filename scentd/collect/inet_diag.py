@@ -27,6 +27,9 @@ RTT = Struct("=II")
 RTT_AT = 68  # tcpi_rtt, tcpi_rttvar, microseconds
 SEGMENTS = Struct("=II")
 SEGMENTS_AT = 136  # tcpi_segs_out, tcpi_segs_in
+SENT = Struct("=QQ")
+SENT_AT = 200  # tcpi_bytes_sent, tcpi_bytes_retrans
+MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96, RFC 4291, section 2.5.5.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,9 @@ class Connection:
     rtt: float  # seconds
     rttvar: float  # seconds
     segments: int  # out and in since it began, modulo 2^32
+    destination: bytes = b""  # 4 or 16 bytes
+    sent: int = 0  # bytes since it began, those that were sent again among them
+    sent_again: int = 0
 
 
 def established() -> list[Connection]:
@@ -87,6 +93,8 @@ def parse_connection(data: bytes, at: int, end: int) -> Connection | None:
     # A connection with the same address at both ends uses lo, too.
     if source == destination or is_loopback(family, destination):
         return None
+    if family == AF_INET or destination[:12] == MAPPED:
+        destination = destination[:4] if family == AF_INET else destination[12:]
     at += DIAG.size
     while at + ATTRIBUTE.size <= end:
         size, kind = ATTRIBUTE.unpack_from(data, at)
@@ -96,7 +104,8 @@ def parse_connection(data: bytes, at: int, end: int) -> Connection | None:
         if kind == INET_DIAG_INFO and at + size >= info + SEGMENTS_AT + SEGMENTS.size:
             rtt, rttvar = RTT.unpack_from(data, info + RTT_AT)
             segments = sum(SEGMENTS.unpack_from(data, info + SEGMENTS_AT)) & 0xFFFFFFFF
-            return Connection(cookie, rtt / 1e6, rttvar / 1e6, segments) if rtt else None
+            sent = SENT.unpack_from(data, info + SENT_AT) if at + size >= info + SENT_AT + SENT.size else (0, 0)
+            return Connection(cookie, rtt / 1e6, rttvar / 1e6, segments, destination, *sent) if rtt else None
         at += (size + 3) & ~3
     return None
 

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
-import socket
-import ssl
-import threading
 import time
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from typing import Annotated
-from urllib.parse import SplitResult, urlsplit
 
 from msgspec import Meta
 
+from scentd.collect import http_get
 from scentd.collect.rate import Rates
 from scentd.collect.source import CollectError, Reader, Setting
 from scentd.config import selector
-from scentd.config.schema import check_positive
+from scentd.config.schema import check_http_url, check_positive
 from scentd.config.sections import Source
 from scentd.config.units import Seconds
 from scentd.model import Sample
 
-GZIP = b"\x1f\x8b"  # RFC 1952: how a compressed page begins
 MAX_PAGE = 4 * 1024 * 1024
+LESS = "ask for less, e.g. with a name[] parameter"
+ACCEPT = {"Accept": "text/plain;version=0.0.4"}
 # The parser takes time in the square of a line's length; 16 KiB of labels are far beyond any real series.
 MAX_LINE = 16 * 1024
 Values = dict[tuple[tuple[str, str], ...], float]
@@ -39,7 +35,9 @@ class PrometheusSource(Source, tag_field="kind", tag="prometheus"):
     metric: str = "request_load"
     rate: bool = False  # a counter: score its increase per second
     timeout: Seconds = 2.0
-    role: str = ""
+
+    def scale(self) -> str:
+        return f"{self.series} = {self.full:g}{'/s' if self.rate else ''}"
 
     def private_metric(self) -> str:
         return self.metric
@@ -50,14 +48,7 @@ class PrometheusSource(Source, tag_field="kind", tag="prometheus"):
             selector.parse(self.series)
         except ValueError as error:
             problems.append(f"{path}.series: {error}")
-        try:
-            url = urlsplit(self.url)
-            right = url.scheme in ("http", "https") and url.hostname and not url.username and url.port != 0
-        except ValueError:
-            right = False
-        if not right:
-            problems.append(f"{path}.url: {self.url!r}; write http://host:port/metrics or https://..., without a user")
-        return problems
+        return problems + check_http_url(self.url, f"{path}.url", "http://host:port/metrics")
 
 
 class PrometheusReader(Reader):
@@ -72,7 +63,6 @@ class PrometheusReader(Reader):
         self.name = f"prometheus_{source.metric}"
         self.counters = dict.fromkeys(self.COUNTERS, 0)
         self._source = source
-        self._url = urlsplit(source.url)
         self._selector = selector.parse(source.series)
         self._rates: Rates[tuple[tuple[str, str], ...]] = Rates(restarts=True)
 
@@ -81,13 +71,13 @@ class PrometheusReader(Reader):
 
     def read(self, now: float) -> list[Sample]:
         source = self._source
-        values = self._values(fetch(self._url, source.timeout))
+        values = self._values(fetch(source.url, source.timeout))
         if source.rate:
             values = self._rates.update(values, time.monotonic())
         if not values:
             return []
         share = math.fsum(values.values()) / source.full
-        return [Sample(source.metric, min(max(share, 0.0), 1.0), now, role=source.role)]
+        return [Sample(source.metric, min(max(share, 0.0), 1.0), now)]
 
     def _values(self, page: str) -> Values:
         """The finite values of the matching series by their labels. Raises CollectError."""
@@ -143,69 +133,12 @@ def is_name(name: str, kind: str, wanted: str) -> bool:
     return name == wanted or (kind == "counter" and name == f"{wanted}_total")
 
 
-def fetch(url: SplitResult, timeout: float) -> str:
-    """The page's text, within `timeout` seconds to connect and as many to answer. Raises CollectError.
-
-    http.client and not urllib.request: no proxy of the environment, no redirect
-    and no other scheme can lead away from the configured address.
-    """
-    where = url.geturl()
-    kind, port = {"http": (HTTPConnection, 80), "https": (HTTPSConnection, 443)}[url.scheme]
-    connection = kind(url.hostname or "", url.port or port, timeout=timeout)
-    expired = threading.Event()
-    watchdog = None
+def fetch(url: str, timeout: float) -> str:
+    """The page's text. Raises CollectError."""
+    answer = http_get.get(url, url, ACCEPT, http_get.Limits(timeout, MAX_PAGE, LESS, "the exporter"))
+    if answer.status != 200:
+        raise CollectError(f"{url}: {answer.summary}; correct `url`")
     try:
-        connection.connect()
-        # A socket's timeout counts for each read: a server that trickles would hold the thread for ever.
-        watchdog = threading.Timer(timeout, shut, (connection.sock, expired))
-        watchdog.daemon = True
-        watchdog.start()
-        connection.request(
-            "GET",
-            (url.path or "/") + (f"?{url.query}" if url.query else ""),
-            headers={"Accept": "text/plain;version=0.0.4", "Connection": "close"},
-        )
-        page = body(connection.getresponse(), where)
-    except TimeoutError:
-        raise slow(where, timeout) from None
-    except ssl.SSLCertVerificationError as error:
-        raise CollectError(f"{where}: {error.verify_message}; add its authority to the system's trust store") from None
-    except (OSError, HTTPException) as error:
-        if expired.is_set():
-            raise slow(where, timeout) from None
-        raise CollectError(f"{where}: {error or type(error).__name__}; does the exporter listen there?") from None
-    finally:
-        if watchdog is not None:
-            watchdog.cancel()
-        connection.close()
-    if expired.is_set():  # the page ends where the watchdog cut it
-        raise slow(where, timeout)
-    try:
-        return page.decode()
+        return answer.content.decode()
     except UnicodeDecodeError as error:
-        raise CollectError(f"{where}: not UTF-8 at byte {error.start}; is this the metrics page?") from None
-
-
-def body(response: HTTPResponse, where: str) -> bytes:
-    if response.status != 200:
-        moved = f" to {response.headers['Location']}" if "Location" in response.headers else ""
-        raise CollectError(f"{where}: HTTP {response.status} {response.reason}{moved}; correct `url`")
-    page = response.read(MAX_PAGE + 1)
-    if page.startswith(GZIP) or response.headers.get("Content-Encoding", "identity") != "identity":
-        raise CollectError(f"{where}: a compressed page, though a plain one was asked for; turn compression off there")
-    if len(page) > MAX_PAGE:
-        raise CollectError(f"{where}: more than {MAX_PAGE >> 20} MiB; ask for less, e.g. with a name[] parameter")
-    return page
-
-
-def slow(where: str, timeout: float) -> CollectError:
-    return CollectError(f"{where}: no complete answer within {timeout:g} s; raise `timeout` or repair the exporter")
-
-
-def shut(sock: socket.socket, expired: threading.Event) -> None:
-    """Shut the socket down, so that the reading thread sees the end of the stream."""
-    expired.set()
-    # OSError: the socket is closed already. SSLSocket's own shutdown would remove the session while the
-    # other thread reads.
-    with contextlib.suppress(OSError):
-        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        raise CollectError(f"{url}: not UTF-8 at byte {error.start}; is this the metrics page?") from None

@@ -8,16 +8,31 @@ may block and must not be called on a thread with a running event loop (pyroute2
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from scentd.config.sections import Source
 from scentd.errors import ScentdError
-from scentd.model import Sample, SecurityEvent
-from scentd.prefix import Prefix
+from scentd.model import Sample, SecurityEvent, SourceState
+from scentd.prefix import Prefix, PrefixMap
 
 
 class CollectError(ScentdError):
     """A source gave no reading. The text names the source, the reason and the way out; other sources go on."""
+
+
+class ByteCounter(Protocol):
+    """Counts what the sockets of a cgroup receive and send (datapath/offload/applications.py). Raises HostError."""
+
+    def read(self, directory: Path) -> tuple[int, int, int]:
+        """(number of the cgroup, bytes received, bytes sent)."""
+
+    def close(self) -> None:
+        """May be called twice."""
+
+
+def count_nothing() -> ByteCounter:
+    raise CollectError("nothing here counts bytes of cgroups; take application out of source on this host")
 
 
 class Setting(NamedTuple):
@@ -25,6 +40,8 @@ class Setting(NamedTuple):
 
     own: Sequence[Prefix]  # the network's prefixes; empty: every address of this host
     on_alarm: Callable[[SecurityEvent], None]  # to be called on the loop's thread
+    regions: PrefixMap[str] = PrefixMap()  # of destinations, by packed address
+    count_bytes: Callable[[], ByteCounter] = count_nothing  # opens a counter, which the reader closes
 
 
 class Reader:
@@ -51,9 +68,23 @@ class Reader:
         """Samples dated `now`. Raises CollectError."""
         return []
 
+    def trouble(self) -> str:
+        """Why a reader that is not polled does not work just now; "" if it does."""
+        return ""
+
     def events(self, now: float, monotonic: float) -> list[SecurityEvent]:
         """The security events that have not ended."""
         return []
+
+
+class ReaderState(NamedTuple):
+    """How one source does."""
+
+    name: str  # as in the names of its counters
+    source: Source
+    state: SourceState
+    reason: str = ""  # why it is not fresh
+    age: float | None = None  # seconds since its last reading; None: there has been none, or it is not polled
 
 
 class SourceKind(NamedTuple):

@@ -15,13 +15,15 @@ import typing
 from collections.abc import Mapping
 from ipaddress import ip_network
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
 
 from scentd.config import units
 
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
 Kinds = Mapping[str, Mapping[str, type["Table"]]]  # by table ("source", "action"), then by kind: the section's type
 
 
@@ -164,6 +166,15 @@ def duplicates(section: str, names: list[str]) -> list[str]:
 
 def check_positive(section: Table, path: str, *fields: str) -> list[str]:
     return [f"{path}.{f}: must be more than 0" for f in fields if not 0 < getattr(section, f) < math.inf]
+
+
+def check_http_url(url: str, path: str, example: str) -> list[str]:
+    try:
+        parts = urlsplit(url)
+        right = parts.scheme in ("http", "https") and parts.hostname and not parts.username and parts.port != 0
+    except ValueError:
+        right = False
+    return [] if right else [f"{path}: {url!r}; write {example} or https://..., without a user"]
 
 
 def check_prefixes(addresses: list[str], path: str) -> list[str]:

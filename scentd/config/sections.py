@@ -11,8 +11,11 @@ from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta
 
+from scentd.config.node import Aggregation, Node, NodeName, Role, check_nodes
 from scentd.config.origin import check_origin, check_origins
 from scentd.config.policy import Policy, check_policies
+from scentd.config.prometheus_server import PrometheusServer, check_servers
+from scentd.config.regions import check_regions
 from scentd.config.schema import Name, Table, check_prefixes, duplicates, of_kind, suggestion
 from scentd.config.units import Seconds
 from scentd.prefix import overlaps
@@ -20,6 +23,7 @@ from scentd.wire import keys, layout
 from scentd.wire.layout import Treatment
 
 MAX_LABELS = 8
+STALE_INTERVALS = 3  # one reading may be lost and one late
 RESERVED = ("age", "epoch", "interval", "load", "peer", "overall")  # variables of policies besides metrics
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Fail = Literal["open", "closed"]
@@ -94,12 +98,26 @@ class GuardSettings(Table):
     exception: list[GuardException] = []
 
 
-class Source(Table):
-    """Base of the sections of sources. The rules between sections ask these questions of any kind."""
+class Source(Table, kw_only=True):
+    """Base of the sections of sources. The rules between sections ask these questions of any kind.
+
+    Readers do not look at `node` and `role`: collect/readers.py fills both in where a reader has left them "".
+    """
 
     reports_events: ClassVar[bool] = (
         False  # it reports security events: without an event the threat is 0.0, not unknown
     )
+
+    node: NodeName = ""  # of whom it speaks: a node's address or name, e.g. a guest seen from outside; "": this host
+    role: Role = ""  # the role of that node or application: db, web, cache ...
+
+    def scale(self) -> str:
+        """What of it scores 1.0, for people: "200 ms"; "" where there is nothing to say."""
+        return ""
+
+    def events_node(self) -> str:
+        """The node of security events that name none; "" leaves them so."""
+        return self.node
 
     def private_metric(self) -> str:
         """A metric that [network.metrics] may have to name; "" if the kind's metrics are all standard."""
@@ -133,8 +151,13 @@ class Network(Table):
     low: Share = 0.3  # a level below this is "low"
     min_nodes: Annotated[int, Meta(ge=1)] = 1  # a role of fewer nodes has no characteristics
     labels: list[str] = []  # characteristics of the whole network, e.g. "region=eu-west"
+    regions: dict[str, list[str]] = {}  # prefixes by the region that they lie in: the far ends of paths
     weights: dict[str, Annotated[float, Meta(ge=0)]] = {}  # of metrics in the overall score; default 1
     metrics: PrivateSlots = {}  # names for private metric slots
+    stale_after: Seconds | None = None  # the age at which a sample counts no longer; default: three intervals
+    aggregate: dict[str, Aggregation] = {}  # how a metric's values of many nodes become one; default: by metric
+    outlier_factor: Annotated[float, Meta(ge=0)] = 10.0  # so many times the others' median is suspect; 0: nothing is
+    node: list[Node] = []  # default: whoever the collectors name
     beacon_source: list[str] = []  # our addresses that beacons come from; default: as the kernel routes
     source: list[Annotated[Source, of_kind("source")]] = []
 
@@ -143,6 +166,11 @@ class Network(Table):
     @property
     def signs(self) -> bool:
         return bool(self.source and self.key_file) if self.sign is None else self.sign
+
+    @property
+    def staleness(self) -> float:
+        """Seconds after which a sample counts no longer."""
+        return self.stale_after or STALE_INTERVALS * self.interval
 
     @property
     def stamps(self) -> bool:
@@ -199,6 +227,7 @@ class Config(Table):
     guard: GuardSettings = GuardSettings()
     network: list[Network] = []
     peer: list[Peer] = []
+    prometheus_server: list[PrometheusServer] = []
     policy: list[Policy] = []
 
     def mistakes(self, path: str) -> list[str]:
@@ -237,7 +266,9 @@ def check_network(network: Network, path: str) -> list[str]:
     if network.low > network.high:
         problems.append(f"{path}.low: is above {path}.high; lower the one or raise the other")
     problems += check_duties(network, path)
+    problems += check_regions(network.regions, f"{path}.regions")
     problems += check_metric_slots(network.metrics, f"{path}.metrics")
+    problems += check_nodes(network, path)
     known = {*layout.METRICS.values(), *network.metrics}
     for metric in network.weights:
         if metric not in known:
@@ -312,6 +343,8 @@ def check_config(config: Config) -> list[str]:
         *duplicates("policy", [p.name for p in config.policy]),
         *check_claims(config.network),
     ]
+    metrics = {*layout.METRICS.values(), *(name for n in config.network for name in n.metrics)}
+    problems += check_servers(config.prometheus_server, metrics, any(n.signs for n in config.network))
     private = {name for peer in config.peer for name in peer.metrics}
     problems += check_policies(config.policy, sorted(p.name for p in config.peer), private)
     whole = [i for i, n in enumerate(config.network) if n.is_whole_host]

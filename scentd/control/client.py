@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import msgspec
 
-from scentd.control.status import Explanation, Status
+from scentd.control.status import Status
 from scentd.errors import HostError, ScentdError
 
 TIMEOUT = 10.0
@@ -34,11 +34,6 @@ def status_if_any(path: str, limit: int | None = None) -> Status | None:
         return status(path, limit)
     except ScentdError:
         return None
-
-
-def explain(path: str, peer: str, limit: int) -> Explanation:
-    """How a peer's policies stand. Raises ScentdError."""
-    return msgspec.convert(ask(path, {"command": "explain", "peer": peer, "limit": limit}), Explanation)
 
 
 def change(path: str, request: dict) -> dict:

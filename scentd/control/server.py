@@ -2,6 +2,7 @@
 
     {"command": "status"}                      -> one object
     {"command": "explain", "peer": "acme"}     -> one object
+    {"command": "explain-profile", "network": "acme"}    -> one object
     {"command": "monitor"}                     -> one object per event, until the client goes
     {"command": "reload", "confirm": 60.0}     -> one object, when it is applied or refused (scentd/reload.py)
     {"command": "confirm"}                     -> one object
@@ -43,6 +44,7 @@ CHANGES = ("reload", "confirm", "restore", "revoke")
 class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     command: str
     peer: str = ""
+    network: str = ""
     limit: int | None = None  # entries of a list; 0: all
     key: str = ""  # a public one
     undo: bool = False

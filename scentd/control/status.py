@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from msgspec import Struct
 
-from scentd.model import SCHEMA, Decision
+from scentd.model import SCHEMA, Decision, NodeState, ProfileAccount, SourceState
 
 LIMIT = 100  # entries of a list, unless the request says otherwise
 AFFECTED_MAX = 100  # addresses of a peer's affected nodes that are named; `affected_count` counts all
@@ -44,6 +44,22 @@ class GuardStatus(Struct, frozen=True, kw_only=True):
     excepted: int = 0  # those that came in by an exception of [guard]
 
 
+STATES: tuple[SourceState, ...] = ("fresh", "stale", "failing", "suspect")  # the worst last
+
+
+class SourceStatus(Struct, frozen=True, kw_only=True):
+    """One [[network.source]] as this host reads it."""
+
+    name: str  # as in the names of its counters
+    kind: str
+    node: str = ""  # of whom it speaks; "" is this host
+    role: str = ""
+    state: SourceState
+    reason: str = ""  # why it is not fresh
+    age: float | None = None  # seconds since its last reading; None: there has been none, or it is not asked but told
+    scale: str = ""  # what of it is 1.0
+
+
 class NetworkStatus(Struct, frozen=True, kw_only=True):
     """One [[network]]: what this host does for it, and the last statement that it issued here."""
 
@@ -53,6 +69,11 @@ class NetworkStatus(Struct, frozen=True, kw_only=True):
     signs: bool
     stamps: bool
     collectors: dict[str, int] = {}  # counters of its sources here
+    sources: list[SourceStatus] = []  # of this host
+    source_states: dict[str, int] = {}  # how many there are, by state
+    nodes: list[NodeState] = []  # of which the profiler here knows
+    node_states: dict[str, int] = {}  # how many there are, by state
+    intake: dict[str, int] = {}  # what the profiler here refused, clipped or noticed of samples and nodes, by name
     epoch: int = 0
     issued: int = 0
     refused: int = 0  # profiles of ours that did not verify
@@ -62,6 +83,23 @@ class NetworkStatus(Struct, frozen=True, kw_only=True):
     levels: dict[str, float] = {}
     items: list[str] = []
     affected: list[str] = []
+
+
+class PrometheusQueryStatus(Struct, frozen=True, kw_only=True):
+    metric: str
+    why_not: str  # it fails, and why
+    answered_at: float | None  # Unix time of the last answer
+    seconds: float  # that this took
+    samples: int  # in the last answer; 0 while it fails
+    networks: int  # that have one there
+
+
+class PrometheusServerStatus(Struct, frozen=True, kw_only=True):
+    """One [[prometheus_server]]."""
+
+    name: str
+    queries: list[PrometheusQueryStatus]
+    counters: dict[str, int]  # of its answers, since the last reload
 
 
 class Glance(Struct, frozen=True):
@@ -188,6 +226,7 @@ class Status(Struct, frozen=True, kw_only=True):
     trial_until: float | None = None  # Unix time at which an unconfirmed configuration goes back
     reverted_at: float | None = None  # Unix time at which one went back, until another is applied: not the file's runs
     networks: list[NetworkStatus]
+    prometheus_servers: list[PrometheusServerStatus] = []
     peers: list[PeerStatus]
     traffic: list[PeerTraffic]  # by peer
     strangers: PeerTraffic  # what was rejected, absent or unstamped and is no peer's
@@ -221,6 +260,18 @@ class Explanation(Struct, frozen=True, kw_only=True):
     peer: str
     policies: list[PolicyAssessment]
     decisions: list[Decision]  # newest first
+
+
+class ProfileExplanation(Struct, frozen=True, kw_only=True):
+    """How the last profile of a network came about: the answer to `scentd explain --profile`."""
+
+    schema: int = SCHEMA
+    network: str
+    epoch: int
+    interval: float  # seconds
+    profile: ProfileAccount
+    nodes: list[NodeState]
+    intake: dict[str, int]
 
 
 def limit_list(entries: Sequence[T], limit: int, rank: Callable[[T], object]) -> tuple[list[T], list[T]]:

@@ -5,24 +5,37 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from scentd.bus.local import LocalBus
 from scentd.collect.readers import Readers
+from scentd.collect.source import ByteCounter, ReaderState, count_nothing
+from scentd.config.schema import kind_of
 from scentd.config.sections import Config, Network
+from scentd.control.status import PrometheusServerStatus, SourceStatus
+from scentd.datapath.offload.applications import Applications
 from scentd.errors import ScentdError
 from scentd.model import Notice, Samples, SecurityEvent
+from scentd.roles.server_collector import ServerCollector
 
 log = logging.getLogger(__name__)
 
 
 class CollectorRole:
-    """A collector for each network that has sources here. `name` is unique among a network's collectors."""
+    """A collector for each network that has sources here, and for each Prometheus server. `name` is unique among a
+    network's collectors.
 
-    def __init__(self, bus: LocalBus, name: str = "") -> None:
+    `pin_dir`: datapath.pin_dir, where the program that counts bytes of applications is kept; "": nothing counts them.
+    """
+
+    def __init__(self, bus: LocalBus, name: str = "", pin_dir: str = "") -> None:
         self._bus = bus
+        self._applications = Applications(pin_dir) if pin_dir else None
+        self._count_bytes = self._applications.open if self._applications else count_nothing
         self._name = name
         self._collectors: dict[str, NetworkCollector] = {}
+        self._servers: list[ServerCollector] = []
 
     async def replace(self, config: Config) -> list[str]:
         """Serve this configuration, and return what did not work.
@@ -34,7 +47,7 @@ class CollectorRole:
         for network in config.network:
             if not network.source:
                 continue
-            collector = NetworkCollector(network, self._name, self._bus)
+            collector = NetworkCollector(network, self._name, self._bus, self._count_bytes)
             try:
                 await collector.open(old.get(network.name))
             except ScentdError as error:
@@ -48,24 +61,58 @@ class CollectorRole:
             collector.begin()
         for unused in old.values():
             await unused.stop()
+        for server in self._servers:
+            await server.stop()
+        self._servers = [ServerCollector(s, config.network, self._bus) for s in config.prometheus_server]
+        for server in self._servers:
+            server.begin()
+        if self._applications is not None:
+            try:
+                await asyncio.to_thread(self._applications.sweep)
+            except ScentdError as error:  # of an earlier daemon or configuration: no reason to refuse this one
+                log.error("%s", error)
         return problems
 
     async def stop(self) -> None:
         for collector in self._collectors.values():
             await collector.stop()
+        for server in self._servers:
+            await server.stop()
+
+    def servers(self) -> list[PrometheusServerStatus]:
+        return [server.status() for server in self._servers]
 
     def counters(self, network: str) -> dict[str, int]:
         """The counters of a network's sources on this host."""
         collector = self._collectors.get(network)
         return {} if collector is None else collector.readers.counters()
 
+    def status(self, network: str) -> tuple[dict[str, int], list[SourceStatus]]:
+        """The counters of a network's sources on this host, and how each does."""
+        collector = self._collectors.get(network)
+        sources = [] if collector is None else [source_status(reader) for reader in collector.readers.states()]
+        return self.counters(network), sources
+
+
+def source_status(reader: ReaderState) -> SourceStatus:
+    return SourceStatus(
+        name=reader.name,
+        kind=kind_of(reader.source),
+        node=reader.source.node,
+        role=reader.source.role,
+        state=reader.state,
+        reason=reader.reason,
+        age=reader.age,
+        scale=reader.source.scale(),
+    )
+
 
 class NetworkCollector:
     """Reads one network's sources every interval. Publishes an alarm at once, with the newest samples."""
 
-    def __init__(self, network: Network, name: str, bus: LocalBus) -> None:
+    def __init__(self, network: Network, name: str, bus: LocalBus, count_bytes: Callable[[], ByteCounter]) -> None:
         self.network = network
-        self.readers = Readers(network, self._on_alarm)
+        self.readers = Readers(network, self._on_alarm, count_bytes)
         self._name = name
         self._bus = bus
         self._newest: Samples | None = None

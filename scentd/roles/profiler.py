@@ -9,11 +9,21 @@ from collections.abc import Sequence
 
 from scentd.bus.local import LocalBus
 from scentd.config.sections import Config, Network
-from scentd.control.status import NetworkStatus
+from scentd.control.status import (
+    STATES,
+    NetworkStatus,
+    ProfileExplanation,
+    SourceStatus,
+    count_names,
+    limit_list,
+)
 from scentd.core.pairs import Pairs
 from scentd.core.profile import issue, score
+from scentd.core.profile.account import Inputs, account
 from scentd.core.profile.issue import IssuedPair, Issuer, metric_slots
+from scentd.core.profile.roll import Roll
 from scentd.model import IssuedEpoch, Notice, Outgoing, Samples, Statement
+from scentd.roles.node_log import NodeLog
 from scentd.state.epochs import Epochs
 from scentd.state.slots import issued_slot
 from scentd.wire import keys
@@ -31,6 +41,8 @@ class ProfilerRole:
     def __init__(self, bus: LocalBus) -> None:
         self._bus = bus
         self._profilers: dict[str, NetworkProfiler] = {}
+        self._collected: set[str] = set()  # networks of this host: what is not signed here, another host signs
+        self.unknown_network = 0  # Samples of networks that are not signed here
         bus.subscribe(Samples, self._on_samples)
 
     async def replace(self, config: Config, pairs: Pairs, epochs: Epochs, before: Epochs | None = None) -> None:
@@ -40,11 +52,13 @@ class ProfilerRole:
         twice. `before` is the epoch file in use until now.
         """
         old, self._profilers = self._profilers, {}
+        self._collected = set()
         for profiler in old.values():
             await profiler.stop()
         if before is not None:
             epochs.raise_to(before)
         for network in config.network:
+            self._collected.add(network.name)
             if network.signs:
                 identity = pairs.identities[network.name][0]
                 issued = pairs.issued_pairs(network.name)
@@ -67,9 +81,23 @@ class ProfilerRole:
         """Whether every network that is signed here has an epoch."""
         return all(profiler.issued for profiler in self._profilers.values())
 
-    def status(self, network: Network, key_ids: tuple[str, str], collectors: dict[str, int]) -> NetworkStatus:
+    async def explain(self, network: str) -> ProfileExplanation | None:
+        """How the network's last profile came about; None if none was issued here."""
+        profiler = self._profilers.get(network)
+        return await profiler.explain() if profiler is not None else None
+
+    def status(
+        self,
+        network: Network,
+        key_ids: tuple[str, str],
+        collectors: dict[str, int],
+        sources: Sequence[SourceStatus] = (),
+        limit: int = 0,
+    ) -> NetworkStatus:
+        """`limit`: of nodes and sources that are listed, the worst first; 0: all."""
         profiler = self._profilers.get(network.name)
         statement = profiler.statement if profiler is not None else None
+        nodes = profiler.roll.nodes(time.time()) if profiler is not None else []
         return NetworkStatus(
             name=network.name,
             key_id=key_ids[0],
@@ -77,6 +105,11 @@ class ProfilerRole:
             signs=network.signs,
             stamps=network.stamps,
             collectors=collectors,
+            sources=limit_list(sources, limit, lambda source: STATES.index(source.state))[0],
+            source_states=count_names(source.state for source in sources),
+            nodes=limit_list(nodes, limit, lambda node: STATES.index(node.state))[0],
+            node_states=count_names(node.state for node in nodes),
+            intake=profiler.intake() if profiler is not None else {},
             epoch=profiler.epoch if profiler is not None else 0,
             issued=profiler.issued if profiler is not None else 0,
             refused=profiler.refused if profiler is not None else 0,
@@ -89,6 +122,8 @@ class ProfilerRole:
         profiler = self._profilers.get(samples.network)
         if profiler is not None:
             profiler.take(samples)
+        elif samples.network not in self._collected:
+            self.unknown_network += 1
 
 
 class NetworkProfiler:
@@ -113,7 +148,9 @@ class NetworkProfiler:
         self.voided = 0  # epochs of a wrong clock that were given up
         self._issuer = Issuer(identity, pairs, metric_slots(network.metrics))
         self._bus = bus
-        self._parts: dict[str, Samples] = {}  # by collector
+        self.roll = Roll(network, time.time())
+        self._inputs: Inputs | None = None  # of the statement
+        self._nodes = NodeLog(network.name)
         self._waiting: set[str] = set()  # collectors without Samples since the last epoch
         self._alarm = False
         self._ready = asyncio.Event()
@@ -122,10 +159,12 @@ class NetworkProfiler:
 
     def adopt(self, old: NetworkProfiler) -> None:
         """Take over the old profiler's Samples, statement and counts. New keys are used after the pause."""
-        self._parts, self._waiting, self._issued_at = old._parts, old._waiting, old._issued_at
+        self.roll.adopt(old.roll)
+        self._inputs, self._nodes = old._inputs, old._nodes
+        self._waiting, self._issued_at = old._waiting, old._issued_at
         self.statement, self.epoch, self.issued, self.refused = old.statement, old.epoch, old.issued, old.refused
         self.voided = old.voided
-        if self._parts and self._issuer.key_ids != old._issuer.key_ids:
+        if self.roll.collectors(time.time()) and self._issuer.key_ids != old._issuer.key_ids:
             self._ready.set()
 
     def hurry(self) -> None:
@@ -142,22 +181,38 @@ class NetworkProfiler:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def take(self, samples: Samples) -> None:
-        """Take a collector's Samples, unless they are older than its last ones."""
-        before = self._parts.get(samples.collector)
-        if before is not None and samples.at < before.at:
+        """Take a collector's Samples, unless there is nothing in them that counts."""
+        if not self.roll.take(samples, time.time()):
             return
-        self._parts[samples.collector] = samples
         self._waiting.discard(samples.collector)
         self._alarm |= samples.alarm
         if samples.alarm or not self._waiting:
             self._ready.set()
+
+    def intake(self) -> dict[str, int]:
+        """What was refused, clipped or noticed of samples and nodes, by name."""
+        return {**self.roll.counters, **self._nodes.counters}
+
+    async def explain(self) -> ProfileExplanation | None:
+        inputs = self._inputs
+        if inputs is None:
+            return None
+        epoch, nodes, intake = self.epoch, self.roll.nodes(inputs.at), self.intake()
+        return ProfileExplanation(
+            network=self.network.name,
+            epoch=epoch,
+            interval=self.network.interval,
+            profile=await asyncio.to_thread(account, self.network, inputs),  # of thousands of nodes it takes a while
+            nodes=nodes,
+            intake=intake,
+        )
 
     async def _run(self, epochs: Epochs, slot: bytes) -> None:
         last = time.monotonic()
         # A receiver takes the newest epoch and the one before. After two at once, packets on their way are too old.
         await asyncio.sleep(max(0.0, self._issued_at + ISSUE_PAUSE - last))
         while True:
-            patience = (PATIENCE if self._parts else 1.0) * self.network.interval
+            patience = (PATIENCE if self.roll.collectors(time.time()) else 1.0) * self.network.interval
             try:
                 await asyncio.wait_for(self._ready.wait(), max(0.0, last + patience - time.monotonic()))
             except TimeoutError:
@@ -172,17 +227,20 @@ class NetworkProfiler:
 
     def _issue(self, epochs: Epochs, slot: bytes, alarm: bool) -> None:
         now, interval = time.time(), self.network.interval
-        self._parts = {name: part for name, part in self._parts.items() if score.is_fresh(part.at, interval, now)}
-        self._waiting = set(self._parts)
-        samples, events, watched = score.gather(self._parts.values(), interval, now)
-        statement = score.statement(self.network, samples, events, now, watched)
+        self.roll.prune(now)
+        self._waiting = self.roll.collectors(now)
+        if not alarm:  # of thousands of nodes it takes a while
+            self._nodes.look(self.roll.nodes(now), time.monotonic())
+        inputs = Inputs(now, self.roll.entries(), self.roll.events(), self.roll.watched(now))
+        samples = [entry.sample for entry in inputs.entries]
+        statement = score.statement(self.network, samples, inputs.events, now, inputs.watched)
         epoch = self._next_epoch(now, epochs.epoch(slot), alarm)
         if epoch is None:
             return
         epochs.set_epoch(slot, epoch)  # before it is used
         self._issued_at = time.monotonic()
         outgoing = self._verified(self._issuer.issue(statement, epoch))
-        self.statement, self.epoch = statement, epoch
+        self.statement, self.epoch, self._inputs = statement, epoch, inputs
         self.issued += 1
         self._bus.publish(IssuedEpoch(self.network.name, epoch, interval, alarm, tuple(outgoing)))
         fields = {"network": self.network.name, "epoch": epoch, "interval": interval, "alarm": alarm}

@@ -9,7 +9,7 @@ import msgspec
 from prometheus_client import CollectorRegistry, generate_latest, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from scentd.control.status import PeerStatus, ProfileStatus, Status
+from scentd.control.status import STATES, PeerStatus, ProfileStatus, Status
 from scentd.errors import HostError
 
 # (name, help, field of the status document)
@@ -47,6 +47,7 @@ class StatusMetrics:
         if status is not None:
             yield from counters(status)
             yield from networks(status)
+            yield from servers(status)
             yield from peers(status)
             yield from traffic(status)
             yield from allocation(status)
@@ -97,15 +98,45 @@ def networks(status: Status) -> Iterator[Metric]:
     levels = GaugeMetricFamily("scentd_level", "Levels issued here, 0 to 1", labels=["network", "metric"])
     text = "Intervals since a network's newest epoch was issued here; above 2 its packets soon leave without a scent"
     lag = GaugeMetricFamily("scentd_epoch_lag_intervals", text, labels=["network"])
+    text = "Samples and nodes of a network that its profiler here refused, clipped or noticed, by name"
+    intake = CounterMetricFamily("scentd_intake", text, labels=["network", "name"])
+    nodes = GaugeMetricFamily("scentd_nodes", "Nodes that a profiler here knows, by state", labels=["network", "state"])
+    text = "Sources of this host: 1 for the state that each is in"
+    sources = GaugeMetricFamily("scentd_source_state", text, labels=["network", "source", "state"])
     for network in status.networks:
         for name, count in network.collectors.items():
             collectors.add_metric([network.name, name], count)
+        for name, count in network.intake.items():
+            intake.add_metric([network.name, name], count)
+        for state in STATES if network.nodes else ():
+            nodes.add_metric([network.name, state], network.node_states.get(state, 0))
+        for source in network.sources:
+            for state in STATES:
+                sources.add_metric([network.name, source.name, state], float(source.state == state))
         add_levels(levels, network.name, network.levels, network.overall)
         if network.epoch and network.interval:
             lag.add_metric([network.name], max(0.0, time.time() - network.epoch) / network.interval)
     yield collectors
+    yield intake
+    yield nodes
+    yield sources
     yield levels
     yield lag
+
+
+def servers(status: Status) -> Iterator[Metric]:
+    text = "Answers of a Prometheus server: series, and what was left out"
+    counted = CounterMetricFamily("scentd_prometheus_server", text, labels=["server", "name"])
+    text = "Whether a query to a Prometheus server fails"
+    failing = GaugeMetricFamily("scentd_prometheus_query_failing", text, labels=["server", "metric"])
+    for server in status.prometheus_servers:
+        for name, count in server.counters.items():
+            counted.add_metric([server.name, name], count)
+        for metric in dict.fromkeys(query.metric for query in server.queries):  # a metric may have several
+            fails = any(query.why_not for query in server.queries if query.metric == metric)
+            failing.add_metric([server.name, metric], float(fails))
+    yield counted
+    yield failing
 
 
 def peers(status: Status) -> Iterator[Metric]:

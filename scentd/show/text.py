@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from scentd.control.status import (
@@ -13,8 +14,11 @@ from scentd.control.status import (
     Omitted,
     PeerStatus,
     PeerTraffic,
+    PrometheusServerStatus,
+    SourceStatus,
     Status,
 )
+from scentd.model import NodeState
 
 
 def status(data: Status) -> str:
@@ -34,6 +38,8 @@ def status(data: Status) -> str:
     lines += [offload(data.offload), guard(data.guard), ""]
     for network in data.networks:
         lines += network_lines(network)
+    for server in data.prometheus_servers:
+        lines += server_lines(server)
     changing = {network.name for network in data.networks if network.next_key_id}
     for peer in data.peers:
         lines += peer_lines(peer, peer.network in changing or bool(peer.next_key_id))
@@ -60,7 +66,39 @@ def network_lines(network: NetworkStatus) -> list[str]:
     if network.epoch:
         lines.append(f"  epoch {network.epoch}, overall {level(network.overall)}")
         lines.append(f"  {levels(network.levels)}")
-    return lines
+    return (
+        lines
+        + state_lines("node", network.node_states, network.nodes)
+        + state_lines("source", network.source_states, network.sources)
+    )
+
+
+STATES_SHOWN = 10  # nodes or sources of a network that are not fresh
+
+
+def state_lines(what: str, states: dict[str, int], listed: Sequence[NodeState | SourceStatus]) -> list[str]:
+    """How many nodes or sources are how, and which of them are not fresh."""
+    odd = [one for one in listed if one.state != "fresh"]
+    lines = [f"  {what}s: {counts(states)}"] if odd or states.get("fresh", 0) > 1 else []
+    lines += [f"    {what} {one.name or 'this host'} is {one.state}: {one.reason}" for one in odd[:STATES_SHOWN]]
+    more = sum(states.values()) - states.get("fresh", 0) - len(odd[:STATES_SHOWN])
+    return [*lines, f"    and {more} more"] if more > 0 else lines
+
+
+def server_lines(server: PrometheusServerStatus) -> list[str]:
+    lines = [f"prometheus_server {server.name}"]
+    for query in server.queries:
+        if query.why_not:
+            lines.append(f"  {query.metric}: fails: {query.why_not}")
+        elif query.answered_at is None:
+            lines.append(f"  {query.metric}: no answer yet")
+        else:
+            lines.append(
+                f"  {query.metric}: {query.samples} samples of {query.networks} networks"
+                f" at {moment(query.answered_at)}, within {query.seconds:.3f} s"
+            )
+    left_out = {name: count for name, count in server.counters.items() if name not in ("series", "failures")}
+    return [*lines, f"  left out: {counts(left_out)}"]
 
 
 def peer_lines(peer: PeerStatus, changing: bool) -> list[str]:

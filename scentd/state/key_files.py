@@ -38,37 +38,44 @@ def parse_secret(text: str) -> bytes:
 
 def load(key_file: str) -> keys.Identity:
     """The identity in a key file or credential. Raises KeyFileError."""
-    path = _path(key_file)
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        hint = f"make one with: (umask 077; scentd keygen > {path})"
-        raise KeyFileError(f"key_file {path}: {error.strerror}; {hint}") from None
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise KeyFileError(f"key_file {path}: not a regular file")
-        if status.st_mode & 0o077:
-            mode = f"{status.st_mode & 0o777:04o}"
-            raise KeyFileError(f"key_file {path}: others may read it (mode {mode}): chmod 0600 {path}")
-        if status.st_uid not in (0, os.geteuid()):
-            raise KeyFileError(f"key_file {path}: it is user {status.st_uid}'s, who can change it: chown root {path}")
-        content = os.read(fd, _MAX)
-    finally:
-        os.close(fd)
+    content = read("key_file", key_file, _MAX, "make one with: (umask 077; scentd keygen > {path})")
     try:
         return keys.identity(parse_secret(content.decode("ascii", "replace")))
     except ValueError as error:
-        raise KeyFileError(f"key_file {path}: {error}") from None
+        raise KeyFileError(f"key_file {_path('key_file', key_file)}: {error}") from None
 
 
-def _path(key_file: str) -> Path:
-    if not key_file.startswith(CREDENTIAL):
-        return Path(key_file)
+def read(setting: str, name: str, size: int, missing: str) -> bytes:
+    """At most `size` bytes of a file or credential that only its owner may read. Raises KeyFileError.
+
+    `setting` names it in errors; `missing` is the way out if it cannot be opened, with the place {path}.
+    """
+    path = _path(setting, name)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise KeyFileError(f"{setting} {path}: {error.strerror}; {missing.format(path=path)}") from None
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise KeyFileError(f"{setting} {path}: not a regular file")
+        if status.st_mode & 0o077:
+            mode = f"{status.st_mode & 0o777:04o}"
+            raise KeyFileError(f"{setting} {path}: others may read it (mode {mode}): chmod 0600 {path}")
+        if status.st_uid not in (0, os.geteuid()):
+            raise KeyFileError(f"{setting} {path}: it is user {status.st_uid}'s, who can change it: chown root {path}")
+        return os.read(fd, size)
+    finally:
+        os.close(fd)
+
+
+def _path(setting: str, name: str) -> Path:
+    if not name.startswith(CREDENTIAL):
+        return Path(name)
     directory = os.environ.get("CREDENTIALS_DIRECTORY")
     if not directory:
-        raise KeyFileError(f"key_file {key_file}: no credentials were passed; add LoadCredential= to the unit")
-    name = key_file.removeprefix(CREDENTIAL)
-    if "/" in name or name in ("", ".", ".."):
-        raise KeyFileError(f"key_file {key_file}: a credential's name has no slashes")
-    return Path(directory) / name
+        raise KeyFileError(f"{setting} {name}: no credentials were passed; add LoadCredential= to the unit")
+    credential = name.removeprefix(CREDENTIAL)
+    if "/" in credential or credential in ("", ".", ".."):
+        raise KeyFileError(f"{setting} {name}: a credential's name has no slashes")
+    return Path(directory) / credential

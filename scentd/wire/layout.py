@@ -46,6 +46,7 @@ METRIC_JITTER = 5
 METRIC_THREAT = 6
 METRIC_DATABASE_LOAD = 7
 METRIC_REQUEST_LOAD = 8
+METRIC_RETRANSMITS = 9
 METRIC_FIRST_PRIVATE = 16
 METRICS = {
     0: "cpu",
@@ -57,6 +58,7 @@ METRICS = {
     6: "threat",
     7: "database_load",
     8: "request_load",
+    9: "retransmits",
 }
 
 VERDICT_ACCEPTED = 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What scentd costs here: `bench dataplane`, `nfqueue` and `interfaces` (root), `bench profiles`. See --help."""
+"""What scentd costs here: `bench dataplane`, `nfqueue`, `interfaces`, `fleet` (root), `bench profiles`. See --help."""
 
 import argparse
 import json
@@ -7,11 +7,11 @@ import signal
 import sys
 from typing import Any
 
-from benchmarks import dataplane, interfaces, nfqueue, plot, profiles
+from benchmarks import dataplane, fleet, interfaces, nfqueue, plot, profiles
 from benchmarks.lab import LabError
 from scentd.errors import HostError
 
-SUITES = {"dataplane": dataplane, "nfqueue": nfqueue, "interfaces": interfaces, "profiles": profiles}
+SUITES = {"dataplane": dataplane, "nfqueue": nfqueue, "interfaces": interfaces, "fleet": fleet, "profiles": profiles}
 
 
 def parsed() -> argparse.Namespace:

@@ -87,10 +87,14 @@ class Sender:
         self.write(folder / "bpf")
 
     def write(self, pins: Path) -> None:
+        self.config.write_text("".join(f"{key} = {toml(value)}\n" for key, value in self.sections(pins).items()))
+
+    def sections(self, pins: Path) -> dict[str, Any]:
+        """The configuration."""
         addresses = {end: [ADDRESS[family][end].format(1) for family in (4, 6)] for end in ("near", "far")}
         public = str(key_files.load(str(self.folder / "far")).public)
         network = {"name": "near", "key_file": str(self.folder / "near"), "addresses": addresses["near"]}
-        sections = {
+        return {
             "daemon": {
                 "state_dir": str(self.folder),
                 "control_socket": self.control,
@@ -100,7 +104,6 @@ class Sender:
             "network": [network | {"source": [{"kind": "memory"}]}],
             "peer": [{"name": "far", "public_key": public, "addresses": addresses["far"], "absent": "drop"}],
         }
-        self.config.write_text("".join(f"{key} = {toml(value)}\n" for key, value in sections.items()))
 
     def start(self, number: int) -> dict[str, float]:
         """Seconds to READY, and until so many interfaces are served."""
@@ -170,6 +173,19 @@ def cost(sender: Sender, change: Callable[[], None], rest: float) -> float:
     return (sender.used() - first - idle) * 1e3
 
 
+@contextmanager
+def bpf_folder() -> Iterator[tuple[Path, Path]]:
+    """A directory, and in it a BPF file system: `ip netns exec` hides the usual one."""
+    with tempfile.TemporaryDirectory(prefix="scentd-bench-") as name:
+        bpf = Path(name) / "bpf"
+        bpf.mkdir()
+        call(["mount", "-t", "bpf", "bpf", str(bpf)])
+        try:
+            yield Path(name), bpf
+        finally:
+            call(["umount", str(bpf)])
+
+
 def measure(sender: Sender, crowd: Crowd, number: int, changes: int, rest: float) -> dict[str, list[float]]:
     """One turn: a start, changes, a stop; a start, a stop under churn."""
     turn = {name: [value] for name, value in sender.start(number).items()}
@@ -197,11 +213,7 @@ def run(rounds: int, quick: bool) -> dict[str, Any]:
     with ExitStack() as stack:
         lab = stack.enter_context(Lab())
         crowd = stack.enter_context(Crowd(lab))
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="scentd-bench-")))
-        bpf = folder / "bpf"
-        bpf.mkdir()
-        call(["mount", "-t", "bpf", "bpf", str(bpf)])
-        stack.callback(call, ["umount", str(bpf)])
+        folder, _ = stack.enter_context(bpf_folder())
         sender, made = Sender(lab, folder), 0
         for number in QUICK if quick else COUNTS:
             crowd.add(*(f"v{n}" for n in range(made, number)))

@@ -15,7 +15,12 @@ from scentd.datapath.offload.libbpf import Object
 from scentd.files import WHAT
 
 ROOT = Path(__file__).resolve().parents[2]
-OBJECTS = {"stamp.bpf.o", "verify.bpf.o"}
+PROGRAMS = {
+    "stamp.bpf.o": {"scent_stamp_l2", "scent_stamp_l3", "scent_stamp_port"},
+    "verify.bpf.o": {"scent_verify_l2", "scent_verify_l3", "scent_verify_port"},
+    "application.bpf.o": {"scent_application"},
+}
+OBJECTS = set(PROGRAMS)
 NO_CLANG = {**os.environ, "CLANG": "no-such-clang"}
 
 
@@ -65,13 +70,12 @@ def test_make_makes_objects_that_libbpf_opens(checkout):
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
     made = checkout / "scentd" / "datapath"
     assert objects(checkout) == objects(made) == OBJECTS
-    for path in made.glob("*.o"):
+    for path in made.rglob("*.o"):
         assert b".BTF\0" in path.read_bytes()
         assert b".BTF.ext\0" in path.read_bytes()
         with Object(str(path)) as opened:
-            name = path.name.partition(".")[0]
-            assert set(opened.programs()) == {f"scent_{name}_l2", f"scent_{name}_l3"}
-            assert "prefixes" in opened.maps()
+            assert set(opened.programs()) == PROGRAMS[path.name]
+            assert opened.maps()
 
 
 def test_the_place_of_the_checkout_is_not_in_the_objects(checkout, tmp_path_factory):

@@ -1,20 +1,15 @@
 """Against a real HTTP server on loopback."""
 
 import contextlib
-import datetime
 import gzip
 import socket
 import ssl
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from ipaddress import ip_address
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from certificates import self_signed
 from hypothesis import given
 from hypothesis import strategies as st
 from readings import SETTING
@@ -113,8 +108,8 @@ def test_the_sum_of_the_matching_series(page, name, share):
 
 
 def test_the_sample_says_what_was_configured(page):
-    (sample,) = page("load 50\n", "load", metric="database_load", role="db").read(9.0)
-    assert (sample.metric, sample.role, sample.at, sample.value) == ("database_load", "db", 9.0, 0.5)
+    (sample,) = page("load 50\n", "load", metric="database_load").read(9.0)
+    assert (sample.metric, sample.at, sample.value) == ("database_load", 9.0, 0.5)
 
 
 def test_an_odd_line_elsewhere_does_no_harm(page):
@@ -216,22 +211,9 @@ def test_a_server_that_trickles_costs_the_timeout_and_no_more(greeting):
 @pytest.fixture
 def authority(tmp_path):
     """A server context with a self-signed certificate for 127.0.0.1, and the certificate's file."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "sc")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    file = tmp_path / "certificate"
-    file.write_bytes(certificate.public_bytes(Encoding.PEM))
-    both = tmp_path / "both"
-    both.write_bytes(file.read_bytes() + key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    file, key = self_signed(tmp_path)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(both)
+    context.load_cert_chain(file, key)
     return context, file
 
 

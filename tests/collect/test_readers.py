@@ -5,6 +5,7 @@ import socket
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,11 @@ from scentd.collect.cpu import CpuSource
 from scentd.collect.eve import EveSource
 from scentd.collect.memory import MemorySource
 from scentd.collect.prometheus import PrometheusSource
-from scentd.collect.readers import Readers
+from scentd.collect.readers import Readers, highest_samples, named, of_source
 from scentd.collect.tcp import TcpSource
 from scentd.config.sections import Network
 from scentd.errors import HostError
-from scentd.model import Sample
+from scentd.model import Sample, SecurityEvent
 
 ALERT = json.dumps({"event_type": "alert", "dest_ip": "10.0.0.7", "alert": {"severity": 1}}).encode() + b"\n"
 
@@ -128,6 +129,40 @@ def test_one_failing_source_stops_no_other_and_is_logged_once_and_once_when_it_r
     asyncio.run(made.close())
 
 
+def test_each_source_has_a_state_with_its_reason(exporter, monkeypatch):
+    made = readers(exporter.source(node="db-1", timeout=10.0), MemorySource(role="db"), interval=1.0)
+
+    def states():
+        return {state.name: (state.state, state.reason) for state in made.states()}
+
+    name = "prometheus_request_load_db_1"
+    assert states() == dict.fromkeys((name, "memory"), ("stale", "no reading yet"))
+    made.read(1.0)
+    assert states() == dict.fromkeys((name, "memory"), ("fresh", ""))
+    exporter.text = "other 1"
+    made.read(2.0)
+    assert states()[name][0] == "failing"
+    assert "no series load" in states()[name][1]
+    exporter.text = "load 5"
+    made.read(3.0)
+    assert states()[name] == ("fresh", "")
+    monkeypatch.setattr(type(made._polled["memory"]), "read", lambda self, now: [Sample("memory", 7.5, now)])
+    made.read(4.0)
+    assert states()["memory"] == ("suspect", "memory is 7.5, out of 0 to 1")
+    exporter.go.clear()  # it does not answer, and has not failed yet
+    made.read(5.0)
+    monkeypatch.setattr(made, "_stale_after", 0.01)
+    time.sleep(0.02)
+    assert states()[name][0] == "stale"
+    assert states()[name][1].startswith("no answer for")
+    asyncio.run(made.close())
+
+
+def test_a_source_that_is_told_is_fresh_while_it_listens(path):
+    (state,) = readers(EveSource(socket=str(path), node="db-1")).states()
+    assert (state.name, state.state, state.age, state.source.node) == ("eve_db_1", "fresh", None, "db-1")
+
+
 def test_a_fault_of_ours_in_one_source_is_logged_with_its_place_and_stops_no_other(exporter, caplog):
     # full = 0 cannot come through the configuration's checks.
     made = readers(exporter.source(full=0.0), MemorySource())
@@ -162,6 +197,15 @@ def test_of_two_sources_of_the_same_the_highest_counts_and_names_stay_apart(expo
         "failures_prometheus_request_load_3": 1,
     }
     asyncio.run(made.close())
+
+
+def test_the_highest_is_of_the_same_region():
+    samples = [
+        Sample("latency", 0.1, 1.0),
+        Sample("latency", 0.9, 1.0, region="a"),
+        Sample("latency", 0.8, 1.0, region="a"),
+    ]
+    assert highest_samples(samples) == samples[:2]
 
 
 def test_counter_names_are_fit_for_a_metric():
@@ -234,3 +278,33 @@ def test_a_start_that_fails_leaves_nothing_open(path):
     with pytest.raises(HostError, match="not a socket"):
         asyncio.run(made.start())
     assert [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+def test_the_node_and_role_of_a_source_are_those_of_its_samples_unless_the_reader_names_them(exporter):
+    made = readers(MemorySource(node="10.0.0.5", role="db"), MemorySource(), exporter.source(node="db-2"))
+    of = {(s.metric, s.node, s.role) for s in made.read(1.0)}
+    assert of == {("memory", "10.0.0.5", "db"), ("memory", "", ""), ("request_load", "db-2", "")}
+    assert {"failures_memory_10_0_0_5", "failures_memory", "failures_prometheus_request_load_db_2"} <= set(
+        made.counters()
+    )
+    own = Sample("cpu", 0.5, 1.0, node="db-3", role="cache")
+    assert of_source(own, MemorySource(node="db-2", role="db")) is own
+    asyncio.run(made.close())
+
+
+def test_an_event_is_of_the_sources_node_unless_it_names_one_or_must_not(path):
+    event = SecurityEvent("intrusion", 1.0, 1.0, 2.0)
+    one, either = EveSource(socket="s", node="db-1"), EveSource(socket="s", node="db-1", affected="source")
+    assert named(event, one).node == "db-1"
+    assert named(replace(event, node="10.0.0.7"), one).node == "10.0.0.7"
+    assert named(event, either).node == "", "a node that was only aimed at is not named"
+    alarms = []
+    made = readers(EveSource(socket=str(path), node="db-1"), on_alarm=alarms.append)
+
+    async def main():
+        await made.start()
+        await send(path, ALERT.replace(b'"dest_ip": "10.0.0.7", ', b""), made, 1)
+        await made.close()
+
+    asyncio.run(main())
+    assert [e.node for e in alarms] == [e.node for e in made.events(time.time())] == ["db-1"]

@@ -15,9 +15,20 @@ from readings import SETTING
 
 from scentd.collect import inet_diag
 from scentd.collect.inet_diag import Connection
-from scentd.collect.tcp import TcpReader, TcpSource, weighted
+from scentd.collect.source import Setting
+from scentd.collect.tcp import LEAST_SENT, TcpReader, TcpSource, totals
+from scentd.prefix import PrefixMap
 
 SO_COOKIE = 57
+
+
+REGIONS = PrefixMap([("10.2.0.0/16", "east"), ("fd02::/16", "east"), ("10.2.9.0/24", "west")])
+
+
+def weighted(connections, before, regions=REGIONS, region=""):
+    """(mean rtt, mean rttvar)"""
+    moved = totals(connections, {cookie: Connection(cookie, 0, 0, n) for cookie, n in before.items()}, regions)[region]
+    return (moved.rtt / moved.segments, moved.rttvar / moved.segments) if moved.segments else None
 
 
 def test_the_mean_is_weighted_by_segments_moved():
@@ -31,11 +42,30 @@ def test_new_connections_count_in_full_and_counters_wrap():
     assert weighted([], {}) is None
 
 
+def to(address, rtt, cookie):
+    family = AF_INET6 if ":" in address else socket.AF_INET
+    return Connection(cookie, rtt, 0.0, 10, socket.inet_pton(family, address), 200_000, 10_000 * cookie)
+
+
+def test_each_region_has_its_own_connections_by_the_longest_prefix():
+    connections = [to("10.2.0.1", 0.1, 1), to("fd02::1", 0.3, 2), to("10.2.9.1", 0.5, 3), to("192.0.2.1", 0.7, 4)]
+    found = totals(connections, {}, REGIONS)
+    assert {region: moved.rtt / moved.segments for region, moved in found.items()} == pytest.approx(
+        {"": 0.4, "east": 0.2, "west": 0.5}
+    )
+    assert {region: (moved.sent, moved.sent_again) for region, moved in found.items()} == {
+        "": (800_000, 100_000),
+        "east": (400_000, 30_000),
+        "west": (200_000, 30_000),
+    }
+
+
 @pytest.mark.parametrize("length", [0, 71, 72, 75, 76, 90, 215])
 def test_a_truncated_message_is_no_connection(length):
     info = struct.pack("=HH", 4 + 144, inet_diag.INET_DIAG_INFO) + bytes(68) + struct.pack("=II", 5, 2) + bytes(68)
-    message = inet_diag.DIAG.pack(socket.AF_INET, 1, 0, 0, bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2]), 0, 7) + info
-    assert inet_diag.parse_connection(message, 0, len(message)) == Connection(7, 5e-6, 2e-6, 0)
+    there = bytes([10, 0, 0, 2])
+    message = inet_diag.DIAG.pack(socket.AF_INET, 1, 0, 0, bytes([10, 0, 0, 1]), there, 0, 7) + info
+    assert inet_diag.parse_connection(message, 0, len(message)) == Connection(7, 5e-6, 2e-6, 0, there)
     assert inet_diag.parse_connection(message[:length], 0, length) is None
 
 
@@ -154,13 +184,17 @@ def test_every_connection_to_another_host_with_its_round_trip(wire, pairs):
         info = pair.near.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
         rtt, rttvar = struct.unpack_from("=II", info, 68)
         segments = sum(struct.unpack_from("=II", info, 136))
-        assert found[pair.cookie] == Connection(pair.cookie, rtt / 1e6, rttvar / 1e6, segments)
+        sent = struct.unpack_from("=QQ", info, 200)
+        there = socket.inet_pton(AF_INET6, "fd99:7::2") if pair is v6 else bytes([10, 99, 7, 2])
+        assert found[pair.cookie] == Connection(pair.cookie, rtt / 1e6, rttvar / 1e6, segments, there, *sent)
+        assert sent == (10 * len(b"ping"), 0)
         assert rtt > 0
 
 
 @pytest.mark.netns
 def test_samples_are_of_the_connections_in_use(wire, pairs):
-    source = TcpReader(TcpSource(latency_full=1.0, jitter_full=1.0, role="web"), SETTING)
+    setting = Setting((), SETTING.on_alarm, PrefixMap([("10.99.7.2", "there"), ("fd99::/16", "idle")]))
+    source = TcpReader(TcpSource(latency_full=1.0, jitter_full=1.0), setting)
     busy, idle = pairs("10.99.7.2", wire[1]), pairs("fd99:7::2", wire[1])
     busy.exchange(5)
     idle.exchange(50)
@@ -169,8 +203,10 @@ def test_samples_are_of_the_connections_in_use(wire, pairs):
     busy.exchange(20)
     rtt, rttvar = struct.unpack_from("=II", busy.near.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256), 68)
     samples = inside(wire[0], source.read, 3.0)
-    assert [(s.metric, s.at, s.role) for s in samples] == [("latency", 3.0, "web"), ("jitter", 3.0, "web")]
-    assert [s.value for s in samples] == pytest.approx([rtt / 1e6, rttvar / 1e6])
+    assert [(s.metric, s.at, s.region) for s in samples] == [
+        (metric, 3.0, region) for region in ("", "there") for metric in ("latency", "jitter", "retransmits")
+    ]
+    assert [s.value for s in samples] == pytest.approx([rtt / 1e6, rttvar / 1e6, 0.0] * 2)
 
 
 @pytest.mark.netns
@@ -187,3 +223,41 @@ def test_readings_leave_no_descriptor_open(wire):
     for _ in range(5):
         inside(wire[0], inet_diag.established)
     assert len(os.listdir("/proc/self/fd")) <= before
+
+
+@pytest.mark.netns
+def test_what_is_lost_on_the_way_is_a_share_of_the_bytes(wire, pairs):
+    """nft at the far end drops every eighth segment with data; the kernel sends it again."""
+    setting = Setting((), SETTING.on_alarm, PrefixMap([("10.99.7.0/24", "there")]))
+    source = TcpReader(TcpSource(retransmits_full=1.0), setting)
+    pair = pairs("10.99.7.2", wire[1])
+    rules = (
+        "table ip sclose { chain in { type filter hook input priority 0; ip length > 500 numgen inc mod 8 0 drop; }; }"
+    )
+    assert inside(wire[0], source.read, 1.0) == []
+    subprocess.run(["ip", "netns", "exec", wire[1], "nft", "-f", "-"], input=rules, text=True, check=True)
+    try:
+        pair.far.settimeout(15)
+        for _ in range(400):
+            pair.near.sendall(bytes(1000))
+            rest = 1000
+            while rest:
+                rest -= len(pair.far.recv(rest))
+    finally:
+        subprocess.run(["ip", "netns", "exec", wire[1], "nft", "delete table ip sclose"], check=True)
+    values = {s.region: s.value for s in inside(wire[0], source.read, 2.0) if s.metric == "retransmits"}
+    sent, again = struct.unpack_from("=QQ", pair.near.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256), 200)
+    assert values == pytest.approx({"": again / sent, "there": again / sent})
+    assert 0.05 < again / sent < 0.3
+    assert sent > LEAST_SENT
+
+
+def test_only_what_was_sent_since_the_last_reading_counts():
+    before, after = Connection(1, 0.1, 0.0, 5, b"", 200_000, 40_000), Connection(1, 0.1, 0.0, 9, b"", 300_000, 50_000)
+    assert totals([after], {1: before}, REGIONS)[""].share_sent_again == 0.1
+
+
+@pytest.mark.parametrize(("sent", "share"), [(0, 0.0), (3000, 1500 / LEAST_SENT), (LEAST_SENT * 2, 750 / LEAST_SENT)])
+def test_few_bytes_make_no_full_level(sent, share):
+    moved = totals([Connection(1, 0.1, 0.0, 2, b"", sent, min(sent, 1500))], {}, REGIONS)[""]
+    assert moved.share_sent_again == pytest.approx(share)

@@ -31,7 +31,7 @@ def test_what_is_left_out_is_counted_by_name():
 
 
 def test_every_document_carries_its_schema():
-    for name in ("Status", "Explanation", "Decision"):
+    for name in ("Status", "Explanation", "ProfileExplanation", "Decision"):
         definition = SCHEMAS["$defs"][name]
         assert definition["properties"]["schema"] == {"const": SCHEMA}
         assert "schema" in definition["required"]

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from scentd.bus.local import LocalBus
+from scentd.config.node import Node
 from scentd.config.sections import Config, Network, Peer
 from scentd.core.pairs import Pairs
 from scentd.core.profile.issue import NextEpoch
@@ -55,6 +56,9 @@ class Signer:
     def say(self, collector: str, value: float, ago: float = 0.0, **more) -> None:
         at = time.time() - ago
         self.bus.publish(Samples("n", collector, at, (Sample("cpu", value, at, node=collector),), **more))
+
+    def status(self):
+        return self.role.status(self.network, ("", ""), {})
 
     async def next(self, seconds: float = 5.0) -> dict:
         """The statement of the next epoch."""
@@ -195,5 +199,54 @@ def test_samples_of_networks_that_are_not_signed_here_are_nobodys(tmp_path):
     async def story(signer):
         signer.bus.publish(Samples("other", "one", time.time(), (Sample("cpu", 1.0, time.time()),)))
         assert (await signer.next())["levels"] == {}
+        assert signer.role.unknown_network == 1
 
     run(tmp_path, story)
+
+
+def test_a_collector_that_lies_is_named_and_moves_nothing_beyond_its_share(tmp_path, caplog):
+    """Four collectors of a node each, as they would be on four hosts, and a fifth that the list does not have."""
+
+    async def story(signer):
+        signer.say("foreign", 1.0)
+        for name in ("one", "two", "three"):
+            signer.say(name, 0.2)
+        signer.say("liar", 1e9)
+        statement = await signer.next()
+        while statement["levels"].get("cpu") != pytest.approx(0.2):
+            statement = await signer.next()
+        status = signer.status()
+        assert {n.name: n.state for n in status.nodes} == {
+            **dict.fromkeys(("one", "two", "three"), "fresh"),
+            "liar": "suspect",
+        }
+        assert status.node_states == {"fresh": 3, "suspect": 1}
+        assert (status.intake["unknown_node"], status.intake["out_of_range"]) == (1, 1)
+        told = await signer.role.explain("n")
+        (cpu,) = told.profile.levels
+        assert {s.node: s.counts for s in cpu.samples} == {"one": 0.2, "two": 0.2, "three": 0.2, "liar": None}
+        assert told.epoch == signer.issued[-1][1].epoch
+
+    names = ("one", "two", "three", "liar")
+    run(tmp_path, story, interval=3.0, aggregate={"cpu": "max"}, node=[Node(name=name) for name in names])
+    (line,) = [line for line in caplog.messages if "suspect" in line]
+    assert line.startswith("network n: suspect node liar: cpu: 1000000000 is out of 0 to 1")
+
+
+def test_a_silent_node_is_stale_and_told_once_and_a_reload_forgets_none_of_it(tmp_path, caplog):
+    async def story(signer):
+        signer.say("one", 0.4)
+        signer.say("two", 0.8)
+        await signer.next()
+        end = time.monotonic() + 10
+        while signer.status().node_states != {"fresh": 1, "stale": 1}:
+            signer.say("one", 0.4)
+            await signer.next()
+            assert time.monotonic() < end
+        await signer.sign_by(OWN)  # a reload
+        signer.say("one", 0.4)
+        assert (await signer.next())["levels"]["cpu"] == pytest.approx(0.4)
+        assert signer.status().intake["became_stale"] == 1
+
+    run(tmp_path, story)
+    assert len([line for line in caplog.messages if "stale node two: silent for" in line]) == 1

@@ -43,6 +43,14 @@ def assert_spread(value):
     assert value["min"] <= value["median"] <= value["max"]
 
 
+def test_fleet():
+    result = json.loads(bench("fleet", "--quick", "--json", timeout=120).splitlines()[-1])
+    rows = {row["what"]: row for row in result["rows"]}
+    assert rows["change to packet, s"]["number"] == 2
+    assert sum(row["number"] for what, row in rows.items() if what.startswith("alarm")) == 2
+    assert 0 < rows["change to packet, s"]["p50"] <= rows["change to packet, s"]["p99"] < 5 * result["interval"]
+
+
 def test_profiles():
     text = bench("profiles", "--quick", "--json")
     result = json.loads(text.splitlines()[-1])

@@ -201,6 +201,12 @@ def test_a_wrong_import_is_found(tmp_path, where, line):
     assert "BROKEN" in done.stdout
 
 
+def test_a_kernel_to_soak_on_must_be_there():
+    done = bash(["scripts/soak", "links", "/nonexistent/boot/vmlinuz-6.1"], cwd=ROOT)
+    assert done.returncode == 2
+    assert "/nonexistent/boot/vmlinuz-6.1: cannot be read" in done.stderr
+
+
 @pytest.mark.parametrize(("argv", "said"), [([], "name one kernel image"), (["/nonexistent"], "name one kernel image")])
 def test_a_kernel_must_be_named(argv, said):
     done = bash(["scripts/try-kernel", *argv], cwd=ROOT)

@@ -26,6 +26,11 @@ def test_everything_is_there():
     assert found["scentd_reloads_total", "refused"] == 1
     assert found["scentd_beacons_total", "sent"] == 20
     assert found["scentd_collector_total", "acme", "eve_lines"] == 6
+    assert found["scentd_nodes", "acme", "fresh"] == 1
+    assert found["scentd_nodes", "acme", "stale"] == 0
+    assert found["scentd_source_state", "acme", "cpu", "failing"] == 1
+    assert found["scentd_source_state", "acme", "cpu", "fresh"] == 0
+    assert found["scentd_intake_total", "acme", "late"] == 3
     assert found["scentd_level", "acme", "cpu"] == 0.5
     assert found["scentd_level", "acme", "overall"] == 0.25
     assert found["scentd_peer_level", "svc", "threat"] == 1.0

@@ -1,9 +1,10 @@
 """The status document for people."""
 
-from documents import ALLOCATION, status
+from documents import ALLOCATION, NETWORK, status
 from msgspec.structs import replace
 
-from scentd.control.status import BeaconStatus, OffloadStatus, Omitted, PeerStatus, ResourceStatus
+from scentd.control.status import BeaconStatus, OffloadStatus, Omitted, PeerStatus, ResourceStatus, SourceStatus
+from scentd.model import NodeState
 from scentd.show import text
 
 
@@ -52,6 +53,25 @@ def test_what_is_not_in_effect_says_why():
 
 def test_a_host_that_is_not_as_it_should_be():
     assert "the host is not as it should be: iptables: locked" in text.status(status(rules_why_not="iptables: locked"))
+
+
+def test_nodes_and_sources_that_are_not_fresh_are_named():
+    nodes = [NodeState(f"n{i:02}", (), "stale", "silent for 20 s", 20.0, True) for i in range(12)]
+    source = SourceStatus(name="cpu", kind="cpu", state="failing", reason="gone")
+    network = replace(
+        NETWORK, nodes=nodes, node_states={"fresh": 3, "stale": 15}, sources=[source], source_states={"failing": 1}
+    )
+    lines = text.status(status(networks=[network])).splitlines()
+    for line in (
+        "  nodes: fresh 3, stale 15",
+        "    node n00 is stale: silent for 20 s",
+        "    and 5 more",
+        "  sources: failing 1",
+        "    source cpu is failing: gone",
+    ):
+        assert line in lines
+    assert not any("n10" in line for line in lines)
+    assert not any("nodes:" in line for line in text.status(status()).splitlines())
 
 
 def test_what_is_left_out_is_said():

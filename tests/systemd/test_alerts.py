@@ -22,6 +22,8 @@ CASES = {
     "ScentdNoOffload": ("scentd_offload_in_place", "0x40", "1x40"),
     "ScentdNoGuard": ("scentd_guard_connected", "0x40", "1x40"),
     "ScentdEpochLag": ('scentd_epoch_lag_intervals{network="acme"}', "3x40", "1x40"),
+    "ScentdNodeNotFresh": ('scentd_nodes{network="acme",state="stale"}', "1x40", "0x40"),
+    "ScentdSourceNotFresh": ('scentd_source_state{network="acme",source="cpu",state="failing"}', "1x40", "0x40"),
     "ScentdPeerRejected": ('scentd_peer_rejected_total{peer="b",reason="stale"}', "0+9x40", "7x40"),
     "ScentdPeerAbsent": ('scentd_peer_absent_total{peer="b",treatment="drop"}', "0+9x40", "7x40"),
     "ScentdPeerUnstamped": ('scentd_peer_unstamped_total{peer="b",reason="no-room"}', "0+9x40", "7x40"),
@@ -45,6 +47,8 @@ BESIDE = {
 MORE_CASES = [
     ("ScentdDown", 'up{job="scentd"}', "0x40", True),
     ("ScentdDown", 'up{job="another"}', "0x40", False),
+    ("ScentdNodeNotFresh", 'scentd_nodes{network="acme",state="fresh"}', "3x40", False),
+    ("ScentdSourceNotFresh", 'scentd_source_state{network="acme",source="cpu",state="fresh"}', "1x40", False),
     ("ScentdPeerRejected", 'scentd_peer_rejected_total{peer="(strangers)",reason="unknown-key"}', "0+9x40", False),
     ("ScentdPeerAbsent", 'scentd_peer_absent_total{peer="(strangers)",treatment="drop"}', "0+9x40", False),
     ("ScentdPeerAbsent", 'scentd_peer_absent_total{peer="b",treatment="pass"}', "0+9x40", False),

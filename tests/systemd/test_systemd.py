@@ -1,6 +1,7 @@
 """The unit file and the example configuration are product: the unit is judged by systemd and really tried on."""
 
 import json
+import os
 import re
 import secrets
 import shlex
@@ -13,10 +14,14 @@ from pathlib import Path
 import confined
 import msgspec
 import pytest
+from compiled import bpffs
+from groups import Group
 from pyroute2 import netns
 
 from scentd import cli
+from scentd.collect.cgroup import UNIFIED, mounted
 from scentd.config import expression, schema
+from scentd.config.node import Node
 from scentd.config.sections import Config, DaemonSettings, Datapath, GuardException
 from scentd.errors import ConfigError
 from scentd.kinds import config_from, kinds, load_config
@@ -103,7 +108,7 @@ def test_the_units_directories_are_the_configurations_defaults():
 
 @pytest.fixture
 def namespace():
-    name = "scsysd"
+    name = f"scsysd{os.getpid()}"  # other runs may go on beside this one
     netns.create(name)
     yield name
     netns.remove(name)
@@ -157,6 +162,24 @@ def test_no_capability_is_there_for_nothing(namespace, lost, probe):
     assert "no\n" in done.stdout or "PermissionError" in done.stderr, (done.stdout, done.stderr)
 
 
+@pytest.mark.netns
+def test_probes_leave_within_the_units_confinement(namespace):
+    """ICMP by a raw socket, as a new namespace lets nobody have the other kind, and TCP."""
+    code = """
+from ipaddress import ip_address
+from scentd.collect.echo import Round, Target, echo_socket
+round = Round([Target(ip_address("127.0.0.1")), Target(ip_address("::1")), Target(ip_address("127.0.0.1"), 9)], {})
+round.run(5.0)
+print(echo_socket(4)[1], len(round.trips))
+"""
+    subprocess.run(["ip", "-n", namespace, "link", "set", "lo", "up"], check=True)
+    done = confined.run(unit(), [sys.executable, "-c", code], namespace)
+    assert done.stdout == "True 3\n", done.stderr
+    less = unit() | {"CapabilityBoundingSet": [unit()["CapabilityBoundingSet"][0].replace("CAP_NET_RAW", "")]}
+    done = confined.run(less, [sys.executable, "-c", code], namespace)
+    assert "ICMP is not permitted; allow CAP_NET_RAW" in done.stderr
+
+
 PINNING = """
 import os, sys
 from scentd.doctor import probe
@@ -181,6 +204,28 @@ def test_maps_are_pinned_within_the_units_confinement(tmp_path):
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
     assert done.stdout == "pinned and unpinned\n", done.stderr
+
+
+ATTACHING = """
+import sys
+from pathlib import Path
+from scentd.datapath.offload.applications import Applications
+counter = Applications(sys.argv[1]).open()
+print(counter.read(Path(sys.argv[2]))[1:])
+counter.close()
+"""
+
+
+@pytest.mark.netns
+@pytest.mark.skipif(UNIFIED not in mounted(), reason="needs a mounted cgroup v2, which has programs")
+def test_a_program_comes_to_a_cgroup_within_the_units_confinement(tmp_path):
+    with bpffs(tmp_path / "bpf") as directory, Group("unit") as group:
+        argv = [sys.executable, "-c", ATTACHING, str(directory / "scentd"), str(group.paths[UNIFIED])]
+        done = confined.run(unit(), argv)
+        assert done.stdout == "(0, 0)\n", done.stderr
+        less = unit() | {"CapabilityBoundingSet": [unit()["CapabilityBoundingSet"][0].replace("CAP_NET_ADMIN", "")]}
+        done = confined.run(less, argv)
+        assert "needs CAP_BPF, CAP_NET_ADMIN" in done.stderr
 
 
 @pytest.mark.netns
@@ -269,20 +314,28 @@ def all_tables(struct: type[schema.Table]) -> set[type[schema.Table]]:
 
 
 def test_the_example_has_every_key_of_every_section():
-    """A key may be left out only where another table of its kind in the file has it."""
+    """A key may be left out only where another table of its kind in the file has it, or of the kinds that share it."""
     missing = {
-        (kind.__name__, field.encode_name) for kind in all_tables(Config) for field in msgspec.structs.fields(kind)
+        (owner(kind, field.encode_name), field.encode_name)
+        for kind in all_tables(Config)
+        for field in msgspec.structs.fields(kind)
     }
     for data, kind in tables(example(optional=True), Config):
-        missing -= {(kind.__name__, key) for key in data}
+        missing -= {(owner(kind, key), key) for key in data}
     assert missing == set()
+
+
+def owner(kind: type[schema.Table], key: str) -> str:
+    """The name of the struct that declares a key: the kind itself, or its base."""
+    bases = [base for base in kind.__mro__ if isinstance(base, type) and issubclass(base, schema.Table)]
+    return next(base.__name__ for base in reversed(bases) if base is kind or key in schema.members(base)[1])
 
 
 def test_what_the_example_calls_a_default_is_the_default():
     """Each `#key = value` line: the value equals the schema's, or the comment above says it is an example."""
     shown, given = example(optional=True), example()
     wrong = []
-    optional = [(data, kind) for data, kind in tables(shown, Config) if kind is not GuardException]
+    optional = [(data, kind) for data, kind in tables(shown, Config) if kind not in (GuardException, Node)]
     for (data, kind), (active, _) in zip(optional, tables(given, Config), strict=True):
         problems: list[str] = []
         made = schema.convert(data, kind, "", problems, kinds())

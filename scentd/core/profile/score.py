@@ -1,28 +1,26 @@
 """Samples and events to the statement of one epoch.
 
-    level of a metric  = mean over nodes and roles of the newest sample of each
-    threat             = 1 - prod(1 - severity) over active events, distinct by kind and node
-    overall            = weighted mean of the known levels
+    level of a metric  = aggregate.py's value of its nodes, rounded to a step: floor(value * steps + 1/2) / steps
+    threat             = 1 - (1 - largest threat sample) * prod(1 - severity) over active events, one a kind and node
+    overall            = sum(weight * value) / sum(weight) over the known metrics, rounded to a step
 
-Rules of this file: pure, never raises for any sample or event, every number it
+Rules of this file: pure, never raises for any sample or event, their order changes nothing, every number it
 returns is one of `network.steps` steps within 0.0 .. 1.0.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from ipaddress import ip_address
 
 from scentd.config.sections import Network
-from scentd.model import Sample, Samples, SecurityEvent, Statement
+from scentd.core.profile import aggregate
+from scentd.core.profile.aggregate import THREAT, Levels, clamp
+from scentd.model import Sample, SecurityEvent, Statement
 from scentd.prefix import Address
-from scentd.wire import layout
-
-STANDARD_METRICS = frozenset(layout.METRICS.values())
-
-SAMPLE_INTERVALS = 3  # intervals for which a sample counts if there is no newer one
 
 # 24 items set at most 120 of the filter's 256 bits: one foreign item in 140 is a false positive,
 # (1 - e^(-120/256))^5. Where nodes are named (two items, ten bits each) the others make room: 12 items and 8 nodes
@@ -31,133 +29,106 @@ MAX_ITEMS = 24
 MAX_ITEMS_BESIDE_NODES = 12
 MAX_AFFECTED = 8
 
+MAX_EVENTS = 1024  # kinds and nodes; more are joined
+JOINED = "anomaly", ""  # the kind and node of those
+VALUE = re.compile(r"[^;\x00-\x1f\x7f]{1,64}")  # wire/README.md, section 6.4
 
-def is_fresh(at: float, interval: float, now: float) -> bool:
-    """Whether a sample of the time `at` still counts. A clock that runs ahead makes no sample count for longer."""
-    span = SAMPLE_INTERVALS * interval
-    return now - span < at < now + span
-
-
-def gather(parts: Iterable[Samples], interval: float, now: float) -> tuple[list[Sample], list[SecurityEvent], bool]:
-    """(samples, events, whether a source watches for events) of several collectors, `interval` in seconds.
-
-    Samples that a collector sent more than SAMPLE_INTERVALS intervals ago do not count: the collector may be dead.
-    """
-    fresh = [part for part in parts if is_fresh(part.at, interval, now)]
-    samples = [sample for part in fresh for sample in part.samples]
-    return samples, [event for part in fresh for event in part.events], any(part.watched for part in fresh)
+Active = dict[tuple[str, str], float]  # severity by kind and node
 
 
 def statement(
     network: Network,
-    samples: Sequence[Sample],
-    events: Sequence[SecurityEvent],
+    samples: Iterable[Sample],
+    events: Iterable[SecurityEvent],
     now: float,
     watched: bool = False,
 ) -> Statement:
-    """The statement of `network` at `now` (Unix seconds, the clock of SecurityEvent.until).
+    """The statement of `network` at `now` (Unix seconds, the clock of SecurityEvent.until). Never raises.
 
-    Left out are samples of metrics that the network does not have, values that are not finite, and samples older than
-    SAMPLE_INTERVALS intervals. Other values are clamped to 0.0 .. 1.0. `watched`: a source looks for security events,
-    so without an event the threat is 0.0 and not unknown. Never raises.
+    aggregate.py says which samples count and how much. `watched`: a source looks for security events, so without an
+    event the threat is 0.0 and not unknown.
     """
-    active: dict[tuple[str, str], float] = {}
+    levels, active = measured(network, samples, events, now, watched)
+    return stated(network, levels, active)
+
+
+def measured(
+    network: Network, samples: Iterable[Sample], events: Iterable[SecurityEvent], now: float, watched: bool
+) -> tuple[Levels, Active]:
+    """What there is to state, before it is quantised: levels, the threat among them, and active events."""
+    active = active_events(events, now)
+    levels = aggregate.levels(network, samples, now)
+    if watched or active or THREAT in levels.metrics:
+        # The threat that another source measured is one more independent sign.
+        levels.metrics[THREAT] = threat(active.values(), levels.metrics.get(THREAT, 0.0))
+    return levels, active
+
+
+def stated(network: Network, levels: Levels, active: Active) -> Statement:
+    steps = network.steps
+    overall = weighted_mean(levels.metrics, network.weights)
+    nodes = affected_nodes(active, network)
+    items = characteristics(network, levels, active)[: MAX_ITEMS_BESIDE_NODES if nodes else MAX_ITEMS]
+    return Statement(
+        interval=int(network.interval),
+        overall=None if overall is None else quantise(overall, steps),
+        levels={metric: quantise(value, steps) for metric, value in levels.metrics.items()},
+        items=frozenset(items),
+        affected=nodes,
+    )
+
+
+def active_events(events: Iterable[SecurityEvent], now: float) -> Active:
+    """The largest severity of each kind and node among the events that have not ended.
+
+    Of more than MAX_EVENTS the mildest are joined as so many signs are: a flood costs no more, and is a threat.
+    """
+    active: Active = {}
     for event in events:
         if event.until > now:
             severity = clamp(event.severity)
             key = event.kind, event.node
             if severity is not None and severity >= active.get(key, 0.0):
                 active[key] = severity
-
-    metrics, roles = means(network, [s for s in samples if is_fresh(s.at, network.interval, now)])
-    if watched or active or "threat" in metrics:
-        # The threat that another source measured is one more independent sign.
-        metrics["threat"] = threat(active, metrics.get("threat", 0.0))
-
-    steps = network.steps
-    overall = weighted_mean(metrics, network.weights)
-    levels = {metric: quantise(value, steps) for metric, value in metrics.items()}
-    by_role = {key: quantise(value, steps) for key, value in roles.items()}
-    nodes = affected_nodes(active)
-    return Statement(
-        interval=int(network.interval),
-        overall=None if overall is None else quantise(overall, steps),
-        levels=levels,
-        items=characteristics(
-            network, levels, by_role, {kind for kind, _ in active}, MAX_ITEMS_BESIDE_NODES if nodes else MAX_ITEMS
-        ),
-        affected=nodes,
-    )
+    if len(active) <= MAX_EVENTS:
+        return active
+    ranked = sorted(active, key=lambda key: (-active[key], key))
+    bounded = {key: active[key] for key in ranked[:MAX_EVENTS]}
+    bounded[JOINED] = threat([active[key] for key in ranked[MAX_EVENTS:]], bounded.get(JOINED, 0.0))
+    return bounded
 
 
-def affected_nodes(active: Mapping[tuple[str, str], float]) -> frozenset[Address]:
+def affected_nodes(active: Active, network: Network) -> frozenset[Address]:
     """The nodes with the most severe events, at most MAX_AFFECTED, so that the filter keeps its meaning."""
+    if not active:
+        return frozenset()
     worst: dict[Address, float] = {}
+    named = {node.name: node.addresses for node in network.node if node.addresses}
     for (_, name), severity in active.items():
-        node = address(name) if name else None
-        if node is not None:
-            worst[node] = max(severity, worst.get(node, 0.0))
+        for text in named.get(name) or ((name,) if name else ()):
+            node = address(text)
+            if node is not None:
+                worst[node] = max(severity, worst.get(node, 0.0))
     ranked = sorted(worst, key=lambda node: (-worst[node], node.version, int(node)))
     return frozenset(ranked[:MAX_AFFECTED])
 
 
-def means(network: Network, samples: Sequence[Sample]) -> tuple[dict[str, float], dict[tuple[str, str], float]]:
-    """Mean per metric, and per (role, metric) where a role is given, of the newest sample of each node and role.
-
-    A role of fewer than `network.min_nodes` nodes is left out: its mean would reveal single nodes.
-    """
-    newest: dict[tuple[str, str, str], tuple[float, float]] = {}
-    for sample in samples:
-        value = sample.value
-        if not 0.0 <= value <= 1.0:
-            clamped = clamp(value)
-            if clamped is None:
-                continue
-            value = clamped
-        key = sample.metric, sample.role, sample.node
-        older = newest.get(key)
-        if older is None or sample.at >= older[0]:
-            newest[key] = sample.at, value
-    sums: dict[str, tuple[float, int]] = {}  # with the count
-    role_sums: dict[tuple[str, str], tuple[float, int]] = {}
-    for (metric, role, _), (_, value) in newest.items():
-        if metric not in STANDARD_METRICS and metric not in network.metrics:
-            continue
-        total, count = sums.get(metric, (0.0, 0))
-        sums[metric] = total + value, count + 1
-        if role:
-            total, count = role_sums.get((role, metric), (0.0, 0))
-            role_sums[role, metric] = total + value, count + 1
-    return (
-        {key: total / count for key, (total, count) in sums.items()},
-        {key: total / count for key, (total, count) in role_sums.items() if count >= network.min_nodes},
-    )
-
-
-def threat(active: Mapping[tuple[str, str], float], measured: float) -> float:
-    """The chance that one of so many independent signs is real, if each severity is a probability (noisy-or)."""
+def threat(severities: Iterable[float], measured: float) -> float:
+    """The chance that one of so many independent signs is real, if each is a probability (noisy-or)."""
     quiet = 1.0 - measured
-    for severity in active.values():
+    for severity in sorted(severities):  # the order of factors changes the last bit of a product
         quiet *= 1.0 - severity
     return 1.0 - quiet
 
 
 def weighted_mean(levels: Mapping[str, float], weights: Mapping[str, float]) -> float | None:
     """The weighted mean of levels; None if there is no level, or every level has weight 0."""
-    total = sum(weights.get(metric, 1.0) for metric in levels)
+    metrics = sorted(levels)  # the order of a sum changes its last bit
+    total = sum(weights.get(metric, 1.0) for metric in metrics)
     if not 0.0 < total < math.inf:  # a weight may be configured as inf
         return None
     # Shares first, products after: a weight near the largest float does not overflow.
-    return sum(value * (weights.get(metric, 1.0) / total) for metric, value in levels.items())
-
-
-def clamp(value: float) -> float | None:
-    """`value` within 0.0 .. 1.0, None for NaN and the infinities."""
-    if 0.0 <= value <= 1.0:
-        return value
-    if value - value != 0.0:  # NaN and infinities, the only numbers not equal to themselves less themselves
-        return None
-    return 0.0 if value < 0.0 else 1.0
+    return sum(levels[metric] * (weights.get(metric, 1.0) / total) for metric in metrics)
 
 
 def quantise(value: float, steps: int) -> float:
@@ -165,34 +136,44 @@ def quantise(value: float, steps: int) -> float:
     return int(value * steps + 0.5) / steps
 
 
-def characteristics(
-    network: Network,
-    levels: Mapping[str, float],
-    by_role: Mapping[tuple[str, str], float],
-    kinds: set[str],
-    limit: int = MAX_ITEMS,
-) -> frozenset[str]:
-    """At most `limit` items: events, labels, high levels (network, role, region), then the rest."""
-    high, low = network.high, network.low
-    regions = [label for label in network.labels if label.startswith("region=")]
-    items = [*(f"event={kind}" for kind in sorted(kinds)), *network.labels]
+def level_word(network: Network, value: float) -> str:
+    """What a characteristic calls a value: as it is sent, quantised."""
+    level = quantise(value, network.steps)
+    if level >= network.high:
+        return "high"
+    return "low" if level < network.low else "medium"
+
+
+def characteristics(network: Network, levels: Levels, active: Active) -> Sequence[str]:
+    """All items, the most telling first: events, labels, high levels (of network, roles, regions), then the rest."""
+    items = [f"event={kind}" for kind in sorted({kind for kind, _ in active}) if is_value(kind)]
+    items += network.labels
+    regional: list[str] = []
     rest: list[str] = []
-    regional = []
-    for metric in sorted(levels):
-        level = levels[metric]
-        if level >= high:
-            items.append(f"metric={metric};level=high")
-            regional += [f"{region};metric={metric};level=high" for region in regions]
-        else:
-            rest.append(f"metric={metric};level={'low' if level < low else 'medium'}")
-    for role, metric in sorted(by_role):
-        level = by_role[role, metric]
-        if level >= high:
-            items.append(f"role={role};metric={metric};level=high")
-        else:
-            rest.append(f"role={role};metric={metric};level={'low' if level < low else 'medium'}")
+    for metric in sorted(levels.metrics):
+        word = level_word(network, levels.metrics[metric])
+        (items if word == "high" else rest).append(f"metric={metric};level={word}")
+    for role, metric in sorted(levels.roles):
+        if is_value(role) and not is_host(role, levels.nodes):
+            word = level_word(network, levels.roles[role, metric])
+            (items if word == "high" else rest).append(f"role={role};metric={metric};level={word}")
+    for region, metric in sorted(levels.regions):
+        if is_value(region):
+            word = level_word(network, levels.regions[region, metric])
+            (regional if word == "high" else rest).append(f"region={region};metric={metric};level={word}")
     # dict.fromkeys, not set: what is cut off must not depend on the hash seed of the process.
-    return frozenset(list(dict.fromkeys(items + regional + rest))[:limit])
+    return list(dict.fromkeys(items + regional + rest))
+
+
+@lru_cache(maxsize=4096)
+def is_value(text: str) -> bool:
+    """Whether a text from a sample or event may stand in an item."""
+    return VALUE.fullmatch(text) is not None
+
+
+def is_host(role: str, nodes: Iterable[str]) -> bool:
+    """Whether a role is a node's name or an address: nobody outside may tell a node by it."""
+    return role in nodes or address(role) is not None
 
 
 @lru_cache(maxsize=4096)

@@ -1,4 +1,4 @@
-"""Programs by file descriptor: the kernel's information about them, test runs, tcx links.
+"""Programs by file descriptor: the kernel's information about them, test runs, links to interfaces and cgroups.
 
 Interface indices are those of the calling thread's network namespace.
 """
@@ -18,6 +18,7 @@ GROWTH = 4096  # bytes by which a program may lengthen a packet in a test run
 
 PROGRAM_INFO = Struct("=II8sII40x16s112xQQ")
 LINK_INFO = Struct("=III4xII")
+CGROUP_LINK_INFO = Struct("=16xQ")
 
 
 class ProgramInfo(NamedTuple):
@@ -102,11 +103,14 @@ def prog_test_run(program_fd: int, data: bytes, ctx: bytes = b"", repeat: int = 
     return retval, packet.raw[: options.data_size_out], context.raw[: options.ctx_size_out], options.duration
 
 
-def link_create(program_fd: int, ifindex: int, attach_type: int, flags: int = 0) -> int:
-    """Attach a program for as long as the link has a file descriptor or a pin. Raises BpfError."""
+def link_create(program_fd: int, target: int, attach_type: int, flags: int = 0, what: str = "") -> int:
+    """Attach a program for as long as the link has a file descriptor or a pin. Raises BpfError.
+
+    `target`: an interface's index, or a descriptor of a cgroup's directory, which `what` names then.
+    """
     options = LinkOptions(sz=ctypes.sizeof(LinkOptions), flags=flags)
-    link = library().bpf_link_create(program_fd, ifindex, attach_type, ctypes.byref(options))
-    return check(link, f"attaching to interface {ifindex}")
+    link = library().bpf_link_create(program_fd, target, attach_type, ctypes.byref(options))
+    return check(link, f"attaching to {what or f'interface {target}'}")
 
 
 def link_update(link_fd: int, program_fd: int) -> None:
@@ -122,6 +126,15 @@ def link_detach(link_fd: int) -> None:
 def link_info(fd: int) -> LinkInfo:
     """Raises BpfError."""
     return LinkInfo(*LINK_INFO.unpack(info(fd, LINK_INFO.size)))
+
+
+def linked_cgroup(fd: int) -> int:
+    """The number of the cgroup to which a link is attached; 0 if it was detached, or the cgroup is gone.
+
+    Raises BpfError.
+    """
+    (number,) = CGROUP_LINK_INFO.unpack(info(fd, CGROUP_LINK_INFO.size))
+    return number
 
 
 def programs_on(ifindex: int, attach_type: int) -> list[int]:

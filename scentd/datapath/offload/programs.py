@@ -20,12 +20,12 @@ from scentd.errors import HostError
 from scentd.wire import maps
 
 OBJECTS = {name: Path(__file__).with_name(f"{name}.bpf.o") for name in ("stamp", "verify")}
-LAYERS = {14: "l2", 0: "l3"}  # by bytes of link layer in front of the IP header
+ETHERNET = 14
+LAYERS = {ETHERNET: "l2", 0: "l3"}  # by bytes of link layer in front of the IP header
 SPARE = 2  # maps get so many times the entries needed, so that most reloads need no new ones
 LEAST_ENTRIES = 1024
 STATE_MAPS = ("stamp.outgoing", "verify.receiving")  # maps whose entries do not come from the configuration
 OF_DIRECTION: dict[Direction, str] = {"egress": "stamp", "ingress": "verify", "bridged": "verify"}
-PORT_PROGRAMS = {"stamp": "scent_stamp_port", "verify": "scent_verify_port"}  # of bridges' ports
 
 
 class Programs:
@@ -36,8 +36,7 @@ class Programs:
 
     def __init__(self, sizes: Mapping[str, int], pinned: Mapping[str, int] | None = None) -> None:
         self.reuses_maps = bool(pinned)
-        self._ports: dict[str, Object] = {}  # the programs of bridges' ports, once there are any
-        self._objects: dict[str, Object] = {}
+        self._objects: dict[str, Object] = {}  # by program: each is an object with this program alone
         self.maps: dict[str, Map] = {}
         self._fds: dict[str, int] = {}
         try:
@@ -51,14 +50,15 @@ class Programs:
                 os.close(fd)
 
     def _load(self, name: str, path: Path, sizes: Mapping[str, int], pinned: Mapping[str, int]) -> None:
-        loaded = self._objects[name] = Object(str(path))
+        """Make the maps, with the program that nearly every interface needs."""
+        program = program_of(name, ETHERNET)
+        loaded = self._objects[program] = opened(name, program)
         own = {inner: f"{name}.{inner}" for inner in loaded.maps()}
         for inner, full in own.items():
             if full in pinned:
                 loaded.reuse(inner, pinned[full])
             elif full in sizes:
                 loaded.resize(inner, sizes[full])
-        loaded.leave_out(PORT_PROGRAMS[name])
         loaded.load()
         for inner, full in own.items():
             self._fds[full] = loaded.map_fd(inner)
@@ -68,21 +68,18 @@ class Programs:
     def program(self, direction: Direction, header: int, port: bool = False) -> int:
         """The file descriptor of the program for an interface with so many bytes in front of IP; `port`: a bridge's."""
         name = OF_DIRECTION[direction]
-        if port:
-            return self._port_programs(name).program_fd(PORT_PROGRAMS[name])
-        return self._objects[name].program_fd(f"scent_{name}_{LAYERS[header]}")
-
-    def _port_programs(self, name: str) -> Object:
-        """Loaded when they are needed, as the kernel checks them for long; they share the maps of the others."""
-        if name not in self._ports:
-            loaded = Object(str(OBJECTS[name]))
-            for inner in loaded.maps():
-                loaded.reuse(inner, self._fds[f"{name}.{inner}"])
-            for layer in LAYERS.values():
-                loaded.leave_out(f"scent_{name}_{layer}")
-            loaded.load()
-            self._ports[name] = loaded
-        return self._ports[name]
+        program = program_of(name, header, port)
+        if program not in self._objects:  # loaded when it is needed, as the kernel checks it for long
+            loaded = opened(name, program)
+            try:
+                for inner in loaded.maps():
+                    loaded.reuse(inner, self._fds[f"{name}.{inner}"])
+                loaded.load()
+            except HostError:
+                loaded.close()
+                raise
+            self._objects[program] = loaded
+        return self._objects[program].program_fd(program)
 
     def events(self) -> int:
         """The file descriptor of the ring buffer."""
@@ -101,8 +98,21 @@ class Programs:
 
     def close(self) -> None:
         """Close the descriptors. Pinned maps and attached programs stay in the kernel."""
-        for loaded in (*self._objects.values(), *self._ports.values()):
+        for loaded in self._objects.values():
             loaded.close()
+
+
+def opened(name: str, program: str) -> Object:
+    """An object that will load this program alone."""
+    loaded = Object(str(OBJECTS[name]))
+    for other in {program_of(name, header, port) for header in LAYERS for port in (False, True)} - {program}:
+        loaded.leave_out(other)
+    return loaded
+
+
+def program_of(name: str, header: int, port: bool = False) -> str:
+    """The name of an object's program for an interface with so many bytes in front of IP; `port`: a bridge's."""
+    return f"scent_{name}_{'port' if port else LAYERS[header]}"
 
 
 def with_spare(needed: Mapping[str, int]) -> dict[str, int]:

@@ -1,3 +1,4 @@
+import itertools
 import math
 import time
 from ipaddress import ip_address
@@ -7,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scentd.collect.eve import EveSource
+from scentd.config.node import Node
 from scentd.config.sections import Network
 from scentd.core.profile import score
-from scentd.model import Sample, Samples, SecurityEvent
+from scentd.core.profile.aggregate import STANDARD_METRICS
+from scentd.model import Sample, SecurityEvent
 from scentd.wire import bloom, profile
 
 NOW = 1_000_000.0
@@ -98,17 +101,62 @@ def test_a_sample_has_an_age_after_which_it_does_not_count():
     assert score.statement(network(), [sample("cpu", 0.9, node="a", at=last + 0.1), late], [], NOW).levels["cpu"] > 0.5
 
 
-def test_what_collectors_said_is_gathered_while_it_is_fresh():
-    fresh = Samples("a", "one", NOW - 1, (sample("cpu", 0.5),), (event(0.6),), watched=True)
-    dead = Samples("a", "two", NOW - 15, (sample("cpu", 1.0),), (), watched=True)
-    assert score.gather([fresh, dead], 5.0, NOW) == ([sample("cpu", 0.5)], [event(0.6)], True)
-    ahead = Samples("a", "three", NOW + 3600, (sample("cpu", 1.0),), (), watched=True)  # its clock is wrong
-    assert score.gather([dead, ahead], 5.0, NOW) == ([], [], False)
-
-
 def test_a_threat_from_another_source_is_one_more_sign():
     assert score.statement(network(), [sample("threat", 0.5)], [], NOW).threat == 0.5
     assert score.statement(network(), [sample("threat", 0.5)], [event(0.6)], NOW).threat == 0.8
+
+
+def test_a_threat_that_nodes_measure_is_joined_and_never_averaged():
+    """One attacked node of ten is an attacked network."""
+    ten = [sample("threat", 0.9 if i == 3 else 0.0, node=f"n{i}") for i in range(10)]
+    assert score.statement(network(), ten, [], NOW).threat == 0.9
+    assert score.statement(network(), [*ten, sample("threat", 7.0, node="x")], [], NOW).threat == 1.0
+
+
+def test_a_flood_of_events_is_bounded_and_stays_a_threat():
+    flood = [event(0.01, node=f"10.{i >> 8}.{i & 255}.1") for i in range(20_000)]
+    worst = event(0.9, node="10.200.0.9")
+    made = score.active_events([*flood, worst], NOW)
+    assert len(made) <= score.MAX_EVENTS + 1
+    assert made["intrusion", "10.200.0.9"] == 0.9
+    assert made[score.JOINED] > 0.99, "what has no room is summed"
+    assert made == score.active_events([worst, *flood[::-1]], NOW)
+    assert score.statement(network(), [], [*flood, worst], NOW).threat == 1.0
+
+
+def test_what_is_joined_adds_to_what_is_of_no_node():
+    flood = [event(0.0001, node=f"n{i}") for i in range(score.MAX_EVENTS + 10)]
+    made = score.active_events([*flood, event(0.5, kind="anomaly")], NOW)
+    assert made[score.JOINED] == pytest.approx(1 - 0.5 * (1 - 0.0001) ** 11)
+
+
+def test_the_last_bit_does_not_depend_on_an_order():
+    severities = itertools.permutations((0.1, 0.2, 0.4))
+    assert len({score.threat(order, 0.0) for order in severities}) == 1
+    levels = {"cpu": 0.1, "memory": 0.2, "jitter": 0.3, "latency": 0.7}
+    weights = {"cpu": 0.1, "memory": 0.7, "jitter": 0.3}
+    orders = itertools.permutations(levels.items())
+    assert len({score.weighted_mean(dict(order), weights) for order in orders}) == 1
+
+
+def test_listed_nodes_may_be_named_in_events():
+    listed = network(node=[Node(name="db-1", addresses=["10.0.0.5", "fd00::5"])])
+    made = score.statement(listed, [], [event(1.0, node="db-1"), event(1.0, node="db-2")], NOW)
+    assert made.affected == {ip_address("10.0.0.5"), ip_address("fd00::5")}
+
+
+def test_a_characteristic_names_a_role_and_never_a_host():
+    samples = [sample("cpu", 0.9, node="db-1", role=role) for role in ("db", "db-1", "10.0.0.5", "a;b=c", "x" * 65)]
+    items = score.statement(network(), samples, [event(1.0, kind="x;role=db")], NOW).items
+    assert {item for item in items if "role=" in item} == {"role=db;metric=cpu;level=high"}
+    assert not any(item.startswith("event=") for item in items)
+
+
+def test_the_path_to_a_region_is_an_item_and_no_level():
+    samples = [sample("latency", 0.9, region="eu"), sample("latency", 0.1)]
+    made = score.statement(network(), samples, [], NOW)
+    assert made.levels == {"latency": 0.1}
+    assert made.items == {"metric=latency;level=low", "region=eu;metric=latency;level=high"}
 
 
 def test_names_that_are_no_addresses_are_not_affected():
@@ -125,7 +173,7 @@ def test_quantise_rounds_half_up(value, steps, level):
     assert score.statement(network(steps=steps), [sample("cpu", value)], [], NOW).levels == {"cpu": level}
 
 
-def test_items_name_labels_and_the_region_of_what_is_high():
+def test_items_name_labels_and_what_is_high():
     made = score.statement(
         network(labels=["region=eu-west", "tier=gold"], high=0.7, low=0.2),
         [sample("cpu", 0.7, role="db"), sample("memory", 0.18)],
@@ -137,8 +185,28 @@ def test_items_name_labels_and_the_region_of_what_is_high():
         "tier=gold",
         "metric=cpu;level=high",
         "role=db;metric=cpu;level=high",
-        "region=eu-west;metric=cpu;level=high",
         "metric=memory;level=low",
+    }
+
+
+def test_a_region_with_a_metric_is_the_far_end_of_a_path_and_no_part_of_the_networks_level():
+    made = score.statement(
+        network(labels=["region=eu-west"], min_nodes=2),
+        [
+            sample("latency", 0.1),
+            *(sample("latency", value, region="us-east", node=f"n{value}") for value in (0.9, 0.8)),
+            *(sample("latency", 0.2, region="eu-west", role="web", node=node) for node in ("a", "b")),
+            sample("latency", 1.0, region="one-node-alone"),
+        ],
+        [],
+        NOW,
+    )
+    assert made.levels == {"latency": 0.1}
+    assert made.items == {
+        "region=eu-west",
+        "metric=latency;level=low",
+        "region=us-east;metric=latency;level=high",
+        "region=eu-west;metric=latency;level=low",
     }
 
 
@@ -201,7 +269,7 @@ numbers = st.one_of(
 )
 names = st.sampled_from(["", "db", "10.0.0.1", "fd00::1", "x;y=z", "\udcff"])
 samples_ = st.builds(
-    Sample, st.sampled_from(["cpu", "memory", "threat", "latency", "q", "?"]), numbers, numbers, names, names
+    Sample, st.sampled_from(["cpu", "memory", "threat", "latency", "q", "?"]), numbers, numbers, names, names, names
 )
 events_ = st.builds(SecurityEvent, names, numbers, numbers, numbers, names)
 
@@ -220,12 +288,14 @@ def test_no_input_makes_score_raise_or_leave_the_range(samples, events, weights,
     assert set(values) <= grid
     assert "?" not in made.levels
     assert len(made.items) <= score.MAX_ITEMS
-    assert made == score.statement(shape, samples, events, NOW)
+    # The order of samples and events changes nothing, nor does saying something twice.
+    assert made == score.statement(shape, samples[::-1], events[::-1], NOW)
+    assert made == score.statement(shape, samples + samples, events + events, NOW)
 
 
 def test_it_is_quick_enough_for_the_profiler():
     shape = network(labels=["region=eu-west"], source=[EveSource(socket="s")])
-    ten = [sample(m, i / 10, role="db") for i, m in enumerate(sorted(score.STANDARD_METRICS - {"threat"}))]
+    ten = [sample(m, i / 10, role="db") for i, m in enumerate(sorted(STANDARD_METRICS - {"threat"}))]
     best = math.inf
     for _ in range(50):
         began = time.perf_counter()
