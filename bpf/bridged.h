@@ -59,6 +59,8 @@ static __always_inline int settle_bridged(__u32 packets, struct outcome *o, __u3
 {
 	__u32 index;
 
+	if (o->verdict == BARRED)
+		return drop_barred(packets, o, second);
 	if (o->verdict < 0)
 		return TC_ACT_UNSPEC;
 	if (o->treatment == SCENT_TREATMENT_REJECT)

@@ -41,10 +41,13 @@ static __always_inline void set_addresses(__u64 *addresses, const struct packet 
 	addresses[3] = p->destination.words[1];
 }
 
-/* The slot of these addresses. Other addresses may share the slot, and the entry in it may be of others. */
-static __always_inline struct scent_cached *cache_entry(const struct packet *p)
+/*
+ * The slot of these addresses; `more` tells apart who shares them. Other addresses may share the slot, and the entry in
+ * it may be of others.
+ */
+static __always_inline struct scent_cached *cache_entry(const struct packet *p, __u32 more)
 {
-	__u32 index = slot(hash_addresses(p), SCENT_CACHE_BITS);
+	__u32 index = slot(hash_addresses(p) + more, SCENT_CACHE_BITS);
 
 	return bpf_map_lookup_elem(&cache, &index);
 }

@@ -13,9 +13,10 @@ struct outcome {
 	int verdict;			/* scent_verdict, or one of these: */
 #define LEAVE (-1)			/* the packet is not judged */
 #define UNDECIDED (-2)			/* for the queue */
+#define BARRED (-3)			/* accepted, and dropped: its sender is in quarantine */
 	__u32 treatment;		/* scent_treatment */
 	__u32 glance;			/* unmasked, of an accepted packet */
-	__u32 pair;			/* whose packet it is: its own, or any of the peer's; SCENT_NO_PAIR: a stranger's */
+	__u32 pair;			/* whose packet it is: its own, or any of the peer's; SCENT_NO_PAIR: nobody's we know */
 	__u32 epoch;			/* of a packet that is refused for it, else 0 */
 	struct scent_receiving *state;	/* of an accepted packet whose scent was looked up; else NULL */
 };

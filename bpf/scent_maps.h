@@ -20,6 +20,7 @@
 
 enum scent_maps_constants {
 	SCENT_MAPS_VERSION = 7,
+	SCENT_MASKS_MAX = 6,		/* different masks of networks' marks, with 0 for their interfaces */
 	SCENT_LENGTHS_MAX = 15,		/* different prefix lengths of one scope and family */
 	SCENT_CANDIDATES = 4,		/* peers with the same key id that are told apart by address; a power of two */
 	SCENT_PERIODS = 3,		/* keys of the period before, this one and the next; all bits below its highest are set */
@@ -43,8 +44,14 @@ enum scent_scope {
 	SCENT_SCOPE_LOCAL = 1,
 	SCENT_SCOPE_SOURCE = 2,		/* senders -> number: a pair of the peer; detail: scent_treatments */
 	SCENT_SCOPE_QUARANTINE = 3,	/* senders -> number: the CLOCK_MONOTONIC second of release */
+	/*
+	 * Where packets come from, whatever their source -> number: network. The family and the length are 0, and the
+	 * address is a mask and the packet's mark under it; mask 0: the interface by which the packet came.
+	 */
+	SCENT_SCOPE_ORIGIN = 4,
 	SCENT_SCOPE_ROUTE = 0x40000000,	/* + network: where its packets go -> number: pair, detail: path MTU */
 	SCENT_SCOPE_MEMBER = 0x80000000,	/* + peer: its addresses */
+	SCENT_SCOPE_BARRED = 0xc0000000,	/* + pair: senders -> number: as with SCENT_SCOPE_QUARANTINE */
 };
 
 /*
@@ -81,7 +88,7 @@ struct scent_cached {
 	__u32 noted;			/* verifying: the Unix second in which the source was recorded as a node */
 	__u32 family;
 	__u32 own;			/* stamping: the source is an address of this host */
-	__u32 padding;
+	__u32 origin;			/* stamping: as origin_of() says */
 };
 
 /* The fields that packets of a flow have in common and a tag can cover. */
@@ -128,7 +135,8 @@ enum scent_pair_flags {
 struct scent_stamp_settings {
 	__u64 run;			/* ns for which packets of a pair share a fragment */
 	__u32 forwarded;		/* the mark of forwarded packets that a rule knows as ours; 0: none is stamped */
-	__u32 padding;
+	__u32 masks;			/* how many of those below; 0: no packet is known by where it comes from */
+	__u32 mask[SCENT_MASKS_MAX];
 	struct scent_lengths local4;
 	struct scent_lengths local6;
 	struct scent_lengths route4;
@@ -171,6 +179,8 @@ struct scent_stamped {
 	__u32 limit;			/* path MTU */
 	__u32 pair;
 	__u32 own;			/* the source is an address of this host */
+	__u32 origin;			/* as origin_of() says */
+	__u32 padding;
 };
 
 /* Indices into the stamper's counters. */
@@ -209,6 +219,8 @@ struct scent_verify_settings {
 	struct scent_lengths member6;
 	struct scent_lengths quarantine4;
 	struct scent_lengths quarantine6;
+	struct scent_lengths barred4;
+	struct scent_lengths barred6;
 };
 
 /* Written each second. */

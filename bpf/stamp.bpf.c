@@ -139,16 +139,40 @@ static __always_inline int grow(struct __sk_buff *skb, __u32 by)
 }
 
 /*
- * Finds the packet's pair and its path MTU by prefixes. A path MTU of 0: the packet is not to be stamped. The result is
- * whether its source is an address of this host.
+ * The network that a packet's origin says, plus one; 0 if it says none. The function is global, as find_prefix is.
  */
-static __always_inline __u32 route(const struct scent_stamp_settings *s, const struct packet *p, struct query *q)
+__noinline __u32 origin_of(struct __sk_buff *skb, const struct scent_stamp_settings *s)
+{
+	struct scent_prefix key = {.scope = SCENT_SCOPE_ORIGIN};
+	struct scent_prefix_value *value;
+	__u32 *words = (__u32 *)key.address;
+
+	if (!s)
+		return 0;
+	for (__u32 i = 0; i < SCENT_MASKS_MAX && i < s->masks; i++) {
+		words[0] = s->mask[i];
+		words[1] = s->mask[i] ? skb->mark & s->mask[i] : skb->ingress_ifindex;
+		value = bpf_map_lookup_elem(&prefixes, &key);
+		if (value)
+			return value->number + 1;
+	}
+	return 0;
+}
+
+/*
+ * Finds the packet's pair and its path MTU by its origin or its source, and its destination. A path MTU of 0: the packet
+ * is not to be stamped. The result is whether its source, which says whose it is, is an address of this host.
+ */
+static __always_inline __u32 route(const struct scent_stamp_settings *s, const struct packet *p, __u32 origin,
+				   struct query *q)
 {
 	__u32 own;
 
 	q->key.family = p->family;
 	q->key.scope = SCENT_SCOPE_LOCAL;
-	if (find_prefix(p->family == 4 ? &s->local4 : &s->local6, &p->source, q)) {
+	q->value.number = origin - 1;
+	q->value.detail = 0;
+	if (origin || find_prefix(p->family == 4 ? &s->local4 : &s->local6, &p->source, q)) {
 		own = q->value.detail;
 		q->key.scope = SCENT_SCOPE_ROUTE + q->value.number;
 		if (find_prefix(p->family == 4 ? &s->route4 : &s->route6, &p->destination, q))
@@ -174,10 +198,10 @@ static __always_inline int check_options(struct __sk_buff *skb, __u32 at, struct
  */
 static __always_inline struct scent_outgoing *look_up(struct __sk_buff *skb, __u32 at,
 						      const struct scent_stamp_settings *s, struct packet *p,
-						      enum form form, __u32 unsure, __u32 turn, __u64 now,
+						      enum form form, __u32 origin, __u32 unsure, __u32 turn, __u64 now,
 						      struct scent_stamped *c, int *outcome, __u32 *pair)
 {
-	struct scent_cached *known = cache_entry(p);
+	struct scent_cached *known = cache_entry(p, origin);
 	struct scent_outgoing *out;
 	struct query q = {};
 	__u32 own;
@@ -185,10 +209,11 @@ static __always_inline struct scent_outgoing *look_up(struct __sk_buff *skb, __u
 	*outcome = UNCOUNTED;
 	if (!known)
 		return NULL;
-	if (!cache_hit(known, p, turn)) {
-		own = route(s, p, &q);
+	if (!cache_hit(known, p, turn) || known->origin != origin) {
+		own = route(s, p, origin, &q);
 		fill_cache(known, p, turn, q.value.number, q.value.detail);
 		known->own = own;
+		known->origin = origin;
 	}
 	if (!known->detail)
 		return NULL;
@@ -209,6 +234,7 @@ static __always_inline struct scent_outgoing *look_up(struct __sk_buff *skb, __u
 	c->limit = known->detail;
 	c->pair = known->number;
 	c->own = known->own;
+	c->origin = origin;
 	*outcome = UNSTAMPED(NO_PROFILE);
 	out = bpf_map_lookup_elem(&outgoing, &known->number);
 	if (!out || out->expires <= now)
@@ -250,7 +276,7 @@ static __always_inline __u32 limit_of(struct __sk_buff *skb, const struct scent_
  */
 static __always_inline int stamp(struct __sk_buff *skb, __u32 at, int port, __u32 *pair)
 {
-	__u32 zero = 0, *turn = bpf_map_lookup_elem(&selector, &zero), which, index, unsure, limit;
+	__u32 zero = 0, *turn = bpf_map_lookup_elem(&selector, &zero), which, index, unsure, origin = 0, limit;
 	struct scent_outgoing *out = NULL;
 	struct scent_stamp_settings *s;
 	struct scent_stamped *c;
@@ -268,6 +294,8 @@ static __always_inline int stamp(struct __sk_buff *skb, __u32 at, int port, __u3
 		return UNCOUNTED;
 	if (is_not_asked_for(skb, s, &unsure))
 		return UNCOUNTED;
+	if (s->masks)
+		origin = origin_of(skb, s);
 	form = parse(skb, at, &p);
 	if (form == FORM_NONE || form == FORM_SCENTED || is_neighbourly(&p) || is_for_a_group(&p))
 		return UNCOUNTED;
@@ -276,8 +304,9 @@ static __always_inline int stamp(struct __sk_buff *skb, __u32 at, int port, __u3
 	c = bpf_map_lookup_elem(&recent, &index);
 	if (!c)
 		return UNCOUNTED;
-	if (form != FORM_BARE || c->now != now || c->selector != which || (unsure && c->own) || !same_flow(&c->flow, &p)) {
-		out = look_up(skb, at, s, &p, form, unsure, which, now, c, &outcome, pair);
+	if (form != FORM_BARE || c->now != now || c->selector != which || c->origin != origin || (unsure && c->own) ||
+	    !same_flow(&c->flow, &p)) {
+		out = look_up(skb, at, s, &p, form, origin, unsure, which, now, c, &outcome, pair);
 		if (outcome && outcome != UNSTAMPED(NO_PROFILE))
 			return outcome;
 	}

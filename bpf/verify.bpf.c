@@ -212,7 +212,7 @@ static __always_inline int find_route(struct route *route, const struct packet *
 {
 	struct query q = {.key.scope = SCENT_SCOPE_LOCAL, .key.family = p->family};
 
-	route->known = cache_entry(p);
+	route->known = cache_entry(p, 0);
 	if (!route->known)
 		return -1;
 	route->hit = cache_hit(route->known, p, route->selector);
@@ -271,10 +271,31 @@ static __always_inline void strip(struct __sk_buff *skb, __u32 at, struct packet
 	p->length -= p->family == 4 ? SCENT_IPV4_OPTION_LEN : SCENT_IPV6_HEADER_LEN;
 }
 
+static __always_inline int is_listed(const struct scent_lengths *lengths, __u32 scope, const struct packet *p,
+				     __u64 monotonic)
+{
+	struct query q = {.key.scope = scope, .key.family = p->family};
+
+	return lengths->count && find_prefix(lengths, &p->source, &q) && monotonic < q.value.number * SECOND;
+}
+
+static __always_inline int is_quarantined(const struct scent_verify_settings *s, const struct packet *p,
+					  __u64 monotonic)
+{
+	return is_listed(p->family == 4 ? &s->quarantine4 : &s->quarantine6, SCENT_SCOPE_QUARANTINE, p, monotonic);
+}
+
+/* Whether the sender of an accepted packet is quarantined at an address where others are, too. */
+static __always_inline int is_barred(const struct scent_verify_settings *s, const struct packet *p, __u32 pair,
+				     __u64 monotonic)
+{
+	return is_listed(p->family == 4 ? &s->barred4 : &s->barred6, SCENT_SCOPE_BARRED + pair, p, monotonic);
+}
+
 static __always_inline void judge_scented(struct __sk_buff *skb, __u32 at, const struct scent_verify_settings *s,
 					  __u32 turn, struct packet *p, __u64 now, __u64 offset, struct outcome *o)
 {
-	struct route route = {.settings = s, .selector = turn};
+	struct route route = {.settings = s, .selector = turn, .pair = SCENT_NO_PAIR};
 	__u32 index = recent_index(p);
 	struct scent_verified *known = bpf_map_lookup_elem(&recent, &index);
 	struct scent_words w;
@@ -292,12 +313,18 @@ static __always_inline void judge_scented(struct __sk_buff *skb, __u32 at, const
 		o->verdict = whole ? check(skb, at, &route, p, &w, now + offset, &o->glance) : UNDECIDED;
 		if (o->verdict > SCENT_VERDICT_ABSENT)
 			o->treatment = treatments_of(s, p, o) >> SCENT_TREATMENTS_REJECTED & 3;
+		if (o->pair == SCENT_NO_PAIR)	/* several peers have the address: the scent names one */
+			o->pair = route.pair;
 		if (o->verdict == SCENT_VERDICT_FUTURE || o->verdict == SCENT_VERDICT_STALE)
 			o->epoch = EPOCH(&w);
 		if (o->verdict != SCENT_VERDICT_ACCEPTED)
 			return;
 		o->pair = route.pair;
 		o->state = route.state;
+		if (is_barred(s, p, o->pair, now)) {
+			o->verdict = BARRED;
+			return;
+		}
 		/* Where the ports are not in the tag, the verdict is also about the packet's length. */
 		if (FLAGS(&w) & SCENT_FLAG_PORTS || !p->has_ports)
 			fill_recent(known, p, &w, turn, now, offset, o);
@@ -305,13 +332,11 @@ static __always_inline void judge_scented(struct __sk_buff *skb, __u32 at, const
 	strip(skb, at, p, &w, o);
 }
 
-static __always_inline int is_quarantined(const struct scent_verify_settings *s, const struct packet *p,
-					  __u64 monotonic)
+static __always_inline int drop_barred(__u32 packets, const struct outcome *o, __u32 second)
 {
-	const struct scent_lengths *lengths = p->family == 4 ? &s->quarantine4 : &s->quarantine6;
-	struct query q = {.key.scope = SCENT_SCOPE_QUARANTINE, .key.family = p->family};
-
-	return lengths->count && find_prefix(lengths, &p->source, &q) && monotonic < q.value.number * SECOND;
+	count(SCENT_VERIFY_COUNT_QUARANTINED, packets);
+	count_of(o->pair, SCENT_VERIFY_COUNT_QUARANTINED, packets, second, 0);
+	return TC_ACT_SHOT;
 }
 
 /*
@@ -352,6 +377,8 @@ static __always_inline int settle(struct __sk_buff *skb, __u32 at, const struct 
 {
 	__u32 glance = s->mark_glance, index = SCENT_TREATMENTS * o->verdict + o->treatment;
 
+	if (o->verdict == BARRED)
+		return drop_barred(packets, o, second);
 	if (o->verdict == UNDECIDED)
 		count(SCENT_VERIFY_COUNT_DECLINED, packets);
 	if (o->verdict < 0)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from scentd import act
 from scentd.config import migrate
-from scentd.config.sections import KEY_SETTINGS, Config
+from scentd.config.sections import Config
 from scentd.datapath.beacon import peers_without_endpoint
 from scentd.errors import ConfigError, HostError
 from scentd.model import SCHEMA
@@ -46,7 +46,7 @@ def revoked_notes(config: Config) -> list[str]:
     return [
         f"peer {peer.name}: its {setting} is revoked here: nothing is accepted by it"
         for peer in config.peer
-        for setting, key in zip(KEY_SETTINGS, peer.public_keys, strict=False)
+        for setting, key in peer.named_keys()
         if key in found
     ]
 

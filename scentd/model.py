@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from msgspec import Meta, Struct
 
@@ -241,6 +241,7 @@ class View:
     nodes: frozenset[Address] = frozenset()
     affected: frozenset[Address] = frozenset()
     prefixes: tuple[Prefix, ...] = field(default=())
+    shared: tuple[Prefix, ...] = ()  # those of its addresses that other peers have, too
 
     @property
     def profile(self) -> Profile:
@@ -257,6 +258,16 @@ class Views:
 # -- acting --------------------------------------------------------------
 
 
+class PeerPrefix(NamedTuple):
+    """The packets of one peer, told by its key, from a prefix at which there are other peers, too."""
+
+    prefix: Prefix
+    peer: str
+
+
+Sender = Prefix | PeerPrefix
+
+
 @dataclass(frozen=True, slots=True)
 class Firing:
     """A policy wants its action carried out now."""
@@ -265,7 +276,7 @@ class Firing:
     policy: Policy
     peer: str
     epoch: int  # of the newest profile
-    targets: tuple[Prefix, ...]  # the action aims at these, addresses as /32 and /128; empty: at the peer as such
+    targets: tuple[Sender, ...]  # the action aims at these, addresses as /32 and /128; empty: at the peer as such
     values: dict[str, float | str | bool]  # the variables of the expression
     reason: str
     accepted_at: float = 0.0  # when the cause was accepted: the newest profile, or the glance of an alarm
@@ -312,9 +323,12 @@ class Oneshot:
 
 @dataclass(frozen=True, slots=True)
 class Barred:
-    """Senders whose packets should all be dropped as early as possible, each until a Unix time."""
+    """Senders whose packets should all be dropped as early as possible, each until a Unix time.
 
-    until: Mapping[Prefix, float]
+    A `PeerPrefix` only the packet path can drop; nftables drops prefixes.
+    """
+
+    until: Mapping[Sender, float]
 
 
 @dataclass(frozen=True, slots=True)

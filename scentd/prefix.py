@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Generic, TypeVar
 
@@ -112,6 +112,18 @@ def nesting(prefixes: Iterable[NumericPrefix]) -> Iterator[tuple[NumericPrefix, 
             stack.pop()
         yield prefix, stack[-1] if stack else None
         stack.append(prefix)
+
+
+def owners(addresses: Sequence[Iterable[str]]) -> Iterator[tuple[NumericPrefix, frozenset[int]]]:
+    """Each prefix of these lists, and the indexes of the lists that have its addresses. Shorter prefixes come first."""
+    own: dict[NumericPrefix, frozenset[int]] = {}
+    for i, texts in enumerate(addresses):
+        for prefix in map(numeric, texts):
+            own[prefix] = own.get(prefix, frozenset()) | {i}
+    found: dict[NumericPrefix, frozenset[int]] = {}
+    for prefix, outer in nesting(own):
+        found[prefix] = own[prefix] if outer is None else own[prefix] | found[outer]
+        yield prefix, found[prefix]
 
 
 def covers(outer: NumericPrefix, inner: NumericPrefix) -> bool:

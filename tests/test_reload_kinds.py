@@ -131,11 +131,13 @@ OTHER: dict[str, Any] = {
 # By daemons: test_reload_trial.py and netns/test_takeover.py (keys), netns/test_rotation.py
 # (next keys), roles/test_apart.py (who signs and stamps),
 # netns/test_forwarding.py (where beacons come from), netns/test_event_sources.py (a file, which stands in place of a
-# socket). `source` and `do` are the kinds below.
+# socket), netns/test_tenants.py (origins). `source` and `do` are the kinds below.
 ELSEWHERE = {
     "eve.file",
     "network.key_file",
     "network.next_key_file",
+    "network.interface",
+    "network.mark",
     "network.sign",
     "network.stamp",
     "network.beacon_source",

@@ -20,6 +20,7 @@ from scentd.act.actuator import Actuator, ActuatorKind
 from scentd.config.schema import kind_of
 from scentd.config.sections import Config
 from scentd.core.allocate.actions.quarantine import QUARANTINED_MAX, QuarantineEntry, seconds_left
+from scentd.model import Sender
 from scentd.prefix import Prefix
 from scentd.system import nft
 from scentd.system.nft import Nftables
@@ -42,7 +43,7 @@ class QuarantineTable:
     def __init__(self) -> None:
         self._nft: Nftables | None = None
 
-    def apply(self, resources: Mapping[Prefix, QuarantineEntry], now: float) -> int:
+    def apply(self, resources: Mapping[Sender, QuarantineEntry], now: float) -> int:
         return self.quarantine(seconds_left(resources, now))
 
     def quarantine(self, want: Mapping[Prefix, float]) -> int:

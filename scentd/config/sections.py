@@ -11,13 +11,14 @@ from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta
 
+from scentd.config.between import check_config
 from scentd.config.node import Aggregation, Node, NodeName, Role, check_nodes
-from scentd.config.policy import Policy, check_policies
-from scentd.config.prometheus_server import PrometheusServer, check_servers
+from scentd.config.origin import check_origin
+from scentd.config.policy import Policy
+from scentd.config.prometheus_server import PrometheusServer
 from scentd.config.regions import check_regions
-from scentd.config.schema import Name, Table, check_prefixes, duplicates, of_kind, suggestion
+from scentd.config.schema import Name, Table, check_prefixes, of_kind, suggestion
 from scentd.config.units import Seconds
-from scentd.prefix import overlaps
 from scentd.wire import keys, layout
 from scentd.wire.layout import Treatment
 
@@ -143,7 +144,9 @@ class Network(Table):
     next_key_file: str = (
         ""  # while its key changes: packets for this key are accepted, too, and nothing is signed by it
     )
-    addresses: list[str] = []  # its nodes' prefixes; empty: every address of this host
+    addresses: list[str] = []  # its nodes' prefixes; empty: every address of this host, or what the next two say
+    interface: list[str] = []  # its nodes' packets come in by one of these (tap, veth, VRF), whatever their addresses
+    mark: str = ""  # or have this packet mark, as "0x100/0xff00": value and mask
     sign: bool | None = None  # sign its profiles here; needs key_file. Default: if it has sources and key_file
     stamp: bool | None = None  # stamp its packets here. Default: as `sign`
     interval: Seconds = 5.0  # from one epoch to the next
@@ -177,6 +180,21 @@ class Network(Table):
     def stamps(self) -> bool:
         return self.signs if self.stamp is None else self.stamp
 
+    @property
+    def has_origin(self) -> bool:
+        """Whether its packets are known by where they come from, and not by their source addresses."""
+        return bool(self.interface or self.mark)
+
+    @property
+    def is_whole_host(self) -> bool:
+        """Whether every address of this host is the network's."""
+        return not self.addresses and not self.has_origin
+
+    @property
+    def receives(self) -> bool:
+        """Whether packets to some address are for this network, so that they can be verified."""
+        return bool(self.addresses) or not self.has_origin
+
     def mistakes(self, path: str) -> list[str]:
         return check_network(self, path)
 
@@ -199,7 +217,12 @@ class Peer(Table):
     @property
     def public_keys(self) -> list[str]:
         """The key in use, then the next one."""
-        return [self.public_key, self.next_public_key] if self.next_public_key else [self.public_key]
+        return [key for _, key in self.named_keys()]
+
+    def named_keys(self) -> list[tuple[str, str]]:
+        """The same with their settings' names."""
+        own = [("public_key", self.public_key), ("next_public_key", self.next_public_key)]
+        return own if self.next_public_key else own[:1]
 
     def mistakes(self, path: str) -> list[str]:
         return check_peer(self, path)
@@ -227,8 +250,6 @@ def stamped_peers(config: Config) -> list[Peer]:
 
 # -- the rules of one section --------------------------------------------
 
-KEY_SETTINGS = ("public_key", "next_public_key")
-
 
 def check_marks(datapath: Datapath, path: str) -> list[str]:
     """Each mark needs bits of its own."""
@@ -242,7 +263,7 @@ def check_marks(datapath: Datapath, path: str) -> list[str]:
 
 
 def check_network(network: Network, path: str) -> list[str]:
-    problems = check_prefixes(network.addresses, f"{path}.addresses")
+    problems = check_prefixes(network.addresses, f"{path}.addresses") + check_origin(network, path)
     if network.next_key_file and not network.key_file:
         problems.append(f"{path}.next_key_file: not without key_file, which is the key in use")
     if not layout.INTERVAL_MIN <= network.interval <= layout.INTERVAL_MAX or network.interval % 1:
@@ -309,7 +330,7 @@ def check_peer(peer: Peer, path: str) -> list[str]:
         if "/" in text:
             problems.append(f"{path}.endpoint[{i}]: {text!r} is a prefix; write one address")
     key_ids = []
-    for name, text in zip(KEY_SETTINGS, peer.public_keys, strict=False):
+    for name, text in peer.named_keys():
         try:
             key_ids.append(keys.parse_public(text).key_id)
         except ValueError as error:
@@ -317,65 +338,3 @@ def check_peer(peer: Peer, path: str) -> list[str]:
     if len(set(key_ids)) < len(key_ids):
         problems.append(f"{path}.next_public_key: has the key id of public_key; make another key, or leave it out")
     return problems
-
-
-# -- the rules between sections ------------------------------------------
-
-
-def check_config(config: Config) -> list[str]:
-    problems = [
-        *duplicates("network", [n.name for n in config.network]),
-        *duplicates("peer", [p.name for p in config.peer]),
-        *duplicates("policy", [p.name for p in config.policy]),
-        *check_claims(config.network),
-    ]
-    metrics = {*layout.METRICS.values(), *(name for n in config.network for name in n.metrics)}
-    problems += check_servers(config.prometheus_server, metrics, any(n.signs for n in config.network))
-    private = {name for peer in config.peer for name in peer.metrics}
-    problems += check_policies(config.policy, sorted(p.name for p in config.peer), private)
-    whole = [i for i, n in enumerate(config.network) if not n.addresses]
-    if whole and len(config.network) > 1:
-        problems += [f"network[{i}].addresses: missing; with several networks each names its own" for i in whole]
-    if config.stamp.forwarded:
-        problems += [
-            f"peer[{i}].stamp_ipv6_fragments: not with stamp.forwarded, as only a source may fragment (RFC 8200)"
-            for i, p in enumerate(config.peer)
-            if p.stamp_ipv6_fragments
-        ]
-    problems += check_public_keys(config.peer)
-    problems += check_overlaps(config.peer)
-    own = config.datapath.mark_stamped | config.datapath.mark_queued | config.datapath.mark_verified
-    if config.verify.mark_glance & own:
-        problems.append("verify.mark_glance: shares bits with a mark of [datapath]; choose other bits")
-    if config.peer and not config.network:
-        problems.append("network: missing; a host with peers needs an identity of its own: [[network]] with key_file")
-    return problems
-
-
-def check_claims(networks: list[Network]) -> list[str]:
-    claims = [claim for n in networks for s in n.source if (claim := s.claim())]
-    return [
-        f"network.source: two sources listen on {claim!r}; give each a socket of its own"
-        for claim in sorted({c for c in claims if claims.count(c) > 1})
-    ]
-
-
-def check_public_keys(peers: list[Peer]) -> list[str]:
-    """Two peers cannot share a public key."""
-    problems = []
-    first: dict[str, int] = {}
-    for i, peer in enumerate(peers):
-        for name, key in zip(KEY_SETTINGS, peer.public_keys, strict=False):
-            if first.setdefault(key, i) != i:
-                problems.append(f"peer[{i}].{name}: peer[{first[key]}] has the same key; list all addresses there")
-    return problems
-
-
-def check_overlaps(peers: list[Peer]) -> list[str]:
-    """Peers may not overlap: one could speak, and be quarantined, for the other. Peers behind one NAT may."""
-    entries = [(i, a) for i, peer in enumerate(peers) for a in peer.addresses]
-    return [
-        f'peer[{i}].addresses: {inner} lies in {outer} of peer[{other}]; only peers with bind = "sender" may share'
-        for i, inner, other, outer in overlaps(entries)
-        if {peers[i].bind, peers[other].bind} != {"sender"}
-    ]

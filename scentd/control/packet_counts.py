@@ -11,7 +11,7 @@ from scentd.wire import layout
 
 OTHER = (
     *("icmp_unquoted", "icmp_too_big_sent", "internal_errors", "link_overflow", "uncopyable"),
-    *("offload_declined", "offload_failed", "offload_quarantined", "events_lost", "nodes_lost"),
+    *("offload_declined", "offload_failed", "offload_quarantined", "queue_quarantined", "events_lost", "nodes_lost"),
     "duplicate_issuer",  # packets that tell of a second machine with a peer's key
     *("overload_stamp", "overload_verify"),  # packets that a full queue did not take, and that were dropped for it
 )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from scentd.prefix import BITS, NumericPrefix, nesting, numeric
+from scentd.prefix import BITS, NumericPrefix, nesting, owners
 
 if TYPE_CHECKING:  # the guard reads the document, and has no configuration
     from scentd.config.sections import Config
@@ -51,8 +51,9 @@ def closed(config: Config) -> Closed | None:
     if config.verify.fail != "closed":
         return None
     strict = dict.fromkeys(ANY, config.verify.absent != "pass")
-    for peer in config.peer:
-        strict |= {numeric(a): peer.verify and peer.absent != "pass" for a in peer.addresses}
+    is_strict = [peer.verify and peer.absent != "pass" for peer in config.peer]
+    for prefix, peers in owners([peer.addresses for peer in config.peer]):
+        strict[prefix] = any(is_strict[i] for i in peers)
     ranges = tuple(merged(sorted(strict_ranges(strict))))
     if not ranges:
         return None
@@ -60,7 +61,7 @@ def closed(config: Config) -> Closed | None:
         mark=config.datapath.mark_verified,
         strict=ranges,
         networks=tuple(a for n in config.network for a in n.addresses),
-        whole_host=any(not n.addresses for n in config.network) or not config.network,
+        whole_host=any(n.is_whole_host for n in config.network) or not config.network,
         exceptions=tuple(OpenException(e.prefix, e.protocol, e.port, e.direction) for e in config.guard.exception),
         overload_open=config.verify.overload == "open",
     )

@@ -7,18 +7,20 @@ offload's maps outlive the daemon.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from ipaddress import ip_address
 
+from scentd.config.origin import mark_bits
 from scentd.config.sections import Config, Network, Peer
+from scentd.core import shared
 from scentd.core.profile.issue import IssuedPair, metric_slots
-from scentd.core.tables import Incoming, IncomingKeys, StampPair, StampTable, Treatments, VerifyTable
+from scentd.core.tables import INTERFACE, Incoming, IncomingKeys, Origin, StampPair, StampTable, Treatments, VerifyTable
+from scentd.model import Barred, PeerPrefix
 from scentd.prefix import PrefixMap, numeric
 from scentd.wire import keys
 from scentd.wire.carrier import CARRIERS, NATIVE
-from scentd.wire.maps import NO_PAIR
 
 ANY = ("0.0.0.0/0", "::/0")
 PairName = tuple[str, str]  # the network's name, the peer's name
@@ -78,7 +80,7 @@ class Pair:
     @property
     def verifies(self) -> bool:
         """Whether this host verifies the peer's packets to the network."""
-        return self.peer.verify and bool(self.secrets)
+        return self.peer.verify and self.network.receives and bool(self.secrets)
 
     @cached_property
     def secrets(self) -> tuple[PairSecret, ...]:
@@ -134,6 +136,7 @@ class Pairs:
             for n in config.network
             for p in config.peer
         ]
+        self.shared = shared.shared(config.peer)
         self.by_number = {p.number: p for p in self.all}
         self.by_name = {p.name: p for p in self.all}
 
@@ -157,9 +160,23 @@ class Pairs:
             return None
         return [secret.tag_key(epoch) for secret in pair.secrets]
 
+    def barred(self, barred: Barred) -> tuple[dict[str, float], dict[int, dict[str, float]]]:
+        """The Unix time of release of each prefix; and by pair, of each from which only the pair's peer is barred."""
+        prefixes: dict[str, float] = {}
+        of_pairs: dict[int, dict[str, float]] = {}
+        for sender, until in barred.until.items():
+            if not isinstance(sender, PeerPrefix):
+                prefixes[str(sender)] = until
+                continue
+            for pair in self.all:
+                if pair.peer.name == sender.peer and pair.verifies:
+                    of_pairs.setdefault(pair.number, {})[str(sender.prefix)] = until
+        return prefixes, of_pairs
+
     def unstamped_prefixes(self) -> list[str]:
         """The prefixes of networks for which this host stamps nothing."""
-        return [prefix for n in self.config.network if not n.stamps for prefix in n.addresses]
+        silent = (n for n in self.config.network if not n.stamps and not n.has_origin)
+        return [prefix for n in silent for prefix in n.addresses]
 
     def uncovered(self, addresses: Iterable[str]) -> list[str]:
         """Those of this host's addresses whose packets to peers leave without a scent: no stamped network has them.
@@ -167,21 +184,22 @@ class Pairs:
         None of a gateway (`stamp.forwarded`) of whose addresses no network has any: it only forwards for its networks.
         """
         versions = {numeric(a)[0] for pair in self.all if pair.stamps for a in pair.peer.addresses}
-        stamped = [n.addresses or ANY for n in self.config.network if n.stamps]
+        stamped = [n.addresses or ANY for n in self.config.network if n.stamps and not n.has_origin]
         covers = PrefixMap((prefix, True) for prefixes in stamped for prefix in prefixes)
         usable = [a for a in map(ip_address, addresses) if a.version in versions and not a.is_link_local]
         outside = [str(a) for a in usable if not covers.get(a.packed)]
         return [] if self.config.stamp.forwarded and len(outside) == len(usable) else outside
 
-    def stamp_table(self, limits: Sequence[tuple[str, int]]) -> StampTable:
-        """`limits` are full path MTUs by destination prefix."""
+    def stamp_table(self, limits: Sequence[tuple[str, int]], interfaces: Mapping[str, int] | None = None) -> StampTable:
+        """`limits` are full path MTUs by destination prefix; `interfaces` the indexes of those that there are."""
         stamped = [n for n in self.config.network if n.stamps]
         # A network has the lowest number of its pairs, so that its number lasts over reloads as those of pairs do.
         first = {p.network.name: p.number for p in sorted(self.all, key=lambda p: -p.number)}
         networks = {n.name: first[n.name] for n in stamped if n.name in first}
         peers = {p.name: i for i, p in enumerate(self.config.peer)}
+        served = [n for n in stamped if n.name in networks]
         return StampTable(
-            networks=tuple((a, networks[n.name]) for n in stamped if n.name in networks for a in n.addresses or ANY),
+            networks=tuple((a, networks[n.name]) for n in served if not n.has_origin for a in n.addresses or ANY),
             peers=tuple((prefix, peers[p.name]) for p in self.config.peer if p.stamp for prefix in p.addresses),
             pairs=tuple(
                 StampPair(
@@ -197,6 +215,7 @@ class Pairs:
                 if p.stamps
             ),
             limits=tuple(limits),
+            origins=tuple(origins(served, networks, interfaces or {})),
         )
 
     def verify_table(self, period: int) -> VerifyTable:
@@ -205,19 +224,25 @@ class Pairs:
         first = {p.peer.name: p.number for p in sorted(self.all, key=lambda p: -p.number)}
         return VerifyTable(
             incoming=tuple(incoming(p, period) for p in self.all if p.verifies),
-            treatments=tuple(
-                (
-                    prefix,
-                    Treatments(p.rejected, p.absent, p.absent_ipv6_fragments or p.absent, first.get(p.name, NO_PAIR)),
-                )
-                for p in self.config.peer
-                for prefix in p.addresses
-            ),
+            treatments=tuple(shared.treatments(self.config.peer, first)),
             default=Treatments(verify.rejected, verify.absent, verify.absent),
             max_age=verify.max_age,
             max_future=verify.max_future,
             grace=verify.grace,
         )
+
+
+def origins(served: Iterable[Network], numbers: Mapping[str, int], interfaces: Mapping[str, int]) -> Iterator[Origin]:
+    """The origins of these networks. An interface that is not there has none."""
+    marked = []
+    for network in served:
+        for name in network.interface:
+            if name in interfaces:
+                yield Origin(INTERFACE, interfaces[name], numbers[network.name])
+        if network.mark:
+            value, mask = mark_bits(network.mark)
+            marked.append(Origin(mask, value, numbers[network.name]))
+    yield from marked
 
 
 def incoming(pair: Pair, period: int) -> Incoming:

@@ -12,6 +12,7 @@ from scentd.wire.carrier import NATIVE
 from scentd.wire.layout import Treatment
 from scentd.wire.maps import NO_PAIR
 
+INTERFACE = 0  # in the place of a mask
 EPOCH_ROW = 4  # numbers of a slot of the epoch file: highest epoch, second first seen, epoch before, end of a leap
 
 
@@ -28,13 +29,25 @@ class StampPair(Struct, frozen=True):
         return self.carrier4 if version == 4 else self.carrier6
 
 
+class Origin(Struct, frozen=True):
+    """Where a network's packets come from, whatever their addresses: by which interface, or with which mark."""
+
+    mask: int  # of the packet mark; INTERFACE: the value is an interface's index
+    value: int
+    network: int
+
+
 class StampTable(Struct, frozen=True):
-    """The pair of each source and destination; `limits` are full path MTUs by prefix."""
+    """The pair of each source and destination; `limits` are full path MTUs by prefix.
+
+    The first origin that fits says the network; only if none does, the source address.
+    """
 
     networks: tuple[tuple[str, int], ...] = ()  # prefix -> network
     peers: tuple[tuple[str, int], ...] = ()  # prefix -> peer
     pairs: tuple[StampPair, ...] = ()
     limits: tuple[tuple[str, int], ...] = ()
+    origins: tuple[Origin, ...] = ()  # interfaces first
 
 
 class IncomingKeys(Struct, frozen=True):

@@ -153,7 +153,7 @@ class Beacons:
 
     @staticmethod
     def _is_own(pair: Pair, source: bytes) -> bool:
-        if not pair.network.addresses:
+        if not pair.network.addresses or pair.network.has_origin:  # the gateway sends beacons for its tenants
             return True
         address = ip_address(source)
         return any(address in n for n in map(ip_network, pair.network.addresses) if n.version == address.version)

@@ -27,8 +27,8 @@ from scentd.control.status import (
 from scentd.core.allocate.actions import ACTIONS
 from scentd.core.allocate.decide import Decider
 from scentd.core.allocate.plan import Plan, plan, reload
-from scentd.model import Barred, Decision, Desired, Firing, Notice, Oneshot, View, Views
-from scentd.prefix import Prefix
+from scentd.core.shared import shared
+from scentd.model import Barred, Decision, Desired, Firing, Notice, Oneshot, Sender, View, Views
 from scentd.roles.delays import Delays
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class AllocatorRole:
         self._decider = Decider(config.policy)
         self._views: dict[str, View] = {}
         self._desired = Desired()
-        self._barred: dict[Prefix, float] = {}
+        self._barred: dict[Sender, float] = {}
         self._log = DecisionLog(config.daemon.decision_log)
         self._tally = Tally()
         self._reconciler: Reconciler | None = None
@@ -82,7 +82,7 @@ class AllocatorRole:
         self._tally = Tally()
         self._reconciler = Reconciler(self._config, self._tally, self._on_applied)
         self._oneshots = Oneshots(self._tally, self._on_done)
-        peers = [p.name for p in self._config.peer]
+        peers = shared(self._config.peer)
         self._decider.retain(peers)
         self._views = {peer: view for peer, view in self._views.items() if peer in peers}
         self._carry_out(reload(self._desired, self._config.policy, peers, time.time()), (), force=True)

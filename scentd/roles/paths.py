@@ -25,7 +25,7 @@ from scentd.datapath.host.host import Host, HostFacts
 from scentd.datapath.offload.counts import PairCounts
 from scentd.datapath.offload.offload import Offload, OffloadError, remove_offload
 from scentd.datapath.queue import link
-from scentd.datapath.queue.workers import Workers
+from scentd.datapath.queue.workers import Workers, path_tables
 from scentd.errors import HostError, ScentdError
 from scentd.model import Barred, Fragment, Outgoing
 from scentd.roles.bypass_log import BypassLog
@@ -82,6 +82,7 @@ class Paths:
         self._bypasses = BypassLog()
         self._event_fd: int | None = None  # the descriptor of the offload's events, while it is in the event loop
         self._shared_epochs: dict[int, int] = {}  # pair -> epoch of which the queue, too, has fragments
+        self._barred = Barred({})
         bus.subscribe(Barred, self._quarantine)
 
     async def start(self) -> None:
@@ -119,6 +120,7 @@ class Paths:
             self._facts = await asyncio.to_thread(host.read_facts, config)
             await self._rewritten.begin()
         await self._publish()
+        self._quarantine(self._barred)  # the pairs may be others
         if first:
             self._resume()
             self.publish_epochs(dict(outgoing or {}))
@@ -185,10 +187,15 @@ class Paths:
         return self.workers.sent_bits(pair, epoch) | offloaded
 
     def _quarantine(self, barred: Barred) -> None:
-        """Let the programs drop these senders' packets early; nftables drops them in any case."""
+        """Let the programs drop these senders' packets early; nftables drops prefixes in any case."""
+        self._barred = barred
+        if self._pairs is None:
+            return
+        prefixes, of_pairs = self._pairs.barred(barred)
+        self.workers.bar(of_pairs)
         if self.offload is not None:
             try:
-                self.offload.quarantine({str(prefix): until for prefix, until in barred.until.items()})
+                self.offload.quarantine(prefixes, of_pairs)
             except ScentdError as error:
                 log.warning("quarantine: %s", error)
 
@@ -279,23 +286,10 @@ class Paths:
         assert self._pairs is not None
         assert self._epochs is not None
         self._period = keys.period_of(int(time.time()))
-        stamp, verify = self._pairs.stamp_table(self._facts.limits), self._pairs.verify_table(self._period)
-        stamping, verifying = self._config.stamp, self._config.verify
-        self.workers.publish_tables(
-            link.PathTables(
-                stamp,
-                verify,
-                str(self._epochs.path.absolute()),
-                mark_verified=self._config.datapath.mark_verified if closed(self._config) is not None else 0,
-                mark_glance=verifying.mark_glance,
-                log_level=self._config.daemon.log_level,
-                forward_lowered=self._facts.forward_lowered,
-                stamp_fail_open=stamping.fail == "open",
-                verify_fail_open=verifying.fail == "open",
-                stamp_overload_open=stamping.overload == "open",
-                verify_overload_open=verifying.overload == "open",
-            )
-        )
+        stamp = self._pairs.stamp_table(self._facts.limits, dict(self._facts.origins))
+        verify = self._pairs.verify_table(self._period)
+        path, lowered = str(self._epochs.path.absolute()), self._facts.forward_lowered
+        self.workers.publish_tables(path_tables(self._config, stamp, verify, path, lowered))
         if self.offload is None:
             return
         unstamped = self._pairs.unstamped_prefixes()

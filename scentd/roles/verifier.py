@@ -44,7 +44,8 @@ class VerifierRole:
             if pair.verifies:
                 old = self._views.get(pair.number)
                 same = pair.number in before and has_same_view(before[pair.number], pair)
-                views[pair.number] = old if same and old is not None else new_view(pair)
+                view = views[pair.number] = old if same and old is not None else new_view(pair)
+                view.shared = pairs.shared[pair.peer.name]
         self._pairs, self._views = pairs, views
         self._key_ids = {n: ids for n, ids in self._key_ids.items() if n in views}
         self._assembler.keep_only(set(pairs.by_number))

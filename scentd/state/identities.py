@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from scentd.config.sections import KEY_SETTINGS, Config, Network, Peer
+from scentd.config.sections import Config, Network, Peer
 from scentd.errors import ConfigError, ScentdError
 from scentd.state import key_files
 from scentd.state.key_files import CREDENTIAL
@@ -58,7 +58,7 @@ def key_files_of(network: Network) -> list[tuple[str, str]]:
 
 def key_problems(peer: Peer, identities: Sequence[keys.Identity]) -> list[str]:
     problems = []
-    for name, text in zip(KEY_SETTINGS, peer.public_keys, strict=False):
+    for name, text in peer.named_keys():
         public = keys.parse_public(text)
         if any(public == identity.public for identity in identities):
             problems.append(f"{name}: is a key of this host; name the other end's")

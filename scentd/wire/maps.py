@@ -3,6 +3,7 @@
 from struct import Struct
 
 MAPS_VERSION = 7
+MASKS_MAX = 6
 LENGTHS_MAX = 15
 CANDIDATES = 4
 PERIODS = 3
@@ -19,8 +20,10 @@ PORTS_MAX = 16384
 SCOPE_LOCAL = 1
 SCOPE_SOURCE = 2
 SCOPE_QUARANTINE = 3
+SCOPE_ORIGIN = 4
 SCOPE_ROUTE = 0x40000000
 SCOPE_MEMBER = 0x80000000
+SCOPE_BARRED = 0xc0000000
 
 PAIR_SENDER = 1
 PAIR_IPV6_FRAGMENTS = 2
@@ -71,7 +74,7 @@ LENGTHS_COUNT_AT = 0
 LENGTHS_BITS_AT = 1
 LENGTHS_SIZE = 16
 
-# scent_cached: addresses, selector, number, detail, key_id, noted, family, own, padding
+# scent_cached: addresses, selector, number, detail, key_id, noted, family, own, origin
 CACHED = Struct("=4QIIIIIIII")
 CACHED_ADDRESSES_AT = 0
 CACHED_SELECTOR_AT = 32
@@ -81,7 +84,7 @@ CACHED_KEY_ID_AT = 44
 CACHED_NOTED_AT = 48
 CACHED_FAMILY_AT = 52
 CACHED_OWN_AT = 56
-CACHED_PADDING_AT = 60
+CACHED_ORIGIN_AT = 60
 CACHED_SIZE = 64
 
 # scent_flow: addresses, ports, protocol, family, has_ports, padding
@@ -107,16 +110,17 @@ TALLY_AT_AT = 8
 TALLY_EPOCH_AT = 12
 TALLY_SIZE = 16
 
-# scent_stamp_settings: run, forwarded, padding, local4, local6, route4, route6
-STAMP_SETTINGS = Struct("=QII16s16s16s16s")
+# scent_stamp_settings: run, forwarded, masks, mask, local4, local6, route4, route6
+STAMP_SETTINGS = Struct("=QII6I16s16s16s16s")
 STAMP_SETTINGS_RUN_AT = 0
 STAMP_SETTINGS_FORWARDED_AT = 8
-STAMP_SETTINGS_PADDING_AT = 12
-STAMP_SETTINGS_LOCAL4_AT = 16
-STAMP_SETTINGS_LOCAL6_AT = 32
-STAMP_SETTINGS_ROUTE4_AT = 48
-STAMP_SETTINGS_ROUTE6_AT = 64
-STAMP_SETTINGS_SIZE = 80
+STAMP_SETTINGS_MASKS_AT = 12
+STAMP_SETTINGS_MASK_AT = 16
+STAMP_SETTINGS_LOCAL4_AT = 40
+STAMP_SETTINGS_LOCAL6_AT = 56
+STAMP_SETTINGS_ROUTE4_AT = 72
+STAMP_SETTINGS_ROUTE6_AT = 88
+STAMP_SETTINGS_SIZE = 104
 
 # scent_piece: words, tail, glance, padding
 PIECE = Struct("=2QHB5s")
@@ -139,8 +143,8 @@ OUTGOING_FLAGS_AT = 52
 OUTGOING_PIECES_AT = 56
 OUTGOING_SIZE = 296
 
-# scent_stamped: flow, now, scent, tag, tail, selector, flags, limit, pair, own
-STAMPED = Struct("=40sQ3QQIIIIII")
+# scent_stamped: flow, now, scent, tag, tail, selector, flags, limit, pair, own, origin, padding
+STAMPED = Struct("=40sQ3QQIIIIIIII")
 STAMPED_FLOW_AT = 0
 STAMPED_NOW_AT = 40
 STAMPED_SCENT_AT = 48
@@ -151,10 +155,12 @@ STAMPED_FLAGS_AT = 88
 STAMPED_LIMIT_AT = 92
 STAMPED_PAIR_AT = 96
 STAMPED_OWN_AT = 100
-STAMPED_SIZE = 104
+STAMPED_ORIGIN_AT = 104
+STAMPED_PADDING_AT = 108
+STAMPED_SIZE = 112
 
-# scent_verify_settings: max_age, max_future, grace, mark_verified, mark_glance, fallback, padding, local4, local6, source4, source6, member4, member6, quarantine4, quarantine6
-VERIFY_SETTINGS = Struct("=QQQIIII16s16s16s16s16s16s16s16s")
+# scent_verify_settings: max_age, max_future, grace, mark_verified, mark_glance, fallback, padding, local4, local6, source4, source6, member4, member6, quarantine4, quarantine6, barred4, barred6
+VERIFY_SETTINGS = Struct("=QQQIIII16s16s16s16s16s16s16s16s16s16s")
 VERIFY_SETTINGS_MAX_AGE_AT = 0
 VERIFY_SETTINGS_MAX_FUTURE_AT = 8
 VERIFY_SETTINGS_GRACE_AT = 16
@@ -170,7 +176,9 @@ VERIFY_SETTINGS_MEMBER4_AT = 104
 VERIFY_SETTINGS_MEMBER6_AT = 120
 VERIFY_SETTINGS_QUARANTINE4_AT = 136
 VERIFY_SETTINGS_QUARANTINE6_AT = 152
-VERIFY_SETTINGS_SIZE = 168
+VERIFY_SETTINGS_BARRED4_AT = 168
+VERIFY_SETTINGS_BARRED6_AT = 184
+VERIFY_SETTINGS_SIZE = 200
 
 # scent_clock: offset, until, until_bridged
 CLOCK = Struct("=QQQ")

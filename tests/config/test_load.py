@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scentd.config.origin import both_marked, mark_bits
 from scentd.config.sections import Config, Network, Peer
 from scentd.errors import ConfigError
 from scentd.kinds import config_from, load_config
@@ -142,12 +143,43 @@ def test_names_are_unique_and_keys_too():
     one(problems(peer=[PEER, {**elsewhere, "public_key": OTHER}]), "peer[1].name", "unique")
 
 
-def test_peers_share_addresses_only_behind_a_nat():
-    """One could speak, and be quarantined, for the other."""
+def test_peers_share_addresses_if_we_stamp_for_one_of_them():
+    """Their packets are told apart by key; nothing tells apart what goes to them."""
     inner = {"name": "b", "public_key": OTHER, "addresses": ["10.0.0.7"]}
-    one(problems(peer=[PEER, inner]), "peer[1].addresses", "10.0.0.7", "10.0.0.0/24", "peer[0]", "sender")
-    one(problems(peer=[{**PEER, "bind": "sender"}, inner]), "peer[1].addresses")
-    config_from({"network": [NETWORK], "peer": [{**PEER, "bind": "sender"}, {**inner, "bind": "sender"}]})
+    stamping = [{**NETWORK, "stamp": True, "sign": False}]
+    found = problems(network=stamping, peer=[PEER, inner])
+    one(found, "peer[1].addresses", "10.0.0.7", "10.0.0.0/24", "peer[0]", "stamp = false")
+    config_from({"network": stamping, "peer": [PEER, {**inner, "stamp": False}]})
+    config_from({"network": [NETWORK], "peer": [PEER, inner]})  # it stamps for nobody
+
+
+def test_an_origin_is_one_networks():
+    """Of several networks each has interfaces and marks of its own, apart from the marks of scentd."""
+    blue, forwarded = {**NETWORK, "name": "blue"}, {"forwarded": True}
+    one(problems(network=[{**NETWORK, "interface": ["a b"]}]), "network[0].interface[0]", "'a b'", "letters")
+    one(
+        problems(network=[{**NETWORK, "stamp": True, "interface": ["tap0"]}]), "network[0].interface", "stamp.forwarded"
+    )
+    taps = [{**NETWORK, "interface": ["tap0"]}, {**blue, "interface": ["tap1", "tap0"]}]
+    one(problems(network=taps, stamp=forwarded), "network[1].interface", "tap0", "network[0]")
+    for mark in ("0x1/0x2", "0", "0/0xff", "1/0", "green", "0x100000000", "0x1/0x1/0x1"):
+        one(problems(network=[{**NETWORK, "mark": mark}]), "network[0].mark", "VALUE/MASK")
+    one(problems(network=[{**NETWORK, "mark": "0x10000000/0x1000ff00"}]), "network[0].mark", "0x1000ff00", "own marks")
+    same = [{**NETWORK, "mark": "0x100/0xff00"}, {**blue, "mark": "0x100/0xff00"}]
+    one(problems(network=same), "network[1].mark", "network[0]")
+    both = [{**NETWORK, "mark": "0x100/0xff00"}, {**blue, "mark": "0x1/0xff"}]
+    one(problems(network=both), "network[1].mark", "network[0]", "one mask")
+    apart = [{**NETWORK, "mark": "0x100/0xff00"}, {**blue, "mark": "0x201/0xffff"}]
+    config_from({"network": apart})
+    config_from({"network": [{**NETWORK, "addresses": ["10.0.0.0/24"]}, {**blue, "interface": ["tap0"]}]})
+
+
+def test_the_networks_of_marks_that_one_packet_can_have():
+    assert both_marked({0x100: 0}, {0x1: 1}, 0) == [(1, 0)]
+    assert both_marked({0x100: 0, 0x200: 1}, {0x201: 2}, 0xFF00) == [(2, 1)]
+    assert both_marked({0x100: 0}, {0x201: 1}, 0xFF00) == []
+    assert mark_bits("7") == (7, 0xFFFFFFFF)
+    assert mark_bits("0x0100/0xff00") == (0x100, 0xFF00)
 
 
 def test_labels_leave_room_in_the_filter():

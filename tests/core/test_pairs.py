@@ -1,10 +1,14 @@
 """From a configuration to the tables of the packet path; both ends derive the same keys."""
 
+from ipaddress import ip_network
+
 from msgspec.structs import replace
 
 from scentd.config.sections import Config, Stamp
 from scentd.core.pairs import ANY, Pairs
+from scentd.core.tables import INTERFACE, Origin
 from scentd.kinds import config_from
+from scentd.model import Barred, PeerPrefix
 from scentd.wire import keys, layout
 
 IDENTITIES = {name: keys.identity(bytes((n,)) * 32) for n, name in enumerate(("acme", "quiet", "svc", "cdn", "new"))}
@@ -184,3 +188,26 @@ def test_what_an_earlier_daemon_sent_may_have_any_of_the_keys():
     assert len(set(found)) == 4
     assert changing().issued_pairs("acme")[0].keys_at(PERIOD * layout.PERIOD).tag in found
     assert changing().tag_keys(9, PERIOD * layout.PERIOD) is None
+
+
+def test_networks_with_an_origin_are_not_found_by_their_source():
+    """Interfaces come before marks; one that is not there has no origin. Without addresses nothing is verified."""
+    settings = made(("acme", "quiet"))
+    acme, quiet = settings.network
+    acme = replace(acme, addresses=[], interface=["tap0", "tap1"], mark="0x100/0xff00")
+    found = pairs(replace(settings, network=[replace(quiet, stamp=True), acme], stamp=Stamp(forwarded=True)))
+    table = found.stamp_table((), {"tap1": 7})
+    number = found.by_name["acme", "svc"].number
+    assert table.origins == (Origin(INTERFACE, 7, number), Origin(0xFF00, 0x100, number))
+    assert [prefix for prefix, _ in table.networks] == ["10.9.0.0/24"]
+    assert found.stamp_table(()).origins == table.origins[1:]
+    assert [i.pair for i in found.verify_table(PERIOD).incoming] == [found.by_name["quiet", "svc"].number]
+    assert found.uncovered(["10.9.0.1", "10.1.0.1"]) == ["10.1.0.1"]
+
+
+def test_who_is_barred_by_prefix_and_who_by_key():
+    found = pairs(made(("acme", "quiet"), ("svc", "cdn")))
+    one, other = ip_network("10.2.0.1/32"), ip_network("10.2.0.2/32")
+    barred = Barred({one: 5.0, PeerPrefix(other, "svc"): 6.0, PeerPrefix(one, "gone"): 7.0})
+    numbers = [p.number for p in found.all if p.peer.name == "svc"]
+    assert found.barred(barred) == ({"10.2.0.1/32": 5.0}, {n: {"10.2.0.2/32": 6.0} for n in numbers})

@@ -85,10 +85,13 @@ class Kernel:
         marks=MARKS,
         quarantine: dict[str, int] | None = None,
         stamp: StampTable | None = None,
+        barred: dict[int, dict[str, int]] | None = None,
     ) -> None:
-        """`quarantine`: CLOCK_MONOTONIC seconds of release by prefix; `stamp`: what the same host stamps."""
+        """`quarantine`: CLOCK_MONOTONIC seconds of release by prefix; `barred`: the same by pair; `stamp`: what the
+        same host stamps.
+        """
         made = encode.verify_entries(table, (), marks, stamp or StampTable())
-        prefixes = made.prefixes | encode.quarantine_entries(quarantine or {})
+        prefixes = made.prefixes | encode.quarantine_entries(quarantine or {}) | encode.barred_entries(barred or {})
         self._configure("verify", prefixes, made.settings_for(prefixes))
         self._fill("verify.identities", made.identities)
         self._pairs = made.pairs

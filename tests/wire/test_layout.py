@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 GENERATED = {"bpf/scent_wire.h": "scentd/wire/layout.py", "bpf/scent_maps.h": "scentd/wire/maps.py"}
 WIRE_SIZES = {"scent": 34, "scent_ipv4_option": 36, "scent_ipv6_header": 40, "scent_tag_input_ipv4": 40,
               "scent_tag_input_ipv6": 64, "scent_tag_input_sender": 32, "scent_body": 66}  # fmt: skip
-MAP_SIZES = {"scent_prefix": 24, "scent_prefix_value": 8, "scent_lengths": 16, "scent_stamp_settings": 80,
-             "scent_piece": 24, "scent_outgoing": 296, "scent_verify_settings": 168, "scent_identity": 12,
+MAP_SIZES = {"scent_prefix": 24, "scent_prefix_value": 8, "scent_lengths": 16, "scent_stamp_settings": 104,
+             "scent_piece": 24, "scent_outgoing": 296, "scent_verify_settings": 200, "scent_identity": 12,
              "scent_incoming": 128, "scent_receiving": 256, "scent_node": 24, "scent_event": 176}  # fmt: skip
 MAPS = [name.removeprefix("scent_").upper() for name in MAP_SIZES]
 

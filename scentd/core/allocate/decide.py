@@ -36,8 +36,7 @@ from dataclasses import dataclass, replace
 from scentd.config import expression
 from scentd.config.policy import Policy
 from scentd.core.allocate.actions import action_of
-from scentd.model import Firing, Profile, View
-from scentd.prefix import Prefix
+from scentd.model import Firing, Profile, Sender, View
 from scentd.wire import bloom, layout
 
 STALE_INTERVALS = 3
@@ -86,7 +85,7 @@ class PolicyState:
     since: float | None = None  # when the policy became true; it has been true without a break
     fired_at: float | None = None
     fired_epoch: int | None = None  # the epoch of the last firing since the policy became true
-    fired_targets: frozenset[Prefix] = frozenset()
+    fired_targets: frozenset[Sender] = frozenset()
 
     def cooling(self, now: float, cooldown: float) -> bool:
         return self.fired_at is not None and now - self.fired_at < cooldown
@@ -239,7 +238,7 @@ def step(
     state: PolicyState | None,
     policy: Policy,
     evaluation: Evaluation,
-    targets: tuple[Prefix, ...],
+    targets: tuple[Sender, ...],
     epoch: int,
     now: float,
 ) -> tuple[PolicyState | None, str, str]:
@@ -268,7 +267,7 @@ def step(
 
 
 def make_firing(
-    policy: Policy, view: View, evaluation: Evaluation, targets: tuple[Prefix, ...], last_firing: float, now: float
+    policy: Policy, view: View, evaluation: Evaluation, targets: tuple[Sender, ...], last_firing: float, now: float
 ) -> Firing:
     """`last_firing`: when the policy last fired for this peer; 0.0 if it never did."""
     alarm = view.alarm_at > last_firing and "threat" in (evaluation.values or {})

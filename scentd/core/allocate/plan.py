@@ -8,13 +8,14 @@ the kind's resources.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from scentd.config.policy import Policy
 from scentd.config.schema import kind_of
 from scentd.core.allocate.actions import ACTIONS
+from scentd.core.allocate.actions.action import Peers
 from scentd.model import Decision, Desired, Firing, Oneshot
 
 
@@ -43,7 +44,7 @@ def plan(desired: Desired, firings: Iterable[Firing], now: float) -> Plan:
     return Plan(desired_state(kinds), tuple(decisions), tuple(oneshots))
 
 
-def reload(desired: Desired, policies: Sequence[Policy], peers: Collection[str], now: float) -> Plan:
+def reload(desired: Desired, policies: Sequence[Policy], peers: Peers, now: float) -> Plan:
     """The desired state under these policies, at the start (from Desired()) and after a reload.
 
     Resources of policies that are no longer configured are released.

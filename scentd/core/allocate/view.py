@@ -19,10 +19,13 @@ ALARM_THREAT = 0.5  # a glance whose threat rises to this or more is an alarm
 class PeerView:
     """The state behind one peer's View."""
 
-    def __init__(self, peer: str, prefixes: tuple[Prefix, ...], slots: Mapping[str, int]):
-        """`slots` maps metric names to level slots, the peer's private ones included."""
+    def __init__(
+        self, peer: str, prefixes: tuple[Prefix, ...], slots: Mapping[str, int], shared: tuple[Prefix, ...] = ()
+    ):
+        """`slots` maps metric names to level slots, the peer's private ones included; `shared`: as in a View."""
         self.peer = peer
         self.prefixes = prefixes
+        self.shared = shared
         self._pseudonym_key = b""  # of the newest profile
         self._names = {slot: name for name, slot in slots.items()}
         self._bits = bloom.to_bits(bytes(layout.BLOOM_LEN))
@@ -99,6 +102,7 @@ class PeerView:
             nodes=nodes,
             affected=self._affected(nodes),
             prefixes=self.prefixes,
+            shared=self.shared,
         )
 
     def _affected(self, nodes: frozenset[Address]) -> frozenset[Address]:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from scentd.core.offload.destinations import Destination, merge_destinations, segments
 from scentd.core.packet.stamp import IP_MAX
-from scentd.core.tables import Incoming, IncomingKeys, StampPair, StampTable, Treatments, VerifyTable
+from scentd.core.tables import Incoming, IncomingKeys, Origin, StampPair, StampTable, Treatments, VerifyTable
 from scentd.errors import HostError
 from scentd.model import Outgoing
 from scentd.prefix import BITS, NumericPrefix, by_numeric, nesting, numeric, remove_covered
@@ -27,13 +27,15 @@ PAIR = Struct("=I")  # the key of the maps by pair
 QUEUE_INSTEAD = 'until then the queue does the work, as with datapath.offload = "off"'
 # The scopes whose prefix lengths are in the settings, in the order of the structs, and the user's names of them.
 STAMP_SCOPES = (maps.SCOPE_LOCAL, maps.SCOPE_ROUTE)
-VERIFY_SCOPES = (maps.SCOPE_LOCAL, maps.SCOPE_SOURCE, maps.SCOPE_MEMBER, maps.SCOPE_QUARANTINE)
+VERIFY_SCOPES = (maps.SCOPE_LOCAL, maps.SCOPE_SOURCE, maps.SCOPE_MEMBER, maps.SCOPE_QUARANTINE, maps.SCOPE_BARRED)
+MANY = (maps.SCOPE_BARRED, maps.SCOPE_MEMBER, maps.SCOPE_ROUTE)  # the first of many scopes, highest first
 SETTINGS = {
     maps.SCOPE_LOCAL: "network.addresses",
     maps.SCOPE_SOURCE: "peer.addresses, with the host's routes inside them",
     maps.SCOPE_MEMBER: "peer.addresses",
     maps.SCOPE_ROUTE: "peer.addresses, with the host's routes inside them",
     maps.SCOPE_QUARANTINE: "policy.do of kind quarantine",
+    maps.SCOPE_BARRED: "policy.do of kind quarantine",
 }
 NO_STAMPS = StampTable()
 TREATMENTS = {name: number for number, name in layout.TREATMENTS.items()}
@@ -98,15 +100,29 @@ def stamp_entries(
     local = dict(networks)
     destinations = merge_destinations(peers, by_numeric(table.limits))
     prefixes: dict[bytes, bytes] = {}
-    for number in set(networks.values()):
+    for number in {p.network for p in table.pairs}:
         prefixes |= route_entries(number, destinations, pairs)
     silent = remove_covered(map(numeric, unstamped), networks)
     if silent:
         local |= dict.fromkeys(silent, SHARED_MIN)
         prefixes |= {prefix_key(maps.SCOPE_ROUTE + SHARED_MIN, p): prefix_value(maps.NO_PAIR, IP_MAX) for p in peers}
     prefixes |= local_entries(local, set(map(numeric, own)) if forwarded else set())
-    settings = maps.STAMP_SETTINGS.pack(run_ns, forwarded, 0, *lengths(prefixes, STAMP_SCOPES))
+    masks = tuple(dict.fromkeys(origin.mask for origin in table.origins))
+    if len(masks) > maps.MASKS_MAX:
+        raise HostError(
+            f"network.mark: {len(masks) - 1} different masks, and the offload supports {maps.MASKS_MAX - 1}; use one "
+            f"mask for all networks; {QUEUE_INSTEAD}"
+        )
+    prefixes |= {origin_key(o): prefix_value(o.network) for o in table.origins}
+    unused = (0,) * (maps.MASKS_MAX - len(masks))
+    settings = maps.STAMP_SETTINGS.pack(
+        run_ns, forwarded, len(masks), *masks, *unused, *lengths(prefixes, STAMP_SCOPES)
+    )
     return StampEntries(prefixes, settings)
+
+
+def origin_key(origin: Origin) -> bytes:
+    return maps.PREFIX.pack(maps.SCOPE_ORIGIN, 0, 0, PAIR.pack(origin.mask) + PAIR.pack(origin.value))
 
 
 def local_entries(local: Mapping[NumericPrefix, int], own: set[NumericPrefix]) -> dict[bytes, bytes]:
@@ -327,7 +343,7 @@ def treatment_bits(treatments: Treatments, expected: bool) -> int:
     )
 
 
-def quarantine_entries(releases: Mapping[str, int]) -> dict[bytes, bytes]:
+def quarantine_entries(releases: Mapping[str, int], scope: int = maps.SCOPE_QUARANTINE) -> dict[bytes, bytes]:
     """The entries of quarantined prefixes. `releases`: the CLOCK_MONOTONIC second of each prefix's release.
 
     A prefix inside another is released with the later of the two.
@@ -336,7 +352,15 @@ def quarantine_entries(releases: Mapping[str, int]) -> dict[bytes, bytes]:
     latest: dict[NumericPrefix, int] = {}
     for prefix, outer in nesting(seconds):
         latest[prefix] = max(seconds[prefix], latest[outer] if outer else 0)
-    return {prefix_key(maps.SCOPE_QUARANTINE, p): prefix_value(second) for p, second in latest.items()}
+    return {prefix_key(scope, p): prefix_value(second) for p, second in latest.items()}
+
+
+def barred_entries(releases: Mapping[int, Mapping[str, int]]) -> dict[bytes, bytes]:
+    """The same by pair, of packets that are dropped once they were accepted."""
+    entries: dict[bytes, bytes] = {}
+    for pair, prefixes in releases.items():
+        entries |= quarantine_entries(prefixes, maps.SCOPE_BARRED + pair)
+    return entries
 
 
 # -- keys and values -----------------------------------------------------
@@ -356,7 +380,8 @@ def lengths(prefixes: Iterable[bytes], scopes: Sequence[int]) -> list[bytes]:
     used: dict[tuple[int, int], set[int]] = {(scope, version): set() for scope in scopes for version in BITS}
     for head in {key[: maps.PREFIX_ADDRESS_AT] for key in prefixes}:
         scope, version, bits, _ = maps.PREFIX.unpack(head.ljust(maps.PREFIX_SIZE, b"\0"))
-        used[next((s for s in (maps.SCOPE_MEMBER, maps.SCOPE_ROUTE) if scope >= s), scope), version].add(bits)
+        if version:  # an origin has none
+            used[next((s for s in MANY if scope >= s), scope), version].add(bits)
     for (scope, version), bits in used.items():
         if len(bits) > maps.LENGTHS_MAX:
             raise HostError(

@@ -18,8 +18,8 @@ from scentd.wire.carrier import carrier_of
 ICMP, ICMPV6 = 1, 58
 MAX_AGE = 120  # seconds from the quoted epoch to our current one: an error comes a round trip after its packet
 
-# (the quoted packet, its epoch) -> the tag key, or None if we have sent no packet of that pair and epoch lately
-TagKey = Callable[[ip.Parsed, int], bytes | None]
+# (the quoted packet, its epoch, its key id) -> the tag key; None: we have sent no packet of that pair and epoch lately
+TagKey = Callable[[ip.Parsed, int, bytes], bytes | None]
 
 
 class RewrittenError(NamedTuple):
@@ -92,11 +92,12 @@ def _parse_quoted(quoted: bytes, version: int) -> tuple[bytes, ip.Parsed] | None
 
 def _has_our_tag(whole: bytes, inner: ip.Parsed, tag_key: TagKey) -> bool:
     scent = whole[inner.scent_at : inner.scent_at + layout.LEN]
-    key = tag_key(inner, int.from_bytes(scent[layout.SCENT_EPOCH_AT : layout.SCENT_EPOCH_AT + 4], "big"))
+    _, _, _, key_id, epoch, _, _, packet_tag = layout.SCENT.unpack(scent)
+    key = tag_key(inner, epoch, key_id)
     if key is None:
         return False
     our_tag = tag.compute(key, scent[: layout.TAGGED_LEN], inner)
-    return hmac.compare_digest(our_tag, scent[layout.SCENT_TAG_AT :])
+    return hmac.compare_digest(our_tag, packet_tag)
 
 
 def _remove(quoted: bytes, whole: bytes, inner: ip.Parsed) -> bytes:

@@ -6,12 +6,13 @@ checksum are constant, so the stamper computes them once and keeps them. scentd/
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from struct import Struct
 from typing import Any
 
 from scentd.core.packet import mss, quote
-from scentd.core.tables import StampPair, StampTable
+from scentd.core.tables import INTERFACE, StampPair, StampTable
 from scentd.model import Outgoing
 from scentd.prefix import PrefixMap
 from scentd.wire import ip, layout, tag
@@ -25,6 +26,7 @@ IP_MAX = 65535  # bytes: the most that the length field of either IP version can
 IPV4_FRAGMENT_BITS = 0xBFFF  # IPv4 flags and offset without "don't fragment": a packet that is no fragment has none set
 
 Flow = list[Any]  # the entry of a flow, which `_remember` writes; a list, because the packet path reads it
+Flows = list[dict[bytes, Flow]] | defaultdict[int, dict[bytes, Flow]]  # by protocol, then addresses and ports
 
 # The parts of a header that change, as numbers. One call reads them; one call writes them back, with the scent behind.
 unpack_ipv4 = Struct(">QI").unpack_from  # version to fragment offset; TTL to checksum
@@ -82,7 +84,8 @@ class Stamper:
     """Stamps packets by a table of pairs and their current epochs.
 
     `stamp` returns the scented packet, or a reason of layout.UNSTAMPED as an int: then the packet goes out as it is.
-    The caller sets the time with `tick(now)` before each batch of packets.
+    The caller sets the time with `tick(now)` before each batch of packets. If the table `has_origins`, it says with
+    `come_from` where each packet comes from.
     """
 
     def __init__(self) -> None:
@@ -94,9 +97,15 @@ class Stamper:
         self._pairs: dict[tuple[int, int], StampPair] = {}
         self._outgoing_pairs: dict[int, OutgoingPair] = {}
         self._now = 0.0
-        self._ipv4: list[dict[bytes, Flow]] = [{} for _ in range(256)]  # by protocol, then addresses and ports
-        self._ipv6: list[dict[bytes, Flow]] = [{} for _ in range(256)]
+        self._ipv4: Flows = [{} for _ in range(256)]
+        self._ipv6: Flows = [{} for _ in range(256)]
         self._flows = 0
+        self._origins: list[tuple[int, dict[int, int]]] = []  # mask, network by value
+        self._have_origin: set[int] = set()
+        self._origin: int | None = None  # the network of the next packet, if its origin says it
+        # By network: packets of several may have the same addresses. None: of those whom their source tells apart.
+        self._flows_of: dict[int | None, tuple[Flows, Flows]] = {None: (self._ipv4, self._ipv6)}
+        self._by_key: dict[tuple[int, bytes], int] = {}  # peer, key id -> pair of a network that has an origin
 
     def configure(self, table: StampTable) -> None:
         """Take a new table. Pairs that are in the old and the new table keep their epochs."""
@@ -108,7 +117,35 @@ class Stamper:
         self._outgoing_pairs = {n: p for n, p in self._outgoing_pairs.items() if n in self._by_number}
         for number, outgoing_pair in self._outgoing_pairs.items():
             outgoing_pair.pair = self._by_number[number]
+        by_mask: dict[int, dict[int, int]] = {}
+        for origin in table.origins:
+            by_mask.setdefault(origin.mask, {})[origin.value] = origin.network
+        self._origins = list(by_mask.items())
+        self._have_origin = {origin.network for origin in table.origins}
+        self._by_key = {key: pair for key, pair in self._by_key.items() if pair in self._by_number}
         self.forget_flows()
+
+    @property
+    def has_origins(self) -> bool:
+        return bool(self._origins)
+
+    @property
+    def is_by_origin(self) -> bool:
+        """Whether the packet's network is told by where it comes from, and others may have its addresses, too."""
+        return self._origin is not None
+
+    def come_from(self, interface: int, mark: int) -> None:
+        """Say by which interface the next packet came, 0 for one of this host, and which mark it has."""
+        network = None
+        for mask, networks in self._origins:
+            network = networks.get(interface if mask == INTERFACE else mark & mask)
+            if network is not None:
+                break
+        if network != self._origin:
+            self._origin = network
+            if network not in self._flows_of:
+                self._flows_of[network] = defaultdict(dict), defaultdict(dict)
+            self._ipv4, self._ipv6 = self._flows_of[network]
 
     def update(self, outgoing: Mapping[int, Outgoing]) -> None:
         """Begin new epochs, by pair. Numbers that are not in the table are ignored."""
@@ -116,6 +153,8 @@ class Stamper:
             pair = self._by_number.get(number)
             if pair is not None:
                 self._outgoing_pairs[number] = OutgoingPair(pair, epoch, self._outgoing_pairs.get(number))
+                if pair.network in self._have_origin:
+                    self._by_key[pair.peer, epoch.key_id] = number
         self.forget_flows()
 
     def tick(self, now: float) -> None:
@@ -155,9 +194,14 @@ class Stamper:
             self.learn_limit(error.destination, error.mtu)
         return error.packet
 
-    def _tag_key(self, parsed: ip.Parsed, epoch: int) -> bytes | None:
-        pair = self._pair(parsed.source, parsed.destination)
-        outgoing_pair = None if pair is None else self._outgoing_pairs.get(pair.pair)
+    def _tag_key(self, parsed: ip.Parsed, epoch: int, key_id: bytes) -> bytes | None:
+        """The key of a quoted packet. Of where it came from only its key id is left."""
+        peer = self._peers.get(parsed.destination)
+        if peer is None:
+            return None
+        pair = self._pair_between(parsed.source, parsed.destination)
+        number = self._by_key.get((peer, key_id)) if pair is None else pair.pair
+        outgoing_pair = None if number is None else self._outgoing_pairs.get(number)
         return None if outgoing_pair is None else outgoing_pair.tag_key(epoch)
 
     def fragments_sent(self) -> list[tuple[int, int, int]]:
@@ -165,19 +209,25 @@ class Stamper:
         return [(n, p.outgoing.epoch, p.fragment_bits) for n, p in self._outgoing_pairs.items()]
 
     def forget_flows(self) -> None:
-        for table in (*self._ipv4, *self._ipv6):
+        own = self._flows_of[None]
+        for table in (*own[0], *own[1]):  # lists: these are never defaultdicts
             if table:
                 table.clear()
+        self._flows_of = {None: own}
+        self._ipv4, self._ipv6 = own
+        self._origin = None
         self._flows = 0
 
     def _forget_flows_to(self, destination: bytes) -> None:
         """Forget the flows to a destination. The key of a flow begins with its source and its destination."""
         size = len(destination)
-        for table in self._ipv4 if size == 4 else self._ipv6:
-            gone = [key for key in table if key[size : 2 * size] == destination]
-            for key in gone:
-                del table[key]
-            self._flows -= len(gone)
+        for flows in self._flows_of.values():
+            by_protocol = flows[0 if size == 4 else 1]
+            for table in by_protocol.values() if isinstance(by_protocol, dict) else by_protocol:
+                gone = [key for key in table if key[size : 2 * size] == destination]
+                for key in gone:
+                    del table[key]
+                self._flows -= len(gone)
 
     def stamp(self, packet: bytes) -> bytes | int:
         """The packet with a scent, or a reason of layout.UNSTAMPED."""
@@ -212,7 +262,7 @@ class Stamper:
             return layout.UNSTAMPED_MALFORMED
         if parsed.scent_at:
             return layout.UNSTAMPED_ALREADY
-        pair = self._pair(parsed.source, parsed.destination)
+        pair = self._pair(parsed)
         if pair is None:
             return layout.UNSTAMPED_NOT_A_PEER
         outgoing_pair = self._outgoing_pairs.get(pair.pair)
@@ -229,23 +279,32 @@ class Stamper:
         scent = build_scent(outgoing_pair.outgoing, parsed, index, outgoing_pair.pair.sender_bound)
         if steady and parsed.ports:
             self._remember(parsed, outgoing_pair, scent, run, limit)
-        return carrier.insert(self.make_room(packet, parsed), parsed, scent)
+        return carrier.insert(self.make_room(packet, parsed, pair), parsed, scent)
 
-    def make_room(self, packet: bytes, parsed: ip.Parsed) -> bytes:
+    def make_room(self, packet: bytes, parsed: ip.Parsed, pair: StampPair | None = None) -> bytes:
         """The packet; a SYN between a network and its peer announces no longer segment than fits the path with a scent.
 
         The SYN that this end sends limits what the peer sends; the one that the peer sends limits what this end sends.
+        `pair`: whose packet it is, if its addresses do not say it.
         """
         if not mss.is_syn(packet, parsed):
             return packet
-        for source, destination in ((parsed.source, parsed.destination), (parsed.destination, parsed.source)):
-            pair = self._pair(source, destination)
-            if pair is not None:
-                room = self.limit(destination) - CARRIERS[pair.carrier(parsed.version)].overhead
+        there = pair or self._pair_between(parsed.source, parsed.destination)
+        back = self._pair_between(parsed.destination, parsed.source)
+        for found, destination in ((there, parsed.destination), (back, parsed.source)):
+            if found is not None:
+                room = self.limit(destination) - CARRIERS[found.carrier(parsed.version)].overhead
                 packet = mss.lower(packet, parsed, mss.longest_segment(parsed.version, room))
         return packet
 
-    def _pair(self, source: bytes, destination: bytes) -> StampPair | None:
+    def _pair(self, parsed: ip.Parsed) -> StampPair | None:
+        """The pair of a packet that leaves: by where it comes from, or else by its addresses."""
+        if self._origin is None:
+            return self._pair_between(parsed.source, parsed.destination)
+        peer = self._peers.get(parsed.destination)
+        return None if peer is None else self._pairs.get((self._origin, peer))
+
+    def _pair_between(self, source: bytes, destination: bytes) -> StampPair | None:
         network, peer = self._networks.get(source), self._peers.get(destination)
         if network is None or peer is None:
             return None
@@ -253,7 +312,7 @@ class Stamper:
 
     def pair_of(self, parsed: ip.Parsed) -> int:
         """The number of the pair to which an unstamped packet belongs, or NO_PAIR."""
-        pair = None if parsed.malformed else self._pair(parsed.source, parsed.destination)
+        pair = None if parsed.malformed else self._pair(parsed)
         return NO_PAIR if pair is None else pair.pair
 
     def limit(self, destination: bytes) -> int:
@@ -268,7 +327,7 @@ class Stamper:
 
     def unscented_limit(self, parsed: ip.Parsed) -> int:
         """The greatest length at which a packet to this destination still fits the path with its scent, bytes."""
-        pair = self._pair(parsed.source, parsed.destination)
+        pair = self._pair(parsed)
         carrier = pair.carrier(parsed.version) if pair is not None else NATIVE[parsed.version]
         return self.limit(parsed.destination) - CARRIERS[carrier].overhead
 

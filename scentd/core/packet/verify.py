@@ -8,11 +8,12 @@ bytes needs no tag.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, MutableSequence
+from collections.abc import Callable, Mapping, MutableSequence
 from struct import Struct
 from typing import NamedTuple
 
 from scentd.core.packet import mss, quote
+from scentd.core.packet.incoming_pair import IncomingPair
 from scentd.core.packet.stamp import IPV4_FRAGMENT_BITS, MAX_FLOWS, unpack_ipv4, unpack_ipv6
 from scentd.core.tables import EPOCH_ROW, Incoming, IncomingKeys, Treatments, VerifyTable
 from scentd.model import Fragment
@@ -20,7 +21,9 @@ from scentd.prefix import PrefixMap
 from scentd.wire import ip, layout, tag
 from scentd.wire.carrier import carrier_of
 from scentd.wire.layout import Treatment
+from scentd.wire.maps import NO_PAIR
 
+BARRED = -1  # accepted, but its sender is in quarantine at an address where others are, too
 EPOCH_MAX = 0xFFFFFFFF
 MAX_NODES = 4096  # source addresses kept for a pair between two calls of drain_nodes()
 
@@ -40,50 +43,13 @@ _pack_ipv6 = Struct(">Q32s").pack
 class Outcome(NamedTuple):
     """Verdict and treatment of a packet that is not just stripped and passed on.
 
-    `verdict` is one of layout.VERDICT_*; an accepted beacon has ACCEPTED and "drop".
+    `verdict` is one of layout.VERDICT_*, or BARRED; an accepted beacon has ACCEPTED and "drop".
     """
 
     verdict: int
     treatment: Treatment
-    pair: int  # any of the peer's whose addresses the packet has, or NO_PAIR
+    pair: int  # any of the peer's whose addresses the packet has, or whose key it names; NO_PAIR: nobody's we know
     lowered: bytes | None = None  # a SYN that is to pass in this form
-
-
-class IncomingPair:
-    """One pair's state at its receiver: the fragments and nodes of the current epoch so far."""
-
-    __slots__ = (
-        "accepted",
-        "addresses",
-        "epoch",
-        "fragments",
-        "glance",
-        "incoming",
-        "key_ids",
-        "local",
-        "nodes",
-        "replayed",
-    )
-
-    def __init__(self, incoming: Incoming) -> None:
-        self.accepted = 0  # packets since the last drain
-        self.epoch = 0
-        self.key_ids = b""  # of the keys of `epoch`: fragments under other keys are not its own
-        self.fragments: dict[int, bytes] = {}  # those of `epoch` that have become events
-        self.replayed = (b"", 0)  # source and epoch of the last packet that was refused as replayed
-        self.glance = 0  # of `epoch`, unmasked
-        self.nodes: set[bytes] = set()
-        self.configure(incoming)
-
-    def configure(self, incoming: Incoming) -> None:
-        self.incoming = incoming
-        self.addresses = PrefixMap((p, True) for p in incoming.peer)
-        self.local = PrefixMap((p, True) for p in incoming.network)
-
-    def serves(self, parsed: ip.Parsed) -> bool:
-        """Whether the packet's source is the peer's and its destination the network's."""
-        own = not self.incoming.network or self.local.get(parsed.destination)
-        return bool(own and self.addresses.get(parsed.source))
 
 
 class Verifier:
@@ -140,6 +106,13 @@ class Verifier:
         if int(now) != int(self._now):
             self._forget()
         self._now = now
+
+    def bar(self, until: Mapping[int, Mapping[str, float]]) -> None:
+        """Drop the packets of these pairs from these sources, once they are accepted, each until a Unix time."""
+        for number, pair in self._pairs.items():
+            found = until.get(number)
+            pair.barred = PrefixMap(found.items()) if found else None
+        self._forget()
 
     def drain_nodes(self) -> dict[int, list[bytes]]:
         """Source addresses of accepted packets since the last drain, by pair."""
@@ -220,9 +193,13 @@ class Verifier:
         scent = packet[parsed.scent_at : parsed.scent_at + layout.LEN]
         found = self._check(packet, parsed, scent)
         if isinstance(found, int):
-            return self._refuse(found, parsed)
+            return self._refuse(
+                found, parsed, self._named(scent, parsed) if found > layout.VERDICT_WRONG_ADDRESS else NO_PAIR
+            )
         pair, fitting = found
         self._record(pair, fitting, parsed, scent)
+        if pair.barred is not None and (pair.barred.get(parsed.source) or 0.0) > self._now:
+            return Outcome(BARRED, "drop", pair.incoming.pair)
         if scent[2] & layout.FLAG_BEACON:
             pair.accepted += 1
             return Outcome(layout.VERDICT_ACCEPTED, "drop", pair.incoming.pair)
@@ -383,6 +360,12 @@ class Verifier:
             treatment = treatments.absent_ipv6_fragment
         return Outcome(layout.VERDICT_ABSENT, treatment, treatments.pair)
 
-    def _refuse(self, verdict: int, parsed: ip.Parsed) -> Outcome:
+    def _named(self, scent: bytes, parsed: ip.Parsed) -> int:
+        """The pair that a refused scent names."""
+        known = self._by_key.get(scent[layout.SCENT_KEY_ID_AT :][:4], ())
+        return next((pair.incoming.pair for pair, _ in known if pair.serves(parsed)), NO_PAIR)
+
+    def _refuse(self, verdict: int, parsed: ip.Parsed, named: int = NO_PAIR) -> Outcome:
+        """`named`: the pair that counts if several peers have the address."""
         treatments = self._treatments.get(parsed.source) or self._table.default
-        return Outcome(verdict, treatments.rejected, treatments.pair)
+        return Outcome(verdict, treatments.rejected, named if treatments.pair == NO_PAIR else treatments.pair)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,6 +43,7 @@ class HostFacts(NamedTuple):
     limits: Limits = ()  # full path MTUs by prefix
     addresses: tuple[str, ...] = ()  # the host's own
     forward_lowered: bool = False  # the kernel applies the lowered MTUs to forwarded packets, too
+    origins: tuple[tuple[str, int], ...] = ()  # the index of each interface that a network names and that is there
 
 
 class Installed(NamedTuple):
@@ -129,7 +132,7 @@ class Host:
         self._skipped = True
         addresses = changes.of(self._installed.addresses)
         self._installed = self._installed._replace(
-            facts=facts._replace(addresses=texts(addresses)), addresses=addresses
+            facts=facts._replace(addresses=texts(addresses), origins=origins(self._config)), addresses=addresses
         )
         return self._installed.facts if self._installed.facts != facts else None
 
@@ -222,7 +225,7 @@ def with_queue(config: Config, first: int) -> Config:
 
 def read_facts(config: Config) -> HostFacts:
     """The facts that `update` will return, as far as they are known before it. Changes nothing. Raises HostError."""
-    return HostFacts(routes.read_plan(config).limits(), texts(rtnetlink.addresses()))
+    return HostFacts(routes.read_plan(config).limits(), texts(rtnetlink.addresses()), origins=origins(config))
 
 
 def reinstall(config: Config) -> None:
@@ -252,7 +255,8 @@ def update(config: Config, offload: Offload | None, changes: Changes | None = No
     if offload is not None:
         offload.interfaces.detach_unused()
     addresses = rtnetlink.addresses()
-    return Installed(HostFacts(limits, texts(addresses), lowered), served, plan, routes_allow, addresses, rewrites)
+    facts = HostFacts(limits, texts(addresses), lowered, origins(config))
+    return Installed(facts, served, plan, routes_allow, addresses, rewrites)
 
 
 def texts(addresses: Iterable[tuple[int, str]]) -> tuple[str, ...]:
@@ -262,6 +266,15 @@ def texts(addresses: Iterable[tuple[int, str]]) -> tuple[str, ...]:
 def may_be_rule_free(config: Config, rewrites: Rewrites) -> bool:
     """Whether nothing needs the queue; what leaves encrypted in a tunnel does."""
     return not rewrites.ipsec and routes.may_be_rule_free(config)
+
+
+def origins(config: Config) -> tuple[tuple[str, int], ...]:
+    """The interfaces that networks name, with their indexes; without those that are not there."""
+    found = []
+    for name in (name for network in config.network for name in network.interface):
+        with suppress(OSError):  # it may come later, and the watch tells of it
+            found.append((name, socket.if_nametoindex(name)))
+    return tuple(found)
 
 
 def restrict(served: Coverage, routes_allow: bool) -> Coverage:

@@ -29,6 +29,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import NamedTuple
 
+from scentd.config.origin import mark_bits
 from scentd.config.sections import Config, stamped_peers
 from scentd.core.closed import Range, closed, ends, merged, range_text
 from scentd.core.offload.coverage import Coverage
@@ -112,12 +113,13 @@ def sets(config: Config) -> dict[str, tuple[Range, ...]]:
     """The addresses of each set, as ranges that lie apart."""
     addresses: dict[str, Iterable[str]] = {
         "local": chain.from_iterable(n.addresses for n in config.network),
+        "source": chain.from_iterable(n.addresses for n in config.network if not n.has_origin),
         "stamp": chain.from_iterable(p.addresses for p in stamped_peers(config)),
         "bound": chain.from_iterable(p.addresses for p in stamped_peers(config) if p.bind == "flow"),
         "verify": chain.from_iterable(p.addresses for p in config.peer if p.verify),
     }
     result: dict[str, tuple[Range, ...]] = {}
-    for kind in SET_KINDS:
+    for kind in (*SET_KINDS, *(["source"] if own_sources(config) == "source" else [])):
         ranges = sorted({ends(numeric(a)) for a in addresses[kind]}, key=lambda r: (r[0], r[1], -r[2]))
         found = tuple(merged(ranges))
         for version in PROTOCOL:
@@ -193,7 +195,28 @@ def has_prefixes(config: Config) -> bool:
 
 def has_whole_host(config: Config) -> bool:
     """A network without addresses, or no network at all, means every address of this host."""
-    return not config.network or any(not network.addresses for network in config.network)
+    return not config.network or any(network.is_whole_host for network in config.network)
+
+
+def own_sources(config: Config) -> str:
+    """The set of the networks whose packets are known by their source: all of them, unless some have an origin."""
+    return "source" if any(network.has_origin for network in config.network) else "local"
+
+
+def known_by_source(config: Config) -> Iterator[str]:
+    """The matches for packets of our networks: by their source, or by where they come from."""
+    if any(network.addresses for network in config.network if not network.has_origin):
+        yield from (f"{PROTOCOL[version]} saddr @{own_sources(config)}{version}" for version in PROTOCOL)
+    yield from came_from(config)
+
+
+def came_from(config: Config) -> Iterator[str]:
+    """The matches for packets of the networks that have an origin."""
+    interfaces = [name for network in config.network for name in network.interface]
+    if interfaces:
+        yield f"iifname {{ {', '.join(map(quoted, interfaces))} }}"
+    for value, mask in (mark_bits(network.mark) for network in config.network if network.mark):
+        yield f"meta mark & {mask:#x} == {value:#x}"
 
 
 # -- packets that leave ------------------------------------------------------
@@ -218,8 +241,8 @@ def outbound_rules(config: Config, served: Coverage, rewrites: Rewrites = UNCHAN
         yield from leaving_rules(config, rewrites)
     if not config.stamp.forwarded or (served.rule_free and not programs):
         return
-    sources = [f"{PROTOCOL[v]} saddr @local{v} " for v in PROTOCOL] if has_prefixes(config) else [""]
-    yield from (TableRule("across", f"{source}goto forwarded") for source in sources)
+    known = list(known_by_source(config)) or [""]
+    yield from (TableRule("across", f"{match} goto forwarded".strip()) for match in known)
     if not served.rule_free:
         yield TableRule("forwarded", "rt ipsec exists goto to_encrypt")
     if programs:  # the program sees the source only after NAT
@@ -234,10 +257,8 @@ def leaving_rules(config: Config, rewrites: Rewrites) -> Iterator[TableRule]:
     yield TableRule("leaving", "oif lo accept")
     yield TableRule("leaving", f"{is_marked(config.datapath.mark_stamped)} accept")
     yield from (TableRule("leaving", f"{PROTOCOL[v]} daddr @stamp{v} goto to_peer") for v in PROTOCOL)
-    if has_prefixes(config) and not has_whole_host(config):
-        yield from (TableRule("to_peer", f"{PROTOCOL[v]} saddr @local{v} goto unscented") for v in PROTOCOL)
-    else:
-        yield TableRule("to_peer", "goto unscented")
+    known = [] if has_whole_host(config) else list(known_by_source(config))
+    yield from (TableRule("to_peer", f"{match} goto unscented".strip()) for match in known or [""])
     yield from (TableRule("unscented", rule) for rule in UNQUEUED)
     if rewrites.nat:
         yield from (TableRule("unscented", rule) for rule in rewritten.known_rules())

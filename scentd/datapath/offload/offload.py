@@ -206,11 +206,18 @@ class Offload:
         begun = [(self._pairs[pair], out) for pair, out in outgoing.items() if pair in self._pairs]
         self._map("stamp.outgoing").update_many(encode.outgoing_entry(pair, out, offset) for pair, out in begun)
 
-    def quarantine(self, releases: Mapping[str, float]) -> None:
-        """Drop packets from these prefixes, each until a Unix time. Raises HostError for too many prefix lengths."""
+    def quarantine(self, releases: Mapping[str, float], of_pairs: Mapping[int, Mapping[str, float]]) -> None:
+        """Drop packets from these prefixes, each until a Unix time; `of_pairs`: only those that a pair's key made.
+
+        Raises HostError for too many prefix lengths.
+        """
         offset = time.time() - time.monotonic()
-        seconds = {prefix: max(0, int(until - offset) + 1) for prefix, until in releases.items()}
-        before, self._quarantine = self._quarantine, encode.quarantine_entries(seconds)
+
+        def seconds(releases: Mapping[str, float]) -> dict[str, int]:
+            return {prefix: max(0, int(until - offset) + 1) for prefix, until in releases.items()}
+
+        barred = encode.barred_entries({pair: seconds(found) for pair, found in of_pairs.items()})
+        before, self._quarantine = self._quarantine, encode.quarantine_entries(seconds(releases)) | barred
         if self._verify_entries is not None:
             want = self._verify_entries
             try:

@@ -13,6 +13,7 @@ import struct
 from scentd.core.packet.answer import QUOTED_MAX, may_be_icmp_error, names_no_host
 from scentd.wire import ip
 
+IP_PKTINFO = 8  # linux/in.h
 _PER_SECOND = 100  # errors sent at most, RFC 1812 section 4.3.2.8
 
 
@@ -48,9 +49,10 @@ class IcmpSender:
         self._second = 0
         self._budget = 0
 
-    def send(self, packet: bytes, mtu: int, now: float) -> bool:
+    def send(self, packet: bytes, mtu: int, now: float, interface: int = 0) -> bool:
         """Send an error to the packet's source; whether it went. A missing route or a spent budget does not raise.
 
+        `interface`: by which it goes, because others have the source's address, too; 0: as the kernel routes.
         The caller asks `may_answer` first.
         """
         if int(now) != self._second:
@@ -60,12 +62,13 @@ class IcmpSender:
         self._budget -= 1
         try:
             if packet[0] >> 4 == 4:
-                self._ipv4.sendto(
-                    too_big(packet, max(mtu, ip.LEAST_MTU[4])), (socket.inet_ntop(socket.AF_INET, packet[12:16]), 0)
-                )
+                message, source = too_big(packet, max(mtu, ip.LEAST_MTU[4])), packet[12:16]
+                leave_by = socket.IPPROTO_IP, IP_PKTINFO, struct.pack("=I8x", interface)
+                self._ipv4.sendmsg([message], [leave_by], 0, (socket.inet_ntop(socket.AF_INET, source), 0))
             else:
-                source = socket.inet_ntop(socket.AF_INET6, packet[8:24])
-                self._ipv6.sendto(too_big(packet, max(mtu, ip.LEAST_MTU[6])), (source, 0))
+                message, source = too_big(packet, max(mtu, ip.LEAST_MTU[6])), packet[8:24]
+                leave_by = socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, struct.pack("=16xI", interface)
+                self._ipv6.sendmsg([message], [leave_by], 0, (socket.inet_ntop(socket.AF_INET6, source), 0))
         except OSError:
             return False
         return True

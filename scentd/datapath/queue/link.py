@@ -45,6 +45,12 @@ class NewEpochs(Struct, frozen=True, tag=True):
     outgoing: dict[int, Outgoing]  # by pair
 
 
+class BarredFlows(Struct, frozen=True, tag=True):
+    """Quarantines at addresses that several peers have: only packets of these pairs are dropped."""
+
+    until: dict[int, dict[str, float]]  # by pair: the Unix time of release of each source prefix
+
+
 class Ready(Struct, frozen=True, tag=True):
     """The worker has bound its queues."""
 
@@ -72,7 +78,7 @@ class WorkerReport(Struct, frozen=True, tag=True):
     nodes: dict[int, list[bytes]]  # source addresses by pair
 
 
-ToWorker = WorkerSetup | PathTables | NewEpochs
+ToWorker = WorkerSetup | PathTables | NewEpochs | BarredFlows
 FromWorker = Ready | StartFailure | Fragments | WorkerReport
 
 _encoder = msgspec.msgpack.Encoder()

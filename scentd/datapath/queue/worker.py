@@ -21,7 +21,7 @@ from typing import Any
 from scentd.core import lowered_mtu
 from scentd.core.packet import partial_checksum
 from scentd.core.packet.stamp import Stamper
-from scentd.core.packet.verify import Outcome, Verifier
+from scentd.core.packet.verify import BARRED, Outcome, Verifier
 from scentd.datapath.answers import Answers
 from scentd.datapath.queue import icmp, link
 from scentd.datapath.queue.nfqueue import Queue
@@ -60,6 +60,7 @@ class Worker:
         self._icmp = icmp.IcmpSender()
         self._now = time.time()
         self._stamped = [0]  # packets
+        self._have_origin = [False]  # whether a packet's network may depend on where it came from
         self._accepted = 0  # packets until the last report, beacons among them
         self._forward_lowered = False
         self._answers = Answers()
@@ -116,10 +117,12 @@ class Worker:
     def _stamp_handler(self) -> Callable[[Any], None]:
         """Return the function that stamps one packet. It is a closure: attribute lookups are a tenth of its cost."""
         stamp, stamped, mark, mark_above = self._stamper.stamp, self._stamped, self._setup.mark_stamped, MARK_ABOVE
-        unqueued = self._unqueued
+        unqueued, have_origin, come_from = self._unqueued, self._have_origin, self._stamper.come_from
 
         def handle(packet: Any) -> None:
             try:
+                if have_origin[0]:
+                    come_from(packet.indev, packet.mark)
                 result = stamp(packet.get_payload())
                 if isinstance(result, bytes):
                     if len(result) > mark_above:
@@ -176,7 +179,7 @@ class Worker:
         parsed = ip.parse(payload)
         self._count(f"unstamped:{layout.UNSTAMPED[reason]}", self._stamper.pair_of(parsed))
         if packet.hook == HOOK_FORWARD:
-            self._answer_too_big(payload, parsed, reason)
+            self._answer_too_big(payload, parsed, reason, packet.indev if self._stamper.is_by_origin else 0)
         roomy = self._stamper.make_room(payload, parsed)
         if roomy is not payload:
             packet.set_payload(roomy)
@@ -184,7 +187,9 @@ class Worker:
 
     def _treat(self, packet, outcome: Outcome) -> None:
         treatment = outcome.treatment
-        if outcome.verdict != layout.VERDICT_ACCEPTED:
+        if outcome.verdict == BARRED:
+            self._count("queue_quarantined", outcome.pair)
+        elif outcome.verdict != layout.VERDICT_ACCEPTED:
             self._count(f"{layout.VERDICTS[outcome.verdict]}:{treatment}", outcome.pair)
         else:
             self._counters["accepted:drop"] += 1  # a beacon
@@ -204,12 +209,16 @@ class Worker:
         if pair != NO_PAIR:
             self._of_pairs[pair, outcome] += 1
 
-    def _answer_too_big(self, payload: bytes, parsed: ip.Parsed, reason: int) -> None:
+    def _answer_too_big(self, payload: bytes, parsed: ip.Parsed, reason: int, interface: int) -> None:
         """Tell the source of a forwarded packet that does not fit which MTU does. The packet goes out unchanged."""
         if reason not in (layout.UNSTAMPED_TOO_BIG, layout.UNSTAMPED_IPV6_FRAGMENT):
             return
         mtu = self._stamper.unscented_limit(parsed)
-        if len(payload) > mtu and icmp.may_answer(payload, parsed) and self._icmp.send(payload, mtu, self._now):
+        if (
+            len(payload) > mtu
+            and icmp.may_answer(payload, parsed)
+            and self._icmp.send(payload, mtu, self._now, interface)
+        ):
             self._counters["icmp_too_big_sent"] += 1
 
     def _pass_uncopyable(self, packet) -> None:
@@ -251,9 +260,12 @@ class Worker:
     def handle(self, message: link.ToWorker) -> None:
         if isinstance(message, link.NewEpochs):
             self._stamper.update(message.outgoing)
+        elif isinstance(message, link.BarredFlows):
+            self._verifier.bar(message.until)
         elif isinstance(message, link.PathTables):
             before, self._epochs = self._epochs, Epochs(Path(message.epochs_path))
             self._stamper.configure(message.stamp)
+            self._have_origin[0] = self._stamper.has_origins
             self._verifier.configure(message.verify, self._epochs.values)
             self._forward_lowered = message.forward_lowered
             self._marks[:] = message.mark_verified, message.mark_glance

@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Callable
 
 from scentd.config.sections import Config
+from scentd.core.closed import closed
+from scentd.core.tables import StampTable, VerifyTable
 from scentd.datapath.family import families
 from scentd.datapath.queue import link
 from scentd.errors import HostError
@@ -52,6 +54,7 @@ class Workers:
         self._on_message = on_message
         self._tables: link.PathTables | None = None
         self._outgoing: dict[int, Outgoing] = {}
+        self._barred = link.BarredFlows({})
         self._ended_totals: Counter[str] = Counter()  # totals of workers that have ended
         self._workers = [WorkerHandle(i) for i in range(config.datapath.workers)]
         self._tasks: list[asyncio.Task] = []
@@ -89,6 +92,12 @@ class Workers:
         self._outgoing |= outgoing
         for worker in self._workers:
             worker.send(link.NewEpochs(outgoing))
+
+    def bar(self, until: dict[int, dict[str, float]]) -> None:
+        """Drop accepted packets of these pairs from these prefixes, each until a Unix time."""
+        self._barred = link.BarredFlows(until)
+        for worker in self._workers:
+            worker.send(self._barred)
 
     def counters(self) -> Counter[str]:
         """Totals over all workers since the daemon's start."""
@@ -141,6 +150,7 @@ class Workers:
         if self._tables is not None:
             worker.send(self._tables)
             worker.send(link.NewEpochs(self._outgoing))
+            worker.send(self._barred)
         self._listen(worker, reader, messages)
 
     def _setup(self, number: int) -> link.WorkerSetup:
@@ -224,6 +234,25 @@ class Workers:
             with contextlib.suppress(ProcessLookupError):
                 worker.process.kill()
             await worker.process.wait()
+
+
+def path_tables(
+    config: Config, stamp: StampTable, verify: VerifyTable, epochs_path: str, forward_lowered: bool
+) -> link.PathTables:
+    """What workers work by under this configuration."""
+    return link.PathTables(
+        stamp,
+        verify,
+        epochs_path,
+        mark_verified=config.datapath.mark_verified if closed(config) is not None else 0,
+        mark_glance=config.verify.mark_glance,
+        log_level=config.daemon.log_level,
+        forward_lowered=forward_lowered,
+        stamp_fail_open=config.stamp.fail == "open",
+        verify_fail_open=config.verify.fail == "open",
+        stamp_overload_open=config.stamp.overload == "open",
+        verify_overload_open=config.verify.overload == "open",
+    )
 
 
 async def read_chunk(reader: asyncio.StreamReader) -> bytes:

@@ -15,16 +15,19 @@ QUARANTINE = QuarantineAction(timeout=60.0)
 BANDWIDTH = BandwidthAction(interface="eth0", step=10e6, floor=10e6, ceiling=25e6)
 
 
+ALONE: dict = {"a": ()}  # the peer shares no address
+
+
 def test_reload_keeps_what_is_still_spoken_of():
     both = policies(BANDWIDTH, QUARANTINE)
     state = Desired(
         {"quarantine": {NODE: QuarantineEntry(60.0, 60.0, "a", "p1", 1)}, "bandwidth": {("a", "eth0"): 22e6}}
     )
-    assert plan.reload(state, both, ["a"], 1.0).desired == state
-    smaller = plan.reload(state, policies(replace(BANDWIDTH, ceiling=20e6), QUARANTINE), ["a"], 1.0)
+    assert plan.reload(state, both, ALONE, 1.0).desired == state
+    smaller = plan.reload(state, policies(replace(BANDWIDTH, ceiling=20e6), QUARANTINE), ALONE, 1.0)
     assert smaller.desired.of("bandwidth") == {("a", "eth0"): 20e6}
     assert [(d.before, d.after) for d in smaller.decisions] == [("22mbit", "20mbit")]
-    gone = plan.reload(state, [], ["a"], 1.0)
+    gone = plan.reload(state, [], ALONE, 1.0)
     assert gone.desired == EMPTY
     assert {(d.action, d.target) for d in gone.decisions} == {("release", "10.0.0.7"), ("release", "eth0")}
 

@@ -121,8 +121,9 @@ def test_stamp_entries():
         (route, 4, 24, b"\x0a\2\7\0" + zeros): (3, 1400),
         (route, 6, 128, ip_address("fd00:2::5").packed): (3, IP_MAX),
     }, "no entry for routes that lead to no peer"
-    run, forwarded, _, *used = maps.STAMP_SETTINGS.unpack(found.settings)
-    assert (run, forwarded) == (2_000_000, 1)
+    run, forwarded, *masks = maps.STAMP_SETTINGS.unpack(found.settings)
+    masks, used = masks[: 1 + maps.MASKS_MAX], masks[1 + maps.MASKS_MAX :]
+    assert (run, forwarded, masks) == (2_000_000, 1, [0] * (1 + maps.MASKS_MAX))
     assert [maps.LENGTHS.unpack(u) for u in used] == [
         (1, bytes([24]).ljust(15, b"\0")), (1, bytes(15)), (2, bytes([24, 16]).ljust(15, b"\0")),
         (1, bytes([128]).ljust(15, b"\0")),
@@ -299,7 +300,7 @@ def test_verify_settings():
         (incoming(),), (("10.1.0.0/24", STRICT),), Treatments("drop", "reject", "pass"), 60.0, 10.5, 0.25
     )
     found = verify_entries(table, (), MARKS)
-    *numbers, _, local4, _, source4, _, member4, _, quarantine4, _ = maps.VERIFY_SETTINGS.unpack(found.settings)
+    *numbers, _, local4, _, source4, _, member4, _, quarantine4, _, _, _ = maps.VERIFY_SETTINGS.unpack(found.settings)
     assert numbers == [60_000_000_000, 10_500_000_000, 250_000_000, *MARKS, 0b1_10_01_00]
     assert [maps.LENGTHS.unpack(u)[0] for u in (local4, source4, member4, quarantine4)] == [1, 1, 1, 0]
     value = look_up(found, maps.VERIFY_SETTINGS_SOURCE4_AT, maps.SCOPE_SOURCE, b"\x0a\1\0\1")
@@ -331,8 +332,9 @@ def test_settings_cover_old_and_new_entries():
     old = stamp_entries(StampTable((("10.1.0.0/24", 0),), (("10.2.0.0/16", 0),), (StampPair(0, 0, 0),)), (), False, 1)
     new = stamp_entries(StampTable((("10.1.0.0/25", 0),), (("10.2.0.0/16", 0),), (StampPair(0, 0, 0),)), (), True, 2)
     both = new.settings_for(old.prefixes.keys() | new.prefixes.keys())
-    run, forwarded, _, local4, *_ = maps.STAMP_SETTINGS.unpack(both)
-    assert (run, forwarded, maps.LENGTHS.unpack(local4)) == (2, 1, (2, bytes([25, 24]).ljust(15, b"\0")))
+    run, forwarded, *_ = maps.STAMP_SETTINGS.unpack(both)
+    local4 = maps.LENGTHS.unpack_from(both, maps.STAMP_SETTINGS_LOCAL4_AT)
+    assert (run, forwarded, local4) == (2, 1, (2, bytes([25, 24]).ljust(15, b"\0")))
     assert new.settings_for(new.prefixes) == new.settings
     verify = verify_entries(VerifyTable((incoming(),)), (), MARKS)
     assert verify.settings_for(verify.prefixes) == verify.settings

@@ -7,17 +7,18 @@ act/ carries either out on a host.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from scentd.config.policy import Policy
 from scentd.config.schema import Table
-from scentd.model import Decision, Firing, Oneshot, View
+from scentd.model import Decision, Firing, Oneshot, Sender, View
 from scentd.prefix import Prefix
 
 S = TypeVar("S", bound=Table)
 Resources = dict[Any, Any]  # of one kind: resource -> desired value
+Peers = Mapping[str, tuple[Prefix, ...]]  # by name: those of its addresses that other peers have, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +44,8 @@ class ActionKind(Generic[S]):
     def kind(self) -> str:
         return str(self.section.__struct_config__.tag)
 
-    def targets(self, do: S, view: View) -> tuple[Prefix, ...]:
-        """The prefixes at which the action would aim now. An empty tuple: the action aims at the peer as such."""
+    def targets(self, do: S, view: View) -> tuple[Sender, ...]:
+        """The senders at which the action would aim now. An empty tuple: the action aims at the peer as such."""
         return ()
 
     def fold(self, do: S, resources: Resources, firing: Firing) -> tuple[list[Decision], list[Oneshot]]:
@@ -56,7 +57,7 @@ class ActionKind(Generic[S]):
         return []
 
     def reload(
-        self, resources: Mapping[Any, Any], policies: Sequence[Policy], peers: Collection[str], now: float
+        self, resources: Mapping[Any, Any], policies: Sequence[Policy], peers: Peers, now: float
     ) -> tuple[Resources, list[Decision]]:
         """The resources under these policies, all of this kind, at the start and after a reload."""
         return {}, []
@@ -65,7 +66,7 @@ class ActionKind(Generic[S]):
         """The desired state, for people to read."""
         return []
 
-    def barred_senders(self, resources: Mapping[Any, Any]) -> dict[Prefix, float]:
+    def barred_senders(self, resources: Mapping[Any, Any]) -> dict[Sender, float]:
         """The senders whose packets the packet path may drop at once, each with the Unix time of its release."""
         return {}
 

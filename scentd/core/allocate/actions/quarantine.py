@@ -1,11 +1,13 @@
 """Quarantine: drops the packets of a peer's affected nodes, or of its whole network, for a time.
 
-A resource is a prefix (an address as /32 or /128); its desired value is a `QuarantineEntry`.
+A resource is a prefix (an address as /32 or /128), whose packets are all dropped. Where others have addresses of the
+prefix, too, it is a `PeerPrefix`: only packets with the peer's key are dropped, so that no neighbour is cut off; its
+profiles are still heard. The desired value is a `QuarantineEntry`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from ipaddress import ip_network
@@ -14,9 +16,9 @@ from typing import Literal
 from scentd.config.policy import Policy
 from scentd.config.schema import Table
 from scentd.config.units import Seconds
-from scentd.core.allocate.actions.action import ActionKind, Resources, ResourceText, make_decision
-from scentd.model import Decision, Firing, Oneshot, View
-from scentd.prefix import Prefix, prefix_text
+from scentd.core.allocate.actions.action import ActionKind, Peers, Resources, ResourceText, make_decision
+from scentd.model import Decision, Firing, Oneshot, PeerPrefix, Sender, View
+from scentd.prefix import Prefix, prefix_text, within
 
 QUARANTINED_MAX = 65536  # prefixes at once; the actuator makes its sets of this size
 
@@ -44,19 +46,20 @@ class QuarantineKind(ActionKind[QuarantineAction]):
     level_triggered = True
     needs_targets = True
 
-    def targets(self, do: QuarantineAction, view: View) -> tuple[Prefix, ...]:
-        if do.target == "network":
-            return view.prefixes
-        return tuple(ip_network(a) for a in sorted(view.affected, key=lambda a: (a.version, a)))
+    def targets(self, do: QuarantineAction, view: View) -> tuple[Sender, ...]:
+        prefixes = view.prefixes
+        if do.target == "node":
+            prefixes = tuple(ip_network(a) for a in sorted(view.affected, key=lambda a: (a.version, a)))
+        return tuple(narrowed(prefix, view.peer, view.shared) for prefix in prefixes)
 
     def fold(self, do: QuarantineAction, resources: Resources, firing: Firing) -> tuple[list[Decision], list[Oneshot]]:
         """Quarantine the targets from now on for the policy's timeout. A longer quarantine of a target stays."""
         decisions = []
         until = firing.at + do.timeout
         for prefix in firing.targets:
-            target, old = prefix_text(prefix), resources.get(prefix)
+            target, old = sender_text(prefix), resources.get(prefix)
             before = f"quarantined until {time_text(old.until)}" if old else "free"
-            if prefix.prefixlen == 0:
+            if not isinstance(prefix, PeerPrefix) and prefix.prefixlen == 0:
                 decisions.append(make_decision(firing, self.kind, target, before, "refused: this is every address"))
             elif old is None and len(resources) >= QUARANTINED_MAX:
                 after = f"refused: {QUARANTINED_MAX} are quarantined already"
@@ -64,9 +67,8 @@ class QuarantineKind(ActionKind[QuarantineAction]):
                 break
             elif old is None or until > old.until:
                 resources[prefix] = QuarantineEntry(until, do.timeout, firing.peer, firing.policy.name, firing.epoch)
-                decisions.append(
-                    make_decision(firing, self.kind, target, before, f"quarantined until {time_text(until)}")
-                )
+                after = f"quarantined until {time_text(until)}{how(prefix)}"
+                decisions.append(make_decision(firing, self.kind, target, before, after))
         return decisions, []
 
     def release(self, resources: Resources, now: float) -> list[Decision]:
@@ -84,34 +86,63 @@ class QuarantineKind(ActionKind[QuarantineAction]):
 
     def reload(
         self,
-        resources: Mapping[Prefix, QuarantineEntry],
+        resources: Mapping[Sender, QuarantineEntry],
         policies: Sequence[Policy],
-        peers: Collection[str],
+        peers: Peers,
         now: float,
     ) -> tuple[Resources, list[Decision]]:
-        """Release the prefixes whose policy or peer is no longer configured."""
-        names = {p.name for p in policies}
-        kept = {p: entry for p, entry in resources.items() if entry.policy in names and entry.peer in peers}
-        gone = [(p, entry) for p, entry in resources.items() if p not in kept]
-        return kept, [release_decision(p, entry, now, "the policy or the peer was removed") for p, entry in gone]
+        """Release the prefixes whose policy or peer is no longer configured, and those that are shared by now.
 
-    def describe(self, resources: Mapping[Prefix, QuarantineEntry]) -> list[ResourceText]:
+        If its policy still holds, it fires again, and for the peer alone.
+        """
+        names = {p.name for p in policies}
+        kept = {
+            p: entry
+            for p, entry in resources.items()
+            if entry.policy in names and entry.peer in peers
+            if isinstance(p, PeerPrefix) or narrowed(p, entry.peer, peers[entry.peer]) == p
+        }
+        gone = [(p, entry) for p, entry in resources.items() if p not in kept]
+        return kept, [
+            release_decision(p, entry, now, "the policy or the peer was removed, or others share it")
+            for p, entry in gone
+        ]
+
+    def describe(self, resources: Mapping[Sender, QuarantineEntry]) -> list[ResourceText]:
         return [
-            ResourceText(prefix_text(p), entry.peer, f"quarantined until {time_text(entry.until)}", until=entry.until)
+            ResourceText(
+                sender_text(p), entry.peer, f"quarantined until {time_text(entry.until)}{how(p)}", until=entry.until
+            )
             for p, entry in resources.items()
         ]
 
-    def barred_senders(self, resources: Mapping[Prefix, QuarantineEntry]) -> dict[Prefix, float]:
+    def barred_senders(self, resources: Mapping[Sender, QuarantineEntry]) -> dict[Sender, float]:
         return {p: entry.until for p, entry in resources.items()}
 
 
-def release_decision(prefix: Prefix, entry: QuarantineEntry, now: float, reason: str) -> Decision:
+def release_decision(prefix: Sender, entry: QuarantineEntry, now: float, reason: str) -> Decision:
     before = f"quarantined until {time_text(entry.until)}"
-    return Decision(now, entry.peer, entry.policy, entry.epoch, "release", prefix_text(prefix), before, "free", reason)
+    return Decision(now, entry.peer, entry.policy, entry.epoch, "release", sender_text(prefix), before, "free", reason)
 
 
-def seconds_left(resources: Mapping[Prefix, QuarantineEntry], now: float) -> dict[Prefix, float]:
-    return {p: entry.until - now for p, entry in resources.items() if entry.until > now}
+def seconds_left(resources: Mapping[Sender, QuarantineEntry], now: float) -> dict[Prefix, float]:
+    """Of the prefixes; packets of one peer alone are not for nftables."""
+    return {
+        p: entry.until - now for p, entry in resources.items() if not isinstance(p, PeerPrefix) and entry.until > now
+    }
+
+
+def narrowed(prefix: Prefix, peer: str, shared: Iterable[Prefix]) -> Sender:
+    """The prefix; or the peer's packets from it, if others have addresses of it, too. `shared`: as in a View."""
+    return PeerPrefix(prefix, peer) if any(within(prefix, s) or within(s, prefix) for s in shared) else prefix
+
+
+def sender_text(sender: Sender) -> str:
+    return f"{prefix_text(sender.prefix)} of {sender.peer}" if isinstance(sender, PeerPrefix) else prefix_text(sender)
+
+
+def how(sender: Sender) -> str:
+    return ", packets with its key alone: other peers share the address" if isinstance(sender, PeerPrefix) else ""
 
 
 def time_text(at: float) -> str:

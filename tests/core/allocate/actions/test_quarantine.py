@@ -1,12 +1,18 @@
 """What quarantine makes of firings."""
 
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 
 from firings import EMPTY, firing
 
 from scentd.core.allocate import plan
-from scentd.core.allocate.actions.quarantine import QUARANTINED_MAX, QuarantineAction, QuarantineEntry
-from scentd.model import Desired
+from scentd.core.allocate.actions import ACTIONS
+from scentd.core.allocate.actions.quarantine import (
+    QUARANTINED_MAX,
+    QuarantineAction,
+    QuarantineEntry,
+    seconds_left,
+)
+from scentd.model import Desired, PeerPrefix, View
 
 NODE, OTHER = ip_network("10.0.0.7/32"), ip_network("fd00::7/128")
 QUARANTINE = QuarantineAction(timeout=60.0)
@@ -62,3 +68,36 @@ def test_every_address_and_too_many_are_refused():
     more = plan.plan(full, [firing(QUARANTINE, 0.0, (NODE, OTHER))], 0.0)
     assert len(more.desired.of("quarantine")) == QUARANTINED_MAX
     assert ["refused" in d.after for d in more.decisions] == [True]
+
+
+def test_where_others_have_the_address_only_packets_of_the_key_are_meant():
+    """Each of the two who share it is quarantined by itself, and nftables gets neither."""
+    shared = (ip_network("10.0.0.0/24"),)
+    kind, network = ACTIONS["quarantine"], QuarantineAction(target="network", timeout=60.0)
+    prefixes = (ip_network("10.0.0.0/16"), ip_network("192.0.2.1/32"))
+    view = View("a", (), 0.0, prefixes=prefixes, affected=frozenset((ip_address("10.0.0.7"),)), shared=shared)
+    assert kind.targets(network, view) == (PeerPrefix(prefixes[0], "a"), prefixes[1])
+    assert kind.targets(QUARANTINE, view) == (PeerPrefix(NODE, "a"),)
+    both = [firing(QUARANTINE, 0.0, (PeerPrefix(NODE, peer),), peer=peer) for peer in ("a", "b")]
+    made = plan.plan(EMPTY, both, 0.0)
+    (decision, _) = made.decisions
+    assert decision.target == "10.0.0.7 of a"
+    assert decision.after.endswith("packets with its key alone: other peers share the address")
+    resources = made.desired.of("quarantine")
+    assert seconds_left(resources, 0.0) == {}
+    assert kind.barred_senders(resources) == {PeerPrefix(NODE, "a"): 60.0, PeerPrefix(NODE, "b"): 60.0}
+    assert [r.resource for r in kind.describe(resources)] == ["10.0.0.7 of a", "10.0.0.7 of b"]
+    everybody = firing(QUARANTINE, 0.0, (PeerPrefix(ip_network("0.0.0.0/0"), "a"),))
+    assert len(plan.plan(EMPTY, [everybody], 0.0).desired.of("quarantine")) == 1
+
+
+def test_an_address_that_others_have_by_now_is_released():
+    """The policy fires again, and then for the peer alone."""
+    quarantined = plan.plan(EMPTY, [firing(QUARANTINE, 0.0, (NODE,))], 0.0).desired
+    policies = [firing(QUARANTINE).policy]
+    assert plan.reload(quarantined, policies, {"a": ()}, 1.0).desired == quarantined
+    released = plan.reload(quarantined, policies, {"a": (ip_network("10.0.0.0/8"),)}, 1.0)
+    assert released.desired == EMPTY
+    assert [d.action for d in released.decisions] == ["release"]
+    narrowed = plan.plan(EMPTY, [firing(QUARANTINE, 0.0, (PeerPrefix(NODE, "a"),))], 0.0).desired
+    assert plan.reload(narrowed, policies, {"a": ()}, 1.0).desired == narrowed
