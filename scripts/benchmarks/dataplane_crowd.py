@@ -91,7 +91,8 @@ class Crowd:
         table["stamp.outgoing"].update_many((PAIR.pack(n), before + key_id(n) + behind) for n in numbers)
         example = [key for key, _ in own] + [prefix_head(maps.SCOPE_ROUTE, f) + bytes(16) for f in FAMILIES]
         lengths = encode.lengths(example, encode.STAMP_SCOPES)
-        table["stamp.settings"].update(PAIR.pack(0), maps.STAMP_SETTINGS.pack(offload.RUN_NS, 0, 0, *lengths))
+        masks = (0,) * maps.MASKS_MAX
+        table["stamp.settings"].update(PAIR.pack(0), maps.STAMP_SETTINGS.pack(offload.RUN_NS, 0, 0, *masks, *lengths))
 
     def _fill_verify(self) -> None:
         table, numbers = self.programs.maps, range(self.peers)

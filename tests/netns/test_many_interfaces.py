@@ -228,9 +228,11 @@ def test_a_stop_in_the_middle(nodes):
     """Whatever the daemon was about to do: nothing of it stays, and what comes later gets nothing."""
     a, _, crowd = nodes
     names = crowd.add("end", MORE)
-    a.stop()
-    assert traces(a) == []
-    assert not a.host.call(clsact.attached_sides)
-    assert not a.pin_dir.exists() or not links(a)
-    crowd.delete(names)
+    try:
+        a.stop()
+        assert traces(a) == []
+        assert not a.host.call(clsact.attached_sides)
+        assert not a.pin_dir.exists() or not links(a)
+    finally:
+        crowd.delete(names)
     assert {i.name for i in a.host.call(attach.read_interfaces)} >= {"old0", f"old{MANY - 1}"}

@@ -204,6 +204,8 @@ def test_what_is_applied_is_on_the_host(b, name):
     """The programs' maps show what the queue's workers are told, too. `stamp.fail` shows in the rules of a queue."""
     if (b.pin_dir is None) != (name == "stamp.fail"):
         pytest.skip("not shown on this path; test_a_reload_is_as_good_as_a_start")
+    if b.pin_dir:
+        until(lambda: contents(b, "stamp-outgoing"), "an epoch, whose flags say how its packets are stamped")
     before = state(b)
     change(b, name)
     b.write()
