@@ -150,9 +150,9 @@ def test_two_workers_share_the_flows(nodes):
         lines = node.host.out("cat", "/proc/net/netfilter/nfnetlink_queue").split("\n")
         return {int(line.split()[0]): int(line.split()[7]) for line in lines if line}
 
+    used = range(22600, 22604)  # the last two are for long IPv6 packets
     for node in (a, b):
         assert sorted(counts(node)) == [*range(22600, 22606)]
-        used = range(22600, 22604)  # the last two are for long IPv6 packets
         until(lambda node=node: all(map(counts(node).get, used)), "each queue has seen packets")
 
 
