@@ -22,6 +22,7 @@ from typing import Any
 
 from pyroute2 import netns
 
+from benchmarks import fleet_parts
 from benchmarks.dataplane_daemons import toml
 from benchmarks.interfaces import Sender, bpf_folder
 from benchmarks.lab import ADDRESS, PORT, Lab, LabError
@@ -34,6 +35,7 @@ NETWORKS = 10
 INTERVAL = 5  # seconds
 PATIENCE = 5 * INTERVAL
 PAUSE = 0.001  # seconds between two datagrams
+PART_ROUNDS = 9
 HOLD = 1  # seconds that an event lasts
 QUIET, BUSY = 0.1, 0.9
 ALERT = {"event_type": "alert", "alert": {"severity": 1, "category": "A Network Trojan was detected"}}
@@ -261,11 +263,16 @@ def run(rounds: int, quick: bool) -> dict[str, Any]:
         {"what": "alarm to packet, ms", **percentiles(raised[False], 1e3)},
         {"what": "alarm within a second of an epoch, ms", **percentiles(raised[True], 1e3)},
     ]
-    return {"benchmark": "fleet", "quick": quick, "rounds": rounds, "interval": INTERVAL, "rows": rows, "goals": GOALS}
+    parts = fleet_parts.rows(1 if quick else PART_ROUNDS, 0.02 if quick else 0.3)
+    head = {"benchmark": "fleet", "quick": quick, "rounds": rounds, "interval": INTERVAL}
+    return {**head, "rows": rows, "parts": parts, "goals": GOALS}
 
 
 def table(result: dict[str, Any]) -> str:
     """For people."""
     head = (f"interval {result['interval']} s", "number", "p50", "p99")
     lines = [(row["what"], *(f"{row.get(k, float('nan')):.4g}" for k in head[1:])) for row in result["rows"]]
-    return columns([head, *lines])
+    nodes = sorted({row["nodes"] for row in result["parts"]})
+    us = {(row["part"], row["nodes"]): f"{row['us']['median']:.3g}" for row in result["parts"]}
+    parts = [(part, *(us[part, n] for n in nodes)) for part in dict.fromkeys(part for part, _ in us)]
+    return columns([head, *lines]) + "\n\n" + columns([("us an interval, nodes", *map(str, nodes)), *parts])

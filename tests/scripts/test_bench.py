@@ -48,6 +48,9 @@ def test_fleet():
     rows = {row["what"]: row for row in result["rows"]}
     assert rows["change to packet, s"]["number"] == 2
     assert sum(row["number"] for what, row in rows.items() if what.startswith("alarm")) == 2
+    assert {row["part"] for row in result["parts"]} == {"ingest", "aggregate", "quantise", "sign", "check"}
+    for row in result["parts"]:
+        assert_spread(row["us"])
     assert 0 < rows["change to packet, s"]["p50"] <= rows["change to packet, s"]["p99"] < 5 * result["interval"]
 
 
