@@ -55,7 +55,6 @@ class Attacher:
         self._force = force
         self.has_links = force != "clsact"  # as far as is known
         self._filtered: set[Side] | None = None  # sides with a filter of ours, or of an interface that is gone
-        self._emptied: set[int] = set()  # interfaces whose clsact qdisc has stayed after our filter
 
     def attach_all(self, programs: Mapping[Side, int], linked: Collection[int]) -> dict[Side, Mechanism]:
         """Attach programs, or replace ours by them. Return the mechanism of each side; those of gone interfaces lack.
@@ -100,7 +99,7 @@ class Attacher:
                 if filtered and direction == "egress":
                     clsact.remove_filters([side])
                 if filtered:
-                    self._emptied.add(ifindex)
+                    self._links.note_qdisc(ifindex)
                 self._filtered.discard(side)
                 return "tcx"
         if direction == "ingress":
@@ -134,13 +133,15 @@ class Attacher:
         for side in sides:
             self._links.detach(*side)
         if sides:
-            emptied = self._emptied & {ifindex for ifindex, _ in sides}
-            clsact.detach_all(sides, emptied)
-            self._emptied -= emptied
+            noted = self._links.noted_qdiscs() & {ifindex for ifindex, _ in sides}
+            clsact.detach_all(sides, noted)
+            for ifindex in noted:
+                self._links.forget_qdisc(ifindex)
 
     def forget(self, side: Side) -> None:
         """Remove what is left of a link whose interface is gone."""
         self._links.forget(*side)
+        self._links.forget_qdisc(side[0])
 
     def attached(self) -> dict[Side, Mechanism]:
         """The sides that have a program of scentd, whichever process attached it, and by what."""
@@ -158,8 +159,11 @@ class Attacher:
 
     def remove(self) -> None:
         """Remove every link pinned in the directory and every filter of ours in this namespace."""
+        noted = self._links.noted_qdiscs()
         self._links.remove()
-        clsact.remove(self._emptied)
+        clsact.remove(noted)
+        for ifindex in noted:
+            self._links.forget_qdisc(ifindex)
 
 
 def interfaces(links: Collection[Any]) -> list[Interface]:

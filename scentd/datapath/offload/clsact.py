@@ -71,7 +71,10 @@ def detach(ifindex: int, direction: Direction) -> None:
 
 
 def detach_all(sides: Collection[Side], emptied: Collection[int] = ()) -> None:
-    """Remove our filters from these sides, and their qdiscs and those of `emptied` if no filter at all is left."""
+    """Remove our filters from these sides, and their qdiscs and those of `emptied` if no filter at all is left.
+
+    `emptied`: interfaces whose qdisc may have stayed after our filters, when links took their place.
+    """
     ours = attached_sides({ifindex for ifindex, _ in sides}) & set(sides)
     remove_filters(ours)
     remove_qdiscs({ifindex for ifindex, _ in ours} | set(emptied))

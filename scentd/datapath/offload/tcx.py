@@ -18,6 +18,7 @@ from scentd.errors import HostError
 TYPES: dict[Direction, int] = {"ingress": 46, "egress": 47, "bridged": 47}  # BPF_TCX_INGRESS, BPF_TCX_EGRESS
 BEFORE = 1 << 3  # BPF_F_BEFORE; alone it means before all others
 PIN = re.compile(r"link-([0-9]+)-(ingress|egress|bridged)")
+NOTE = re.compile(r"qdisc-([0-9]+)")
 
 
 class Links:
@@ -93,6 +94,21 @@ class Links:
         for name in self.names():
             if PIN.match(name):
                 drop(os.path.join(self.directory, name))
+
+    def note_qdisc(self, ifindex: int) -> None:
+        """Note, for the next daemon, too, that a clsact qdisc of ours has stayed: as a directory, all that bpffs has."""
+        os.makedirs(self.note(ifindex), mode=0o700, exist_ok=True)
+
+    def noted_qdiscs(self) -> set[int]:
+        """The interfaces of these notes."""
+        return {int(match[1]) for name in self.names() if (match := NOTE.fullmatch(name))}
+
+    def forget_qdisc(self, ifindex: int) -> None:
+        if os.path.isdir(self.note(ifindex)):
+            os.rmdir(self.note(ifindex))
+
+    def note(self, ifindex: int) -> str:
+        return os.path.join(self.directory, f"qdisc-{ifindex}")
 
     def names(self) -> list[str]:
         try:
