@@ -96,7 +96,7 @@ class Links:
                 drop(os.path.join(self.directory, name))
 
     def note_qdisc(self, ifindex: int) -> None:
-        """Note, for the next daemon, too, that a clsact qdisc of ours has stayed: as a directory, all that bpffs has."""
+        """Note, for the next daemon, too, that a clsact qdisc of ours has stayed: a directory is all that bpffs has."""
         os.makedirs(self.note(ifindex), mode=0o700, exist_ok=True)
 
     def noted_qdiscs(self) -> set[int]:
