@@ -6,6 +6,9 @@ and one peer. Its number is small and belongs to this host alone.
 
 from __future__ import annotations
 
+from collections.abc import MutableSequence
+from typing import NamedTuple
+
 from msgspec import Struct
 
 from scentd.wire.carrier import NATIVE
@@ -13,7 +16,30 @@ from scentd.wire.layout import Treatment
 from scentd.wire.maps import NO_PAIR
 
 INTERFACE = 0  # in the place of a mask
-EPOCH_ROW = 4  # numbers of a slot of the epoch file: highest epoch, second first seen, epoch before, end of a leap
+
+
+class EpochRow(NamedTuple):
+    """A slot of the epoch file, in the order of its numbers."""
+
+    epoch: int = 0  # the highest
+    since: int = 0  # the second at which it was first seen
+    before: int = 0  # the epoch that was highest before
+    leapt: int = 0  # the last epoch of a stretch that was seen while both ends' clocks were ahead
+
+
+EPOCH_ROW = len(EpochRow._fields)
+Slots = MutableSequence[int] | memoryview  # EPOCH_ROW numbers for each slot
+SINCE, BEFORE, LEAPT = (EpochRow._fields.index(name) for name in ("since", "before", "leapt"))
+
+
+def raise_row(values: Slots, slot: int, epoch: int, since: int) -> None:
+    """Note an accepted epoch if it is the highest."""
+    at = EPOCH_ROW * slot
+    highest = values[at]
+    if epoch > highest:
+        values[at + BEFORE] = highest
+        values[at + SINCE] = since
+        values[at] = epoch  # last: who reads it finds the others
 
 
 class StampPair(Struct, frozen=True):

@@ -42,7 +42,7 @@ class LeapKeeper:
         self._max_future = config.verify.max_future
         self._peers = {pair.number: pair.peer.name for pair in verified}
         self._slots = {pair.number: seen_slot(pair.network.name, pair.peer.name) for pair in verified}
-        highest = {pair: epochs.row(pair)[0] for pair in self._peers}
+        highest = {pair: epochs.row(pair).epoch for pair in self._peers}
         self._leaps.begin(highest, from_file(read(self._path), self._slots.items(), self._boot, steady()))
 
     def note(self, pair: int, epoch: int) -> None:
@@ -54,7 +54,7 @@ class LeapKeeper:
         self._changed |= self._leaps.expire(steady())
         for pair, (before, noted) in self._leaps.fall_back(time.time() + self._max_future).items():
             self._changed = True
-            leapt = max(noted, self._epochs.row(pair)[0])  # a worker may have accepted one since
+            leapt = max(noted, self._epochs.row(pair).epoch)  # a worker may have accepted one since
             self._epochs.fall_back(pair, before, leapt)
             log.warning(
                 "peer %s: epoch %d was accepted while both clocks were ahead; they are right again, so what comes "
@@ -63,7 +63,7 @@ class LeapKeeper:
                 leapt,
                 before,
             )
-            yield pair, before, self._epochs.row(pair)[3]
+            yield pair, before, self._epochs.row(pair).leapt
 
     def save(self) -> None:
         """Write what has changed. Blocks for a moment."""

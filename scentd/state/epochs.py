@@ -16,7 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 from struct import Struct
 
-from scentd.core.tables import EPOCH_ROW
+from scentd.core.tables import BEFORE, EPOCH_ROW, LEAPT, SINCE, EpochRow, raise_row
 from scentd.errors import HostError
 
 MAGIC = b"scentd epochs 2\n"
@@ -24,7 +24,6 @@ _HEADER = len(MAGIC) + 8
 _SLOTS = {MAGIC: 24, b"scentd epochs 1\n": 16}  # bytes of a slot; the earlier layout lacks the last two numbers
 _FREE = b"\0" * 8
 ROW = Struct(f"={EPOCH_ROW}I")
-Entry = tuple[int, int, int, int]  # a row
 _SPARE = 256  # slots beyond those in use, so that most reloads need no new file
 
 
@@ -66,7 +65,7 @@ class Epochs:
             if id_ in self._slots:
                 at = EPOCH_ROW * self._slots[id_]
                 self.raise_row(self._slots[id_], epoch, since)
-                self.values[at + 3] = max(leapt, self.values[at + 3])
+                self.values[at + LEAPT] = max(leapt, self.values[at + LEAPT])
 
     def epoch(self, id_: bytes) -> int:
         return self.values[EPOCH_ROW * self._slots[id_]]
@@ -74,28 +73,21 @@ class Epochs:
     def set_epoch(self, id_: bytes, epoch: int) -> None:
         self.values[EPOCH_ROW * self._slots[id_]] = epoch
 
-    def row(self, slot: int) -> Entry:
-        """Return (highest epoch, second at which it was first seen, the one before, end of a leap) of a slot."""
-        epoch, since, before, leapt = self.values[EPOCH_ROW * slot : EPOCH_ROW * (slot + 1)]
-        return epoch, since, before, leapt
+    def row(self, slot: int) -> EpochRow:
+        return EpochRow(*self.values[EPOCH_ROW * slot : EPOCH_ROW * (slot + 1)])
 
     def raise_row(self, slot: int, epoch: int, since: int) -> None:
         """Note an accepted epoch if it is the highest."""
-        at = EPOCH_ROW * slot
-        highest = self.values[at]
-        if epoch > highest:
-            self.values[at + 2] = highest
-            self.values[at + 1] = since
-            self.values[at] = epoch  # last: who reads it finds the others
+        raise_row(self.values, slot, epoch, since)
 
     def fall_back(self, slot: int, epoch: int, leapt: int) -> None:
         """Go back to an epoch before a leap to `leapt`. Epochs up to there may not be ahead of the clock any more."""
         at = EPOCH_ROW * slot
-        self.values[at + 3] = max(leapt, self.values[at + 3])
-        self.values[at + 1] = self.values[at + 2] = 0
+        self.values[at + LEAPT] = max(leapt, self.values[at + LEAPT])
+        self.values[at + SINCE] = self.values[at + BEFORE] = 0
         self.values[at] = epoch
 
-    def entries(self) -> dict[bytes, Entry]:
+    def entries(self) -> dict[bytes, EpochRow]:
         return {id_: self.row(slot) for id_, slot in self._slots.items()}
 
     def sync(self) -> None:
@@ -113,7 +105,7 @@ def prepare(path: Path, ids: Sequence[bytes]) -> Epochs:
     A foreign or truncated file is renamed to PATH.bad, never overwritten. The new file has
     no epochs, so freshness depends on verify.max_age until epochs are seen.
     """
-    before: dict[bytes, Entry] = {}
+    before: dict[bytes, EpochRow] = {}
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         if path.exists():
@@ -144,21 +136,21 @@ def magic_of(path: Path) -> bytes:
     return magic if fits else b""
 
 
-def earlier_entries(data: bytes) -> dict[bytes, Entry]:
+def earlier_entries(data: bytes) -> dict[bytes, EpochRow]:
     """The entries of a file of the earlier layout."""
     count = int.from_bytes(data[len(MAGIC) : _HEADER], "big")
     numbers = memoryview(data[_HEADER + 8 * count :]).cast("I")
     names = (data[_HEADER + 8 * i : _HEADER + 8 * i + 8] for i in range(count))
-    return {name: (numbers[2 * i], numbers[2 * i + 1], 0, 0) for i, name in enumerate(names) if name != _FREE}
+    return {name: EpochRow(numbers[2 * i], numbers[2 * i + 1]) for i, name in enumerate(names) if name != _FREE}
 
 
-def _write(path: Path, ids: Sequence[bytes], before: dict[bytes, Entry]) -> None:
+def _write(path: Path, ids: Sequence[bytes], before: dict[bytes, EpochRow]) -> None:
     # Slots of identities that left the configuration are kept: if one returns, its old epochs must stay refused.
     names = list(dict.fromkeys((*before, *ids)))
     count = len(names) + _SPARE
     data = MAGIC + count.to_bytes(8, "big")
     data += b"".join(names) + b"\0" * 8 * _SPARE
-    rows = b"".join(ROW.pack(*before.get(name, (0, 0, 0, 0))) for name in names)
+    rows = b"".join(ROW.pack(*before.get(name, EpochRow())) for name in names)
     temporary = path.with_suffix(".new")
     with open(temporary, "wb") as file:
         os.fchmod(file.fileno(), 0o600)

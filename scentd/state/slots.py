@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from scentd.config.sections import Config
 from scentd.core.pairs import Identities, PairName
+from scentd.core.tables import EpochRow
 from scentd.state.epochs import Epochs, slot_id
 from scentd.wire import keys
 
@@ -30,7 +31,7 @@ def carry_over(epochs: Epochs, config: Config, identities: Mapping[str, Identiti
 
     def take(slot: bytes, olds: Iterable[bytes]) -> None:
         if not epochs.epoch(slot):
-            epoch, since, *_ = max((entries[old] for old in olds if old in entries), default=(0, 0, 0, 0))
+            epoch, since, *_ = max((entries[old] for old in olds if old in entries), default=EpochRow())
             epochs.raise_row(epochs.slot(slot), epoch, since)
 
     publics = {p.name: [keys.parse_public(text).raw for text in p.public_keys] for p in config.peer}

@@ -8,14 +8,25 @@ bytes needs no tag.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, Mapping, MutableSequence
+from collections.abc import Callable, Mapping
 from struct import Struct
 from typing import NamedTuple
 
 from scentd.core.packet import mss, quote
 from scentd.core.packet.incoming_pair import IncomingPair
 from scentd.core.packet.stamp import IPV4_FRAGMENT_BITS, MAX_FLOWS, unpack_ipv4, unpack_ipv6
-from scentd.core.tables import EPOCH_ROW, Incoming, IncomingKeys, Treatments, VerifyTable
+from scentd.core.tables import (
+    BEFORE,
+    EPOCH_ROW,
+    LEAPT,
+    SINCE,
+    Incoming,
+    IncomingKeys,
+    Slots,
+    Treatments,
+    VerifyTable,
+    raise_row,
+)
 from scentd.model import Fragment
 from scentd.prefix import PrefixMap
 from scentd.wire import ip, layout, tag
@@ -27,7 +38,6 @@ BARRED = -1  # accepted, but its sender is in quarantine at an address where oth
 EPOCH_MAX = 0xFFFFFFFF
 MAX_NODES = 4096  # source addresses kept for a pair between two calls of drain_nodes()
 
-Slots = MutableSequence[int] | memoryview
 Unquote = Callable[[bytes, ip.Parsed], bytes | None]
 MakeRoom = Callable[[bytes, ip.Parsed], bytes]
 
@@ -270,7 +280,7 @@ class Verifier:
 
     def _is_ahead_again(self, pair: IncomingPair, epoch: int) -> bool:
         """Whether an epoch of the stretch that was accepted while both clocks were wrong is ahead of ours."""
-        leapt = self._epochs[EPOCH_ROW * pair.incoming.slot + 3]
+        leapt = self._epochs[EPOCH_ROW * pair.incoming.slot + LEAPT]
         return epoch <= leapt and epoch > self._now + layout.LEAPT_FUTURE
 
     def _is_fresh(self, pair: IncomingPair, epoch: int) -> bool:
@@ -284,15 +294,13 @@ class Verifier:
         if pair.epoch > highest:  # the highest has fallen back, since both clocks were wrong
             pair.epoch = 0
         if epoch > highest:
-            if epoch > self._epochs[at]:  # read again: another worker may just have written a higher epoch
-                self._epochs[at + 2] = highest
-                self._epochs[at + 1] = min(int(self._now), EPOCH_MAX)
-                self._epochs[at] = epoch  # last: who reads it finds the others
+            # It reads the highest again: another worker may just have written a higher one.
+            raise_row(self._epochs, pair.incoming.slot, epoch, min(int(self._now), EPOCH_MAX))
             self._forget()
             return True
         if epoch == highest:
             return True
-        return 0 < self._epochs[at + 2] <= epoch and 0 <= self._now - self._epochs[at + 1] <= self._table.grace
+        return 0 < self._epochs[at + BEFORE] <= epoch and 0 <= self._now - self._epochs[at + SINCE] <= self._table.grace
 
     def _record(self, pair: IncomingPair, fitting: IncomingKeys, parsed: ip.Parsed, scent: bytes) -> None:
         """Record the source, the glance and the fragment of an accepted scent. A fragment is an event once an epoch."""
