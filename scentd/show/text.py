@@ -66,11 +66,11 @@ def network_lines(network: NetworkStatus) -> list[str]:
     if network.epoch:
         lines.append(f"  epoch {network.epoch}, overall {level(network.overall)}")
         lines.append(f"  {levels(network.levels)}")
-    return (
-        lines
-        + state_lines("node", network.node_states, network.nodes)
-        + state_lines("source", network.source_states, network.sources)
-    )
+    lines += state_lines("node", network.node_states, network.nodes)
+    lines += state_lines("source", network.source_states, network.sources)
+    if any(network.intake.values()):
+        lines.append(f"  refused, clipped or noticed of samples: {counts(network.intake)}")
+    return lines
 
 
 STATES_SHOWN = 10  # nodes or sources of a network that are not fresh

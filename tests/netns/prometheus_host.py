@@ -1,4 +1,4 @@
-"""A real Prometheus server in a namespace, scraping a real exporter there.
+"""A real Prometheus server in a namespace, which scrapes what its jobs say, or a page of the test's own.
 
 with PrometheusHost(host, directory) as prometheus:
     prometheus.gauge.labels("acme", "10.1.0.1").set(40)
@@ -11,50 +11,36 @@ import subprocess
 from contextlib import suppress
 from http.client import HTTPConnection
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from hosts import until
 from prometheus_client import CollectorRegistry, Gauge, start_http_server
 from topology import Host
 
 PORT, EXPORTER_PORT = 9090, 9100
-SCRAPE = """\
-global: {scrape_interval: 500ms, scrape_timeout: 400ms}
-scrape_configs:
-  - job_name: tenants
-    honor_labels: true  # `instance` as the exporter says it
-    static_configs: [{targets: ["127.0.0.1:%d"]}]
-"""
+GLOBAL = {"scrape_interval": "500ms", "scrape_timeout": "400ms"}
 
 
-class PrometheusHost:
-    """Both on loopback, with a data directory of their own."""
+class Prometheus:
+    """On loopback, with a data directory of its own. `jobs` are its `scrape_configs`."""
 
-    def __init__(self, host: Host, directory: Path) -> None:
+    def __init__(self, host: Host, directory: Path, *jobs: dict[str, Any]) -> None:
         self.host = host
         self.directory = directory
-        self.registry = CollectorRegistry()
-        self.gauge = Gauge("tenant_load", "Load", ["network", "instance"], registry=self.registry)
-        self.latency = Gauge("probe_seconds", "To a region", ["network", "region"], registry=self.registry)
+        self.jobs = jobs
         self.process: subprocess.Popen[Any] | None = None
 
-    def __enter__(self) -> PrometheusHost:
-        self._exporter, self._thread = self.host.call(
-            start_http_server, EXPORTER_PORT, addr="127.0.0.1", registry=self.registry
-        )
+    def __enter__(self) -> Self:
         self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-        self._exporter.shutdown()
-        self._thread.join()
-        self._exporter.server_close()
 
     def start(self, *arguments: str, wait: bool = True) -> None:
         self.directory.mkdir(exist_ok=True)
         file = self.directory / "prometheus.yml"
-        file.write_text(SCRAPE % EXPORTER_PORT)
+        file.write_text(json.dumps({"global": GLOBAL, "scrape_configs": self.jobs}))  # which is YAML, too
         with open(self.directory / "log", "ab") as log:
             self.process = self.host.start(
                 "prometheus",
@@ -76,7 +62,7 @@ class PrometheusHost:
 
     def scraped(self) -> bool:
         with suppress(OSError, ValueError):
-            return bool(self.ask("up==1"))
+            return len(self.ask("up==1")) == len(self.jobs)
         return False
 
     def ask(self, query: str) -> list[dict[str, Any]]:
@@ -91,3 +77,27 @@ class PrometheusHost:
         connection = HTTPConnection("127.0.0.1", PORT, timeout=2)
         connection.connect()
         return connection
+
+
+class PrometheusHost(Prometheus):
+    """With a real exporter beside it, whose gauges the test sets."""
+
+    def __init__(self, host: Host, directory: Path) -> None:
+        # `instance` is as the exporter says it.
+        targets = [{"targets": [f"127.0.0.1:{EXPORTER_PORT}"]}]
+        super().__init__(host, directory, {"job_name": "tenants", "honor_labels": True, "static_configs": targets})
+        self.registry = CollectorRegistry()
+        self.gauge = Gauge("tenant_load", "Load", ["network", "instance"], registry=self.registry)
+        self.latency = Gauge("probe_seconds", "To a region", ["network", "region"], registry=self.registry)
+
+    def __enter__(self) -> Self:
+        self._exporter, self._thread = self.host.call(
+            start_http_server, EXPORTER_PORT, addr="127.0.0.1", registry=self.registry
+        )
+        return super().__enter__()
+
+    def __exit__(self, *_: object) -> None:
+        super().__exit__()
+        self._exporter.shutdown()
+        self._thread.join()
+        self._exporter.server_close()

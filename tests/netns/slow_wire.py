@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 import select
+import socket
 import struct
 import threading
 import time
@@ -72,3 +73,44 @@ def open_tap(name: str) -> int:
     end = os.open("/dev/net/tun", os.O_RDWR)
     fcntl.ioctl(end, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TAP | IFF_NO_PI))
     return end
+
+
+class Talk:
+    """Messages from a to east and back, one after another, until the block ends."""
+
+    def __init__(self, a: Host, east: Host) -> None:
+        with east.call(socket.create_server, (east.ipv4, 0)) as listener:
+            self.near = a.call(socket.create_connection, listener.getsockname(), 10)
+            self.far, _ = listener.accept()
+        self.threads = [threading.Thread(target=t) for t in (self.speak, self.answer)]
+
+    def __enter__(self) -> Talk:
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for end in (self.near, self.far):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        for thread in self.threads:
+            thread.join()
+        self.near.close()
+        self.far.close()
+
+    def speak(self) -> None:
+        with suppress(OSError):
+            while True:
+                self.near.sendall(bytes(30_000))
+                self.near.recv(1)
+
+    def answer(self) -> None:
+        with suppress(OSError):
+            while True:
+                rest = 30_000
+                while rest:
+                    got = len(self.far.recv(rest))
+                    if not got:
+                        return
+                    rest -= got
+                self.far.sendall(b"k")

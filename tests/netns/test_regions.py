@@ -5,13 +5,9 @@ b ---- a ~~~~ east      a speaks TCP with east over a wire that is slow and lose
 
 from __future__ import annotations
 
-import socket
-import threading
-from contextlib import suppress
-
 import pytest
 from hosts import Node, acquainted, peer_of, start, until
-from slow_wire import SlowWire
+from slow_wire import SlowWire, Talk
 from topology import Topology
 
 pytestmark = pytest.mark.netns
@@ -50,53 +46,12 @@ def fired(node):
     return {p["policy"] for p in node.status()["allocation"]["policies"] if p["outcomes"].get("fired")}
 
 
-class Talk:
-    """Messages from a to east and back, one after another, until the block ends."""
-
-    def __init__(self, a, east):
-        with east.call(socket.create_server, ("10.3.0.2", 0)) as listener:
-            self.near = a.host.call(socket.create_connection, listener.getsockname(), 10)
-            self.far, _ = listener.accept()
-        self.threads = [threading.Thread(target=t) for t in (self.speak, self.answer)]
-
-    def __enter__(self):
-        for thread in self.threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_):
-        for end in (self.near, self.far):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-        for thread in self.threads:
-            thread.join()
-        self.near.close()
-        self.far.close()
-
-    def speak(self):
-        with suppress(OSError):
-            while True:
-                self.near.sendall(bytes(30_000))
-                self.near.recv(1)
-
-    def answer(self):
-        with suppress(OSError):
-            while True:
-                rest = 30_000
-                while rest:
-                    got = len(self.far.recv(rest))
-                    if not got:
-                        return
-                    rest -= got
-                self.far.sendall(b"k")
-
-
 def test_the_path_and_not_the_network_is_slow(net):
     a, b, east, wire = net
     a.network["source"] = [{"kind": "memory"}, TCP]
     start(a, b)
     acquainted(b, a)
-    with Talk(a, east):
+    with Talk(a.host, east):
         until(lambda: "region=east;metric=latency;level=low" in items(a), "a fast path to east")
         wire.delay = 0.06
         until(lambda: SLOW in items(a), "east is slow")
