@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Coroutine
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scentd import __version__, reload, revoke
 from scentd.bus.local import LocalBus
@@ -39,6 +40,9 @@ from scentd.state.issued import IssuedEpochs
 from scentd.system import notify
 from scentd.system.clock import ClockWatch
 from scentd.wire import keys, layout
+
+if TYPE_CHECKING:
+    from scentd.roles.fleet.fleet import FleetRole
 
 log = logging.getLogger("scentd")
 
@@ -64,6 +68,7 @@ class Daemon:
         self._issued = IssuedEpochs(issued.directory(self.config))
         self._stamper = StamperRole(self._bus, self._paths, self.config.datapath.mark_stamped, self._issued)
         self._profiler = ProfilerRole(self._bus)
+        self._fleet = self._join_fleet(setup)
         self._collector = CollectorRole(self._bus, pin_dir=self.config.datapath.pin_dir)
         self._server = Server(
             self.config.daemon.control_socket,
@@ -125,6 +130,9 @@ class Daemon:
         outgoing = await asyncio.to_thread(self._stamper.last_outgoing)
         await self._paths.install(self.config, self._pairs, self._epochs, outgoing)
         self._allocator.start()
+        if self._fleet is not None:
+            await self._fleet.configure(self.config, self._pairs)
+            self._fleet.start()
         await self._profiler.replace(self.config, self._pairs, self._epochs)
         if problems := await self._collector.replace(self.config):
             raise HostError("\n".join(problems))
@@ -157,6 +165,8 @@ class Daemon:
             task.cancel()
         await self._collector.stop()
         await self._profiler.stop()
+        if self._fleet is not None:
+            await self._fleet.stop()
         self._stamper.stop()
         await self._paths.stop(leave=self._leave)
         await asyncio.to_thread(self._allocator.close, not self._leave)
@@ -165,6 +175,16 @@ class Daemon:
         if not self._leave:
             self._issued.remove()
         log.info("ended: all that was made on the host stays" if self._leave else "stopped")
+
+    def _join_fleet(self, setup: Setup) -> FleetRole | None:
+        """The bus between hosts, if this one is on it. Raises ScentdError."""
+        if setup.bus_identity is None:
+            return None
+        try:
+            from scentd.roles.fleet.fleet import FleetRole
+        except ModuleNotFoundError as error:
+            raise HostError(f"bus.url: needs the package {error.name}: pip install 'scentd[bus]'") from None
+        return FleetRole(setup.config.bus, setup.bus_identity, self._bus, self._profiler)
 
     def _sync_epochs(self) -> None:
         try:
@@ -193,6 +213,8 @@ class Daemon:
             await self._paths.install(new, pairs, epochs)
         except HostError as error:
             problems.append(f"{error}; tried again every {SYNC_TICKS * TICK:.0f} s")
+        if self._fleet is not None:
+            await self._fleet.configure(new, pairs)
         await self._profiler.replace(new, pairs, epochs, before)
         return problems + await self._collector.replace(new)
 
@@ -246,7 +268,7 @@ class Daemon:
     async def _tick(self) -> None:
         if jump := self._clock.jumped():
             log.warning("the clock was set by %+.0f s, or this machine was suspended; epochs begin anew", jump)
-            self._profiler.clock_was_set()
+            self._profiler.hurry()
         await self._paths.tick()
         self._verifier.tick()
         self._allocator.tick()
@@ -317,6 +339,7 @@ class Daemon:
             reverted_at=self._reloads.reverted_at,
             networks=networks,
             prometheus_servers=self._collector.servers(),
+            bus=None if self._fleet is None else self._fleet.status(),
             peers=peers,
             traffic=traffic,
             strangers=packet_counts.strangers(counters, outcomes.values()),

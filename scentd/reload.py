@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from scentd.config.sections import Config
 from scentd.core.pairs import Identities
@@ -22,6 +23,7 @@ from scentd.kinds import load_config
 from scentd.model import SCHEMA
 from scentd.state import identities
 from scentd.system import notify
+from scentd.wire import keys
 
 log = logging.getLogger("scentd")
 
@@ -33,6 +35,7 @@ RESTART_ONLY: tuple[tuple[str, Callable[[Config], object]], ...] = (
     ("daemon.state_dir", lambda c: c.daemon.state_dir),
     ("daemon.control_socket", lambda c: c.daemon.control_socket),
     ("guard.socket", lambda c: c.guard.socket),
+    ("bus", lambda c: replace(c.bus, host=[])),  # another host is no reason to restart
 )
 
 
@@ -42,6 +45,7 @@ class Setup:
 
     config: Config
     identities: Mapping[str, Identities]
+    bus_identity: keys.Identity | None = None  # this host's own on the bus between hosts; None: it is not on it
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +69,7 @@ class ReloadOutcome(Struct, frozen=True, kw_only=True):
 def read(path: str) -> Setup:
     """Raises ConfigError with every mistake, also of keys."""
     config = load_config(path)
-    return Setup(config, identities.load(config))
+    return Setup(config, identities.load(config), identities.load_bus(config))
 
 
 class Reloads:

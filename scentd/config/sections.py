@@ -12,6 +12,7 @@ from typing import Annotated, ClassVar, Literal
 from msgspec import Meta
 
 from scentd.config.between import check_config
+from scentd.config.bus import Bus, check_bus
 from scentd.config.node import Aggregation, Node, NodeName, Role, check_nodes
 from scentd.config.origin import check_origin
 from scentd.config.policy import Policy
@@ -144,6 +145,8 @@ class Network(Table):
     next_key_file: str = (
         ""  # while its key changes: packets for this key are accepted, too, and nothing is signed by it
     )
+    public_key: str = ""  # by which a host without key_file checks the profiles that it stamps
+    next_public_key: str = ""  # while its key changes
     addresses: list[str] = []  # its nodes' prefixes; empty: every address of this host, or what the next two say
     interface: list[str] = []  # its nodes' packets come in by one of these (tap, veth, VRF), whatever their addresses
     mark: str = ""  # or have this packet mark, as "0x100/0xff00": value and mask
@@ -238,9 +241,10 @@ class Config(Table):
     peer: list[Peer] = []
     prometheus_server: list[PrometheusServer] = []
     policy: list[Policy] = []
+    bus: Bus = Bus()
 
     def mistakes(self, path: str) -> list[str]:
-        return check_config(self)
+        return check_config(self) + check_bus(self)
 
 
 def stamped_peers(config: Config) -> list[Peer]:
@@ -272,7 +276,7 @@ def check_network(network: Network, path: str) -> list[str]:
         )
     if network.low > network.high:
         problems.append(f"{path}.low: is above {path}.high; lower the one or raise the other")
-    problems += check_duties(network, path)
+    problems += check_duties(network, path) + check_network_keys(network, path)
     problems += check_regions(network.regions, f"{path}.regions")
     problems += check_metric_slots(network.metrics, f"{path}.metrics")
     problems += check_nodes(network, path)
@@ -304,6 +308,19 @@ def check_duties(network: Network, path: str) -> list[str]:
             f"sources, or {path}.stamp = true"
         ]
     return []
+
+
+def check_network_keys(network: Network, path: str) -> list[str]:
+    problems = []
+    for name in ("public_key", "next_public_key"):
+        try:
+            if text := getattr(network, name):
+                keys.parse_public(text)
+        except ValueError as error:
+            problems.append(f"{path}.{name}: {error}")
+    if network.next_public_key and not network.public_key:
+        problems.append(f"{path}.next_public_key: not without public_key, which is the key in use")
+    return problems
 
 
 def check_metric_slots(metrics: dict[str, int], path: str) -> list[str]:

@@ -102,6 +102,26 @@ class PrometheusServerStatus(Struct, frozen=True, kw_only=True):
     counters: dict[str, int]  # of its answers, since the last reload
 
 
+class LeaseStatus(Struct, frozen=True, kw_only=True):
+    """Which of several profilers of one name issues."""
+
+    active: bool  # this one
+    instance: str  # this one's own name, anew with each start
+    holder: str  # whose the lease was when it was last read; "" if nobody's
+    term: int  # of this one's lease
+
+
+class BusStatus(Struct, frozen=True, kw_only=True):
+    """The bus between hosts, [bus]."""
+
+    name: str  # of this host
+    connected: bool
+    server: str  # host and port
+    why_not: str  # why it is not connected
+    lease: LeaseStatus | None  # None: nothing is signed here
+    counters: dict[str, int]  # messages sent and taken, and those refused, by reason
+
+
 class Glance(Struct, frozen=True):
     load: float
     threat: float
@@ -227,6 +247,7 @@ class Status(Struct, frozen=True, kw_only=True):
     reverted_at: float | None = None  # Unix time at which one went back, until another is applied: not the file's runs
     networks: list[NetworkStatus]
     prometheus_servers: list[PrometheusServerStatus] = []
+    bus: BusStatus | None = None  # None: this host is on no bus
     peers: list[PeerStatus]
     traffic: list[PeerTraffic]  # by peer
     strangers: PeerTraffic  # what was rejected, absent or unstamped and is no peer's

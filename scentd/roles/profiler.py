@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from scentd.bus.local import LocalBus
 from scentd.config.sections import Config, Network
@@ -43,6 +43,8 @@ class ProfilerRole:
         self._profilers: dict[str, NetworkProfiler] = {}
         self._collected: set[str] = set()  # networks of this host: what is not signed here, another host signs
         self.unknown_network = 0  # Samples of networks that are not signed here
+        self.gate: Callable[[], bool] = lambda: True  # whether this host may issue now, and no other profiler does
+        self._epochs: Epochs | None = None
         bus.subscribe(Samples, self._on_samples)
 
     async def replace(self, config: Config, pairs: Pairs, epochs: Epochs, before: Epochs | None = None) -> None:
@@ -57,12 +59,15 @@ class ProfilerRole:
             await profiler.stop()
         if before is not None:
             epochs.raise_to(before)
+        self._epochs = epochs
         for network in config.network:
             self._collected.add(network.name)
             if network.signs:
                 identity = pairs.identities[network.name][0]
                 issued = pairs.issued_pairs(network.name)
-                profiler = NetworkProfiler(network, identity, issued, self._bus, config.verify.max_future)
+                profiler = NetworkProfiler(
+                    network, identity, issued, self._bus, self.may_issue, config.verify.max_future
+                )
                 if network.name in old:
                     profiler.adopt(old[network.name])
                 profiler.begin(epochs, issued_slot(network.name))
@@ -72,14 +77,23 @@ class ProfilerRole:
         for profiler in self._profilers.values():
             await profiler.stop()
 
-    def clock_was_set(self) -> None:
-        """Issue new epochs at once: the last ones are of another time."""
+    def may_issue(self) -> bool:
+        return self.gate()
+
+    def raise_epoch(self, network: str, epoch: int) -> None:
+        """Another profiler has issued this epoch: the next one here is a later one."""
+        if network in self._profilers and self._epochs is not None:
+            slot = issued_slot(network)
+            self._epochs.set_epoch(slot, max(epoch, self._epochs.epoch(slot)))
+
+    def hurry(self) -> None:
+        """Issue new epochs at once: the last ones are of another time, or of another profiler."""
         for profiler in self._profilers.values():
             profiler.hurry()
 
     def has_issued(self) -> bool:
         """Whether every network that is signed here has an epoch."""
-        return all(profiler.issued for profiler in self._profilers.values())
+        return not self.gate() or all(profiler.issued for profiler in self._profilers.values())
 
     async def explain(self, network: str) -> ProfileExplanation | None:
         """How the network's last profile came about; None if none was issued here."""
@@ -135,10 +149,14 @@ class NetworkProfiler:
         identity: keys.Identity,
         pairs: Sequence[IssuedPair],
         bus: LocalBus,
+        may_issue: Callable[[], bool],
         max_future: float = 10.0,
     ) -> None:
-        """`max_future`: seconds by which receivers take epochs that are ahead of their clocks."""
+        """`may_issue`: whether no other profiler does now. `max_future`: seconds by which receivers take epochs that
+        are ahead of their clocks.
+        """
         self.network = network
+        self._may_issue = may_issue
         self._max_future = max_future
         self._clock_told = False  # that the clock is wrong
         self.statement: Statement | None = None
@@ -232,6 +250,8 @@ class NetworkProfiler:
         if not alarm:  # of thousands of nodes it takes a while
             self._nodes.look(self.roll.nodes(now), time.monotonic())
         inputs = Inputs(now, self.roll.entries(), self.roll.events(), self.roll.watched(now))
+        if not self._may_issue():
+            return
         samples = [entry.sample for entry in inputs.entries]
         statement = score.statement(self.network, samples, inputs.events, now, inputs.watched)
         epoch = self._next_epoch(now, epochs.epoch(slot), alarm)

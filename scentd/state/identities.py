@@ -43,6 +43,22 @@ def load(config: Config) -> dict[str, tuple[keys.Identity, ...]]:
     return found
 
 
+def load_bus(config: Config) -> keys.Identity | None:
+    """This host's own identity on the bus between hosts; None if it is not on one. Raises ConfigError."""
+    if not config.bus.used:
+        return None
+    try:
+        own = key_files.load(config.bus.key_file)
+        for i, host in enumerate(config.bus.host):
+            public = keys.parse_public(host.public_key)
+            if public == own.public:
+                raise ValueError(f"host[{i}].public_key: is the key of this host; name the other's")
+            keys.pair_secret(own, public)
+    except (ScentdError, ValueError) as error:
+        raise ConfigError([f"bus.{error}"]) from None
+    return own
+
+
 def credentials_elsewhere(config: Config) -> list[str]:
     """The networks whose keys are systemd credentials that this process was not given: the service alone has them."""
     if os.environ.get("CREDENTIALS_DIRECTORY"):

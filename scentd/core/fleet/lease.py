@@ -1,0 +1,75 @@
+"""Who of several profilers issues: a lease that is a record in a store with compare-and-set. Pure.
+
+The active profiler renews the record twice an interval, and issues for HOLD intervals after the *sending* of its last
+renewal. A standby takes the record over when it has not changed for TAKE intervals since the standby *saw* it, which is
+later. As HOLD is less than TAKE, never do two issue, whatever their clocks say, as long as these run at one rate. The
+term rises with each owner, and stampers take no older one: that is the fence for who was stopped in between.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+HOLD, TAKE = 1.4, 1.6  # intervals
+RENEW = 0.5
+
+
+class LeaseRecord(Struct, frozen=True):
+    instance: str  # "": nobody's, given back
+    term: int
+
+
+class Lease:
+    """One profiler's knowledge of the lease. Times are steady seconds; a revision is the store's number of a change."""
+
+    def __init__(self, instance: str, interval: float) -> None:
+        self.instance = instance
+        self.interval = interval
+        self.term = 0  # of the own lease
+        self.record: LeaseRecord | None = None
+        self.revision = 0  # 0: there is no record
+        self._since = float("-inf")  # when this revision was seen first
+        self._sent = float("-inf")  # when the last renewal was sent that succeeded
+        self._highest = 0  # term that anybody had
+        self._yielded = float("-inf")  # until then it is somebody else's
+
+    def may_issue(self, now: float) -> bool:
+        return now < self._sent + HOLD * self.interval
+
+    def see(self, record: LeaseRecord | None, revision: int, now: float) -> None:
+        """What the store says."""
+        if revision != self.revision or self.record is None:
+            self._since = now
+        self.record, self.revision = record, revision
+        self._highest = max(self._highest, record.term if record is not None else 0)
+        if record is None or record.instance != self.instance:
+            self._sent = float("-inf")
+
+    def wanted(self, now: float, clock: float) -> LeaseRecord | None:
+        """The record to write in place of the one seen; None: it is somebody else's. `clock`: Unix time.
+
+        A term is no less than the clock, so that it rises even if the store is made anew.
+        """
+        record = self.record
+        if now < self._yielded:
+            return None
+        if record is not None and record.instance == self.instance and record.term == self.term:
+            return record
+        free = record is None or record.instance in ("", self.instance)
+        if free or now - self._since >= TAKE * self.interval:
+            return LeaseRecord(self.instance, max(self._highest + 1, int(clock)))
+        return None
+
+    def wrote(self, record: LeaseRecord, revision: int, sent: float, now: float) -> None:
+        """The store has taken the record, which was sent at `sent`."""
+        self.see(record, revision, now)
+        self.term, self._sent = record.term, sent
+
+    def hear(self, instance: str, term: int, now: float) -> bool:
+        """Somebody else issues under this name. True: he has a newer lease, of another store; this one yields."""
+        self._highest = max(self._highest, term)
+        if instance == self.instance or not self.may_issue(now) or term < self.term:
+            return False
+        self._sent = float("-inf")
+        self._yielded = now + 2 * TAKE * self.interval
+        return True

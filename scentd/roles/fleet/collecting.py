@@ -1,0 +1,94 @@
+"""Samples between hosts: a collector's host sends its own, a profiler takes those of others."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from scentd.bus.nats import SAMPLES, Link, subject
+from scentd.config.sections import Config
+from scentd.core.fleet import samples
+from scentd.core.fleet.order import Order
+from scentd.core.fleet.samples import HostSamples
+from scentd.core.fleet.seal import Kind
+from scentd.model import Samples
+from scentd.roles.fleet.post import Post
+
+GATHER = 0.2  # seconds in which the readings of a host's networks come together into one message
+
+
+class SampleSender:
+    """Sends this host's Samples to those that sign for their networks: together, and an alarm at once."""
+
+    def __init__(self, post: Post, link: Link) -> None:
+        self._post = post
+        self._link = link
+        self._waiting: dict[tuple[str, str], Samples] = {}  # by network and collector
+        self._timer: asyncio.TimerHandle | None = None
+        self._to: list[str] = []
+
+    def configure(self) -> None:
+        self._to = [host.name for host in self._post.hosts.values() if "sign" in host.duties]
+
+    def take(self, said: Samples) -> None:
+        if not self._to:
+            return
+        self._waiting[said.network, said.collector] = said
+        if said.alarm:
+            self._send()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(GATHER, self._send)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _send(self) -> None:
+        self.stop()
+        waiting, self._waiting = self._waiting, {}
+        for name in self._to:
+            host = self._post.hosts[name]
+            mine = tuple(said for said in waiting.values() if host.serves(said.network))
+            if mine:
+                plain = samples.encode(HostSamples(self._post.stamp(), mine))
+                sealed = self._post.seal(Kind.SAMPLES, name, plain)
+                self._link.send(subject(SAMPLES, name, self._post.name), sealed)
+
+
+class SampleTaker:
+    """Takes Samples of other hosts' collectors, and publishes them to this host's profiler."""
+
+    def __init__(self, post: Post, publish: Callable[[object], None]) -> None:
+        self._post = post
+        self._publish = publish
+        self._order = Order()
+        self._networks: frozenset[str] = frozenset()
+
+    @property
+    def subject(self) -> str:
+        return subject(SAMPLES, self._post.name, "*")
+
+    def configure(self, config: Config) -> None:
+        self._networks = frozenset(network.name for network in config.network if network.signs)
+
+    def take(self, message: bytes) -> None:
+        counters = self._post.counters
+        opened = self._post.open(Kind.SAMPLES, message, "collect")
+        if opened is None:
+            return
+        host, plain = opened
+        try:
+            said = samples.decode(plain)
+        except msgspec.MsgspecError:
+            counters["garbage"] += 1
+            return
+        if not self._order.take(host.name, said.stamp, time.monotonic()):
+            counters["replayed"] += 1
+            return
+        counters["taken"] += 1
+        for one in samples.admitted(said, host, self._networks, counters):
+            self._publish(one)

@@ -1,0 +1,134 @@
+"""The fleet as a role: what the roles of this host and those of other hosts say to one another, over NATS.
+
+collecting: Samples of this host -> profilers; those of others -> the profiler here
+signing:    IssuedEpoch of the profiler here -> stampers, under a lease
+stamping:   IssuedEpoch of a profiler elsewhere -> the stamper here
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import socket
+from collections import Counter
+
+from scentd.bus.local import LocalBus
+from scentd.bus.nats import BUCKET, Link, NatsError
+from scentd.config.bus import Bus
+from scentd.config.sections import Config
+from scentd.control.status import BusStatus, LeaseStatus
+from scentd.core.fleet.lease import Lease
+from scentd.core.pairs import Pairs
+from scentd.model import IssuedEpoch, Samples
+from scentd.roles.fleet.collecting import SampleSender, SampleTaker
+from scentd.roles.fleet.lease_keeper import LeaseKeeper
+from scentd.roles.fleet.post import Post
+from scentd.roles.fleet.signing import OutgoingSender, TwinWatch, steady
+from scentd.roles.fleet.stamping import OutgoingTaker
+from scentd.roles.profiler import ProfilerRole
+from scentd.wire import keys
+
+log = logging.getLogger(__name__)
+
+
+class FleetRole:
+    """Bridges this host's bus and the others'. Made only where [bus] is in use."""
+
+    def __init__(self, settings: Bus, identity: keys.Identity, bus: LocalBus, profiler: ProfilerRole) -> None:
+        """Raises HostError."""
+        self.counters: Counter[str] = Counter()
+        self._bus = bus
+        self._settings = settings
+        self._profiler = profiler
+        self._post = Post(settings.name, identity, self.counters)
+        self._link = Link(settings, self.counters)
+        self._lease = Lease(f"{socket.gethostname()}-{secrets.token_hex(4)}", 1.0)
+        self._keeper = LeaseKeeper(self._lease, settings.name.replace(".", "/"), self._link, profiler.hurry)
+        self._sample_sender = SampleSender(self._post, self._link)
+        self._sample_taker = SampleTaker(self._post, self._publish)
+        self._outgoing_sender = OutgoingSender(self._post, self._link, self._lease)
+        self._outgoing_taker = OutgoingTaker(self._post, self._publish)
+        self._twins = TwinWatch(self._post, self._lease, profiler.raise_epoch, self._on_yielded)
+        self._signs = False
+        self._taking = False  # what is published now came over the bus
+        bus.subscribe(Samples, self._on_samples)
+        bus.subscribe(IssuedEpoch, self._on_epoch)
+
+    async def configure(self, config: Config, pairs: Pairs) -> None:
+        """Serve this configuration; of [bus] only the hosts change in a running daemon."""
+        self._post.configure(config.bus)
+        self._sample_sender.configure()
+        self._sample_taker.configure(config)
+        self._outgoing_taker.configure(config)
+        self._outgoing_sender.configure(pairs)
+        signed = [network.interval for network in config.network if network.signs]
+        self._signs = bool(signed)
+        self._lease.interval = min(signed, default=1.0)
+        self._profiler.gate = self.may_issue
+        takers = {self._outgoing_taker.subject: self._outgoing_taker.take}
+        if self._signs:
+            takers |= {self._sample_taker.subject: self._sample_taker.take, self._twins.subject: self._twins.take}
+            self._keeper.begin()
+        await self._link.listen(takers)
+
+    def start(self) -> None:
+        self._link.start(self._on_connected)
+
+    async def stop(self) -> None:
+        self._sample_sender.stop()
+        self._outgoing_sender.stop()
+        await self._keeper.stop()
+        await self._link.stop()
+
+    def may_issue(self) -> bool:
+        """Whether the profiler here is the active one."""
+        return self._lease.may_issue(steady())
+
+    def status(self) -> BusStatus:
+        record = self._lease.record
+        lease = None
+        if self._signs:
+            holder = record.instance if record is not None else ""
+            lease = LeaseStatus(
+                active=self.may_issue(), instance=self._lease.instance, holder=holder, term=self._lease.term
+            )
+        return BusStatus(
+            name=self._settings.name,
+            connected=self._link.connected,
+            server=self._link.server,
+            why_not=self._link.why_not,
+            lease=lease,
+            counters=dict(self.counters),
+        )
+
+    async def _on_connected(self) -> None:
+        self._keeper.renew_connection()
+        try:
+            await self._outgoing_taker.catch_up(self._link)
+        except (NatsError, OSError, TimeoutError) as error:
+            log.info("bus: what was sent before is not known: %s", str(error) or type(error).__name__)
+
+    def _on_yielded(self, instance: str) -> None:
+        log.error(
+            "bus: %s issues under the name %s, too, and does not share our lease; this one yields. Profilers of one "
+            "name need one NATS account and one bucket %s",
+            instance,
+            self._post.name,
+            BUCKET,
+        )
+
+    def _publish(self, value: object) -> None:
+        """Publish what came from another host: it does not go back."""
+        self._taking = True
+        try:
+            self._bus.publish(value)
+        finally:
+            self._taking = False
+
+    def _on_samples(self, samples: Samples) -> None:
+        if not self._taking:
+            self._sample_sender.take(samples)
+
+    def _on_epoch(self, issued: IssuedEpoch) -> None:
+        if not self._taking:
+            self._outgoing_sender.take(issued)

@@ -1,0 +1,116 @@
+"""Keeps the lease that lets this profiler issue, in a key-value bucket of NATS."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+import msgspec
+from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
+from nats.js.kv import KeyValue
+
+from scentd.bus.nats import Link, NatsError
+from scentd.core.fleet.lease import RENEW, Lease, LeaseRecord
+from scentd.roles.fleet.signing import steady
+
+log = logging.getLogger(__name__)
+
+LOOK = 0.25  # intervals from one look of a standby to the next
+_encode = msgspec.json.Encoder().encode  # people read it with `nats kv get`
+_decode = msgspec.json.Decoder(LeaseRecord).decode
+
+
+class LeaseKeeper:
+    """`begun` is called when this profiler becomes the active one."""
+
+    def __init__(self, lease: Lease, key: str, link: Link, begun: Callable[[], None]) -> None:
+        self._lease = lease
+        self._key = key
+        self._link = link
+        self._begun = begun
+        self._bucket: KeyValue | None = None
+        self._task: asyncio.Task | None = None
+        self._told = ""
+        self.active = False  # at the last look
+
+    def begin(self) -> None:
+        """Begin to look, unless it does so already."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+
+    def renew_connection(self) -> None:
+        """The next look asks for the bucket anew."""
+        self._bucket = None
+
+    async def stop(self) -> None:
+        """Stop, and give the lease back, so that a standby need not wait."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        lease = self._lease
+        if lease.may_issue(steady()) and self._bucket is not None and self._link.connected:
+            try:
+                await self._bucket.update(self._key, _encode(LeaseRecord("", lease.term)), last=lease.revision)
+            except (NatsError, OSError, TimeoutError) as error:
+                log.warning("bus: the lease was not given back: %s; it runs out", error)
+
+    async def _run(self) -> None:
+        while True:
+            if self._link.connected:
+                try:
+                    await self._look()
+                    self._told = ""
+                except (NatsError, OSError, TimeoutError, msgspec.MsgspecError) as error:
+                    self._tell(str(error) or type(error).__name__)
+                    self._bucket = None
+            self._note()
+            await asyncio.sleep(self._lease.interval * (RENEW if self.active else LOOK))
+
+    async def _look(self) -> None:
+        if self._bucket is None:
+            await self._link.make_stream()
+            self._bucket = await self._link.bucket()
+        lease = self._lease
+        if not lease.may_issue(steady()):
+            await self._read(self._bucket)
+        record = lease.wanted(steady(), time.time())
+        if record is None:
+            return
+        sent, data = steady(), _encode(record)
+        try:
+            if lease.revision:
+                revision = await self._bucket.update(self._key, data, last=lease.revision)
+            else:
+                revision = await self._bucket.create(self._key, data)
+        except KeyWrongLastSequenceError:  # somebody else was faster, or it is made anew
+            await self._read(self._bucket)
+        else:
+            lease.wrote(record, revision, sent, steady())
+
+    async def _read(self, bucket: KeyValue) -> None:
+        try:
+            entry = await bucket.get(self._key)
+        except KeyNotFoundError:
+            self._lease.see(None, 0, steady())
+            return
+        self._lease.see(_decode(entry.value or b""), entry.revision or 0, steady())
+
+    def _note(self) -> None:
+        """Tell when this profiler begins to issue, or no longer may."""
+        before, self.active = self.active, self._lease.may_issue(steady())
+        if self.active and not before:
+            log.info("bus: this profiler is the active one, term %d", self._lease.term)
+            self._begun()
+        elif before and not self.active:
+            record = self._lease.record
+            holder = record.instance if record is not None and record.instance != self._lease.instance else ""
+            log.warning(
+                "bus: this profiler issues nothing now: %s", f"{holder} does" if holder else "its lease ran out"
+            )
+
+    def _tell(self, what: str) -> None:
+        if what != self._told:
+            self._told = what
+            log.warning("bus: the lease cannot be read or renewed: %s; tried again", what)

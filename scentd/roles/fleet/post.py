@@ -1,0 +1,80 @@
+"""Seals what goes to other hosts, and opens what comes from them. Every refusal has a name and is counted."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import Counter
+
+from scentd.config.bus import Bus, BusHost
+from scentd.core.fleet import seal
+from scentd.core.fleet.order import Stamp
+from scentd.core.fleet.seal import Ends, Kind
+from scentd.wire import keys
+
+REFUSED = ("too_long", "garbage", "version", "unknown_host", "wrong_key")
+
+
+class Post:
+    """One host's identity, and the secrets that it shares with the others."""
+
+    def __init__(self, name: str, identity: keys.Identity, counters: Counter[str]) -> None:
+        self.name = name
+        self.identity = identity
+        self.counters = counters
+        self.hosts: dict[str, BusHost] = {}
+        self._keys: dict[str, tuple[keys.Public, bytes]] = {}
+        self._run = time.time_ns()
+        self._number = 0
+        counters.update(dict.fromkeys(REFUSED, 0))
+
+    def configure(self, bus: Bus) -> None:
+        before = {name: key for name, key in self._keys.items() if self.hosts[name] in bus.host}
+        self.hosts = {host.name: host for host in bus.host}
+        self._keys = {}
+        for host in bus.host:
+            public = keys.parse_public(host.public_key)
+            self._keys[host.name] = before.get(host.name) or (public, keys.pair_secret(self.identity, public))
+
+    def public(self, host: str) -> keys.Public:
+        return self._keys[host][0]
+
+    def stamp(self) -> Stamp:
+        """Of the next message."""
+        self._number += 1
+        return Stamp(self._run, self._number)
+
+    def seal(self, kind: Kind, host: str, plain: bytes) -> bytes:
+        return seal.seal(kind, self._to(host), secrets.token_bytes(seal.SALT_LEN), plain)
+
+    def open(self, kind: Kind, message: bytes, duty: str) -> tuple[BusHost, bytes] | None:
+        """A message's sender, who has this duty, and what he sealed for us; None, counted, if it is not so."""
+        head = seal.head(message)
+        if isinstance(head, str):
+            self.counters[head] += 1
+            return None
+        host = self.hosts.get(head.sender)
+        if host is None or duty not in host.duties or head.kind != kind:
+            self.counters["unknown_host"] += 1
+            return None
+        plain = seal.unseal(kind, self._from(host.name), message)
+        if plain is None:
+            self.counters["wrong_key"] += 1
+            return None
+        return host, plain
+
+    def open_own(self, kind: Kind, message: bytes) -> bytes | None:
+        """What somebody of our own name and key sealed for one of the hosts; None if nobody did."""
+        head = seal.head(message)
+        if isinstance(head, str) or head.sender != self.name:
+            return None  # another profiler's, which is none of our business
+        found = (seal.unseal(kind, self._to(host), message) for host in self.hosts)
+        return next((plain for plain in found if plain is not None), None)
+
+    def _to(self, host: str) -> Ends:
+        public, secret = self._keys[host]
+        return Ends(self.name, self.identity.public, host, public, secret)
+
+    def _from(self, host: str) -> Ends:
+        public, secret = self._keys[host]
+        return Ends(host, public, self.name, self.identity.public, secret)

@@ -1,0 +1,99 @@
+"""Epochs that other hosts have signed: a stamper takes them, once it has checked batch and profiles."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from scentd.bus.nats import OUTGOING, Link, subject
+from scentd.config.bus import BusHost
+from scentd.config.sections import Config
+from scentd.core.fleet import batch
+from scentd.core.fleet.batch import Batch, SentEpoch
+from scentd.core.fleet.seal import Kind
+from scentd.model import IssuedEpoch
+from scentd.roles.fleet.post import Post
+from scentd.wire import keys
+
+log = logging.getLogger(__name__)
+
+
+class OutgoingTaker:
+    """Publishes each new epoch of a network that is stamped here and signed elsewhere."""
+
+    def __init__(self, post: Post, publish: Callable[[object], None]) -> None:
+        self._post = post
+        self._publish = publish
+        self._terms: dict[str, int] = {}  # the highest of each profiler
+        self._epochs: dict[str, int] = {}  # the highest of each network
+        self._publics: dict[str, list[keys.Public]] = {}  # of networks that are stamped here and signed elsewhere
+
+    @property
+    def subject(self) -> str:
+        return f"{subject(OUTGOING, self._post.name)}.>"
+
+    def configure(self, config: Config) -> None:
+        self._publics = {
+            network.name: [keys.parse_public(text) for text in (network.public_key, network.next_public_key) if text]
+            for network in config.network
+            if network.stamps and not network.signs
+        }
+
+    async def catch_up(self, link: Link) -> None:
+        """Take what was sent last, before this host was there. Raises OSError, NatsError."""
+        if not self._publics:
+            return
+        groups, number = 1, 0
+        while number < groups:
+            for more in ((), ("alarm",)):
+                message = await link.last(subject(OUTGOING, self._post.name, str(number), *more))
+                found = self.take(message) if message is not None else None
+                groups = max(groups, found.groups) if found is not None else groups
+            number += 1
+
+    def take(self, message: bytes) -> Batch | None:
+        """The batch, if it is a profiler's."""
+        opened = self._post.open(Kind.OUTGOING, message, "sign")
+        if opened is None:
+            return None
+        host, signed = opened
+        found = batch.verified(signed, self._post.public(host.name))
+        why_not = found if isinstance(found, str) else self._why_not(found, host)
+        self._post.counters[why_not or "taken"] += 1
+        if why_not or isinstance(found, str):
+            return None
+        self._terms[host.name] = found.term
+        for epoch in found.epochs:
+            if epoch.epoch > self._epochs.get(epoch.network, 0):  # each batch repeats the last epochs of its group
+                self._take_epoch(host, epoch)
+        return found
+
+    def _why_not(self, found: Batch, host: BusHost) -> str:
+        """The name of what is wrong with a batch; "" for nothing."""
+        if (found.profiler, found.stamper) != (host.name, self._post.name):
+            return "garbage"
+        return "old_term" if found.term < self._terms.get(host.name, 0) else ""
+
+    def _take_epoch(self, host: BusHost, epoch: SentEpoch) -> None:
+        issued = self._checked(host, epoch)
+        if isinstance(issued, str):
+            self._post.counters[issued] += 1
+            return
+        self._epochs[epoch.network] = epoch.epoch
+        self._publish(issued)
+
+    def _checked(self, host: BusHost, epoch: SentEpoch) -> IssuedEpoch | str:
+        """An epoch that may be stamped; or the name of what is wrong with it."""
+        network = epoch.network
+        if network not in self._publics:
+            return "unknown_network"
+        if not host.serves(network):
+            return "not_allowed"
+        issued = batch.checked(epoch, self._publics[network])
+        if issued is None:
+            log.error("network %s: %s sent a profile that network.public_key did not sign", network, host.name)
+            return "wrong_profile"
+        if all(out.expires <= time.time() for out in issued.outgoing):
+            return "expired"
+        return issued

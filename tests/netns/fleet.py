@@ -1,0 +1,88 @@
+"""A fleet: a collector, a profiler and its standby, two gateways and a verifier, with NATS between them.
+
+    c, p1, p2, g1, g2, NATS servers ---- 10.9.0.0/24 (the bus)
+    g1, g2, v ---- 10.1.0.0/24, fd00:1::/64 (packets)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hosts import Node, peer_of
+from nats_cluster import NatsCluster
+from topology import Topology
+
+from scentd.state import key_files
+
+BUS = "10.9.0.0/24"
+
+
+class Fleet:
+    """Its hosts and configurations; nothing is started. `network` is one that the gateways stamp for."""
+
+    def __init__(self, net: Topology, directory: Path, servers: int = 1) -> None:
+        self.net = net
+        names = ("c", "p1", "p2", "g1", "g2")
+        self.c, self.p1, self.p2, self.g1, self.g2 = (Node(net.host(name), directory, issues=False) for name in names)
+        self.v = Node(net.host("v"), directory)
+        self.brokers = [net.host(f"n{number}") for number in range(servers)]
+        # The packets' link comes first, so that a host's first address is the network's.
+        self.switch = net.bridge([self.g1.host, self.g2.host, self.v.host], ipv4="10.1.0.0/24", ipv6="fd00:1::/64")
+        on_bus = [node.host for node in (self.c, self.p1, self.p2, self.g1, self.g2)]
+        net.bridge([*on_bus, *self.brokers], ipv4=BUS)
+        self.cluster = NatsCluster(self.brokers, directory / "nats")
+        self.network = self.g1.identity  # its key
+        self.bus_keys = {name: key_files.generate() for name in ("c", "profiler", "g1", "g2")}
+        self._configure()
+
+    @property
+    def profilers(self) -> tuple[Node, Node]:
+        return self.p1, self.p2
+
+    @property
+    def gateways(self) -> tuple[Node, Node]:
+        return self.g1, self.g2
+
+    def host(self, name: str, *duties: str) -> dict[str, Any]:
+        """A [[bus.host]] entry."""
+        from scentd.wire import keys
+
+        public = keys.identity(key_files.parse_secret(self.bus_keys[name])).public
+        return {"name": name, "public_key": str(public), "duties": list(duties)}
+
+    def _configure(self) -> None:
+        base = {
+            "name": "acme",
+            "interval": "2s",
+            "addresses": [*self.g1.addresses, *self.g2.addresses],
+        }
+        key = {"key_file": str(self.g1.key_file)}
+        to_profiler = [self.host("profiler", "sign")]
+        others = [self.host("c", "collect"), self.host("g1", "stamp"), self.host("g2", "stamp")]
+        peers = [peer_of(self.v, verify=False)]
+        for node, name, network, hosts, known in (
+            (self.c, "c", {"source": [{"kind": "memory"}], "stamp": False}, to_profiler, []),
+            (self.p1, "profiler", {"sign": True, "stamp": False} | key, others, peers),
+            (self.p2, "profiler", {"sign": True, "stamp": False} | key, others, peers),
+            (self.g1, "g1", {"stamp": True, "public_key": str(self.network.public)}, to_profiler, peers),
+            (self.g2, "g2", {"stamp": True, "public_key": str(self.network.public)}, to_profiler, peers),
+        ):
+            node.peers = known
+            own = node.directory / "bus.key"
+            own.touch(0o600)
+            own.write_text(self.bus_keys[name])
+            node.sections = {
+                "network": [base | network],
+                "bus": {**self.cluster.settings(node, name), "key_file": str(own), "host": hosts},
+            }
+        addresses = base["addresses"]
+        self.v.peers = [
+            {
+                "name": "acme",
+                "public_key": str(self.network.public),
+                "addresses": addresses,
+                "absent": "drop",
+                "rejected": "drop",
+            }
+        ]
