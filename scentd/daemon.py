@@ -271,6 +271,8 @@ class Daemon:
             self._profiler.hurry()
         await self._paths.tick()
         self._verifier.tick()
+        if self._fleet is not None:
+            self._fleet.tick()
         self._allocator.tick()
         totals = Counter(packet_counts.rejected(self._paths.counters()))
         if fresh := dict(totals - self._rejected_reported):
@@ -286,6 +288,8 @@ class Daemon:
             known = ", ".join(p.name for p in self.config.peer)
             return {"error": f"no peer is named {request.peer!r}; known: {known}"}
         view = self._verifier.view_of(request.peer, time.time())
+        if view is None and self._fleet is not None:
+            view = self._fleet.view_of(request.peer, time.time())
         limit = max(1, min(EXPLAIN_LIMIT if request.limit is None else request.limit, 1000))
         return await asyncio.to_thread(self._allocator.explain, request.peer, view, limit)
 

@@ -242,6 +242,7 @@ class View:
     affected: frozenset[Address] = frozenset()
     prefixes: tuple[Prefix, ...] = field(default=())
     shared: tuple[Prefix, ...] = ()  # those of its addresses that other peers have, too
+    signed: bytes = b""  # the newest profile as its network has signed it, in clear
 
     @property
     def profile(self) -> Profile:

@@ -3,6 +3,7 @@
     scentd.samples.PROFILER.HOST            a collector's readings
     scentd.outgoing.STAMPER.GROUP           a profiler's epochs; the last of each is kept, in the stream SCENTD
     scentd.outgoing.STAMPER.GROUP.alarm     those that did not wait for the others of their group
+    scentd.views.ALLOCATOR.VERIFIER.GROUP   what a verifier has verified; the last of each is kept, too
 
 and a key-value bucket SCENTD with each profiler's lease. A dot in a host's name is a slash in a subject.
 Nothing waits for a broker: what cannot be sent now is not sent, because it would be old later.
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 STREAM = BUCKET = "SCENTD"
 OUTGOING = "scentd.outgoing"
 SAMPLES = "scentd.samples"
+VIEWS = "scentd.views"
 KEPT_SECONDS = 60  # for which a profile may be stamped, at most
 RETRY = 0.5  # seconds between two attempts to connect
 PING = 2  # seconds; a server that does not answer two of them is gone
@@ -118,7 +120,7 @@ class Link:
         assert self._jetstream is not None
         wanted = StreamConfig(
             name=STREAM,
-            subjects=[f"{OUTGOING}.>"],
+            subjects=[f"{OUTGOING}.>", f"{VIEWS}.>"],
             max_msgs_per_subject=1,
             max_age=KEPT_SECONDS,
             discard=DiscardPolicy.OLD,

@@ -42,7 +42,7 @@ def check_config(config: Config) -> list[str]:
     problems += check_origins(config.network, own | config.verify.mark_glance, config.stamp.forwarded)
     if config.verify.mark_glance & own:
         problems.append("verify.mark_glance: shares bits with a mark of [datapath]; choose other bits")
-    if config.peer and not config.network:
+    if config.peer and not config.network and not config.bus.allocates:
         problems.append("network: missing; a host with peers needs an identity of its own: [[network]] with key_file")
     return problems
 

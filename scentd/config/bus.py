@@ -14,7 +14,7 @@ from scentd.wire import keys
 if TYPE_CHECKING:
     from scentd.config.sections import Config
 
-Duty = Literal["collect", "sign", "stamp"]
+Duty = Literal["collect", "sign", "stamp", "verify", "allocate"]
 SCHEMES = ("nats", "tls")
 
 
@@ -30,7 +30,9 @@ class BusHost(Table):
         return not self.networks or network in self.networks
 
     def mistakes(self, path: str) -> list[str]:
-        problems = [] if self.duties else [f"{path}.duties: missing; one or more of collect, sign, stamp"]
+        problems = (
+            [] if self.duties else [f"{path}.duties: missing; one or more of collect, sign, stamp, verify, allocate"]
+        )
         try:
             keys.parse_public(self.public_key)
         except ValueError as error:
@@ -52,6 +54,11 @@ class Bus(Table):
     @property
     def used(self) -> bool:
         return bool(self.url)
+
+    @property
+    def allocates(self) -> bool:
+        """Whether the allocator here goes by what verifiers of other hosts say."""
+        return self.used and any("verify" in host.duties for host in self.host)
 
     def mistakes(self, path: str) -> list[str]:
         problems = check_positive(self, path, "timeout") + duplicates(f"{path}.host", [h.name for h in self.host])
@@ -87,6 +94,12 @@ def check_bus(config: Config) -> list[str]:
             for name in host.networks
             if name not in names
         ]
+    verifiers = [i for i, h in enumerate(bus.host) if "verify" in h.duties]
+    if verifiers and config.network and any(peer.verify for peer in config.peer):
+        problems.append(
+            f"bus.host[{verifiers[0]}].duties: verify, but this host verifies peers itself; a host that allocates for "
+            "others has [[peer]], [[policy]] and no [[network]], or peers with verify = false"
+        )
     signers = [h for h in bus.host if "sign" in h.duties]
     for i, network in enumerate(config.network):
         if not bus.used or network.signs:

@@ -120,14 +120,15 @@ class VerifierRole:
         if secret is None:  # one of the keys has just left the configuration
             return False
         pair_keys, public = secret.receive_keys(keys.period_of(fragment.epoch)), secret.public
-        body = profile.open_sealed(sealed, pair_keys, public.verifier(), public.key_id, fragment.epoch)
+        signed = profile.unseal(pair_keys, sealed)
+        body = profile.open_signed(signed, public.verifier(), public.key_id, fragment.epoch)
         if isinstance(body, int):
             reason = layout.PROFILE_ERRORS[body]
             self.counters[f"error:{reason}"] += 1
             log.warning("peer %s: a whole profile of epoch %d is wrong: %s", view.peer, fragment.epoch, reason)
             return False
         self.counters["profiles"] += 1
-        newest = view.take_profile(body, secret.pseudonym_key, now)
+        newest = view.take_profile(body, secret.pseudonym_key, now, signed)
         if newest is None:
             log.info("peer %s: the profile of epoch %d came after a newer one", view.peer, fragment.epoch)
             return False

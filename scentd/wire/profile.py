@@ -91,13 +91,25 @@ def open_sealed(sealed: bytes, keys: PairKeys, verifier: Ed25519PublicKey, key_i
     """The Body, or one of layout.PROFILE_ERROR_*. Nothing is decoded before the signature is verified."""
     if len(sealed) != layout.PROFILE_LEN:
         return layout.PROFILE_ERROR_LENGTH
-    profile = unseal(keys, sealed)
+    return open_signed(unseal(keys, sealed), verifier, key_id, epoch)
+
+
+def open_signed(profile: bytes, verifier: Ed25519PublicKey, key_id: bytes, epoch: int) -> Body | int:
+    """The Body of a profile in clear, or one of layout.PROFILE_ERROR_*; the same checks."""
+    if len(profile) != layout.PROFILE_LEN:
+        return layout.PROFILE_ERROR_LENGTH
     body, signature = profile[: layout.BODY_LEN], profile[layout.BODY_LEN :]
     try:
         verifier.verify(signature, LABEL_SIGNATURE + body)
     except InvalidSignature:
         return layout.PROFILE_ERROR_SIGNATURE
     return decode_body(body, key_id, epoch)
+
+
+def stated(profile: bytes) -> tuple[bytes, int]:
+    """Key id and epoch as a profile in clear states them; nothing of it is verified."""
+    _, key_id, epoch, *_ = layout.BODY.unpack(profile[: layout.BODY_LEN])
+    return key_id, epoch
 
 
 def decode_body(body: bytes, key_id: bytes, epoch: int) -> Body | int:

@@ -1,7 +1,7 @@
-"""A fleet: a collector, a profiler and its standby, two gateways and a verifier, with NATS between them.
+"""A fleet: a collector, a profiler and its standby, two gateways, a verifier and an allocator, with NATS between them.
 
-    c, p1, p2, g1, g2, NATS servers ---- 10.9.0.0/24 (the bus)
-    g1, g2, v ---- 10.1.0.0/24, fd00:1::/64 (packets)
+c, p1, p2, g1, g2, NATS servers ---- 10.9.0.0/24 (the bus)
+g1, g2, v ---- 10.1.0.0/24, fd00:1::/64 (packets)
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from nats_cluster import NatsCluster
 from topology import Topology
 
 from scentd.state import key_files
+from scentd.wire import keys
 
 BUS = "10.9.0.0/24"
 
@@ -23,17 +24,18 @@ class Fleet:
 
     def __init__(self, net: Topology, directory: Path, servers: int = 1) -> None:
         self.net = net
-        names = ("c", "p1", "p2", "g1", "g2")
-        self.c, self.p1, self.p2, self.g1, self.g2 = (Node(net.host(name), directory, issues=False) for name in names)
+        names = ("c", "p1", "p2", "g1", "g2", "alloc")
+        nodes = [Node(net.host(name), directory, issues=False) for name in names]
+        self.c, self.p1, self.p2, self.g1, self.g2, self.alloc = nodes
         self.v = Node(net.host("v"), directory)
         self.brokers = [net.host(f"n{number}") for number in range(servers)]
         # The packets' link comes first, so that a host's first address is the network's.
         self.switch = net.bridge([self.g1.host, self.g2.host, self.v.host], ipv4="10.1.0.0/24", ipv6="fd00:1::/64")
-        on_bus = [node.host for node in (self.c, self.p1, self.p2, self.g1, self.g2)]
+        on_bus = [node.host for node in (*nodes, self.v)]
         net.bridge([*on_bus, *self.brokers], ipv4=BUS)
         self.cluster = NatsCluster(self.brokers, directory / "nats")
         self.network = self.g1.identity  # its key
-        self.bus_keys = {name: key_files.generate() for name in ("c", "profiler", "g1", "g2")}
+        self.bus_keys = {name: key_files.generate() for name in ("c", "profiler", "g1", "g2", "alloc", "v")}
         self._configure()
 
     @property
@@ -41,13 +43,15 @@ class Fleet:
         return self.p1, self.p2
 
     @property
+    def nodes(self) -> tuple[Node, ...]:
+        return self.c, self.p1, self.p2, self.g1, self.g2, self.v, self.alloc
+
+    @property
     def gateways(self) -> tuple[Node, Node]:
         return self.g1, self.g2
 
     def host(self, name: str, *duties: str) -> dict[str, Any]:
         """A [[bus.host]] entry."""
-        from scentd.wire import keys
-
         public = keys.identity(key_files.parse_secret(self.bus_keys[name])).public
         return {"name": name, "public_key": str(public), "duties": list(duties)}
 
@@ -69,20 +73,16 @@ class Fleet:
             (self.g2, "g2", {"stamp": True, "public_key": str(self.network.public)}, to_profiler, peers),
         ):
             node.peers = known
-            own = node.directory / "bus.key"
-            own.touch(0o600)
-            own.write_text(self.bus_keys[name])
-            node.sections = {
-                "network": [base | network],
-                "bus": {**self.cluster.settings(node, name), "key_file": str(own), "host": hosts},
-            }
-        addresses = base["addresses"]
-        self.v.peers = [
-            {
-                "name": "acme",
-                "public_key": str(self.network.public),
-                "addresses": addresses,
-                "absent": "drop",
-                "rejected": "drop",
-            }
-        ]
+            node.sections = {"network": [base | network], "bus": self._bus(node, name, hosts)}
+        acme = {"name": "acme", "public_key": str(self.network.public), "addresses": base["addresses"]}
+        self.v.peers = [acme | {"absent": "drop", "rejected": "drop"}]
+        self.v.sections = {"bus": self._bus(self.v, "v", [self.host("alloc", "allocate")])}
+        self.alloc.peers = [acme]
+        self.alloc.sections = {"network": [], "bus": self._bus(self.alloc, "alloc", [self.host("v", "verify")])}
+
+    def _bus(self, node: Node, name: str, hosts: list[dict[str, Any]]) -> dict[str, Any]:
+        """The [bus] section of a host."""
+        own = node.directory / "bus.key"
+        own.touch(0o600)
+        own.write_text(self.bus_keys[name])
+        return {**self.cluster.settings(node, name), "key_file": str(own), "host": hosts}

@@ -156,7 +156,8 @@ class Node:
         if not self.running():
             raise AssertionError(f"{self.name} ended: {self.log.read_text()[-3000:]}")
         with suppress(ScentdError):
-            return bool(self.status()["networks"][0].get("issued") or "source" not in self.network)
+            networks = self.status()["networks"]
+            return "source" not in self.network or bool(networks[0].get("issued"))
         return False
 
     def running(self) -> bool:

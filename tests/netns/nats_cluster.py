@@ -22,7 +22,7 @@ PORT, CLUSTER_PORT = 4222, 6222
 
 class NatsCluster:
     def __init__(self, hosts: list[Host], directory: Path, users: list[dict[str, Any]] | None = None) -> None:
-        """Each server on one host. `users`: with `permissions`, by their certificates' names; None: everybody may all."""
+        """A server on each host. `users` have permissions by their certificates' names; None: all may everything."""
         self.hosts = hosts
         self.directory = directory
         self.authority = Authority(directory)

@@ -31,6 +31,7 @@ class PeerView:
         self._bits = bloom.to_bits(bytes(layout.BLOOM_LEN))
         self._profiles: tuple[Profile, ...] = ()
         self._received_at = 0.0
+        self._signed = b""
         self._glance = (0.0, 0.0)
         self._glance_epoch = 0
         self._alarm_at = 0.0
@@ -51,8 +52,9 @@ class PeerView:
         self._glance_epoch, self._glance = epoch, (load, threat)
         return changed
 
-    def take_profile(self, body: profile.Body, pseudonym_key: bytes, now: float) -> Profile | None:
-        """Add a profile. None: it is not newer than the newest one (the packet path keeps order, a bus does not).
+    def take_profile(self, body: profile.Body, pseudonym_key: bytes, now: float, signed: bytes = b"") -> Profile | None:
+        """Add a profile; `signed` are its bytes as its network signed them. None: it is not newer than the newest one
+        (the packet path keeps order, a bus does not).
 
         `pseudonym_key`: of the keys under which the profile came.
         """
@@ -61,7 +63,7 @@ class PeerView:
         levels = {self._names[slot]: value for slot, value in body.levels.items() if slot in self._names}
         newest = Profile(self.peer, body.epoch, body.interval, body.overall, levels, body.bloom)
         self._profiles = (newest, *self._profiles[: HISTORY - 1])
-        self._received_at = now
+        self._received_at, self._signed = now, signed
         if pseudonym_key != self._pseudonym_key:
             self._pseudonym_key = pseudonym_key
             self._items.clear()
@@ -103,6 +105,7 @@ class PeerView:
             affected=self._affected(nodes),
             prefixes=self.prefixes,
             shared=self.shared,
+            signed=self._signed,
         )
 
     def _affected(self, nodes: frozenset[Address]) -> frozenset[Address]:

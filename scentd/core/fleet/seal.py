@@ -30,6 +30,7 @@ LABEL = b"scentd/1 bus"
 class Kind(IntEnum):
     SAMPLES = 1  # a collector's readings, to a profiler
     OUTGOING = 2  # a profiler's epochs, to a stamper
+    VIEWS = 3  # what a verifier has verified, to an allocator
 
 
 class Ends(NamedTuple):

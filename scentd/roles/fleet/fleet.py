@@ -3,6 +3,7 @@
 collecting: Samples of this host -> profilers; those of others -> the profiler here
 signing:    IssuedEpoch of the profiler here -> stampers, under a lease
 stamping:   IssuedEpoch of a profiler elsewhere -> the stamper here
+verifying:  Views of the verifier here -> allocators; those of others -> the allocator here
 """
 
 from __future__ import annotations
@@ -13,18 +14,19 @@ import socket
 from collections import Counter
 
 from scentd.bus.local import LocalBus
-from scentd.bus.nats import BUCKET, Link, NatsError
+from scentd.bus.nats import BUCKET, Link, NatsError, Take
 from scentd.config.bus import Bus
 from scentd.config.sections import Config
 from scentd.control.status import BusStatus, LeaseStatus
 from scentd.core.fleet.lease import Lease
 from scentd.core.pairs import Pairs
-from scentd.model import IssuedEpoch, Samples
+from scentd.model import IssuedEpoch, Samples, View, Views
 from scentd.roles.fleet.collecting import SampleSender, SampleTaker
 from scentd.roles.fleet.lease_keeper import LeaseKeeper
 from scentd.roles.fleet.post import Post
 from scentd.roles.fleet.signing import OutgoingSender, TwinWatch, steady
 from scentd.roles.fleet.stamping import OutgoingTaker
+from scentd.roles.fleet.verifying import ReportSender, ReportTaker
 from scentd.roles.profiler import ProfilerRole
 from scentd.wire import keys
 
@@ -49,10 +51,13 @@ class FleetRole:
         self._outgoing_sender = OutgoingSender(self._post, self._link, self._lease)
         self._outgoing_taker = OutgoingTaker(self._post, self._publish)
         self._twins = TwinWatch(self._post, self._lease, profiler.raise_epoch, self._on_yielded)
+        self._report_sender = ReportSender(self._post, self._link)
+        self._report_taker = ReportTaker(self._post, self._publish)
         self._signs = False
         self._taking = False  # what is published now came over the bus
         bus.subscribe(Samples, self._on_samples)
         bus.subscribe(IssuedEpoch, self._on_epoch)
+        bus.subscribe(Views, self._on_views)
 
     async def configure(self, config: Config, pairs: Pairs) -> None:
         """Serve this configuration; of [bus] only the hosts change in a running daemon."""
@@ -61,11 +66,15 @@ class FleetRole:
         self._sample_taker.configure(config)
         self._outgoing_taker.configure(config)
         self._outgoing_sender.configure(pairs)
+        self._report_sender.configure(config)
+        self._report_taker.configure(config)
         signed = [network.interval for network in config.network if network.signs]
         self._signs = bool(signed)
         self._lease.interval = min(signed, default=1.0)
         self._profiler.gate = self.may_issue
-        takers = {self._outgoing_taker.subject: self._outgoing_taker.take}
+        takers: dict[str, Take] = {self._outgoing_taker.subject: self._outgoing_taker.take}
+        if config.bus.allocates:
+            takers[self._report_taker.subject] = self._report_taker.take
         if self._signs:
             takers |= {self._sample_taker.subject: self._sample_taker.take, self._twins.subject: self._twins.take}
             self._keeper.begin()
@@ -77,8 +86,16 @@ class FleetRole:
     async def stop(self) -> None:
         self._sample_sender.stop()
         self._outgoing_sender.stop()
+        self._report_sender.stop()
         await self._keeper.stop()
         await self._link.stop()
+
+    def tick(self) -> None:
+        self._report_taker.tick()
+
+    def view_of(self, peer: str, now: float) -> View | None:
+        """What other hosts' verifiers know of a peer; None if they do not, or say nothing to this host."""
+        return self._report_taker.view_of(peer, now)
 
     def may_issue(self) -> bool:
         """Whether the profiler here is the active one."""
@@ -105,6 +122,7 @@ class FleetRole:
         self._keeper.renew_connection()
         try:
             await self._outgoing_taker.catch_up(self._link)
+            await self._report_taker.catch_up(self._link)
         except (NatsError, OSError, TimeoutError) as error:
             log.info("bus: what was sent before is not known: %s", str(error) or type(error).__name__)
 
@@ -116,6 +134,10 @@ class FleetRole:
             self._post.name,
             BUCKET,
         )
+
+    def _on_views(self, seen: Views) -> None:
+        if not self._taking:
+            self._report_sender.take(seen)
 
     def _publish(self, value: object) -> None:
         """Publish what came from another host: it does not go back."""

@@ -1,0 +1,94 @@
+"""What verifiers say of a peer, and the one View that an allocator makes of it. Pure.
+
+The profile comes as its network signed it, and the allocator verifies it again. The rest is the verifier's own word:
+the glance, and which sources it has seen that the profile marks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from ipaddress import ip_address
+from typing import NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from scentd.core.allocate.view import PeerView
+from scentd.core.fleet.order import Stamp
+from scentd.model import View
+from scentd.prefix import Address
+from scentd.wire import keys, layout, profile
+
+AFFECTED_MAX = 4096  # of one report
+
+
+class Report(Struct, frozen=True, array_like=True):
+    """One verifier's knowledge of one peer."""
+
+    peer: str
+    signed: bytes  # the newest profile, in clear: body and signature
+    load: float  # the glance
+    threat: float
+    affected: tuple[bytes, ...]  # packed addresses
+
+
+class HostReports(Struct, frozen=True, array_like=True):
+    stamp: Stamp
+    reports: tuple[Report, ...]
+
+
+encode = msgspec.msgpack.Encoder().encode
+decode = msgspec.msgpack.Decoder(HostReports).decode
+
+
+def report(view: View) -> Report:
+    affected = sorted(address.packed for address in view.affected)[:AFFECTED_MAX]
+    return Report(view.peer, view.signed, view.glance_load, view.glance_threat, tuple(affected))
+
+
+def is_sound(said: Report) -> bool:
+    """Whether its values can be what they are called. NaN is none of them."""
+    shares = 0.0 <= said.load <= 1.0 and 0.0 <= said.threat <= 1.0
+    addresses = len(said.affected) <= AFFECTED_MAX and all(len(a) in (4, 16) for a in said.affected)
+    return shares and addresses and len(said.signed) == layout.PROFILE_LEN
+
+
+class Affected(NamedTuple):
+    """Whom a verifier has seen that the profile of an epoch marks."""
+
+    epoch: int
+    nodes: frozenset[Address]
+
+
+class PooledView:
+    """One peer, as all verifiers together see it. Times are the allocator's own: no verifier's clock counts."""
+
+    def __init__(self, view: PeerView, publics: Sequence[keys.Public]) -> None:
+        """`publics`: the peer's keys."""
+        self._view = view
+        self._publics = {public.key_id: public for public in publics}
+        self._affected: dict[str, Affected] = {}  # by verifier
+
+    def take(self, verifier: str, said: Report, now: float) -> str:
+        """Take a verifier's report; the name of what is wrong with it, "" for nothing."""
+        if not is_sound(said):
+            return "garbage"
+        key_id, epoch = profile.stated(said.signed)
+        signer = self._publics.get(key_id)
+        body = profile.open_signed(said.signed, signer.verifier(), key_id, epoch) if signer is not None else None
+        if not isinstance(body, profile.Body):
+            return "wrong_profile"
+        self._view.take_profile(body, b"", now, said.signed)
+        self._view.take_glance(epoch, said.load, said.threat, now)
+        if epoch >= self._affected.get(verifier, Affected(0, frozenset())).epoch:
+            self._affected[verifier] = Affected(epoch, frozenset(map(ip_address, said.affected)))
+        return ""
+
+    def view(self, now: float) -> View | None:
+        """None before the first profile. Of affected nodes those count that were seen with the newest one."""
+        view = self._view.view(now)
+        if view is None:
+            return None
+        current = (said.nodes for said in self._affected.values() if said.epoch == view.profile.epoch)
+        return replace(view, affected=frozenset().union(*current))

@@ -1,0 +1,148 @@
+"""Views between hosts: a verifier sends what it has verified, an allocator makes one view of what all send."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from scentd.bus.nats import VIEWS, Link, subject
+from scentd.config.sections import Config
+from scentd.core import shared
+from scentd.core.allocate.view import PeerView
+from scentd.core.fleet import views
+from scentd.core.fleet.batch import grouped
+from scentd.core.fleet.order import Order
+from scentd.core.fleet.seal import Kind
+from scentd.core.fleet.views import HostReports, PooledView, Report
+from scentd.core.profile.issue import metric_slots
+from scentd.model import View, Views
+from scentd.prefix import prefixes
+from scentd.roles.fleet.post import Post
+from scentd.wire import keys
+
+GATHER = 0.2  # seconds in which the views of a group's peers come together into one message
+
+
+class ReportSender:
+    """Sends each allocator what is new of the peers that are verified here: together, and an alarm at once."""
+
+    def __init__(self, post: Post, link: Link) -> None:
+        self._post = post
+        self._link = link
+        self._to: list[str] = []
+        self._group_of: dict[str, int] = {}  # by peer
+        self._newest: dict[int, dict[str, Report]] = {}  # by group and peer
+        self._timers: dict[int, asyncio.TimerHandle] = {}
+
+    def configure(self, config: Config) -> None:
+        self._to = [host.name for host in self._post.hosts.values() if "allocate" in host.duties]
+        groups = grouped({peer.name: 2 for peer in config.peer if peer.verify})
+        self._group_of = {name: number for number, group in enumerate(groups) for name in group}
+        reports = {name: said for group in self._newest.values() for name, said in group.items()}
+        self._newest = {
+            number: {name: reports[name] for name in group if name in reports} for number, group in enumerate(groups)
+        }
+
+    def take(self, seen: Views) -> None:
+        if not self._to:
+            return
+        for view in seen.views:
+            number = self._group_of.get(view.peer)
+            if number is None or not view.signed:
+                continue
+            before, said = self._newest[number].get(view.peer), views.report(view)
+            if said == before:
+                continue
+            self._newest[number][view.peer] = said
+            if view.alarm_at and (before is None or said.threat > before.threat):
+                self._send(number)
+            elif number not in self._timers:
+                self._timers[number] = asyncio.get_running_loop().call_later(GATHER, self._send, number)
+
+    def stop(self) -> None:
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+
+    def _send(self, number: int) -> None:
+        if timer := self._timers.pop(number, None):
+            timer.cancel()
+        reports = tuple(self._newest.get(number, {}).values())
+        for name in self._to:
+            plain = views.encode(HostReports(self._post.stamp(), reports))
+            sealed = self._post.seal(Kind.VIEWS, name, plain)
+            self._link.send(subject(VIEWS, name, self._post.name, str(number)), sealed)
+
+
+class ReportTaker:
+    """Makes one View of each peer of what other hosts' verifiers say, and publishes it to the allocator here."""
+
+    def __init__(self, post: Post, publish: Callable[[object], None]) -> None:
+        self._post = post
+        self._publish = publish
+        self._order = Order()
+        self._views: dict[str, PooledView] = {}
+
+    @property
+    def subject(self) -> str:
+        return f"{subject(VIEWS, self._post.name)}.>"
+
+    def configure(self, config: Config) -> None:
+        self._views = {}
+        if not config.bus.allocates:
+            return
+        everybody = shared.shared(config.peer)
+        for peer in config.peer:
+            publics = [keys.parse_public(text) for text in peer.public_keys]
+            view = PeerView(peer.name, prefixes(peer.addresses), metric_slots(peer.metrics), everybody[peer.name])
+            self._views[peer.name] = PooledView(view, publics)
+
+    def take(self, message: bytes) -> None:
+        counters = self._post.counters
+        opened = self._post.open(Kind.VIEWS, message, "verify")
+        if opened is None:
+            return
+        host, plain = opened
+        try:
+            said = views.decode(plain)
+        except msgspec.MsgspecError:
+            counters["garbage"] += 1
+            return
+        now = time.time()
+        if not self._order.take(host.name, said.stamp, time.monotonic()):
+            counters["replayed"] += 1
+            return
+        counters["taken"] += 1
+        for one in said.reports:
+            pooled = self._views.get(one.peer)
+            why_not = "unknown_peer" if pooled is None else pooled.take(host.name, one, now)
+            if why_not:
+                counters[why_not] += 1
+        self._publish_all({one.peer for one in said.reports}, now)
+
+    async def catch_up(self, link: Link) -> None:
+        """Take what was sent last, before this host was there. Raises OSError, NatsError."""
+        for host in self._post.hosts.values():
+            number = 0
+            while "verify" in host.duties and self._views:
+                message = await link.last(subject(VIEWS, self._post.name, host.name, str(number)))
+                if message is None:
+                    break
+                self.take(message)
+                number += 1
+
+    def tick(self) -> None:
+        """Once a second: policies see the time pass."""
+        self._publish_all(self._views.keys(), time.time())
+
+    def view_of(self, peer: str, now: float) -> View | None:
+        return self._views[peer].view(now) if peer in self._views else None
+
+    def _publish_all(self, peers: Iterable[str], now: float) -> None:
+        pooled = (self._views[peer] for peer in peers if peer in self._views)
+        found = [view for each in pooled if (view := each.view(now)) is not None]
+        if found:
+            self._publish(Views(tuple(found)))
