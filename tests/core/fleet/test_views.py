@@ -1,0 +1,83 @@
+"""One view of what many verifiers say: each profile is verified again, and no clock of theirs counts."""
+
+from ipaddress import ip_address
+
+import pytest
+from msgspec.structs import replace
+
+from scentd.core.allocate.view import PeerView
+from scentd.core.fleet import views
+from scentd.core.fleet.order import Stamp
+from scentd.core.fleet.views import HostReports, PooledView, Report
+from scentd.core.profile.issue import metric_slots
+from scentd.wire import bloom, keys, layout, profile
+
+NET, EVE = (keys.identity(bytes((n,)) * 32) for n in (1, 2))
+EPOCH = 1_800_000_005
+NODES = [ip_address("10.0.0.7"), ip_address("fd00::7")]
+
+
+def signed(epoch=EPOCH, signer=NET, level=0.9) -> bytes:
+    body = profile.encode_body(NET.public.key_id, epoch, 5, 0.5, {layout.METRIC_CPU: level}, bloom.make((), epoch))
+    return profile.sign(signer.signer, body)
+
+
+def said(epoch=EPOCH, threat=0.0, affected=(), **more) -> Report:
+    return Report("acme", signed(epoch, **more), 0.5, threat, tuple(a.packed for a in affected))
+
+
+@pytest.fixture
+def pooled():
+    return PooledView(PeerView("acme", (), metric_slots({})), [NET.public])
+
+
+def test_the_newest_profile_of_all_counts(pooled):
+    assert pooled.view(1.0) is None
+    assert pooled.take("v1", said(EPOCH), 10.0) == ""
+    assert pooled.take("v2", said(EPOCH + 5, level=0.1), 15.0) == ""
+    assert pooled.take("v1", said(EPOCH), 16.0) == ""
+    view = pooled.view(17.0)
+    assert (view.profile.epoch, view.profile.levels, view.received_at) == (EPOCH + 5, {"cpu": 0.1}, 15.0)
+    assert [p.epoch for p in view.profiles] == [EPOCH + 5, EPOCH]
+
+
+def test_affected_nodes_of_all_who_have_the_newest_profile(pooled):
+    pooled.take("v1", said(EPOCH, affected=NODES[:1]), 10.0)
+    pooled.take("v2", said(EPOCH, affected=NODES[1:]), 10.0)
+    assert pooled.view(11.0).affected == set(NODES)
+    pooled.take("v1", said(EPOCH + 5), 15.0)
+    assert pooled.view(16.0).affected == set()
+    pooled.take("v1", said(EPOCH, affected=NODES), 17.0)
+    assert pooled.view(18.0).affected == set(), "what comes late changes nothing"
+
+
+def test_an_alarm_is_one_when_it_arrives(pooled):
+    pooled.take("v1", said(EPOCH), 10.0)
+    pooled.take("v1", said(EPOCH + 1, threat=1.0), 11.0)
+    pooled.take("v2", said(EPOCH + 1, threat=1.0), 12.0)
+    view = pooled.view(13.0)
+    assert (view.glance_threat, view.alarm_at) == (1.0, 11.0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "name"),
+    [
+        (said(signer=EVE), "wrong_profile"),
+        (replace(said(), signed=bytes(130)), "wrong_profile"),
+        (replace(said(), signed=b""), "garbage"),
+        (replace(said(), load=float("nan")), "garbage"),
+        (replace(said(), threat=2.0), "garbage"),
+        (replace(said(), affected=(b"abc",)), "garbage"),
+        (replace(said(), affected=(bytes(4),) * 5000), "garbage"),
+    ],
+)
+def test_what_a_verifier_cannot_make_us_believe(pooled, wrong, name):
+    assert pooled.take("v1", wrong, 10.0) == name
+    assert pooled.view(11.0) is None
+
+
+def test_reports_survive_the_way(pooled):
+    pooled.take("v1", said(EPOCH, affected=NODES), 10.0)
+    message = HostReports(Stamp(1, 1), (views.report(pooled.view(11.0)),))
+    assert views.decode(views.encode(message)) == message
+    assert message.reports[0].signed == signed()
