@@ -18,6 +18,7 @@ WHAT = {
     "scentd.example.toml": "every setting of the configuration, with unit and default",
     "alerts.yml": "alert rules for Prometheus",
     "fail2ban-scentd.conf": "an action of fail2ban that reports each ban",
+    "nats-server.conf": "a NATS server for a fleet: TLS, and what each host may say and hear",
     "suricata-disable.conf": "rules of Suricata's decoder that alert on every scent",
     "README.md": "operations: commands, procedures, alerts, what a policy may ask",
 }

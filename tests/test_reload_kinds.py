@@ -129,13 +129,15 @@ OTHER: dict[str, Any] = {
     "webhook.timeout": "1s",
 }
 # By daemons: test_reload_trial.py and netns/test_takeover.py (keys), netns/test_rotation.py
-# (next keys), roles/test_apart.py (who signs and stamps),
+# (next keys), roles/test_apart.py (who signs and stamps), netns/test_fleet.py (the keys of networks signed elsewhere),
 # netns/test_forwarding.py (where beacons come from), netns/test_event_sources.py (a file, which stands in place of a
 # socket), netns/test_tenants.py (origins). `source` and `do` are the kinds below.
 ELSEWHERE = {
     "eve.file",
     "network.key_file",
     "network.next_key_file",
+    "network.public_key",
+    "network.next_public_key",
     "network.interface",
     "network.mark",
     "network.sign",

@@ -47,7 +47,7 @@ def subject(kind: str, *tokens: str) -> str:
     return ".".join((kind, *(token.replace(".", "/") for token in tokens)))
 
 
-class Link:
+class NatsBus:
     """This host's connection. It comes back by itself; `connected` says whether it is there."""
 
     def __init__(self, settings: Bus, counters: Counter[str]) -> None:
@@ -94,7 +94,7 @@ class Link:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, *self._sending, return_exceptions=True)
-        if not self._client.is_closed:
+        if self._client.is_connected or self._client.is_reconnecting:  # one that never was has nothing to close
             await self._client.close()
 
     def send(self, subject: str, data: bytes) -> bool:
@@ -139,7 +139,7 @@ class Link:
         try:
             return await self._jetstream.key_value(BUCKET)
         except NotFoundError:
-            wanted = KeyValueConfig(bucket=BUCKET, history=1, replicas=self._settings.replicas)
+            wanted = KeyValueConfig(bucket=BUCKET, history=1, direct=True, replicas=self._settings.replicas)
             return await self._jetstream.create_key_value(wanted)
 
     async def _publish(self, subject: str, data: bytes) -> None:
@@ -172,6 +172,7 @@ class Link:
                     reconnect_time_wait=RETRY,  # type: ignore[arg-type]  # it sleeps for so long, a fraction or not
                     connect_timeout=self._settings.timeout,  # type: ignore[arg-type]
                     ping_interval=PING,
+                    inbox_prefix=f"_INBOX.{self._settings.name.replace('.', '/')}",
                     no_echo=True,
                 )
                 break

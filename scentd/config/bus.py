@@ -60,6 +60,10 @@ class Bus(Table):
         """Whether the allocator here goes by what verifiers of other hosts say."""
         return self.used and any("verify" in host.duties for host in self.host)
 
+    def shares(self, network: str) -> bool:
+        """Whether other hosts collect or stamp for a network, so that a profiler here needs the lease."""
+        return self.used and any({"collect", "stamp"} & set(h.duties) and h.serves(network) for h in self.host)
+
     def mistakes(self, path: str) -> list[str]:
         problems = check_positive(self, path, "timeout") + duplicates(f"{path}.host", [h.name for h in self.host])
         if not self.used:

@@ -120,6 +120,7 @@ class BusStatus(Struct, frozen=True, kw_only=True):
     why_not: str  # why it is not connected
     lease: LeaseStatus | None  # None: nothing is signed here
     counters: dict[str, int]  # messages sent and taken, and those refused, by reason
+    heard: dict[str, float | None]  # of each host that has something to say: seconds since then; None: nothing yet
 
 
 class Glance(Struct, frozen=True):

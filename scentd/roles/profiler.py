@@ -43,7 +43,7 @@ class ProfilerRole:
         self._profilers: dict[str, NetworkProfiler] = {}
         self._collected: set[str] = set()  # networks of this host: what is not signed here, another host signs
         self.unknown_network = 0  # Samples of networks that are not signed here
-        self.gate: Callable[[], bool] = lambda: True  # whether this host may issue now, and no other profiler does
+        self.gate: Callable[[str], bool] = lambda _: True  # whether a network is this host's to issue now
         self._epochs: Epochs | None = None
         bus.subscribe(Samples, self._on_samples)
 
@@ -66,7 +66,7 @@ class ProfilerRole:
                 identity = pairs.identities[network.name][0]
                 issued = pairs.issued_pairs(network.name)
                 profiler = NetworkProfiler(
-                    network, identity, issued, self._bus, self.may_issue, config.verify.max_future
+                    network, identity, issued, self._bus, self._may_issue, config.verify.max_future
                 )
                 if network.name in old:
                     profiler.adopt(old[network.name])
@@ -76,9 +76,6 @@ class ProfilerRole:
     async def stop(self) -> None:
         for profiler in self._profilers.values():
             await profiler.stop()
-
-    def may_issue(self) -> bool:
-        return self.gate()
 
     def raise_epoch(self, network: str, epoch: int) -> None:
         """Another profiler has issued this epoch: the next one here is a later one."""
@@ -93,7 +90,7 @@ class ProfilerRole:
 
     def has_issued(self) -> bool:
         """Whether every network that is signed here has an epoch."""
-        return not self.gate() or all(profiler.issued for profiler in self._profilers.values())
+        return all(profiler.issued for name, profiler in self._profilers.items() if self.gate(name))
 
     async def explain(self, network: str) -> ProfileExplanation | None:
         """How the network's last profile came about; None if none was issued here."""
@@ -132,6 +129,9 @@ class ProfilerRole:
             **({} if statement is None else statement_fields(statement)),
         )
 
+    def _may_issue(self, network: str) -> bool:
+        return self.gate(network)
+
     def _on_samples(self, samples: Samples) -> None:
         profiler = self._profilers.get(samples.network)
         if profiler is not None:
@@ -149,11 +149,11 @@ class NetworkProfiler:
         identity: keys.Identity,
         pairs: Sequence[IssuedPair],
         bus: LocalBus,
-        may_issue: Callable[[], bool],
+        may_issue: Callable[[str], bool],
         max_future: float = 10.0,
     ) -> None:
-        """`may_issue`: whether no other profiler does now. `max_future`: seconds by which receivers take epochs that
-        are ahead of their clocks.
+        """`may_issue`: whether a network is this host's to issue now. `max_future`: seconds by which receivers take
+        epochs that are ahead of their clocks.
         """
         self.network = network
         self._may_issue = may_issue
@@ -250,7 +250,7 @@ class NetworkProfiler:
         if not alarm:  # of thousands of nodes it takes a while
             self._nodes.look(self.roll.nodes(now), time.monotonic())
         inputs = Inputs(now, self.roll.entries(), self.roll.events(), self.roll.watched(now))
-        if not self._may_issue():
+        if not self._may_issue(self.network.name):
             return
         samples = [entry.sample for entry in inputs.entries]
         statement = score.statement(self.network, samples, inputs.events, now, inputs.watched)

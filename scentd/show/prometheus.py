@@ -48,6 +48,7 @@ class StatusMetrics:
             yield from counters(status)
             yield from networks(status)
             yield from servers(status)
+            yield from bus(status)
             yield from peers(status)
             yield from traffic(status)
             yield from allocation(status)
@@ -137,6 +138,21 @@ def servers(status: Status) -> Iterator[Metric]:
             failing.add_metric([server.name, metric], float(fails))
     yield counted
     yield failing
+
+
+def bus(status: Status) -> Iterator[Metric]:
+    counted = CounterMetricFamily("scentd_bus", "Messages between hosts, and those refused, by reason", labels=["name"])
+    connected = GaugeMetricFamily("scentd_bus_connected", "Whether there is a connection to a NATS server")
+    active = GaugeMetricFamily("scentd_bus_active", "Whether the profiler here is the one that issues")
+    if status.bus is not None:
+        for name, count in status.bus.counters.items():
+            counted.add_metric([name], count)
+        connected.add_metric([], float(status.bus.connected))
+        if status.bus.lease is not None:
+            active.add_metric([], float(status.bus.lease.active))
+    yield counted
+    yield connected
+    yield active
 
 
 def peers(status: Status) -> Iterator[Metric]:

@@ -7,6 +7,7 @@ from datetime import datetime
 
 from scentd.control.status import (
     AllocationStatus,
+    BusStatus,
     Explanation,
     GuardStatus,
     NetworkStatus,
@@ -40,6 +41,8 @@ def status(data: Status) -> str:
         lines += network_lines(network)
     for server in data.prometheus_servers:
         lines += server_lines(server)
+    if data.bus is not None:
+        lines += bus_lines(data.bus)
     changing = {network.name for network in data.networks if network.next_key_id}
     for peer in data.peers:
         lines += peer_lines(peer, peer.network in changing or bool(peer.next_key_id))
@@ -83,6 +86,24 @@ def state_lines(what: str, states: dict[str, int], listed: Sequence[NodeState | 
     lines += [f"    {what} {one.name or 'this host'} is {one.state}: {one.reason}" for one in odd[:STATES_SHOWN]]
     more = sum(states.values()) - states.get("fresh", 0) - len(odd[:STATES_SHOWN])
     return [*lines, f"    and {more} more"] if more > 0 else lines
+
+
+NOT_REFUSED = ("sent", "sent_bytes", "taken")  # the other counters of the bus are of what was not sent or taken
+
+
+def bus_lines(bus: BusStatus) -> list[str]:
+    lines = [f"bus {bus.name}: " + (f"connected to {bus.server}" if bus.connected else f"not connected: {bus.why_not}")]
+    if bus.lease is not None and bus.lease.active:
+        lines.append(f"  the active profiler, term {bus.lease.term}")
+    elif bus.lease is not None:
+        lines.append(f"  issues nothing: {bus.lease.holder or 'nobody'} has the lease")
+    lines += [
+        f"  {name}: " + ("never heard of" if age is None else f"heard of {age:.0f} s ago")
+        for name, age in bus.heard.items()
+    ][:STATES_SHOWN]
+    lines.append(f"  sent {bus.counters.get('sent', 0)}, taken {bus.counters.get('taken', 0)}")
+    lines.append(f"  not sent or not taken: {counts({n: c for n, c in bus.counters.items() if n not in NOT_REFUSED})}")
+    return lines
 
 
 def server_lines(server: PrometheusServerStatus) -> list[str]:

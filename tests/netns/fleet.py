@@ -17,6 +17,8 @@ from scentd.state import key_files
 from scentd.wire import keys
 
 BUS = "10.9.0.0/24"
+# Each host, and whose permissions in the shipped nats-server.conf it has.
+USERS = {"c": "db-1", "profiler": "profiler", "g1": "gw-1", "g2": "gw-1", "v": "edge-1", "alloc": "allocator"}
 
 
 class Fleet:
@@ -33,7 +35,7 @@ class Fleet:
         self.switch = net.bridge([self.g1.host, self.g2.host, self.v.host], ipv4="10.1.0.0/24", ipv6="fd00:1::/64")
         on_bus = [node.host for node in (*nodes, self.v)]
         net.bridge([*on_bus, *self.brokers], ipv4=BUS)
-        self.cluster = NatsCluster(self.brokers, directory / "nats")
+        self.cluster = NatsCluster(self.brokers, directory / "nats", USERS)
         self.network = self.g1.identity  # its key
         self.bus_keys = {name: key_files.generate() for name in ("c", "profiler", "g1", "g2", "alloc", "v")}
         self._configure()

@@ -1,4 +1,4 @@
-"""Real NATS servers in namespaces, a cluster with TLS for which clients need certificates.
+"""Real NATS servers in namespaces by the shipped configuration: TLS, certificates of clients, permissions by duty.
 
 with NatsCluster([host1, host2, host3], directory) as cluster:
     node.sections["bus"] |= cluster.settings(node)
@@ -7,6 +7,7 @@ with NatsCluster([host1, host2, host3], directory) as cluster:
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 from contextlib import suppress
@@ -14,15 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from certificates import Authority
-from hosts import Node, until
+from hosts import ROOT, Node, until
 from topology import Host
 
 PORT, CLUSTER_PORT = 4222, 6222
+SHIPPED = ROOT / "systemd" / "nats-server.conf"
 
 
 class NatsCluster:
-    def __init__(self, hosts: list[Host], directory: Path, users: list[dict[str, Any]] | None = None) -> None:
-        """A server on each host. `users` have permissions by their certificates' names; None: all may everything."""
+    def __init__(self, hosts: list[Host], directory: Path, users: dict[str, str]) -> None:
+        """A server on each host. `users`: names of hosts, and whose permissions in the shipped file each has."""
         self.hosts = hosts
         self.directory = directory
         self.authority = Authority(directory)
@@ -42,7 +44,7 @@ class NatsCluster:
 
     def start(self, host: Host) -> None:
         file = self.directory / f"{host.name}.conf"
-        file.write_text(json.dumps(self._configuration(host)))
+        file.write_text(self._configuration(host))
         with open(self._log(host), "ab") as log:
             self.processes[host.name] = host.start("nats-server", "-c", str(file), stdout=log, stderr=log)
 
@@ -63,22 +65,32 @@ class NatsCluster:
             "name": name or node.name,
         }
 
-    def _configuration(self, host: Host) -> dict[str, Any]:
+    def _configuration(self, host: Host) -> str:
+        """The shipped file, with these hosts and names in place of its own."""
         certificate, key = self.authority.certify(f"nats-{host.name}", [host.ipv4])
-        tls = {"cert_file": str(certificate), "key_file": str(key), "ca_file": str(self.authority.file)}
-        made: dict[str, Any] = {
-            "listen": f"{host.ipv4}:{PORT}",
-            "server_name": host.name,
-            "jetstream": {"store_dir": str(self.directory / host.name), "max_memory_store": 1 << 28},
-            "tls": {**tls, "verify": True} if self.users is None else {**tls, "verify_and_map": True},
+        routes = [f"nats-route://{other.ipv4}:{CLUSTER_PORT}" for other in self.hosts if other is not host]
+        changes = {
+            r'listen: "10\.9\.0\.1:': f'listen: "{host.ipv4}:',
+            r'server_name: ".*"': f'server_name: "{host.name}"',
+            r'store_dir: ".*"': f'store_dir: "{self.directory / host.name}"',
+            r'cert_file: ".*"': f'cert_file: "{certificate}"',
+            r'key_file: ".*"': f'key_file: "{key}"',
+            r'ca_file: ".*"': f'ca_file: "{self.authority.file}"',
+            r"routes: .*": f"routes: {json.dumps(routes)}",
         }
-        if self.users is not None:
-            made["authorization"] = {"users": self.users}
-        if len(self.hosts) > 1:
-            routes = [f"nats-route://{other.ipv4}:{CLUSTER_PORT}" for other in self.hosts if other is not host]
-            listen = f"{host.ipv4}:{CLUSTER_PORT}"
-            made["cluster"] = {"name": "fleet", "listen": listen, "routes": routes, "tls": {**tls, "verify": True}}
-        return made
+        text = SHIPPED.read_text()
+        for pattern, new in changes.items():
+            text = re.sub(pattern, new, text)
+        if len(self.hosts) == 1:  # a cluster of one never has a leader
+            text = re.sub(r"(?ms)^cluster \{.*?^\}$", "", text)
+        head, users, tail = re.split(r"(?ms)(?<=  users: \[\n)(.*)(?=^  \]$)", text)
+        return head + "".join(self._user(users, example, name) for name, example in self.users.items()) + tail
+
+    @staticmethod
+    def _user(users: str, example: str, name: str) -> str:
+        """The entry of a host that has an example's duties."""
+        [entry] = [entry for entry in re.findall(r"(?ms)^    \{.*?^    \}\n", users) if f'"CN={example}"' in entry]
+        return re.sub(rf"\b{re.escape(example)}\b", name, entry)
 
     def _log(self, host: Host) -> Path:
         return self.directory / f"{host.name}.log"

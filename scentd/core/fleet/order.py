@@ -8,7 +8,7 @@ from typing import NamedTuple
 FORGET = 60.0  # seconds of silence after which a sender may begin anew, whatever its clock says
 
 
-class Stamp(NamedTuple):
+class Serial(NamedTuple):
     """A sender's run, by the Unix time of its start in nanoseconds, and the message's number in it."""
 
     run: int
@@ -17,7 +17,7 @@ class Stamp(NamedTuple):
 
 @dataclass(slots=True)
 class Last:
-    stamp: Stamp
+    serial: Serial
     heard: float  # steady seconds
 
 
@@ -27,10 +27,10 @@ class Order:
     def __init__(self) -> None:
         self._last: dict[str, Last] = {}
 
-    def take(self, sender: str, stamp: Stamp, now: float) -> bool:
+    def take(self, sender: str, serial: Serial, now: float) -> bool:
         """Whether the message is a new one; then it is the newest. `now`: steady seconds."""
         last = self._last.get(sender)
-        if last is not None and stamp <= last.stamp and now - last.heard < FORGET:
+        if last is not None and serial <= last.serial and now - last.heard < FORGET:
             return False
-        self._last[sender] = Last(stamp, now)
+        self._last[sender] = Last(serial, now)
         return True

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from scentd.config.bus import BusHost
-from scentd.core.fleet.order import Stamp
+from scentd.core.fleet.order import Serial
 from scentd.model import DETAIL_MAX, Sample, Samples, SecurityEvent
 
 NODE_MAX = 255  # characters
@@ -18,7 +18,7 @@ NAME = re.compile(r"[^;\x00-\x1f\x7f]{0,63}")  # of a metric, role or region: pa
 
 
 class HostSamples(Struct, frozen=True, array_like=True):
-    stamp: Stamp
+    serial: Serial
     samples: tuple[Samples, ...]
 
 

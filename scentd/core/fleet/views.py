@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from scentd.core.allocate.view import PeerView
-from scentd.core.fleet.order import Stamp
+from scentd.core.fleet.order import Serial
 from scentd.model import View
 from scentd.prefix import Address
 from scentd.wire import keys, layout, profile
@@ -34,7 +34,7 @@ class Report(Struct, frozen=True, array_like=True):
 
 
 class HostReports(Struct, frozen=True, array_like=True):
-    stamp: Stamp
+    serial: Serial
     reports: tuple[Report, ...]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from scentd.bus.nats import SAMPLES, Link, subject
+from scentd.bus.nats import SAMPLES, NatsBus, subject
 from scentd.config.sections import Config
 from scentd.core.fleet import samples
 from scentd.core.fleet.order import Order
@@ -23,9 +23,9 @@ GATHER = 0.2  # seconds in which the readings of a host's networks come together
 class SampleSender:
     """Sends this host's Samples to those that sign for their networks: together, and an alarm at once."""
 
-    def __init__(self, post: Post, link: Link) -> None:
+    def __init__(self, post: Post, nats: NatsBus) -> None:
         self._post = post
-        self._link = link
+        self._nats = nats
         self._waiting: dict[tuple[str, str], Samples] = {}  # by network and collector
         self._timer: asyncio.TimerHandle | None = None
         self._to: list[str] = []
@@ -54,9 +54,9 @@ class SampleSender:
             host = self._post.hosts[name]
             mine = tuple(said for said in waiting.values() if host.serves(said.network))
             if mine:
-                plain = samples.encode(HostSamples(self._post.stamp(), mine))
+                plain = samples.encode(HostSamples(self._post.serial(), mine))
                 sealed = self._post.seal(Kind.SAMPLES, name, plain)
-                self._link.send(subject(SAMPLES, name, self._post.name), sealed)
+                self._nats.send(subject(SAMPLES, name, self._post.name), sealed)
 
 
 class SampleTaker:
@@ -86,7 +86,7 @@ class SampleTaker:
         except msgspec.MsgspecError:
             counters["garbage"] += 1
             return
-        if not self._order.take(host.name, said.stamp, time.monotonic()):
+        if not self._order.take(host.name, said.serial, time.monotonic()):
             counters["replayed"] += 1
             return
         counters["taken"] += 1

@@ -14,7 +14,7 @@ import socket
 from collections import Counter
 
 from scentd.bus.local import LocalBus
-from scentd.bus.nats import BUCKET, Link, NatsError, Take
+from scentd.bus.nats import BUCKET, NatsBus, NatsError, Take
 from scentd.config.bus import Bus
 from scentd.config.sections import Config
 from scentd.control.status import BusStatus, LeaseStatus
@@ -43,17 +43,17 @@ class FleetRole:
         self._settings = settings
         self._profiler = profiler
         self._post = Post(settings.name, identity, self.counters)
-        self._link = Link(settings, self.counters)
+        self._nats = NatsBus(settings, self.counters)
         self._lease = Lease(f"{socket.gethostname()}-{secrets.token_hex(4)}", 1.0)
-        self._keeper = LeaseKeeper(self._lease, settings.name.replace(".", "/"), self._link, profiler.hurry)
-        self._sample_sender = SampleSender(self._post, self._link)
+        self._keeper = LeaseKeeper(self._lease, settings.name.replace(".", "/"), self._nats, profiler.hurry)
+        self._sample_sender = SampleSender(self._post, self._nats)
         self._sample_taker = SampleTaker(self._post, self._publish)
-        self._outgoing_sender = OutgoingSender(self._post, self._link, self._lease)
+        self._outgoing_sender = OutgoingSender(self._post, self._nats, self._lease)
         self._outgoing_taker = OutgoingTaker(self._post, self._publish)
         self._twins = TwinWatch(self._post, self._lease, profiler.raise_epoch, self._on_yielded)
-        self._report_sender = ReportSender(self._post, self._link)
+        self._report_sender = ReportSender(self._post, self._nats)
         self._report_taker = ReportTaker(self._post, self._publish)
-        self._signs = False
+        self._leased: frozenset[str] = frozenset()  # networks that are signed here under the lease
         self._taking = False  # what is published now came over the bus
         bus.subscribe(Samples, self._on_samples)
         bus.subscribe(IssuedEpoch, self._on_epoch)
@@ -68,27 +68,29 @@ class FleetRole:
         self._outgoing_sender.configure(pairs)
         self._report_sender.configure(config)
         self._report_taker.configure(config)
-        signed = [network.interval for network in config.network if network.signs]
-        self._signs = bool(signed)
-        self._lease.interval = min(signed, default=1.0)
-        self._profiler.gate = self.may_issue
-        takers: dict[str, Take] = {self._outgoing_taker.subject: self._outgoing_taker.take}
+        leased = [network for network in config.network if network.signs and config.bus.shares(network.name)]
+        self._leased = frozenset(network.name for network in leased)
+        self._lease.interval = min((network.interval for network in leased), default=1.0)
+        self._profiler.gate = self._may_issue
+        takers: dict[str, Take] = {}
+        if self._outgoing_taker.needed:
+            takers[self._outgoing_taker.subject] = self._outgoing_taker.take
         if config.bus.allocates:
             takers[self._report_taker.subject] = self._report_taker.take
-        if self._signs:
+        if self._leased:
             takers |= {self._sample_taker.subject: self._sample_taker.take, self._twins.subject: self._twins.take}
             self._keeper.begin()
-        await self._link.listen(takers)
+        await self._nats.listen(takers)
 
     def start(self) -> None:
-        self._link.start(self._on_connected)
+        self._nats.start(self._on_connected)
 
     async def stop(self) -> None:
         self._sample_sender.stop()
         self._outgoing_sender.stop()
         self._report_sender.stop()
         await self._keeper.stop()
-        await self._link.stop()
+        await self._nats.stop()
 
     def tick(self) -> None:
         self._report_taker.tick()
@@ -97,32 +99,35 @@ class FleetRole:
         """What other hosts' verifiers know of a peer; None if they do not, or say nothing to this host."""
         return self._report_taker.view_of(peer, now)
 
-    def may_issue(self) -> bool:
-        """Whether the profiler here is the active one."""
-        return self._lease.may_issue(steady())
+    def _may_issue(self, network: str) -> bool:
+        return network not in self._leased or self._lease.may_issue(steady())
 
     def status(self) -> BusStatus:
         record = self._lease.record
         lease = None
-        if self._signs:
+        if self._leased:
             holder = record.instance if record is not None else ""
             lease = LeaseStatus(
-                active=self.may_issue(), instance=self._lease.instance, holder=holder, term=self._lease.term
+                active=self._lease.may_issue(steady()),
+                instance=self._lease.instance,
+                holder=holder,
+                term=self._lease.term,
             )
         return BusStatus(
             name=self._settings.name,
-            connected=self._link.connected,
-            server=self._link.server,
-            why_not=self._link.why_not,
+            connected=self._nats.connected,
+            server=self._nats.server,
+            why_not=self._nats.why_not,
             lease=lease,
             counters=dict(self.counters),
+            heard=self._post.heard({"verify"} | ({"collect"} if self._leased else {"sign"})),
         )
 
     async def _on_connected(self) -> None:
         self._keeper.renew_connection()
         try:
-            await self._outgoing_taker.catch_up(self._link)
-            await self._report_taker.catch_up(self._link)
+            await self._outgoing_taker.catch_up(self._nats)
+            await self._report_taker.catch_up(self._nats)
         except (NatsError, OSError, TimeoutError) as error:
             log.info("bus: what was sent before is not known: %s", str(error) or type(error).__name__)
 

@@ -11,7 +11,7 @@ import msgspec
 from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
 from nats.js.kv import KeyValue
 
-from scentd.bus.nats import Link, NatsError
+from scentd.bus.nats import NatsBus, NatsError
 from scentd.core.fleet.lease import RENEW, Lease, LeaseRecord
 from scentd.roles.fleet.signing import steady
 
@@ -25,10 +25,10 @@ _decode = msgspec.json.Decoder(LeaseRecord).decode
 class LeaseKeeper:
     """`begun` is called when this profiler becomes the active one."""
 
-    def __init__(self, lease: Lease, key: str, link: Link, begun: Callable[[], None]) -> None:
+    def __init__(self, lease: Lease, key: str, nats: NatsBus, begun: Callable[[], None]) -> None:
         self._lease = lease
         self._key = key
-        self._link = link
+        self._nats = nats
         self._begun = begun
         self._bucket: KeyValue | None = None
         self._task: asyncio.Task | None = None
@@ -50,7 +50,7 @@ class LeaseKeeper:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         lease = self._lease
-        if lease.may_issue(steady()) and self._bucket is not None and self._link.connected:
+        if lease.may_issue(steady()) and self._bucket is not None and self._nats.connected:
             try:
                 await self._bucket.update(self._key, _encode(LeaseRecord("", lease.term)), last=lease.revision)
             except (NatsError, OSError, TimeoutError) as error:
@@ -58,7 +58,7 @@ class LeaseKeeper:
 
     async def _run(self) -> None:
         while True:
-            if self._link.connected:
+            if self._nats.connected:
                 try:
                     await self._look()
                     self._told = ""
@@ -70,8 +70,8 @@ class LeaseKeeper:
 
     async def _look(self) -> None:
         if self._bucket is None:
-            await self._link.make_stream()
-            self._bucket = await self._link.bucket()
+            await self._nats.make_stream()
+            self._bucket = await self._nats.bucket()
         lease = self._lease
         if not lease.may_issue(steady()):
             await self._read(self._bucket)

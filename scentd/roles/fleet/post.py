@@ -8,7 +8,7 @@ from collections import Counter
 
 from scentd.config.bus import Bus, BusHost
 from scentd.core.fleet import seal
-from scentd.core.fleet.order import Stamp
+from scentd.core.fleet.order import Serial
 from scentd.core.fleet.seal import Ends, Kind
 from scentd.wire import keys
 
@@ -24,6 +24,7 @@ class Post:
         self.counters = counters
         self.hosts: dict[str, BusHost] = {}
         self._keys: dict[str, tuple[keys.Public, bytes]] = {}
+        self._heard: dict[str, float] = {}  # of each host, steady seconds of its last message
         self._run = time.time_ns()
         self._number = 0
         counters.update(dict.fromkeys(REFUSED, 0))
@@ -36,13 +37,19 @@ class Post:
             public = keys.parse_public(host.public_key)
             self._keys[host.name] = before.get(host.name) or (public, keys.pair_secret(self.identity, public))
 
+    def heard(self, duties: set[str]) -> dict[str, float | None]:
+        """Of each host with one of these duties: seconds since its last message; None: there was none."""
+        now = time.monotonic()
+        named = (name for name, host in self.hosts.items() if duties & set(host.duties))
+        return {name: round(now - self._heard[name], 1) if name in self._heard else None for name in named}
+
     def public(self, host: str) -> keys.Public:
         return self._keys[host][0]
 
-    def stamp(self) -> Stamp:
+    def serial(self) -> Serial:
         """Of the next message."""
         self._number += 1
-        return Stamp(self._run, self._number)
+        return Serial(self._run, self._number)
 
     def seal(self, kind: Kind, host: str, plain: bytes) -> bytes:
         return seal.seal(kind, self._to(host), secrets.token_bytes(seal.SALT_LEN), plain)
@@ -61,6 +68,7 @@ class Post:
         if plain is None:
             self.counters["wrong_key"] += 1
             return None
+        self._heard[host.name] = time.monotonic()
         return host, plain
 
     def open_own(self, kind: Kind, message: bytes) -> bytes | None:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from scentd.bus.nats import OUTGOING, Link, subject
+from scentd.bus.nats import OUTGOING, NatsBus, subject
 from scentd.core.fleet import batch, seal
 from scentd.core.fleet.batch import Batch, SentEpoch
 from scentd.core.fleet.lease import Lease
@@ -37,9 +37,9 @@ class Group:
 class OutgoingSender:
     """Sends each stamper the epochs of its networks, in batches; an alarm at once."""
 
-    def __init__(self, post: Post, link: Link, lease: Lease) -> None:
+    def __init__(self, post: Post, nats: NatsBus, lease: Lease) -> None:
         self._post = post
-        self._link = link
+        self._nats = nats
         self._lease = lease
         self._pairs: Pairs | None = None
         self._groups: dict[str, list[Group]] = {}  # by stamper
@@ -104,7 +104,7 @@ class OutgoingSender:
         if len(sealed) > seal.MESSAGE_MAX:
             self._post.counters["too_long"] += 1
         else:
-            self._link.send(subject(OUTGOING, group.stamper, str(group.number), *more), sealed)
+            self._nats.send(subject(OUTGOING, group.stamper, str(group.number), *more), sealed)
 
 
 class TwinWatch:

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from scentd.bus.nats import OUTGOING, Link, subject
+from scentd.bus.nats import OUTGOING, NatsBus, subject
 from scentd.config.bus import BusHost
 from scentd.config.sections import Config
 from scentd.core.fleet import batch
@@ -33,6 +33,10 @@ class OutgoingTaker:
     def subject(self) -> str:
         return f"{subject(OUTGOING, self._post.name)}.>"
 
+    @property
+    def needed(self) -> bool:
+        return bool(self._publics)
+
     def configure(self, config: Config) -> None:
         self._publics = {
             network.name: [keys.parse_public(text) for text in (network.public_key, network.next_public_key) if text]
@@ -40,14 +44,14 @@ class OutgoingTaker:
             if network.stamps and not network.signs
         }
 
-    async def catch_up(self, link: Link) -> None:
+    async def catch_up(self, nats: NatsBus) -> None:
         """Take what was sent last, before this host was there. Raises OSError, NatsError."""
         if not self._publics:
             return
         groups, number = 1, 0
         while number < groups:
             for more in ((), ("alarm",)):
-                message = await link.last(subject(OUTGOING, self._post.name, str(number), *more))
+                message = await nats.last(subject(OUTGOING, self._post.name, str(number), *more))
                 found = self.take(message) if message is not None else None
                 groups = max(groups, found.groups) if found is not None else groups
             number += 1

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from scentd.bus.nats import VIEWS, Link, subject
+from scentd.bus.nats import VIEWS, NatsBus, subject
 from scentd.config.sections import Config
 from scentd.core import shared
 from scentd.core.allocate.view import PeerView
@@ -29,9 +29,9 @@ GATHER = 0.2  # seconds in which the views of a group's peers come together into
 class ReportSender:
     """Sends each allocator what is new of the peers that are verified here: together, and an alarm at once."""
 
-    def __init__(self, post: Post, link: Link) -> None:
+    def __init__(self, post: Post, nats: NatsBus) -> None:
         self._post = post
-        self._link = link
+        self._nats = nats
         self._to: list[str] = []
         self._group_of: dict[str, int] = {}  # by peer
         self._newest: dict[int, dict[str, Report]] = {}  # by group and peer
@@ -72,9 +72,9 @@ class ReportSender:
             timer.cancel()
         reports = tuple(self._newest.get(number, {}).values())
         for name in self._to:
-            plain = views.encode(HostReports(self._post.stamp(), reports))
+            plain = views.encode(HostReports(self._post.serial(), reports))
             sealed = self._post.seal(Kind.VIEWS, name, plain)
-            self._link.send(subject(VIEWS, name, self._post.name, str(number)), sealed)
+            self._nats.send(subject(VIEWS, name, self._post.name, str(number)), sealed)
 
 
 class ReportTaker:
@@ -112,7 +112,7 @@ class ReportTaker:
             counters["garbage"] += 1
             return
         now = time.time()
-        if not self._order.take(host.name, said.stamp, time.monotonic()):
+        if not self._order.take(host.name, said.serial, time.monotonic()):
             counters["replayed"] += 1
             return
         counters["taken"] += 1
@@ -123,12 +123,12 @@ class ReportTaker:
                 counters[why_not] += 1
         self._publish_all({one.peer for one in said.reports}, now)
 
-    async def catch_up(self, link: Link) -> None:
+    async def catch_up(self, nats: NatsBus) -> None:
         """Take what was sent last, before this host was there. Raises OSError, NatsError."""
         for host in self._post.hosts.values():
             number = 0
             while "verify" in host.duties and self._views:
-                message = await link.last(subject(VIEWS, self._post.name, host.name, str(number)))
+                message = await nats.last(subject(VIEWS, self._post.name, host.name, str(number)))
                 if message is None:
                     break
                 self.take(message)

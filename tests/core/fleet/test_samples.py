@@ -7,7 +7,7 @@ import pytest
 
 from scentd.config.bus import BusHost
 from scentd.core.fleet import samples
-from scentd.core.fleet.order import Stamp
+from scentd.core.fleet.order import Serial
 from scentd.core.fleet.samples import HostSamples
 from scentd.model import Sample, Samples, SecurityEvent
 
@@ -16,7 +16,7 @@ NETWORKS = frozenset(("acme", "other"))
 
 
 def said(network="acme", collector="", **more) -> HostSamples:
-    return HostSamples(Stamp(1, 1), (Samples(network, collector, 5.0, **more),))
+    return HostSamples(Serial(1, 1), (Samples(network, collector, 5.0, **more),))
 
 
 def admitted(message, host=HOST):

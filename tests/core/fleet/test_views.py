@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from scentd.core.allocate.view import PeerView
 from scentd.core.fleet import views
-from scentd.core.fleet.order import Stamp
+from scentd.core.fleet.order import Serial
 from scentd.core.fleet.views import HostReports, PooledView, Report
 from scentd.core.profile.issue import metric_slots
 from scentd.wire import bloom, keys, layout, profile
@@ -78,6 +78,6 @@ def test_what_a_verifier_cannot_make_us_believe(pooled, wrong, name):
 
 def test_reports_survive_the_way(pooled):
     pooled.take("v1", said(EPOCH, affected=NODES), 10.0)
-    message = HostReports(Stamp(1, 1), (views.report(pooled.view(11.0)),))
+    message = HostReports(Serial(1, 1), (views.report(pooled.view(11.0)),))
     assert views.decode(views.encode(message)) == message
     assert message.reports[0].signed == signed()
