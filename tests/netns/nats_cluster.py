@@ -6,16 +6,20 @@ with NatsCluster([host1, host2, host3], directory) as cluster:
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import socket
+import ssl
 import subprocess
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from certificates import Authority
 from hosts import ROOT, Node, until
+from nats.aio.client import Client
 from topology import Host
 
 PORT, CLUSTER_PORT = 4222, 6222
@@ -30,6 +34,7 @@ class NatsCluster:
         self.authority = Authority(directory)
         self.users = users
         self.processes: dict[str, subprocess.Popen[Any]] = {}
+        self.root = self._of("root")  # may do everything
 
     def __enter__(self) -> NatsCluster:
         for host in self.hosts:
@@ -55,15 +60,31 @@ class NatsCluster:
 
     def settings(self, node: Node, name: str = "") -> dict[str, Any]:
         """What [bus] of a host says of the servers, with a certificate of its own."""
-        certificate, key = self.authority.certify(name or node.name, [])
+        return {**self._of(name or node.name), "replicas": len(self.hosts), "name": name or node.name}
+
+    def _of(self, name: str) -> dict[str, Any]:
+        certificate, key = self.authority.certify(name, [])
         return {
             "url": [f"tls://{host.ipv4}:{PORT}" for host in self.hosts],
             "ca_file": str(self.authority.file),
             "certificate_file": str(certificate),
             "certificate_key_file": str(key),
-            "replicas": len(self.hosts),
-            "name": name or node.name,
         }
+
+    def run(self, use: Callable[[Client], Awaitable[Any]]) -> Any:
+        """What `use` returns, of a client that may do everything."""
+        context = ssl.create_default_context(cafile=self.root["ca_file"])
+        context.load_cert_chain(self.root["certificate_file"], self.root["certificate_key_file"])
+
+        async def connected() -> Any:
+            client = Client()
+            await client.connect(self.root["url"], tls=context)
+            try:
+                return await use(client)
+            finally:
+                await client.close()
+
+        return self.hosts[0].call(asyncio.run, connected())
 
     def _configuration(self, host: Host) -> str:
         """The shipped file, with these hosts and names in place of its own."""
@@ -84,7 +105,8 @@ class NatsCluster:
         if len(self.hosts) == 1:  # a cluster of one never has a leader
             text = re.sub(r"(?ms)^cluster \{.*?^\}$", "", text)
         head, users, tail = re.split(r"(?ms)(?<=  users: \[\n)(.*)(?=^  \]$)", text)
-        return head + "".join(self._user(users, example, name) for name, example in self.users.items()) + tail
+        entries = [self._user(users, example, name) for name, example in self.users.items()]
+        return head + "".join([*entries, '    { user: "CN=root" }\n']) + tail
 
     @staticmethod
     def _user(users: str, example: str, name: str) -> str:

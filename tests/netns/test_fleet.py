@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from datetime import timedelta
 
 import pytest
 from fleet import Fleet
@@ -35,6 +37,10 @@ def network(node) -> dict:
     return node.status()["networks"][0]
 
 
+def lease(node) -> dict:
+    return node.status()["bus"]["lease"]
+
+
 def profile(fleet) -> dict | None:
     return next(p["profile"] for p in fleet.v.status()["peers"] if p["name"] == "acme")
 
@@ -59,6 +65,89 @@ def test_what_a_verifier_has_verified_decides_elsewhere(fleet):
     assert "memory=" in told["policies"][0]["reason"]
 
 
+def grown(node, before: dict[str, int]) -> dict[str, int]:
+    now = node.status()["bus"]["counters"]
+    return {name: now[name] - before.get(name, 0) for name in now if now[name] > before.get(name, 0)}
+
+
+def test_a_hostile_bus_changes_nothing_and_is_counted(fleet):
+    """Somebody has taken the brokers over: he may say and hear everything, but has no host's key."""
+    before = fleet.p1.status()["bus"]["counters"], fleet.g1.status()["bus"]["counters"]
+    heard: dict[str, list[bytes]] = {"scentd.samples.profiler.c": [], "scentd.outgoing.g1.0": []}
+
+    async def listen(client) -> None:
+        for name, messages in heard.items():
+            await client.subscribe(name, cb=taking(messages))
+        while not all(len(messages) > 1 for messages in heard.values()):
+            await asyncio.sleep(0.1)
+
+    def taking(messages):
+        async def take(message) -> None:
+            messages.append(message.data)
+
+        return take
+
+    async def attack(client) -> None:
+        for name, messages in heard.items():
+            first = messages[0]
+            changed = first[:-1] + bytes((first[-1] ^ 1,))
+            stranger = b"\x01\x01\x01z" + first[4:]
+            for odd in (b"", b"garbage", bytes(1_000_000), changed, stranger, b"\x09" + first[1:], first, first):
+                await client.publish(name, odd)
+        # What is for one host is nothing for another.
+        await client.publish("scentd.outgoing.g1.0", heard["scentd.samples.profiler.c"][0])
+        await client.flush()
+
+    fleet.cluster.run(listen)
+    epoch = profile(fleet)["epoch"]
+    fleet.cluster.run(attack)
+    until(lambda: grown(fleet.p1, before[0]).get("replayed"), "the profiler has seen it")
+    until(lambda: profile(fleet)["epoch"] > epoch, "epochs go on")
+    counts = grown(fleet.p1, before[0])
+    assert (counts["garbage"], counts["version"], counts["unknown_host"]) == (1, 3, 1)
+    assert (counts["wrong_key"], counts["replayed"]) == (1, 2)
+    counts = grown(fleet.g1, before[1])
+    assert (counts["garbage"], counts["version"], counts["unknown_host"]) == (1, 3, 2)
+    assert counts["wrong_key"] == 1
+    text = fleet.p1.cli("status").stdout
+    assert "the active profiler, term " in text
+    assert "c: heard of " in text
+
+
+def test_who_joins_later_has_the_last_epoch_at_once(fleet):
+    fleet.g2.stop()
+    fleet.g2.start()
+    joined = time.monotonic()
+    until(lambda: fleet.g2.status()["bus"]["counters"].get("taken"), "what was kept")
+    assert time.monotonic() - joined < 10
+    assert "what was sent before is not known" not in fleet.g2.log.read_text().split("stopped")[-1]
+
+
+def test_a_bucket_that_is_made_anew_stops_nobody_for_long(fleet):
+    async def delete(client) -> None:
+        await client.jetstream().delete_key_value("SCENTD")
+
+    term = lease(fleet.p1)["term"]
+    until(lambda: lease(fleet.p1)["active"], "it is active")
+    fleet.cluster.run(delete)
+    issued = network(fleet.p1)["issued"]
+    until(lambda: network(fleet.p1)["issued"] > issued + 2, "it goes on")
+    assert lease(fleet.p1)["term"] > term
+    assert lease(fleet.p1)["active"]
+
+
+def test_a_certificate_that_has_expired_is_named(fleet):
+    certificate, key = fleet.cluster.authority.certify("expired", [], ago=timedelta(hours=3))
+    before = fleet.g2.sections["bus"]
+    fleet.g2.sections["bus"] = before | {"certificate_file": str(certificate), "certificate_key_file": str(key)}
+    fleet.g2.restart()
+    until(lambda: "certificate" in (fleet.g2.status()["bus"]["why_not"] or ""), "it says why it has no connection")
+    assert "see bus.ca_file, bus.certificate_file" in fleet.g2.log.read_text()
+    fleet.g2.sections["bus"] = before
+    fleet.g2.restart()
+    until(lambda: fleet.g2.status()["bus"]["connected"], "with a right one it has")
+
+
 @pytest.fixture
 def cluster(tmp_path) -> Iterator[Fleet]:
     """Three servers, and both profilers."""
@@ -71,10 +160,6 @@ def cluster(tmp_path) -> Iterator[Fleet]:
         until(lambda: profile(fleet), "the verifier has a profile", 40)
         start(fleet.p2)
         yield fleet
-
-
-def lease(node) -> dict:
-    return node.status()["bus"]["lease"]
 
 
 def test_a_broker_and_the_active_profiler_die(cluster):
