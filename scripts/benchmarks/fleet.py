@@ -39,7 +39,7 @@ PART_ROUNDS = 9
 HOLD = 1  # seconds that an event lasts
 QUIET, BUSY = 0.1, 0.9
 ALERT = {"event_type": "alert", "alert": {"severity": 1, "category": "A Network Trojan was detected"}}
-GOALS = {"change_p99_s": INTERVAL + 0.5, "alarm_p99_ms": 50.0}
+GOALS = {"change_p99_s": INTERVAL + 0.5, "alarm_p99_ms": 50.0, "alarm_over_nats_p99_ms": 100.0}
 
 
 def inside(name: str, function: Callable[[], Any]) -> Any:
@@ -57,9 +57,9 @@ def inside(name: str, function: Callable[[], Any]) -> Any:
 
 
 class Pages(HTTPServer):
-    """A Prometheus page for each network, at near: `value` is its load."""
+    """A Prometheus page for each network, at one end: `values` are their loads."""
 
-    def __init__(self, lab: Lab, number: int) -> None:
+    def __init__(self, lab: Lab, number: int, end: str = "near") -> None:
         self.values = [QUIET] * number
         values = self.values
 
@@ -75,7 +75,7 @@ class Pages(HTTPServer):
                 pass
 
         super().__init__(("127.0.0.1", 0), Page, bind_and_activate=False)
-        self.socket = inside(lab.names["near"], lambda: socket.create_server(("127.0.0.1", 0)))
+        self.socket = inside(lab.names[end], lambda: socket.create_server(("127.0.0.1", 0)))
         self.port = self.socket.getsockname()[1]
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -245,34 +245,54 @@ def percentiles(values: list[float], scale: float = 1.0) -> dict[str, float]:
 
 
 def run(rounds: int, quick: bool) -> dict[str, Any]:
-    with ExitStack() as stack:
-        lab = stack.enter_context(Lab())
-        folder, bpf = stack.enter_context(bpf_folder())
-        pages = Pages(lab, 2 if quick else NETWORKS)
-        stack.callback(pages.shutdown)
-        fleet = Fleet(lab, folder, pages)
-        fleet.write(bpf)
-        fleet.start(1)
-        watch = Watch(lab, fleet)
-        with traffic(lab, fleet.addresses):
-            delays = changes(fleet, watch, rounds)
-            raised = alarms(fleet, watch, rounds)
-        fleet.stop()
-    rows = [
-        {"what": "change to packet, s", **percentiles(delays)},
+    from benchmarks.fleet_bus import BusFleet, BusLab
+
+    networks = 2 if quick else NETWORKS
+    rows, cost = [], []
+    for shape, lab_kind, kind, end in (("one host", Lab, Fleet, "near"), ("NATS", BusLab, BusFleet, "collector")):
+        with ExitStack() as stack:
+            lab = stack.enter_context(lab_kind())
+            folder, bpf = stack.enter_context(bpf_folder())
+            pages = Pages(lab, networks, end)
+            stack.callback(pages.shutdown)
+            fleet = kind(lab, folder, pages)
+            fleet.write(bpf)
+            fleet.start(1)
+            rows += [{"shape": shape, **row} for row in delays(lab, fleet, rounds)]
+            if isinstance(fleet, BusFleet):
+                cost = fleet.cost(INTERVAL * (1 if quick else 6))
+            fleet.stop()
+    parts = fleet_parts.rows(1 if quick else PART_ROUNDS, 0.02 if quick else 0.3)
+    head = {"benchmark": "fleet", "quick": quick, "rounds": rounds, "interval": INTERVAL}
+    return {**head, "rows": rows, "cost": cost, "parts": parts, "goals": GOALS}
+
+
+def delays(lab: Lab, fleet: Fleet, rounds: int) -> list[dict[str, Any]]:
+    watch = Watch(lab, fleet)
+    with traffic(lab, fleet.addresses):
+        changed = changes(fleet, watch, rounds)
+        raised = alarms(fleet, watch, rounds)
+    return [
+        {"what": "change to packet, s", **percentiles(changed)},
         {"what": "alarm to packet, ms", **percentiles(raised[False], 1e3)},
         {"what": "alarm within a second of an epoch, ms", **percentiles(raised[True], 1e3)},
     ]
-    parts = fleet_parts.rows(1 if quick else PART_ROUNDS, 0.02 if quick else 0.3)
-    head = {"benchmark": "fleet", "quick": quick, "rounds": rounds, "interval": INTERVAL}
-    return {**head, "rows": rows, "parts": parts, "goals": GOALS}
 
 
 def table(result: dict[str, Any]) -> str:
     """For people."""
     head = (f"interval {result['interval']} s", "number", "p50", "p99")
-    lines = [(row["what"], *(f"{row.get(k, float('nan')):.4g}" for k in head[1:])) for row in result["rows"]]
+    lines = [
+        (f"{row['shape']}: {row['what']}", *(f"{row.get(k, float('nan')):.4g}" for k in head[1:]))
+        for row in result["rows"]
+    ]
+    cost = [(row["role"], str(row["us"]), str(row["bytes"])) for row in result["cost"]]
     nodes = sorted({row["nodes"] for row in result["parts"]})
     us = {(row["part"], row["nodes"]): f"{row['us']['median']:.3g}" for row in result["parts"]}
     parts = [(part, *(us[part, n] for n in nodes)) for part in dict.fromkeys(part for part, _ in us)]
-    return columns([head, *lines]) + "\n\n" + columns([("us an interval, nodes", *map(str, nodes)), *parts])
+    tables = (
+        [head, *lines],
+        [("with NATS, a network and interval", "us", "bytes sent"), *cost],
+        [("us an interval, nodes", *map(str, nodes)), *parts],
+    )
+    return "\n\n".join(map(columns, tables))
