@@ -6,6 +6,7 @@ g1, g2, v ---- 10.1.0.0/24, fd00:1::/64 (packets)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +18,29 @@ from scentd.state import key_files
 from scentd.wire import keys
 
 BUS = "10.9.0.0/24"
-# Each host, and whose permissions in the shipped nats-server.conf it has.
-USERS = {"c": "db-1", "profiler": "profiler", "g1": "gw-1", "g2": "gw-1", "v": "edge-1", "alloc": "allocator"}
+INTERVAL = 2  # seconds
+# Hosts, and whose permissions in the shipped nats-server.conf each has; collectors have db-1's.
+USERS = {"profiler": "profiler", "g1": "gw-1", "g2": "gw-1", "v": "edge-1", "alloc": "allocator"}
 
 
 class Fleet:
-    """Its hosts and configurations; nothing is started. `network` is one that the gateways stamp for."""
+    """Its hosts and configurations; nothing is started. `network` is the identity of acme, whose parts all are."""
 
-    def __init__(self, net: Topology, directory: Path, servers: int = 1) -> None:
+    def __init__(self, net: Topology, directory: Path, servers: int = 1, collectors: Sequence[str] = ("c",)) -> None:
         self.net = net
-        names = ("c", "p1", "p2", "g1", "g2", "alloc")
+        names = (*collectors, "p1", "p2", "g1", "g2", "alloc")
         nodes = [Node(net.host(name), directory, issues=False) for name in names]
-        self.c, self.p1, self.p2, self.g1, self.g2, self.alloc = nodes
+        self.collectors = nodes[: len(collectors)]
+        self.p1, self.p2, self.g1, self.g2, self.alloc = nodes[len(collectors) :]
         self.v = Node(net.host("v"), directory)
         self.brokers = [net.host(f"n{number}") for number in range(servers)]
         # The packets' link comes first, so that a host's first address is the network's.
         self.switch = net.bridge([self.g1.host, self.g2.host, self.v.host], ipv4="10.1.0.0/24", ipv6="fd00:1::/64")
         on_bus = [node.host for node in (*nodes, self.v)]
         net.bridge([*on_bus, *self.brokers], ipv4=BUS)
-        self.cluster = NatsCluster(self.brokers, directory / "nats", USERS)
+        self.cluster = NatsCluster(self.brokers, directory / "nats", USERS | dict.fromkeys(collectors, "db-1"))
         self.network = self.g1.identity  # its key
-        self.bus_keys = {name: key_files.generate() for name in ("c", "profiler", "g1", "g2", "alloc", "v")}
+        self.bus_keys = {name: key_files.generate() for name in (*collectors, *USERS)}
         self._configure()
 
     @property
@@ -46,7 +49,7 @@ class Fleet:
 
     @property
     def nodes(self) -> tuple[Node, ...]:
-        return self.c, self.p1, self.p2, self.g1, self.g2, self.v, self.alloc
+        return *self.collectors, self.p1, self.p2, self.g1, self.g2, self.v, self.alloc
 
     @property
     def gateways(self) -> tuple[Node, Node]:
@@ -58,17 +61,14 @@ class Fleet:
         return {"name": name, "public_key": str(public), "duties": list(duties)}
 
     def _configure(self) -> None:
-        base = {
-            "name": "acme",
-            "interval": "2s",
-            "addresses": [*self.g1.addresses, *self.g2.addresses],
-        }
+        base = {"name": "acme", "interval": f"{INTERVAL}s", "addresses": [*self.g1.addresses, *self.g2.addresses]}
         key = {"key_file": str(self.g1.key_file)}
         to_profiler = [self.host("profiler", "sign")]
-        others = [self.host("c", "collect"), self.host("g1", "stamp"), self.host("g2", "stamp")]
+        others = [self.host(c.name, "collect") for c in self.collectors]
+        others += [self.host(g.name, "stamp") for g in self.gateways]
         peers = [peer_of(self.v, verify=False)]
         for node, name, network, hosts, known in (
-            (self.c, "c", {"source": [{"kind": "memory"}], "stamp": False}, to_profiler, []),
+            *((c, c.name, {"source": [{"kind": "memory"}], "stamp": False}, to_profiler, []) for c in self.collectors),
             (self.p1, "profiler", {"sign": True, "stamp": False} | key, others, peers),
             (self.p2, "profiler", {"sign": True, "stamp": False} | key, others, peers),
             (self.g1, "g1", {"stamp": True, "public_key": str(self.network.public)}, to_profiler, peers),

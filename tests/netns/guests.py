@@ -1,4 +1,4 @@
-"""Two guests of a host: each a namespace behind a veth and a cgroup, with real servers in it.
+"""Guests of a host, and hosts of a fleet: each a namespace and a cgroup, with real servers in it.
 
 with Database(guest) as database, database.busy():
     ...     # a hundred transactions a second
@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,24 @@ from hosts import until
 from topology import Host, Topology
 
 EXPORTER_PORT = 9187  # of prometheus-postgres-exporter
+UPDATES = 'pg_stat_database_tup_updated{datname="postgres"}'  # 300 a second while the database is busy
 DATABASE = "postgres"
 
 
 class Guest:
-    """`host` is its namespace, `outside` the end of its veth on the host that it is a guest of."""
+    """`host` is its namespace, `outside` the end of its veth on the host that it is a guest of, if it is one."""
 
-    def __init__(self, net: Topology, gateway: Host, name: str, prefix: str) -> None:
-        self.group = Group(name)
-        self.host = net.host(name)
-        self.outside, _ = net.link(gateway, self.host, ipv4=prefix)
-        # `link` gives the gateway the first address.
-        self.host.ip(f"route add default via {prefix.replace('.0/24', '.1')}")
+    def __init__(self, host: Host, outside: str = "") -> None:
+        self.host, self.outside = host, outside
+        self.group = Group(host.name)
+
+    @classmethod
+    def of(cls, net: Topology, gateway: Host, name: str, prefix: str) -> Guest:
+        """A guest of a gateway, by a link of its own."""
+        host = net.host(name)
+        outside, _ = net.link(gateway, host, ipv4=prefix)
+        host.ip(f"route add default via {gateway_of(prefix)}")
+        return cls(host, outside)
 
     @property
     def address(self) -> str:
@@ -42,6 +49,16 @@ class Guest:
         """Start a command in its namespace and cgroup."""
         inside = ("nsenter", f"--net=/run/netns/{self.host.namespace}")
         return self.group.start(*argv, prefix=(*inside, *as_user(user)), **more)
+
+
+def seeing_cgroups(host: Host) -> None:
+    """What runs on the host sees /sys as it is: `ip netns exec` mounts it anew, without the cgroups."""
+    host.argv = lambda *argv: ["nsenter", f"--net=/run/netns/{host.namespace}", *argv]  # type: ignore[method-assign]
+
+
+def gateway_of(prefix: str) -> str:
+    """`Topology.link` gives the gateway the first address."""
+    return str(next(ip_network(prefix).hosts()))
 
 
 def as_user(user: str) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 import pytest
 from compiled import bpffs
 from groups import Group, sending
+from guests import seeing_cgroups
 from hosts import acquainted, pair, start, until
 
 from scentd.collect.cgroup import UNIFIED, mounted
@@ -30,8 +31,7 @@ def nodes(tmp_path):
         pin_dir = stack.enter_context(bpffs(tmp_path / "bpf")) / "scentd"
         groups = {role: stack.enter_context(Group(role)) for role in ("db", "web")}
         a, b = stack.enter_context(pair("ax", tmp_path))
-        # `ip netns exec` mounts /sys anew, without the cgroups.
-        a.host.argv = lambda *argv: ["nsenter", f"--net=/run/netns/{a.host.namespace}", *argv]
+        seeing_cgroups(a.host)
         a.sections = {"datapath": {"offload": "off", "pin_dir": str(pin_dir)}}
         a.network["source"] = [
             {"kind": "application", "cgroup": group.name, "capacity": "1mbit", "role": role}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -13,7 +12,6 @@ from datetime import timedelta
 import pytest
 from fleet import Fleet
 from hosts import start, until
-from steady import steady
 from topology import Topology
 
 pytestmark = pytest.mark.netns
@@ -29,7 +27,7 @@ def fleet(tmp_path_factory) -> Iterator[Fleet]:
             stack.enter_context(node)
         high = {"name": "high", "when": "memory > 0.0", "do": {"kind": "command", "argv": ["/bin/true"]}}
         fleet.alloc.sections["policy"] = [high]
-        start(fleet.c, fleet.p1, *fleet.gateways, fleet.v, fleet.alloc)
+        start(*fleet.collectors, fleet.p1, *fleet.gateways, fleet.v, fleet.alloc)
         yield fleet
 
 
@@ -146,54 +144,3 @@ def test_a_certificate_that_has_expired_is_named(fleet):
     fleet.g2.sections["bus"] = before
     fleet.g2.restart()
     until(lambda: fleet.g2.status()["bus"]["connected"], "with a right one it has")
-
-
-@pytest.fixture
-def cluster(tmp_path) -> Iterator[Fleet]:
-    """Three servers, and both profilers."""
-    with ExitStack() as stack:
-        fleet = Fleet(stack.enter_context(Topology("fc")), tmp_path, servers=3)
-        stack.enter_context(fleet.cluster)
-        for node in fleet.nodes:
-            stack.enter_context(node)
-        start(fleet.c, fleet.p1, *fleet.gateways, fleet.v)
-        until(lambda: profile(fleet), "the verifier has a profile", 40)
-        start(fleet.p2)
-        yield fleet
-
-
-def test_a_broker_and_the_active_profiler_die(cluster):
-    fleet = cluster
-    until(lambda: (lease(fleet.p2) or {}).get("holder"), "the standby has read the lease")
-    assert lease(fleet.p1)["active"]
-    assert not lease(fleet.p2)["active"]
-    assert network(fleet.p2)["issued"] == 0
-    epochs: list[int] = []
-    gaps: list[float] = []
-
-    def watch(seconds: float) -> None:
-        end = time.monotonic() + seconds
-        last = time.monotonic()
-        while time.monotonic() < end:
-            newest = profile(fleet)["epoch"]
-            if not epochs or newest != epochs[-1]:
-                epochs.append(newest)
-                gaps.append(time.monotonic() - last)
-                last = time.monotonic()
-            time.sleep(0.1)
-
-    with steady(fleet.g1, fleet.v, 4) as one, steady(fleet.g2, fleet.v, 6) as other:
-        watch(5)
-        fleet.cluster.stop(fleet.brokers[0])
-        watch(15)
-        fleet.p1.end(signal.SIGKILL)
-        watch(15)
-        assert lease(fleet.p2)["active"]
-        assert network(fleet.p2)["issued"] >= 3
-    assert not one.lost
-    assert not other.lost
-    assert epochs == sorted(set(epochs)), "no epoch twice"
-    interval = 2
-    assert max(gaps) <= 2 * interval + 9, gaps
-    status = fleet.v.status()
-    assert not any(status["rejected"].values()), status["rejected"]

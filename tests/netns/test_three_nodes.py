@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from groups import sending
-from guests import EXPORTER_PORT, Database, Guest
+from guests import EXPORTER_PORT, UPDATES, Database, Guest, seeing_cgroups
 from hosts import Node, acquainted, peer_of, start, until
 from knocking import WRONG_PASSWORD, Sshd
 from prometheus_host import PORT, Prometheus
@@ -44,7 +44,6 @@ TROUBLE = {
 REAL = {"database", "hog", "region", "attack"}
 # Of other items 0.7 % seem to be in a filter: not twice in three profiles.
 POLICY = {"do": {"kind": "command", "argv": ["/bin/true"]}, "matches": 2, "profiles": 3}
-UPDATES = 'pg_stat_database_tup_updated{datname="postgres"}'
 MTAIL = "counter sshd_failures\n/Failed password/ {\n  sshd_failures++\n}\n"
 
 
@@ -54,10 +53,9 @@ class Site:
     def __init__(self, net: Topology, directory: Path) -> None:
         self.a, self.b = Node(net.host("a", forward=True), directory), Node(net.host("b"), directory)
         net.link(self.a.host, self.b.host, ipv4="10.1.0.0/24", ipv6="fd00:1::/64")
-        # `ip netns exec` mounts /sys anew, without the cgroups.
-        self.a.host.argv = lambda *argv: ["nsenter", f"--net=/run/netns/{self.a.host.namespace}", *argv]
-        self.database = Guest(net, self.a.host, "db", "10.2.1.0/24")
-        self.web = Guest(net, self.a.host, "web", "10.2.2.0/24")
+        seeing_cgroups(self.a.host)
+        self.database = Guest.of(net, self.a.host, "db", "10.2.1.0/24")
+        self.web = Guest.of(net, self.a.host, "web", "10.2.2.0/24")
         self.east = net.host("east")
         self.b.host.ip("route add 10.2.0.0/16 via 10.1.0.1")
         self.wire = SlowWire(net, self.a.host, self.east, ipv4="10.3.0.0/24")
