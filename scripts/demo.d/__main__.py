@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 import traceback
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -26,6 +27,8 @@ from scentd.errors import ScentdError
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
 PROGRAMS = ("ip", "iptables", "ip6tables", "nft", "tc", "nginx", "curl", "tcpdump")
+FLEET_PROGRAMS = ("nats-server", "prometheus-postgres-exporter", "sshd", "sshpass", "nsenter", "setpriv")
+TESTS = Path(__file__).resolve().parents[2] / "tests"
 
 
 def main() -> int:
@@ -36,9 +39,12 @@ def main() -> int:
     result: dict[str, Any] = {}
     error, status = "", FAILED
     try:
-        check_host()
-        run(story, result, arguments.offload, arguments.keep)
-    except (DemoError, ScentdError, OSError) as problem:
+        check_host(FLEET_PROGRAMS if arguments.fleet else ())
+        if arguments.fleet:
+            tell_fleet(story, result)
+        else:
+            run(story, result, arguments.offload, arguments.keep)
+    except (DemoError, ScentdError, OSError, AssertionError) as problem:
         error = str(problem)
         print(f"demo: {error}", file=sys.stderr)
     except KeyboardInterrupt:
@@ -60,13 +66,18 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="demo",
         description="Shows on real traffic what scentd does: a tenant, a service host and an attacker in network "
-        "namespaces. Takes under a minute, needs root, leaves nothing behind.",
+        "namespaces. Takes about a minute, needs root, leaves nothing behind.",
     )
     made.add_argument(
         "--offload",
         choices=("auto", "off"),
         default="auto",
         help="auto: BPF programs do what they can where they load, the queues the rest; off: the queues do everything",
+    )
+    made.add_argument(
+        "--fleet",
+        action="store_true",
+        help="another story: many hosts with NATS between them; a server and the active profiler are killed",
     )
     made.add_argument("--json", action="store_true", help="the last line is the result as JSON, the story on stderr")
     made.add_argument("--keep", action="store_true", help="stay until Ctrl-C before the end, for a look around")
@@ -78,10 +89,18 @@ def interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def check_host() -> None:
+def tell_fleet(story: Story, result: dict[str, Any]) -> None:
+    """The hosts of a fleet are made as the tests make them."""
+    sys.path[:0] = [str(TESTS), str(TESTS / "netns")]
+    import fleet_story
+
+    fleet_story.tell(story, result)
+
+
+def check_host(more: tuple[str, ...]) -> None:
     if os.geteuid() != 0:
         raise DemoError("needs root, for network namespaces; run it with sudo")
-    missing = [name for name in PROGRAMS if shutil.which(name) is None]
+    missing = [name for name in (*PROGRAMS, *more) if shutil.which(name) is None]
     if missing:
         raise DemoError(f"not found: {', '.join(missing)}; scripts/setup installs them")
 

@@ -124,3 +124,14 @@ def test_the_whole_story(telling: dict[tuple[str, bool], Telling], offload: str)
     assert result["bandwidth_mbit"]["after"] > result["bandwidth_mbit"]["before"] > 0
     assert result["alarm_to_drop_ms"] > 0
     assert left == []
+
+
+def test_the_story_of_a_fleet(tmp_path):
+    """The last line is its result; tests/netns/test_troubled_fleet.py checks the same more closely."""
+    argv = [DEMO, "--no-setup", "--json", "--fleet"]
+    environment = {**os.environ, "PYTHON": sys.executable, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(argv, capture_output=True, text=True, env=environment, timeout=240, check=False)
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert (result["ok"], result["failed"], done.returncode) == (True, [], 0), done.stderr
+    assert result["gap_s"] > 0
+    assert list(tmp_path.iterdir()) == []
