@@ -127,11 +127,11 @@ def test_the_whole_story(telling: dict[tuple[str, bool], Telling], offload: str)
 
 
 def test_the_story_of_a_fleet(tmp_path):
-    """The last line is its result; tests/netns/test_troubled_fleet.py checks the same more closely."""
+    """Its checks are the test: who acts, who issues, the longest gap, nothing lost, refused or issued twice."""
     argv = [DEMO, "--no-setup", "--json", "--fleet"]
     environment = {**os.environ, "PYTHON": sys.executable, "TMPDIR": str(tmp_path)}
     done = subprocess.run(argv, capture_output=True, text=True, env=environment, timeout=240, check=False)
     result = json.loads(done.stdout.splitlines()[-1])
     assert (result["ok"], result["failed"], done.returncode) == (True, [], 0), done.stderr
-    assert result["gap_s"] > 0
+    assert 0 < result["gap_s"] <= 13
     assert list(tmp_path.iterdir()) == []
