@@ -67,7 +67,7 @@ class SecurityEvent:
     at: float
     until: float
     node: str = ""  # address of the affected node, "" if unknown
-    detail: str = ""  # for `scentd monitor`, never sent
+    detail: str = ""  # for `scentd monitor`, never in a profile
 
 
 @dataclass(frozen=True, slots=True)

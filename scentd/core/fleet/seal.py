@@ -1,8 +1,8 @@
 """Messages between two hosts of a fleet, sealed end to end: what lies between can delay and drop them. Pure.
 
-    message = version (1 byte), kind (1), length of the sender's name (1), the name, salt (24), ciphertext
+    message = version (1 byte), kind (1), sender, receiver, salt (24), ciphertext; a name is its length (1) and itself
     key, nonce = HKDF-SHA256 (RFC 5869) of the hosts' X25519 secret, info = label, kind, both keys, salt
-    ciphertext = ChaCha20-Poly1305 (RFC 8439), additional data = all before it, and the receiver's name
+    ciphertext = ChaCha20-Poly1305 (RFC 8439), additional data = all before it
 
 The salt is random and makes a key for each message, so that no counter has to outlive a restart to keep nonces apart.
 """
@@ -44,47 +44,53 @@ class Ends(NamedTuple):
 
 
 class Head(NamedTuple):
+    """What a message says of itself; nothing of it is verified."""
+
     kind: int
     sender: str
+    receiver: str
     end: int  # where the salt begins
 
 
 def seal(kind: Kind, ends: Ends, salt: bytes, plain: bytes) -> bytes:
     """`salt`: SALT_LEN random bytes."""
-    name = ends.sender.encode()
-    head = bytes((VERSION, kind, len(name))) + name + salt
+    names = [name.encode() for name in (ends.sender, ends.receiver)]
+    head = bytes((VERSION, kind)) + b"".join(bytes((len(name),)) + name for name in names) + salt
     key, nonce = message_key(kind, ends, salt)
-    return head + ChaCha20Poly1305(key).encrypt(nonce, plain, head + ends.receiver.encode())
+    return head + ChaCha20Poly1305(key).encrypt(nonce, plain, head)
 
 
 def head(message: bytes) -> Head | str:
-    """Who says that he sent it; or the name of what is wrong with it."""
+    """The message's head, or the name of what is wrong with it."""
     if len(message) > MESSAGE_MAX:
         return "too_long"
-    if len(message) < 3:
+    if len(message) < 2:
         return "garbage"
     if message[0] != VERSION:
         return "version"
-    end = 3 + message[2]
-    if not 0 < message[2] <= NAME_MAX or len(message) < end + SALT_LEN + TAG_LEN:
+    names, at = [], 2
+    for _ in ("sender", "receiver"):
+        length = message[at] if at < len(message) else 0
+        if not 0 < length <= NAME_MAX:
+            return "garbage"
+        names.append(message[at + 1 : at + 1 + length])
+        at += 1 + length
+    if len(message) < at + SALT_LEN + TAG_LEN or not all(map(bytes.isascii, names)):
         return "garbage"
-    try:
-        return Head(message[1], message[3:end].decode(), end)
-    except UnicodeDecodeError:
-        return "garbage"
+    return Head(message[1], names[0].decode(), names[1].decode(), at)
 
 
-def unseal(kind: Kind, ends: Ends, message: bytes) -> bytes | None:
-    """What the sender sealed; None if it was another, or for another. `message` has a right head."""
-    end = 3 + message[2] + SALT_LEN
-    key, nonce = message_key(kind, ends, message[end - SALT_LEN : end])
+def unseal(head: Head, ends: Ends, message: bytes) -> bytes | None:
+    """What the sender sealed for the receiver; None if he did not. `head` is the message's."""
+    end = head.end + SALT_LEN
+    key, nonce = message_key(head.kind, ends, message[head.end : end])
     try:
-        return ChaCha20Poly1305(key).decrypt(nonce, message[end:], message[:end] + ends.receiver.encode())
+        return ChaCha20Poly1305(key).decrypt(nonce, message[end:], message[:end])
     except InvalidTag:
         return None
 
 
-def message_key(kind: Kind, ends: Ends, salt: bytes) -> tuple[bytes, bytes]:
+def message_key(kind: int, ends: Ends, salt: bytes) -> tuple[bytes, bytes]:
     info = LABEL + bytes((kind,)) + ends.sender_key.raw + ends.receiver_key.raw + salt
     okm = HKDFExpand(hashes.SHA256(), 44, info).derive(ends.secret)
     return okm[:32], okm[32:]

@@ -61,10 +61,10 @@ class Post:
             self.counters[head] += 1
             return None
         host = self.hosts.get(head.sender)
-        if host is None or duty not in host.duties or head.kind != kind:
+        if host is None or duty not in host.duties or (head.kind, head.receiver) != (kind, self.name):
             self.counters["unknown_host"] += 1
             return None
-        plain = seal.unseal(kind, self._from(host.name), message)
+        plain = seal.unseal(head, self._from(host.name), message)
         if plain is None:
             self.counters["wrong_key"] += 1
             return None
@@ -72,12 +72,11 @@ class Post:
         return host, plain
 
     def open_own(self, kind: Kind, message: bytes) -> bytes | None:
-        """What somebody of our own name and key sealed for one of the hosts; None if nobody did."""
+        """What somebody of our own name and key sealed for one of the hosts; None if it is another's."""
         head = seal.head(message)
-        if isinstance(head, str) or head.sender != self.name:
-            return None  # another profiler's, which is none of our business
-        found = (seal.unseal(kind, self._to(host), message) for host in self.hosts)
-        return next((plain for plain in found if plain is not None), None)
+        if isinstance(head, str) or (head.kind, head.sender) != (kind, self.name) or head.receiver not in self.hosts:
+            return None
+        return seal.unseal(head, self._to(head.receiver), message)
 
     def _to(self, host: str) -> Ends:
         public, secret = self._keys[host]
