@@ -3,9 +3,11 @@
 from scentd.control.status import (
     AllocationStatus,
     BeaconStatus,
+    BusStatus,
     DelayStatus,
     Glance,
     GuardStatus,
+    LeaseStatus,
     NetworkStatus,
     OffloadStatus,
     Omitted,
@@ -50,6 +52,15 @@ NETWORK = NetworkStatus(
     overall=0.25,
     levels={"cpu": 0.5},
 )
+BUS = BusStatus(
+    name="profiler",
+    connected=True,
+    server="10.9.0.1:4222",
+    why_not="",
+    lease=LeaseStatus(active=True, instance="p1-0a", holder="p1-0a", term=7),
+    counters={"sent": 5, "sent_bytes": 900, "taken": 6, "replayed": 2},
+    heard={"c": 1.5, "d": None},
+)
 ALLOCATION = AllocationStatus(
     resources=[
         ResourceStatus(kind="quarantine", resource="10.0.0.7", peer="svc", text="quarantined until then", until=9.0),
@@ -90,6 +101,7 @@ def status(**changes) -> Status:
                 clock_refused=True,
             ),
         ],
+        "bus": BUS,
         "strangers": PeerTraffic(name="", rejected={"unknown-key": 2}),
         "uncovered": ["10.0.0.99"],
         "omitted": Omitted(),

@@ -1,6 +1,6 @@
 """The status document for people."""
 
-from documents import ALLOCATION, NETWORK, status
+from documents import ALLOCATION, BUS, NETWORK, status
 from msgspec.structs import replace
 
 from scentd.control.status import BeaconStatus, OffloadStatus, Omitted, PeerStatus, ResourceStatus, SourceStatus
@@ -84,3 +84,21 @@ def test_what_the_offload_serves_and_what_passes_the_queue_by():
     assert text.offload(served) == "offload by tcx: stamps on br0, verifies on br0, serves bridges' ports tap0, tap1"
     passed = OffloadStatus(why_not="datapath.offload is off", bypasses=["bridge br0: unseen"])
     assert text.offload(passed) == "no offload: datapath.offload is off\nunserved: bridge br0: unseen"
+
+
+def test_the_bus_of_a_fleet():
+    shown = text.status(status())
+    for line in (
+        "bus profiler: connected to 10.9.0.1:4222",
+        "  the active profiler, term 7",
+        "  c: heard of 2 s ago",
+        "  d: never heard of",
+        "  sent 5, taken 6",
+        "  not sent or not taken: replayed 2",
+    ):
+        assert line in shown.splitlines()
+    standby = replace(BUS, connected=False, why_not="gone", lease=replace(BUS.lease, active=False, holder="p2"))
+    shown = text.status(status(bus=standby))
+    assert "bus profiler: not connected: gone" in shown
+    assert "  issues nothing: p2 has the lease" in shown
+    assert "bus " not in text.status(status(bus=None))
