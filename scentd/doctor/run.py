@@ -23,6 +23,7 @@ from scentd.core.closed import Closed, closed
 from scentd.datapath.host import bypass
 from scentd.datapath.offload import interfaces, pins
 from scentd.doctor import examine, marks, sandbox
+from scentd.doctor.bus import check_bus
 from scentd.doctor.examine import Check, Ok
 from scentd.doctor.rewriting import check_ipsec, check_nat
 from scentd.doctor.routing import check_narrow, check_routing
@@ -68,7 +69,7 @@ def checks(config_path: str | None = None) -> list[Check]:
 def of_configuration(config: Config) -> list[Check]:
     """Whether this host is as the configuration needs it."""
     own = [check_routing(config), check_narrow(config), check_nat(config), check_ipsec(), check_lockout(config)]
-    return [*own, *check_carried(config)]
+    return [*own, *check_carried(config), *check_bus(config)]
 
 
 def run(json_output: bool, config_path: str | None, here: bool = False) -> int:

@@ -139,8 +139,16 @@ def test_a_certificate_that_has_expired_is_named(fleet):
     before = fleet.g2.sections["bus"]
     fleet.g2.sections["bus"] = before | {"certificate_file": str(certificate), "certificate_key_file": str(key)}
     fleet.g2.restart()
+    assert "NATS servers" in doctor(fleet.g2, "no")
     until(lambda: "certificate" in (fleet.g2.status()["bus"]["why_not"] or ""), "it says why it has no connection")
     assert "see bus.ca_file, bus.certificate_file" in fleet.g2.log.read_text()
     fleet.g2.sections["bus"] = before
     fleet.g2.restart()
     until(lambda: fleet.g2.status()["bus"]["connected"], "with a right one it has")
+    assert "1 of 1 answer" in doctor(fleet.g2, "yes")
+
+
+def doctor(node, state: str) -> str:
+    """The row about NATS servers, if it has this state."""
+    checks = json.loads(node.cli("doctor", "--json").stdout)["checks"]
+    return next(f"{c['name']}: {c['found']}" for c in checks if c["name"] == "NATS servers" and c["ok"] == state)
