@@ -135,6 +135,14 @@ def fired(node: Node) -> set[str]:
     return {p["policy"] for p in node.status()["allocation"]["policies"] if p["outcomes"].get("fired")}
 
 
+def begin(site: Site, metric: str) -> None:
+    """Start both, and wait until a rate has two values."""
+    start(site.a, site.b)
+    acquainted(site.b, site.a)
+    until(lambda: metric in site.b.profile(site.a)["levels"], f"b has {metric}")
+    assert not fired(site.b), "all is quiet"
+
+
 def acts_on_all(site: Site) -> None:
     b = site.b
     with suppress(AssertionError):
@@ -146,10 +154,7 @@ def test_three_nodes_seen_from_one_host(site):
     net, sshd, database = site
     a, b = net.a, net.b
     a.network["source"] = net.sources()
-    start(a, b)
-    acquainted(b, a)
-    until(lambda: "database_load" in b.profile(a)["levels"], "the exporter's counter has two values")
-    assert not fired(b), "all is quiet"
+    begin(net, "database_load")
     with net.trouble(sshd, database):
         acts_on_all(net)
         until(lambda: b.profile(a)["levels"]["threat"] >= 0.5, "the threat is in the profile, too")
@@ -222,10 +227,7 @@ def test_the_same_from_a_prometheus_server_alone(site):
         a.network["node"].append({"name": "gw", "addresses": a.addresses})
         server = {"name": "p", "url": f"http://127.0.0.1:{PORT}", "node_label": "node", "query": queries(net)}
         a.sections["prometheus_server"] = [server]
-        start(a, b)
-        acquainted(b, a)
-        until(lambda: "bandwidth_out" in b.profile(a)["levels"], "rates have two values")
-        assert not fired(b), "all is quiet"
+        begin(net, "bandwidth_out")
         with net.trouble(sshd, database):
             acts_on_all(net)
         told = json.loads(a.cli("explain", "--profile", "a", "--json").stdout)["profile"]

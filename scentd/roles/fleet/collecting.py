@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
-
-import msgspec
 
 from scentd.bus.nats import SAMPLES, NatsBus, subject
 from scentd.config.sections import Config
 from scentd.core.fleet import samples
-from scentd.core.fleet.order import Order
 from scentd.core.fleet.samples import HostSamples
 from scentd.core.fleet.seal import Kind
 from scentd.model import Samples
@@ -65,7 +61,6 @@ class SampleTaker:
     def __init__(self, post: Post, publish: Callable[[object], None]) -> None:
         self._post = post
         self._publish = publish
-        self._order = Order()
         self._networks: frozenset[str] = frozenset()
 
     @property
@@ -76,19 +71,8 @@ class SampleTaker:
         self._networks = frozenset(network.name for network in config.network if network.signs)
 
     def take(self, message: bytes) -> None:
-        counters = self._post.counters
-        opened = self._post.open(Kind.SAMPLES, message, "collect")
-        if opened is None:
-            return
-        host, plain = opened
-        try:
-            said = samples.decode(plain)
-        except msgspec.MsgspecError:
-            counters["garbage"] += 1
-            return
-        if not self._order.take(host.name, said.serial, time.monotonic()):
-            counters["replayed"] += 1
-            return
-        counters["taken"] += 1
-        for one in samples.admitted(said, host, self._networks, counters):
-            self._publish(one)
+        found = self._post.read(Kind.SAMPLES, message, "collect", samples.decode)
+        if found is not None:
+            host, said = found
+            for one in samples.admitted(said, host, self._networks, self._post.counters):
+                self._publish(one)

@@ -5,13 +5,24 @@ from __future__ import annotations
 import secrets
 import time
 from collections import Counter
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+import msgspec
 
 from scentd.config.bus import Bus, BusHost
 from scentd.core.fleet import seal
-from scentd.core.fleet.order import Serial
+from scentd.core.fleet.order import Order, Serial
 from scentd.core.fleet.seal import Ends, Kind
 from scentd.wire import keys
 
+
+class Numbered(Protocol):
+    @property
+    def serial(self) -> Serial: ...
+
+
+Said = TypeVar("Said", bound=Numbered)
 REFUSED = ("too_long", "garbage", "version", "unknown_host", "wrong_key")
 
 
@@ -25,6 +36,7 @@ class Post:
         self.hosts: dict[str, BusHost] = {}
         self._keys: dict[str, tuple[keys.Public, bytes]] = {}
         self._heard: dict[str, float] = {}  # of each host, steady seconds of its last message
+        self._orders = {kind: Order() for kind in Kind}
         self._run = time.time_ns()
         self._number = 0
         counters.update(dict.fromkeys(REFUSED, 0))
@@ -70,6 +82,23 @@ class Post:
             return None
         self._heard[host.name] = time.monotonic()
         return host, plain
+
+    def read(
+        self, kind: Kind, message: bytes, duty: str, decode: Callable[[bytes], Said]
+    ) -> tuple[BusHost, Said] | None:
+        """The same, decoded, unless it is no newer than the last of this sender; counted either way."""
+        opened = self.open(kind, message, duty)
+        if opened is None:
+            return None
+        host, plain = opened
+        try:
+            said = decode(plain)
+        except msgspec.MsgspecError:
+            self.counters["garbage"] += 1
+            return None
+        new = self._orders[kind].take(host.name, said.serial, time.monotonic())
+        self.counters["taken" if new else "replayed"] += 1
+        return (host, said) if new else None
 
     def open_own(self, kind: Kind, message: bytes) -> bytes | None:
         """What somebody of our own name and key sealed for one of the hosts; None if it is another's."""

@@ -6,15 +6,12 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 
-import msgspec
-
 from scentd.bus.nats import VIEWS, NatsBus, subject
 from scentd.config.sections import Config
 from scentd.core import shared
 from scentd.core.allocate.view import PeerView
 from scentd.core.fleet import views
 from scentd.core.fleet.batch import grouped
-from scentd.core.fleet.order import Order
 from scentd.core.fleet.seal import Kind
 from scentd.core.fleet.views import HostReports, PooledView, Report
 from scentd.core.profile.issue import metric_slots
@@ -83,7 +80,6 @@ class ReportTaker:
     def __init__(self, post: Post, publish: Callable[[object], None]) -> None:
         self._post = post
         self._publish = publish
-        self._order = Order()
         self._views: dict[str, PooledView] = {}
 
     @property
@@ -101,26 +97,15 @@ class ReportTaker:
             self._views[peer.name] = PooledView(view, publics)
 
     def take(self, message: bytes) -> None:
-        counters = self._post.counters
-        opened = self._post.open(Kind.VIEWS, message, "verify")
-        if opened is None:
+        found = self._post.read(Kind.VIEWS, message, "verify", views.decode)
+        if found is None:
             return
-        host, plain = opened
-        try:
-            said = views.decode(plain)
-        except msgspec.MsgspecError:
-            counters["garbage"] += 1
-            return
-        now = time.time()
-        if not self._order.take(host.name, said.serial, time.monotonic()):
-            counters["replayed"] += 1
-            return
-        counters["taken"] += 1
+        (host, said), now = found, time.time()
         for one in said.reports:
             pooled = self._views.get(one.peer)
             why_not = "unknown_peer" if pooled is None else pooled.take(host.name, one, now)
             if why_not:
-                counters[why_not] += 1
+                self._post.counters[why_not] += 1
         self._publish_all({one.peer for one in said.reports}, now)
 
     async def catch_up(self, nats: NatsBus) -> None:
