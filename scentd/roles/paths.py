@@ -31,6 +31,7 @@ from scentd.model import Barred, Fragment, Outgoing
 from scentd.roles.bypass_log import BypassLog
 from scentd.roles.guard_link import GuardLink
 from scentd.roles.leap_keeper import LeapKeeper
+from scentd.roles.learned_mtus import LearnedMtus
 from scentd.roles.overload_log import OverloadLog
 from scentd.roles.refusal_log import RefusalLog
 from scentd.roles.rewrite_counts import RewriteCounts
@@ -79,6 +80,7 @@ class Paths:
         self.rules_why_not = ""  # what the last look at the host could not mend
         self.uncovered: list[str] = []  # addresses of this host that no network has
         self._leaps = LeapKeeper()
+        self._learned_mtus = LearnedMtus()
         self._bypasses = BypassLog()
         self._event_fd: int | None = None  # the descriptor of the offload's events, while it is in the event loop
         self._shared_epochs: dict[int, int] = {}  # pair -> epoch of which the queue, too, has fragments
@@ -203,7 +205,7 @@ class Paths:
 
     async def tick(self) -> None:
         """Once a second."""
-        if keys.period_of(int(time.time())) != self._period:
+        if keys.period_of(int(time.time())) != self._period or self._learned_mtus.has_changed(time.monotonic()):
             await self._publish()
         if self._host is not None and self._host.applied:
             await self.guard.look()
@@ -286,7 +288,8 @@ class Paths:
         assert self._pairs is not None
         assert self._epochs is not None
         self._period = keys.period_of(int(time.time()))
-        stamp = self._pairs.stamp_table(self._facts.limits, dict(self._facts.origins))
+        limits = [*self._facts.limits, *self._learned_mtus.limits(time.monotonic())]
+        stamp = self._pairs.stamp_table(limits, dict(self._facts.origins))
         verify = self._pairs.verify_table(self._period)
         path, lowered = str(self._epochs.path.absolute()), self._facts.forward_lowered
         self.workers.publish_tables(path_tables(self._config, stamp, verify, path, lowered))
@@ -349,6 +352,7 @@ class Paths:
             for pair, addresses in message.nodes.items():
                 self._verifier.take_nodes(pair, addresses)
             self.traffic.take_report(message, time.time())
+            self._learned_mtus.take(message.mtus, time.monotonic())
         elif isinstance(message, link.Fragments):
             for fragment in message.fragments:
                 self.traffic.take_epoch(fragment.pair, fragment.epoch, time.time())

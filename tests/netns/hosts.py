@@ -361,18 +361,18 @@ def told_too_long(one: socket.socket, other: socket.socket, data: bytes) -> bool
     return False
 
 
-def transfer(sender: Node, receiver: Node, version: int, size: int = 1 << 20, **connected: Any) -> None:
-    """`size` bytes over a TCP connection from sender to receiver, and all of them compared."""
+def transfer(sender: Node, receiver: Node, version: int, size: int = 1 << 20, patience: float = PATIENCE) -> None:
+    """`size` bytes over a TCP connection from sender to receiver, all compared; so long it may stand still."""
     data = os.urandom(1 << 16) * (size >> 16)
     with receiver.listener(version) as listening, sender.socket(version, socket.SOCK_STREAM) as end:
         end.settimeout(PATIENCE)
         end.connect(listening.getsockname()[:2])
         other, _ = listening.accept()
         with other:
-            assert exchange(end, other, data) == data
+            assert exchange(end, other, data, patience) == data
 
 
-def exchange(end: socket.socket, other: socket.socket, data: bytes) -> bytes:
+def exchange(end: socket.socket, other: socket.socket, data: bytes, patience: float = PATIENCE) -> bytes:
     """Send and receive at the same time, so that neither buffer has to hold it all."""
     end.setblocking(False)
     other.setblocking(False)
@@ -385,7 +385,7 @@ def exchange(end: socket.socket, other: socket.socket, data: bytes) -> bytes:
             got += other.recv(1 << 18)
         if sent + len(got) > before:
             last = time.monotonic()
-        elif time.monotonic() - last > PATIENCE:
+        elif time.monotonic() - last > patience:
             raise AssertionError(f"TCP stands still after {len(got)} of {len(data)} bytes received")
         else:
             time.sleep(0.001)

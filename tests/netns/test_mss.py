@@ -8,13 +8,14 @@ Each end drops what has no scent: a packet that did not fit with its scent would
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from compiled import bpffs
-from edges import in_place, strict
-from hosts import Node, acquainted, pair, peer_of, start, transfer
+from edges import in_place, strict, switch
+from hosts import Node, acquainted, pair, peer_of, start, transfer, until
+from topology import Topology
 
 pytestmark = pytest.mark.netns
 
@@ -87,3 +88,38 @@ def test_a_host_that_only_stamps(tmp_path):
         in_place(a, b)
         acquainted(b, a)
         assert_flows(a, b, 6, 1280)
+
+
+@pytest.mark.parametrize("offload", [False, True], ids=["queue", "offload"])
+def test_a_narrow_link_behind_a_router_is_learnt(tmp_path, offload):
+    """Nobody knows of it before a router says so: what TCP then announces has room, by whichever path it goes.
+
+    The connection to which the router says it stands still: IPv6 goes below 1280 bytes for nobody.
+    """
+    with ExitStack() as stack:
+        bpf = stack.enter_context(bpffs(tmp_path / "bpf"))
+        net = stack.enter_context(Topology("ml"))
+        a, b = Node(net.host("a"), tmp_path), Node(net.host("b"), tmp_path)
+        router = net.host("r", forward=True)
+        net.link(a.host, router, ipv6="fd00:1::/64")
+        net.link(b.host, router, ipv6="fd00:2::/64", mtu=1300)
+        for node, gateway in ((a, "fd00:1::2"), (b, "fd00:2::2")):
+            node.host.ip(f"route add default via {gateway}")
+            switch(
+                node.host, node.host.interfaces[0], tso=False, gso=False
+            )
+            node.pin_dir = bpf / node.name if offload else None
+        b.host.ip(f"link set {b.host.interfaces[0]} mtu 1500")  # it does not know, either
+        a.peers, b.peers = [strict(b)], [strict(a)]
+        with a, b:
+            meet(a, b)
+            until(lambda: flows(a, b), "a later connection has room", 40)
+            assert_flows(a, b, 6, 1300)
+
+
+def flows(one: Node, other: Node) -> bool:
+    """Whether a new connection gets anywhere with full packets."""
+    with suppress(AssertionError):
+        transfer(one, other, 6, 1 << 16, patience=2)
+        return True
+    return False

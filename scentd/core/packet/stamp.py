@@ -94,6 +94,7 @@ class Stamper:
         self._peers: PrefixMap[int] = PrefixMap()
         self._limits: PrefixMap[int] = PrefixMap()
         self._learned_mtus: dict[bytes, tuple[int, float]] = {}
+        self._newly_learned: dict[bytes, int] = {}  # since the last drain
         self._pairs: dict[tuple[int, int], StampPair] = {}
         self._outgoing_pairs: dict[int, OutgoingPair] = {}
         self._now = 0.0
@@ -178,8 +179,15 @@ class Stamper:
             return  # the limit stays, so the flows stay: a replayed quotation cannot make us forget them
         if len(self._learned_mtus) >= MAX_FLOWS:
             self._learned_mtus.clear()
+            self._newly_learned.clear()
         self._learned_mtus[destination] = (mtu, self._now + seconds)
+        self._newly_learned[destination] = mtu
         self._forget_flows_to(destination)
+
+    def drain_learned(self) -> dict[bytes, int]:
+        """The MTUs that routers have told since the last drain, by destination; other paths do not know them."""
+        drained, self._newly_learned = self._newly_learned, {}
+        return drained
 
     def unquote(self, packet: bytes, parsed: ip.Parsed) -> bytes | None:
         """Rewrite an ICMP "too big" about a packet that we scented, as if we had not, and learn its MTU.

@@ -76,6 +76,7 @@ class WorkerReport(Struct, frozen=True, tag=True):
     refused_epochs: dict[int, int]  # by pair: of its last packet since then that was refused for its epoch
     sent: tuple[tuple[int, int, int], ...]  # pair, epoch, bits of fragments that left
     nodes: dict[int, list[bytes]]  # source addresses by pair
+    mtus: dict[bytes, int] = {}  # path MTUs that routers have told since then, by destination
 
 
 ToWorker = WorkerSetup | PathTables | NewEpochs | BarredFlows

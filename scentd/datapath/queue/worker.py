@@ -332,6 +332,7 @@ class Worker:
             self._verifier.drain_refused_epochs(),
             tuple(self._stamper.fragments_sent()),
             self._verifier.drain_nodes(),
+            self._stamper.drain_learned(),
         )
 
 
