@@ -79,9 +79,10 @@ def test_tcp_on_a_narrow_link(tmp_path, sends, receives, version, mtu):
         assert_flows(b, a, version, mtu)
 
 
-def test_a_host_that_only_stamps(tmp_path):
-    """Its program lowers what the peer's SYN-ACKs announce, though it judges nothing; the peer does not stamp."""
-    with ends(tmp_path, 1280, sends=True, receives=False) as (a, b):
+@pytest.mark.parametrize("offload", [False, True], ids=["queue", "offload"])
+def test_a_host_that_only_stamps(tmp_path, offload):
+    """It lowers what the peer's SYN-ACKs announce, though it judges nothing; the peer does not stamp."""
+    with ends(tmp_path, 1280, sends=offload, receives=False) as (a, b):
         a.peers = [peer_of(b, verify=False)]
         b.peers = [strict(a, stamp=False)]
         start(a, b)

@@ -174,11 +174,18 @@ def inbound_rules(config: Config, served: Coverage | None) -> Iterator[TableRule
     yield from (TableRule("in", f"{match} goto ours") for match in destinations(config))
     yield from (TableRule("ours", rule) for rule in UNQUEUED)
     sources = (f"{PROTOCOL[version]} saddr @verify{version}" for version in PROTOCOL)
-    for match in ("",) if config.verify.absent != "pass" else (*TOO_BIG, *sources, *HAS_OPTIONS):
+    some = (*TOO_BIG, *sources, *HAS_OPTIONS, *announcing(config))
+    for match in ("",) if config.verify.absent != "pass" else some:
         yield TableRule("ours", f"{match} {set_bits(queued)}".strip())
     if guarded:
         yield TableRule("judged", f"{is_marked(verified)} {clear_bits(verified)}")
         yield TableRule("judged", f"{is_marked(queued)} {clear_bits(queued)}")
+
+
+def announcing(config: Config) -> Iterator[str]:
+    """The matches for SYNs of peers that are stamped to and not verified: what they announce may have to be lowered."""
+    if not all(peer.verify for peer in stamped_peers(config)):
+        yield from (f"{PROTOCOL[version]} saddr @stamp{version} tcp flags & syn == syn" for version in PROTOCOL)
 
 
 def destinations(config: Config) -> Iterator[str]:
