@@ -14,6 +14,7 @@
 
 #define SECOND 1000000000ULL
 #define MAX_NODES 65536
+#define LAGGING (-4)			/* accept(): accepted, and nothing of the scent is used; see outcome.h for the others */
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -139,7 +140,8 @@ static __always_inline void note_replayed(struct scent_receiving *state, __u32 p
 }
 
 /*
- * The verdict on an authentic scent, by its freshness (section 7). Keeps its fragment and its glance if they are new.
+ * The verdict on an authentic scent, by its freshness (section 7), or LAGGING. Keeps its fragment and its glance if they
+ * are new.
  * Most packets of an epoch have nothing new, and take no lock.
  */
 static __always_inline int accept(const struct scent_verify_settings *s, struct scent_receiving *state,
@@ -147,6 +149,7 @@ static __always_inline int accept(const struct scent_verify_settings *s, struct 
 				  const struct scent_words *w, __u64 now)
 {
 	__u32 epoch = EPOCH(w), index = INDEX(w), began = 0, whole = 0, old = 0, before = 0, since = 0, glance;
+	__u32 lagging = 0;
 
 	/* check() has done this, but the kernel's verifier wants the bound on the register that is used. */
 	asm volatile("" : "+r"(index));
@@ -173,6 +176,7 @@ static __always_inline int accept(const struct scent_verify_settings *s, struct 
 		old = 1;
 		before = state->before;
 		since = state->since;
+		lagging = state->highest - epoch <= state->lag;
 	} else if (!(state->seen >> index & 1) && is_of_epoch(state, in)) {
 		if (!state->family)	/* the queue began this epoch, and the daemon told us only its number */
 			begin(state, in, glance, p);
@@ -188,6 +192,8 @@ static __always_inline int accept(const struct scent_verify_settings *s, struct 
 	if (old && before && before <= epoch && within_grace(now, since, s->grace))
 		return SCENT_VERDICT_ACCEPTED;
 	if (old) {
+		if (lagging)
+			return LAGGING;
 		note_replayed(state, in->pair, p, epoch, now / SECOND);
 		return SCENT_VERDICT_REPLAYED_EPOCH;
 	}

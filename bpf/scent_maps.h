@@ -19,7 +19,7 @@
 #include "scent_wire.h"
 
 enum scent_maps_constants {
-	SCENT_MAPS_VERSION = 7,
+	SCENT_MAPS_VERSION = 8,
 	SCENT_MASKS_MAX = 6,		/* different masks of networks' marks, with 0 for their interfaces */
 	SCENT_LENGTHS_MAX = 15,		/* different prefix lengths of one scope and family */
 	SCENT_CANDIDATES = 4,		/* peers with the same key id that are told apart by address; a power of two */
@@ -262,7 +262,7 @@ struct scent_receiving {
 	__u32 leapt;			/* epochs up to here were accepted while both ends' clocks were wrong */
 	__u32 replayed;			/* the last epoch that was refused as replayed; not under the lock */
 	__u32 replayed_by;		/* the last four bytes of the source address that it came from */
-	__u32 padding;
+	__u32 lag;			/* seconds below the highest epoch that are accepted: its network has several stampers */
 	__u64 accepted;			/* packets; not under the lock, and without those in the map of that name */
 	__u8 key_ids[8];		/* of the keys of the highest epoch: fragments under other keys are not its own */
 	__u32 pieces[SCENT_FRAGMENTS];	/* four bytes of each fragment that is in `seen` */

@@ -53,6 +53,10 @@ enum scent_constants {
 	SCENT_LEAPT_FUTURE = 2,		/* how far an epoch may be ahead that was accepted once while clocks were wrong */
 	SCENT_INTERVAL_MIN = 1,
 	SCENT_INTERVAL_MAX = 60,
+	SCENT_LIFETIME_INTERVALS = 3,	/* a profile is stamped for so many intervals */
+	SCENT_LIFETIME_MORE = 15,	/* and so many seconds, */
+	SCENT_LIFETIME_MAX = 55,	/* but for no longer than this, or than its interval */
+	SCENT_LAG_MAX = 55,		/* how far a network's stampers may lag behind one another */
 };
 
 /* The low four bits of scent.version_flags. */
@@ -122,7 +126,7 @@ struct scent_body {
 	__u8 interval;			/* seconds until the next profile is due */
 	__u8 overall;			/* weighted score, a level */
 	__u8 levels[SCENT_LEVELS];	/* by scent_metric */
-	__u8 reserved;			/* zero; not looked at by a receiver of version 1 */
+	__u8 lag;			/* seconds by which the network's stampers may lag behind one another */
 	__u8 bloom[SCENT_BLOOM_LEN];
 } __attribute__((packed));
 
@@ -186,7 +190,7 @@ enum scent_profile_error {
 	SCENT_PROFILE_ERROR_VERSION = 1,
 	SCENT_PROFILE_ERROR_IDENTITY = 2,	/* key id or epoch differ from the scent's */
 	SCENT_PROFILE_ERROR_SIGNATURE = 3,
-	SCENT_PROFILE_ERROR_LEVEL = 4,		/* 251..254, or an interval out of range */
+	SCENT_PROFILE_ERROR_LEVEL = 4,		/* 251..254; interval or lag out of range */
 };
 
 _Static_assert(sizeof(struct scent) == SCENT_LEN, "struct scent");

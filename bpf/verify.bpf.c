@@ -194,10 +194,12 @@ static __always_inline int check(struct __sk_buff *skb, __u32 at, struct route *
 	if (!in)
 		return SCENT_VERDICT_BAD_TAG;
 	verdict = accept(s, state, in, key_at(in->glance_keys, period), p, w, now);
-	if (verdict != SCENT_VERDICT_ACCEPTED)
+	if (verdict != SCENT_VERDICT_ACCEPTED && verdict != LAGGING)
 		return verdict;
 	route->state = state;
 	*glance = state->glance;
+	if (verdict == LAGGING)
+		return SCENT_VERDICT_ACCEPTED;
 	if (route->hit && known->key_id == KEY_ID(w) && known->noted == (__u32)(now / SECOND))
 		return SCENT_VERDICT_ACCEPTED;
 	record_node(state, in->pair, p, now / SECOND);

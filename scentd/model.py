@@ -97,6 +97,7 @@ class Statement:
     levels: dict[str, float]  # metric -> 0.0 .. 1.0, quantised; a metric without data is left out
     items: frozenset[str]  # characteristics, e.g. "role=db;metric=cpu;level=high"
     affected: frozenset[Address] = frozenset()  # nodes with events; sent as pseudonyms only
+    lag: int = 0  # seconds by which the network's stampers may lag behind one another
 
     @property
     def threat(self) -> float:
@@ -254,6 +255,13 @@ class Views:
     """The views of some peers, for one round of the policies."""
 
     views: tuple[View, ...]
+
+
+class StatedLag(NamedTuple):
+    """What a peer's newest verified profile says of its network's stampers."""
+
+    pair: int
+    lag: int  # seconds by which they may lag behind one another
 
 
 # -- acting --------------------------------------------------------------

@@ -147,12 +147,28 @@ def unseal(seal_key, nonce_key, data):
     return rest[:66] + r + rest[66:]
 
 
-def body(key_id, epoch, interval, overall, levels, items):
+def body(key_id, epoch, interval, overall, levels, items, lag=0):
     def level(x):
         return 255 if x is None else int(x * 250 + 0.5)
 
     slots = bytes(level(levels.get(i)) for i in range(22))
-    return b"\x01" + key_id + struct.pack(">IBB", epoch, interval, level(overall)) + slots + b"\0" + bloom(items, epoch)
+    head = b"\x01" + key_id + struct.pack(">IBB", epoch, interval, level(overall))
+    return head + slots + bytes((lag,)) + bloom(items, epoch)
+
+
+def fresh(epoch, now, marks, grace=2):
+    """Section 7, of an authentic epoch in time. `marks`: highest, second of first sight, epoch before, lag.
+
+    Returns the verdict, whether the scent is used, and the marks after it.
+    """
+    highest, since, before, lag = marks
+    if epoch > highest:
+        return "accepted", True, (epoch, int(now), highest, lag)
+    if epoch == highest:
+        return "accepted", True, marks
+    if 0 < before <= epoch and since <= now <= since + grace:
+        return "accepted", False, marks
+    return ("accepted" if epoch >= highest - lag else "replayed-epoch"), False, marks
 
 
 def signed_by(public, data):

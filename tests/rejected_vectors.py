@@ -285,7 +285,7 @@ def accepted():
 
 
 def replays():
-    """(name, sentence, verdict, [packets before, with their times], packet, now)."""
+    """(name, sentence, verdict, [packets before, with their times], packet, now), and the lag if there is one."""
     first = insert(ip4() / tcp(), epoch=EPOCH - 5)
     older = insert(ip4() / tcp(), epoch=EPOCH - 10)
     newer = insert(ip4() / tcp(), epoch=EPOCH)
@@ -305,6 +305,16 @@ def replays():
          insert(ip6(dst=F6) / tcp(), receiver="frank", epoch=EPOCH - 20), NOW + 10),
         ("rejected epochs do not count", "an epoch whose tag is wrong does not become the highest", "accepted",
          [(flip(newer, 55), NOW)], first, NOW + 3),
+        ("lag limit", "an epoch as far below the highest as stampers may lag", "accepted",
+         [(newer, NOW)], older, NOW + 20, 10),
+        ("beyond the lag", "an epoch a second further below", "replayed-epoch", [(newer, NOW)], older, NOW + 1, 9),
+        ("grace beyond the lag", "the epoch before has its grace, however small the lag", "accepted",
+         both, first, NOW + 2.0, 4),
+        ("lag is from the highest", "from the highest epoch, not from the clock", "replayed-epoch",
+         [(newer, NOW), (insert(ip4() / tcp(), epoch=EPOCH + 5), NOW + 5)], older, NOW + 8, 10),
+        ("stale within the lag", "no lag makes an epoch of over 60 s fresh", "stale",
+         [(newer, NOW + 3)], older, EPOCH + 51, 55),
+        ("forged within the lag", "nor a wrong tag right", "bad-tag", [(newer, NOW)], flip(older, 55), NOW + 1, 55),
     ]  # fmt: skip
 
 
@@ -313,16 +323,16 @@ def rejected():
     made += [vector(n, s, "malformed", p) for n, s, p in malformed4() + malformed6()]
     made += [vector(*r) for r in refused()]
     made += [vector(n, s, "accepted", p) for n, s, p in accepted()]
-    made += [vector(n, s, v, p, before, now) for n, s, v, before, p, now in replays()]
+    made += [vector(n, s, v, p, before, now, *lag) for n, s, v, before, p, now, *lag in replays()]
     described = wire_setup.described(stamping=False, receiving=True)
     described["content"] = {"glance_masked": 0x5A, "fragment": bytes(range(13)).hex(), "index": 0}
     return {"setup": described, "max_age": 60.0, "max_future": 10.0, "grace": 2.0, "packets": made}
 
 
-def vector(name, sentence, verdict, packet, before=(), now=NOW):
+def vector(name, sentence, verdict, packet, before=(), now=NOW, lag=0):
     """The reference's own verdict has to be the one that the list says."""
     packet = packet if isinstance(packet, bytes) else bytes(packet)
-    one = wire_setup.verifier(now)
+    one = wire_setup.verifier(now, lag=lag)
     for earlier, then in before:
         one.tick(then)
         one.verify(earlier)
@@ -333,6 +343,7 @@ def vector(name, sentence, verdict, packet, before=(), now=NOW):
     return {
         "name": name,
         "sentence": sentence,
+        **({"lag": lag} if lag else {}),
         "before": [{"packet": p.hex(), "now": t} for p, t in before],
         "packet": packet.hex(),
         "now": now,

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from scentd.core.packet.stamp import Stamper
 from scentd.core.packet.verify import Verifier
 from scentd.core.profile.issue import IssuedPair, Issuer, metric_slots
-from scentd.core.tables import EPOCH_ROW, Incoming, IncomingKeys, StampPair, StampTable, Treatments, VerifyTable
+from scentd.core.tables import EpochRow, Incoming, IncomingKeys, StampPair, StampTable, Treatments, VerifyTable
 from scentd.model import Statement
 from scentd.wire import keys, layout, profile
 
@@ -121,9 +121,10 @@ VERIFY_TABLE = VerifyTable(
 )
 
 
-def verifier(now=NOW, epochs=None, table=VERIFY_TABLE, make_room=None):
+def verifier(now=NOW, epochs=None, table=VERIFY_TABLE, make_room=None, lag=0):
     """The verifier of bob and frank in one, with an empty history unless one is given."""
-    made = Verifier([0] * 4 * EPOCH_ROW if epochs is None else epochs, make_room=make_room)
+    nothing = [*EpochRow(lag=lag)] * 4
+    made = Verifier(nothing if epochs is None else epochs, make_room=make_room)
     made.configure(table)
     made.tick(now)
     return made
@@ -172,7 +173,8 @@ def described(stamping, receiving):
                 "carol": described_treatments(CAROL_TREATMENTS),
                 "others": described_treatments(VERIFY_TABLE.default),
             },
-            "each_vector": "a verifier that has seen nothing but the vector's own packets before",
+            "each_vector": "a verifier that has seen nothing but the vector's own packets before; where the vector has a "
+            "lag, the sender's newest verified profile says so",
         }
     return made
 

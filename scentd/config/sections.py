@@ -153,6 +153,7 @@ class Network(Table):
     sign: bool | None = None  # sign its profiles here; needs key_file. Default: if it has sources and key_file
     stamp: bool | None = None  # stamp its packets here. Default: as `sign`
     interval: Seconds = 5.0  # from one epoch to the next
+    lag: Seconds = 0.0  # by which its stampers may lag behind one another: receivers take older epochs so far
     steps: Literal[2, 5, 10, 25, 50, 125, 250] = 50  # levels are rounded to one of so many steps
     high: Share = 0.8  # a level of this or more is "high" in a characteristic
     low: Share = 0.3  # a level below this is "low"
@@ -274,6 +275,8 @@ def check_network(network: Network, path: str) -> list[str]:
         problems.append(
             f"{path}.interval: write whole seconds, {layout.INTERVAL_MIN} to {layout.INTERVAL_MAX}; 5s to 10s is usual"
         )
+    if not 0 <= network.lag <= layout.LAG_MAX or network.lag % 1:
+        problems.append(f"{path}.lag: write whole seconds, 0 to {layout.LAG_MAX}; 0s for a network of one stamper")
     if network.low > network.high:
         problems.append(f"{path}.low: is above {path}.high; lower the one or raise the other")
     problems += check_duties(network, path) + check_network_keys(network, path)

@@ -25,11 +25,12 @@ class EpochRow(NamedTuple):
     since: int = 0  # the second at which it was first seen
     before: int = 0  # the epoch that was highest before
     leapt: int = 0  # the last epoch of a stretch that was seen while both ends' clocks were ahead
+    lag: int = 0  # seconds below the highest that are accepted: by how much the network's stampers may lag
 
 
 EPOCH_ROW = len(EpochRow._fields)
 Slots = MutableSequence[int] | memoryview  # EPOCH_ROW numbers for each slot
-SINCE, BEFORE, LEAPT = (EpochRow._fields.index(name) for name in ("since", "before", "leapt"))
+SINCE, BEFORE, LEAPT, LAG = (EpochRow._fields.index(name) for name in ("since", "before", "leapt", "lag"))
 
 
 def raise_row(values: Slots, slot: int, epoch: int, since: int) -> None:

@@ -27,7 +27,7 @@ from scentd.datapath.offload.offload import Offload, OffloadError, remove_offloa
 from scentd.datapath.queue import link
 from scentd.datapath.queue.workers import Workers, path_tables
 from scentd.errors import HostError, ScentdError
-from scentd.model import Barred, Fragment, Outgoing
+from scentd.model import Barred, Fragment, Outgoing, StatedLag
 from scentd.roles.bypass_log import BypassLog
 from scentd.roles.guard_link import GuardLink
 from scentd.roles.leap_keeper import LeapKeeper
@@ -86,6 +86,7 @@ class Paths:
         self._shared_epochs: dict[int, int] = {}  # pair -> epoch of which the queue, too, has fragments
         self._barred = Barred({})
         bus.subscribe(Barred, self._quarantine)
+        bus.subscribe(StatedLag, self._set_lag)
 
     async def start(self) -> None:
         """Start the workers, and load the offload if that is possible. Raises HostError."""
@@ -379,6 +380,13 @@ class Paths:
         self._leaps.note(event.pair, event.epoch)
         self.traffic.take_epoch(event.pair, event.epoch, time.time())
         self._verifier.take_event(event)
+
+    def _set_lag(self, stated: StatedLag) -> None:
+        """Store with the highest epoch how far below it a stamper may be."""
+        assert self._epochs is not None  # no profile comes before the tables
+        self._epochs.set_lag(*stated)
+        if self.offload is not None:
+            self.offload.set_lag(*stated)
 
     def _take_state(self, pair: int) -> None:
         """Add the program's fragments of a pair to those of the queue: the profile may need both."""

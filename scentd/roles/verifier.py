@@ -18,7 +18,7 @@ from scentd.core.allocate.assemble import Assembler, cut
 from scentd.core.allocate.view import ALARM_THREAT, PeerView
 from scentd.core.offload.decode import OffloadEvent, PairState
 from scentd.core.pairs import Pair, Pairs
-from scentd.model import Fragment, Notice, View, Views
+from scentd.model import Fragment, Notice, StatedLag, View, Views
 from scentd.prefix import prefixes
 from scentd.wire import keys, layout, maps, profile
 
@@ -132,6 +132,7 @@ class VerifierRole:
         if newest is None:
             log.info("peer %s: the profile of epoch %d came after a newer one", view.peer, fragment.epoch)
             return False
+        self._bus.publish(StatedLag(fragment.pair, body.lag))
         self._bus.publish(Notice("profile", {"peer": newest.peer, **view_fields(view.view(now), now)}))
         return True
 

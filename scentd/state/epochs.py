@@ -3,8 +3,7 @@
 Workers and daemon share its pages, and the kernel writes them back even if both die,
 so neither kill -9 nor a restart opens a replay window or lets an epoch be used twice.
 Layout: a 16-byte magic, the number of slots (8 bytes), 8 bytes of identity per slot,
-then four 32-bit native numbers per slot: highest epoch, second first seen, the epoch that was highest before, and the
-last epoch of a stretch that was seen while both ends' clocks were ahead.
+then the 32-bit native numbers of a tables.EpochRow per slot. Earlier layouts lack the last of these.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ from hashlib import sha256
 from pathlib import Path
 from struct import Struct
 
-from scentd.core.tables import BEFORE, EPOCH_ROW, LEAPT, SINCE, EpochRow, raise_row
+from scentd.core.tables import BEFORE, EPOCH_ROW, LAG, LEAPT, SINCE, EpochRow, raise_row
 from scentd.errors import HostError
 
-MAGIC = b"scentd epochs 2\n"
+MAGIC = b"scentd epochs 3\n"
 _HEADER = len(MAGIC) + 8
-_SLOTS = {MAGIC: 24, b"scentd epochs 1\n": 16}  # bytes of a slot; the earlier layout lacks the last two numbers
+_ROWS = {MAGIC: EPOCH_ROW, b"scentd epochs 2\n": 4, b"scentd epochs 1\n": 2}  # numbers of a slot
 _FREE = b"\0" * 8
 ROW = Struct(f"={EPOCH_ROW}I")
 _SPARE = 256  # slots beyond those in use, so that most reloads need no new file
@@ -61,11 +60,12 @@ class Epochs:
 
     def raise_to(self, other: Epochs) -> None:
         """Raise the epochs to those of `other`, the file that this one replaces and that was in use meanwhile."""
-        for id_, (epoch, since, _, leapt) in other.entries().items():
+        for id_, (epoch, since, _, leapt, lag) in other.entries().items():
             if id_ in self._slots:
                 at = EPOCH_ROW * self._slots[id_]
                 self.raise_row(self._slots[id_], epoch, since)
                 self.values[at + LEAPT] = max(leapt, self.values[at + LEAPT])
+                self.values[at + LAG] = lag
 
     def epoch(self, id_: bytes) -> int:
         return self.values[EPOCH_ROW * self._slots[id_]]
@@ -86,6 +86,10 @@ class Epochs:
         self.values[at + LEAPT] = max(leapt, self.values[at + LEAPT])
         self.values[at + SINCE] = self.values[at + BEFORE] = 0
         self.values[at] = epoch
+
+    def set_lag(self, slot: int, lag: int) -> None:
+        """Accept epochs of up to so many seconds below the highest, from now on."""
+        self.values[EPOCH_ROW * slot + LAG] = lag
 
     def entries(self) -> dict[bytes, EpochRow]:
         return {id_: self.row(slot) for id_, slot in self._slots.items()}
@@ -132,16 +136,17 @@ def magic_of(path: Path) -> bytes:
         header = file.read(_HEADER)
         size = os.fstat(file.fileno()).st_size
     magic = header[: len(MAGIC)]
-    fits = magic in _SLOTS and size == _HEADER + _SLOTS[magic] * int.from_bytes(header[len(MAGIC) :], "big")
+    slots = int.from_bytes(header[len(MAGIC) :], "big")
+    fits = magic in _ROWS and size == _HEADER + (8 + 4 * _ROWS[magic]) * slots
     return magic if fits else b""
 
 
 def earlier_entries(data: bytes) -> dict[bytes, EpochRow]:
-    """The entries of a file of the earlier layout."""
-    count = int.from_bytes(data[len(MAGIC) : _HEADER], "big")
+    """The entries of a file of an earlier layout."""
+    row, count = _ROWS[data[: len(MAGIC)]], int.from_bytes(data[len(MAGIC) : _HEADER], "big")
     numbers = memoryview(data[_HEADER + 8 * count :]).cast("I")
     names = (data[_HEADER + 8 * i : _HEADER + 8 * i + 8] for i in range(count))
-    return {name: EpochRow(numbers[2 * i], numbers[2 * i + 1]) for i, name in enumerate(names) if name != _FREE}
+    return {name: EpochRow(*numbers[row * i : row * (i + 1)]) for i, name in enumerate(names) if name != _FREE}
 
 
 def _write(path: Path, ids: Sequence[bytes], before: dict[bytes, EpochRow]) -> None:

@@ -32,6 +32,10 @@ PERIOD = 3600
 LEAPT_FUTURE = 2
 INTERVAL_MIN = 1
 INTERVAL_MAX = 60
+LIFETIME_INTERVALS = 3
+LIFETIME_MORE = 15
+LIFETIME_MAX = 55
+LAG_MAX = 55
 
 FLAG_PORTS = 1
 FLAG_SENDER = 2
@@ -188,7 +192,7 @@ TAG_INPUT_SENDER_SCENT_AT = 0
 TAG_INPUT_SENDER_ZERO_AT = 26
 TAG_INPUT_SENDER_SIZE = 32
 
-# scent_body: version, key_id, epoch, interval, overall, levels, reserved, bloom
+# scent_body: version, key_id, epoch, interval, overall, levels, lag, bloom
 BODY = Struct(">B4sIBB22sB32s")
 BODY_VERSION_AT = 0
 BODY_KEY_ID_AT = 1
@@ -196,6 +200,6 @@ BODY_EPOCH_AT = 5
 BODY_INTERVAL_AT = 9
 BODY_OVERALL_AT = 10
 BODY_LEVELS_AT = 11
-BODY_RESERVED_AT = 33
+BODY_LAG_AT = 33
 BODY_BLOOM_AT = 34
 BODY_SIZE = 66

@@ -2,7 +2,7 @@
 
 from struct import Struct
 
-MAPS_VERSION = 7
+MAPS_VERSION = 8
 MASKS_MAX = 6
 LENGTHS_MAX = 15
 CANDIDATES = 4
@@ -206,7 +206,7 @@ INCOMING_KEY_IDS_AT = 112
 INCOMING_PADDING_AT = 120
 INCOMING_SIZE = 128
 
-# scent_receiving: lock, highest, before, since, seen, glance, nodes, nodes_at, leapt, replayed, replayed_by, padding, accepted, key_ids, pieces, sealed, family, padding2, source
+# scent_receiving: lock, highest, before, since, seen, glance, nodes, nodes_at, leapt, replayed, replayed_by, lag, accepted, key_ids, pieces, sealed, family, padding2, source
 RECEIVING = Struct("=IIIIIIIIIIIIQ8s10I130sB5s16s")
 RECEIVING_LOCK_AT = 0
 RECEIVING_HIGHEST_AT = 4
@@ -219,7 +219,7 @@ RECEIVING_NODES_AT_AT = 28
 RECEIVING_LEAPT_AT = 32
 RECEIVING_REPLAYED_AT = 36
 RECEIVING_REPLAYED_BY_AT = 40
-RECEIVING_PADDING_AT = 44
+RECEIVING_LAG_AT = 44
 RECEIVING_ACCEPTED_AT = 48
 RECEIVING_KEY_IDS_AT = 56
 RECEIVING_PIECES_AT = 64

@@ -34,17 +34,24 @@ class Body:
     overall: float | None
     levels: dict[int, float]
     bloom: bytes
+    lag: int = 0  # seconds by which the network's stampers may lag behind one another
 
 
 def encode_body(
-    key_id: bytes, epoch: int, interval: int, overall: float | None, levels: Mapping[int, float], bloom: bytes
+    key_id: bytes,
+    epoch: int,
+    interval: int,
+    overall: float | None,
+    levels: Mapping[int, float],
+    bloom: bytes,
+    lag: int = 0,
 ) -> bytes:
-    """The 66 bytes of a body. Levels are 0.0 .. 1.0 by slot (layout.METRIC_*)."""
+    """The 66 bytes of a body. Levels are 0.0 .. 1.0 by slot (layout.METRIC_*), `lag` is 0 .. LAG_MAX seconds."""
     slots = bytearray(b"\xff" * layout.LEVELS)
     for slot, value in levels.items():
         slots[slot] = encode_level(value)
     whole = layout.LEVEL_UNKNOWN if overall is None else encode_level(overall)
-    return layout.BODY.pack(layout.VERSION, key_id, epoch, interval, whole, bytes(slots), 0, bloom)
+    return layout.BODY.pack(layout.VERSION, key_id, epoch, interval, whole, bytes(slots), lag, bloom)
 
 
 def encode_level(value: float) -> int:
@@ -114,18 +121,18 @@ def stated(profile: bytes) -> tuple[bytes, int]:
 
 def decode_body(body: bytes, key_id: bytes, epoch: int) -> Body | int:
     """The Body of 66 signed bytes, or one of layout.PROFILE_ERROR_*."""
-    version, own_id, own_epoch, interval, overall, slots, _, bloom = layout.BODY.unpack(body)
+    version, own_id, own_epoch, interval, overall, slots, lag, bloom = layout.BODY.unpack(body)
     if version != layout.VERSION:
         return layout.PROFILE_ERROR_VERSION
     if own_id != key_id or own_epoch != epoch:
         return layout.PROFILE_ERROR_IDENTITY
-    if not layout.INTERVAL_MIN <= interval <= layout.INTERVAL_MAX:
+    if not layout.INTERVAL_MIN <= interval <= layout.INTERVAL_MAX or lag > layout.LAG_MAX:
         return layout.PROFILE_ERROR_LEVEL
     if any(layout.LEVEL_MAX < s < layout.LEVEL_UNKNOWN for s in (overall, *slots)):
         return layout.PROFILE_ERROR_LEVEL
     levels = {i: s / layout.LEVEL_MAX for i, s in enumerate(slots) if s != layout.LEVEL_UNKNOWN}
     whole = None if overall == layout.LEVEL_UNKNOWN else overall / layout.LEVEL_MAX
-    return Body(own_id, own_epoch, interval, whole, levels, bloom)
+    return Body(own_id, own_epoch, interval, whole, levels, bloom, lag)
 
 
 def pseudonym(key: bytes, address: IPv4Address | IPv6Address) -> str:

@@ -197,14 +197,15 @@ def test_a_flow_makes_a_profile(kernel, vector):
 def test_rejected(kernel, vector):
     packets = [(bytes.fromhex(v["packet"]), v["now"]) for v in (*vector["before"], vector)]
     packet, _ = packets[-1]
-    *earlier, ran = kernel.verify_all(packets)
+    lag = vector.get("lag", 0)
+    *earlier, ran = kernel.verify_all(packets, lag)
     accepted = vector["verdict"] == "accepted"
     instead, _ = VERIFIED_ELSEWISE.get(vector["name"], ("accepted" if accepted else verdict(vector), ""))
     if instead in (None, DECLINED):
         assert_left_alone(kernel, ran, packet, instead)
         return
     assert ran.counts == counted(instead)
-    one = wire_setup.verifier()
+    one = wire_setup.verifier(lag=lag)
     for before, now in packets:
         one.tick(now)
         outcome = one.verify(before[: stated_length(before)])

@@ -163,11 +163,15 @@ class Kernel:
             self._set_clock(time.clock_gettime_ns(COARSE), now, lease)
         return self._run("verify", packet, **frame)
 
-    def verify_all(self, packets: Iterable[tuple[bytes, float]]) -> list[Run]:
-        """What becomes of packets one after the other, from nothing seen on, each at exactly its Unix time."""
+    def verify_all(self, packets: Iterable[tuple[bytes, float]], lag: int = 0) -> list[Run]:
+        """What becomes of packets one after the other, from nothing seen on, each at exactly its Unix time. `lag`: of
+        each pair's stampers.
+        """
         planned = list(packets)
         while True:
             self.fresh_verifier()
+            for pair in self.states() if lag else ():
+                self.set_highest(pair, 0, lag=lag)
             ran = []
             for packet, now in planned:
                 tick = time.clock_gettime_ns(COARSE)
@@ -227,10 +231,10 @@ class Kernel:
 
     # -- what was kept ---------------------------------------------------
 
-    def set_highest(self, pair: int, epoch: int, leapt: int = 0) -> None:
+    def set_highest(self, pair: int, epoch: int, leapt: int = 0, lag: int = 0) -> None:
         """As the daemon does after a fall back."""
         key = encode.PAIR.pack(pair)
-        self._maps["verify.receiving"].update(key, encode.receiving_entry(epoch, 0, 0, 0, leapt), F_LOCK)
+        self._maps["verify.receiving"].update(key, encode.receiving_entry(epoch, 0, 0, 0, leapt, lag), F_LOCK)
         self._turn("verify")
 
     def states(self) -> dict[int, decode.PairState]:

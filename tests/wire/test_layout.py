@@ -124,7 +124,7 @@ def test_what_is_derived_follows_a_verdict_and_a_reason_more(generate, tmp_path)
     ("header", "old", "new", "said"),
     [
         ("scent_wire.h", "SCENT_FRAGMENT_LEN = 13", "SCENT_FRAGMENT_LEN = 12", "fragments make up the profile"),
-        ("scent_wire.h", "__u8 reserved;", "", "struct scent_body"),
+        ("scent_wire.h", "__u8 lag;", "", "struct scent_body"),
         ("scent_wire.h", "SCENT_LEN = 34", "SCENT_LEN = 38", "an IPv6 extension header is a number of 8-byte words"),
         ("scent_maps.h", "SCENT_TREATMENTS_ABSENT = 2", "SCENT_TREATMENTS_ABSENT = 1", "bits of a treatment"),
     ],

@@ -126,7 +126,7 @@ def test_profile_by_the_text(vector):
     names = [foreign.pseudonym(pair, sender.public, receiver.public, ip_address(a).packed) for a in vector["affected"]]
     items = vector["items"] + [item for n in names for item in foreign.node_items(n)]
     levels = {int(k): v for k, v in vector["levels"].items()}
-    made = foreign.body(sender.key_id, epoch, vector["interval"], vector["overall"], levels, items)
+    made = foreign.body(sender.key_id, epoch, vector["interval"], vector["overall"], levels, items, vector["lag"])
     assert made.hex() == vector["body"]
     signed = made + sender.signer.sign(b"scentd/1 profile" + made)
     assert signed.hex() == vector["signed"]
@@ -146,8 +146,8 @@ def test_profile_opens(vector):
     sealed = b"".join(map(bytes.fromhex, vector["fragments"]))
     opened = profile.open_sealed(sealed, pair, own.verifier(), own.key_id, epoch)
     assert isinstance(opened, profile.Body)
-    assert (opened.interval, opened.overall, opened.bloom.hex()) == tuple(
-        vector[k] for k in ("interval", "overall", "bloom")
+    assert (opened.interval, opened.lag, opened.overall, opened.bloom.hex()) == tuple(
+        vector[k] for k in ("interval", "lag", "overall", "bloom")
     )
     assert opened.levels == pytest.approx({int(k): v for k, v in vector["levels"].items()}, abs=0.002)
     assert all(bloom.contains(opened.bloom, epoch, item) for item in vector["items"])
@@ -256,7 +256,7 @@ def test_beacon_is_accepted_and_consumed(vector):
 
 @named("rejected.json", "packets")
 def test_rejected(vector):
-    one = wire_setup.verifier()
+    one = wire_setup.verifier(lag=vector.get("lag", 0))
     for earlier in vector["before"]:
         one.tick(earlier["now"])
         one.verify(bytes.fromhex(earlier["packet"]))

@@ -50,6 +50,7 @@ class PairState(NamedTuple):
     sealed: bytes  # whole if all bits of `seen` are set
     accepted: int  # packets whose scent was looked up, since the pair's entry was made
     leapt: int  # epochs up to this one were accepted while both ends' clocks were wrong
+    lag: int  # seconds below the highest epoch that are accepted
 
 
 class PacketTally(NamedTuple):
@@ -74,11 +75,11 @@ def parse_event(data: bytes) -> OffloadEvent | RefusedPacket:
 
 def parse_receiving(value: bytes) -> PairState:
     """A struct scent_receiving."""
-    _, highest, before, since, seen, glance, _, _, leapt, *_ = maps.RECEIVING.unpack(value)
-    accepted, key_ids, *_, sealed, family, _, source = maps.RECEIVING.unpack(value)[12:]
+    _, highest, before, since, seen, glance, _, _, leapt, _, _, lag, *rest = maps.RECEIVING.unpack(value)
+    accepted, key_ids, *_, sealed, family, _, source = rest
     address = source[: ADDRESS_LEN[family]]
     return PairState(
-        highest, before, since, seen, *tag.glance_levels(glance), address, key_ids, sealed, accepted, leapt
+        highest, before, since, seen, *tag.glance_levels(glance), address, key_ids, sealed, accepted, leapt, lag
     )
 
 

@@ -18,6 +18,7 @@ from scentd.core.packet.stamp import IPV4_FRAGMENT_BITS, MAX_FLOWS, unpack_ipv4,
 from scentd.core.tables import (
     BEFORE,
     EPOCH_ROW,
+    LAG,
     LEAPT,
     SINCE,
     Incoming,
@@ -65,9 +66,7 @@ class Outcome(NamedTuple):
 class Verifier:
     """Verifies and strips packets by a table of pairs.
 
-    `epochs` holds EPOCH_ROW numbers for each slot: the highest epoch accepted, the second at which a verifier first saw
-    it, the epoch that was highest before, and up to which epoch both clocks were wrong once. Processes may share
-    `epochs`, and it may outlive them. `verify` returns the bare packet, or an Outcome. `events` collects the fragments
+    `epochs` holds a tables.EpochRow for each slot. Processes may share it, and it may outlive them. `verify` returns the bare packet, or an Outcome. `events` collects the fragments
     for the daemon; the caller empties it after each batch.
     """
 
@@ -207,7 +206,8 @@ class Verifier:
                 found, parsed, self._named(scent, parsed) if found > layout.VERDICT_WRONG_ADDRESS else NO_PAIR
             )
         pair, fitting = found
-        self._record(pair, fitting, parsed, scent)
+        if fitting is not None:
+            self._record(pair, fitting, parsed, scent)
         if pair.barred is not None and (pair.barred.get(parsed.source) or 0.0) > self._now:
             return Outcome(BARRED, "drop", pair.incoming.pair)
         if scent[2] & layout.FLAG_BEACON:
@@ -230,8 +230,11 @@ class Verifier:
         self.errors_rewritten += rewritten is not None
         return rewritten
 
-    def _check(self, packet: bytes, parsed: ip.Parsed, scent: bytes) -> tuple[IncomingPair, IncomingKeys] | int:
-        """The pair and the keys by which the tag is right, or a verdict. The order is part of the specification."""
+    def _check(self, packet: bytes, parsed: ip.Parsed, scent: bytes) -> tuple[IncomingPair, IncomingKeys | None] | int:
+        """The pair and the keys by which the tag is right, or a verdict. The order is part of the specification.
+
+        No keys: a stamper that lags behind the others has made the scent, and nothing of it is used.
+        """
         _, version_flags, _, key_id, epoch, index_count, _, packet_tag = layout.SCENT.unpack(scent)
         if version_flags >> 4 != layout.VERSION:
             return layout.VERDICT_UNSUPPORTED_VERSION
@@ -263,6 +266,8 @@ class Verifier:
                     return layout.VERDICT_FUTURE
                 if self._is_fresh(pair, epoch):
                     return pair, fitting
+                if self._lags(pair, epoch):
+                    return pair, None
                 self._note_replayed(pair, parsed.source, epoch)
                 return layout.VERDICT_REPLAYED_EPOCH
         return layout.VERDICT_BAD_TAG
@@ -301,6 +306,11 @@ class Verifier:
         if epoch == highest:
             return True
         return 0 < self._epochs[at + BEFORE] <= epoch and 0 <= self._now - self._epochs[at + SINCE] <= self._table.grace
+
+    def _lags(self, pair: IncomingPair, epoch: int) -> bool:
+        """Whether an authentic epoch is as far behind the highest as the network says that its stampers may be."""
+        at = EPOCH_ROW * pair.incoming.slot
+        return self._epochs[at] - epoch <= self._epochs[at + LAG]
 
     def _record(self, pair: IncomingPair, fitting: IncomingKeys, parsed: ip.Parsed, scent: bytes) -> None:
         """Record the source, the glance and the fragment of an accepted scent. A fragment is an event once an epoch."""

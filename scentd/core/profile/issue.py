@@ -12,8 +12,6 @@ from typing import NamedTuple
 from scentd.model import Outgoing, Statement
 from scentd.wire import bloom, keys, layout, profile, tag
 
-LIFETIME = 3  # intervals for which a profile may be sent if there is no newer one
-
 
 class IssuedPair:
     """One peer of an issuer, with the keys that the pair derives, computed once or once per period."""
@@ -64,8 +62,15 @@ class Issuer:
 
     def _body(self, statement: Statement, items: frozenset[str], epoch: int) -> bytes:
         levels = {self._slots[metric]: value for metric, value in statement.levels.items() if metric in self._slots}
-        key_id, interval = self._identity.public.key_id, statement.interval
-        return profile.encode_body(key_id, epoch, interval, statement.overall, levels, bloom.make(items, epoch))
+        return profile.encode_body(
+            self._identity.public.key_id,
+            epoch,
+            statement.interval,
+            statement.overall,
+            levels,
+            bloom.make(items, epoch),
+            statement.lag,
+        )
 
     def _seal(self, peer: IssuedPair, statement: Statement, signed: bytes, epoch: int) -> Outgoing:
         pair_keys, key_id = peer.keys_at(epoch), self._identity.public.key_id
@@ -80,7 +85,7 @@ class Issuer:
             tag_key=pair_keys.tag,
             glances=bytes(glance ^ tag.glance_mask(pair_keys.glance, head) for head in heads),
             fragments=fragments,
-            expires=epoch + LIFETIME * statement.interval,
+            expires=epoch + lifetime(statement.interval),
         )
 
     def verify(self, outgoing: Outgoing) -> bool:
@@ -96,6 +101,17 @@ class Issuer:
             outgoing.epoch,
         )
         return isinstance(opened, profile.Body)
+
+
+def lifetime(interval: int) -> int:
+    """Seconds for which a profile may be sent if there is no newer one.
+
+    Stampers go on while a standby takes a profiler's place: two intervals, and 9 s in which the lease's servers may
+    stand still. A receiver takes nothing that is over 60 s old, so there is an end; a profile lives for its interval in
+    any case.
+    """
+    wanted = layout.LIFETIME_INTERVALS * interval + layout.LIFETIME_MORE
+    return min(wanted, max(layout.LIFETIME_MAX, interval))
 
 
 class NextEpoch(NamedTuple):

@@ -75,6 +75,7 @@ def stated(network: Network, levels: Levels, active: Active) -> Statement:
         levels={metric: quantise(value, steps) for metric, value in levels.metrics.items()},
         items=frozenset(items),
         affected=nodes,
+        lag=int(network.lag),
     )
 
 

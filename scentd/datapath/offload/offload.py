@@ -259,8 +259,11 @@ class Offload:
         value = self._map("verify.receiving").lookup(encode.PAIR.pack(pair), F_LOCK)
         return None if value is None else decode.parse_receiving(value)
 
-    def raise_epoch(self, pair: int, epoch: int, since: int, before: int = 0, leapt: int = 0) -> None:
-        """Raise a pair's epoch to one that the queue has accepted, or that was accepted before the start.
+    def raise_epoch(
+        self, pair: int, epoch: int, since: int, before: int = 0, leapt: int = 0, lag: int | None = None
+    ) -> None:
+        """Raise a pair's epoch to one that the queue has accepted, or that was accepted before the start. Without `lag`
+        it stays.
 
         If the program accepts a packet between reading and writing, its fragment is lost, and accepted again later; and
         the packet is not counted as its pair's.
@@ -272,16 +275,27 @@ class Offload:
         state = decode.parse_receiving(value)
         if epoch > state.highest:
             before = max(before, state.highest)
-            raised = encode.receiving_entry(epoch, before, since, state.accepted, max(leapt, state.leapt))
+            lag = state.lag if lag is None else lag
+            raised = encode.receiving_entry(epoch, before, since, state.accepted, max(leapt, state.leapt), lag)
             receiving.update(key, raised, F_LOCK)
+
+    def set_lag(self, pair: int, lag: int) -> None:
+        """Accept epochs of up to so many seconds below the highest. Nothing is written if the program knows it.
+
+        If the program raises the highest between reading and writing, it raises it again with the next packet.
+        """
+        receiving, key = self._map("verify.receiving"), encode.PAIR.pack(pair)
+        value = receiving.lookup(key, F_LOCK)
+        if value is not None and decode.parse_receiving(value).lag != lag:
+            receiving.update(key, encode.with_lag(value, lag), F_LOCK)
 
     def fall_back(self, pair: int, epoch: int, leapt: int) -> None:
         """Go back to an epoch from before a leap to `leapt`."""
         receiving, key = self._map("verify.receiving"), encode.PAIR.pack(pair)
         value = receiving.lookup(key, F_LOCK)
         if value is not None:
-            accepted = decode.parse_receiving(value).accepted
-            receiving.update(key, encode.receiving_entry(epoch, 0, 0, accepted, leapt), F_LOCK)
+            state = decode.parse_receiving(value)
+            receiving.update(key, encode.receiving_entry(epoch, 0, 0, state.accepted, leapt, state.lag), F_LOCK)
 
     def sent_bits(self, pair: int, epoch: int) -> int:
         """Bits of an epoch's fragments that the program has sent."""

@@ -50,8 +50,8 @@ def test_what_is_no_event(size):
 
 def test_what_is_known_of_a_pair():
     value = filled("RECEIVING", lock=1, highest=90, before=80, since=91, seen=0x3FF, glance=0x0F, nodes=5, nodes_at=92,
-                   leapt=95, accepted=4, key_ids=b"themours", sealed=SEALED, family=6, source=IPV6)  # fmt: skip
-    assert decode.parse_receiving(value) == (90, 80, 91, 0x3FF, 0.0, 1.0, IPV6, b"themours", SEALED, 4, 95)
+                   leapt=95, lag=20, accepted=4, key_ids=b"themours", sealed=SEALED, family=6, source=IPV6)  # fmt: skip
+    assert decode.parse_receiving(value) == (90, 80, 91, 0x3FF, 0.0, 1.0, IPV6, b"themours", SEALED, 4, 95, 20)
     assert decode.parse_receiving(bytes(maps.RECEIVING_SIZE)).source == b""
 
 
