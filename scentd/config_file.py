@@ -9,6 +9,7 @@ from pathlib import Path
 from scentd import act
 from scentd.config import migrate
 from scentd.config.sections import Config
+from scentd.core.profile.issue import outlives_takeover
 from scentd.datapath.beacon import peers_without_endpoint
 from scentd.errors import ConfigError, HostError
 from scentd.model import SCHEMA
@@ -24,6 +25,7 @@ def check(config: Config, path: str, as_json: bool) -> int:
     loaded = {} if elsewhere else identities.load(config)
     silent = (f"peer {p.name}: no beacons, as it has no single address" for p in peers_without_endpoint(config))
     notes = [*(f"{note}; set endpoint" for note in silent), *revoked_notes(config), *act.notes(config)]
+    notes += fleet_notes(config)
     if elsewhere:
         notes.append(f"network {', '.join(elsewhere)}: the key is a systemd credential, so no key was read here")
     if as_json:
@@ -49,6 +51,25 @@ def revoked_notes(config: Config) -> list[str]:
         for setting, key in peer.named_keys()
         if key in found
     ]
+
+
+def fleet_notes(config: Config) -> list[str]:
+    """What networks that this host signs for a fleet miss."""
+    signed = [network for network in config.network if network.signs and config.bus.used]
+    notes = [
+        f"network {n.name}: with an interval of {n.interval:.0f}s packets may leave without a scent while a standby "
+        "takes over from a profiler; set interval to 20s or less"
+        for n in signed
+        if not outlives_takeover(int(n.interval))
+    ]
+    for n in signed:
+        stampers = [h.name for h in config.bus.host if "stamp" in h.duties and h.serves(n.name)]
+        if not n.lag and len(stampers) + n.stamps > 1:
+            notes.append(
+                f"network {n.name}: peers refuse what a stamper sends that is an interval or more behind the others "
+                f"({', '.join(stampers)}); set lag, 20s for instance"
+            )
+    return notes
 
 
 def rename(path: str, dry: bool, as_json: bool) -> int:

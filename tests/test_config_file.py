@@ -1,4 +1,4 @@
-"""`scentd config migrate` on files: what is written, what stays beside it, and what is refused."""
+"""`scentd config migrate`: what is written, what stays beside it, what is refused. Notes of `check-config`."""
 
 import json
 import os
@@ -6,6 +6,9 @@ import os
 import pytest
 
 from scentd import cli
+from scentd.config_file import fleet_notes
+from scentd.kinds import config_from
+from scentd.wire import keys
 
 OLD = """\
 [[network]]
@@ -69,3 +72,27 @@ def test_what_cannot_be_rewritten_stays(capsys, file):
     assert "policy[0].network: write peer now, and change this by hand" in said
     assert file.read_text() == text
     assert migrate(capsys, file.with_name("none"))[0] == 2
+
+
+def fleet(stampers: int, **network) -> list[str]:
+    public = str(keys.identity(bytes(32)).public)
+    hosts = [{"name": f"g{n}", "public_key": public[:-4] + f"{n:02}==", "duties": ["stamp"]} for n in range(stampers)]
+    bus = {"url": ["nats://n:4222"], "name": "p", "key_file": "/b", "host": hosts}
+    own = {"name": "acme", "key_file": "/k", "sign": True, "stamp": False, **network}
+    return fleet_notes(config_from({"network": [own], "bus": bus}))
+
+
+@pytest.mark.parametrize(
+    ("stampers", "network", "words"),
+    [
+        (2, {"lag": "20s", "interval": "20s"}, []),
+        (1, {"interval": "20s"}, []),
+        (2, {}, ["set lag"]),
+        (1, {"stamp": True}, ["set lag"]),
+        (1, {"interval": "21s"}, ["set interval to 20s"]),
+    ],
+)
+def test_notes_on_a_network_of_many_hosts(stampers, network, words):
+    found = fleet(stampers, **network)
+    assert len(found) == len(words)
+    assert all(word in note for word, note in zip(words, found, strict=True))

@@ -173,8 +173,8 @@ def described(stamping, receiving):
                 "carol": described_treatments(CAROL_TREATMENTS),
                 "others": described_treatments(VERIFY_TABLE.default),
             },
-            "each_vector": "a verifier that has seen nothing but the vector's own packets before; where the vector has a "
-            "lag, the sender's newest verified profile says so",
+            "each_vector": "a verifier that has seen nothing but the vector's own packets before; where the vector has "
+            "a lag, the sender's newest verified profile says so",
         }
     return made
 

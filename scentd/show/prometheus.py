@@ -97,7 +97,9 @@ def labelled(family: CounterMetricFamily | GaugeMetricFamily, values: Mapping[st
 def networks(status: Status) -> Iterator[Metric]:
     collectors = CounterMetricFamily("scentd_collector", "Counters of collectors", labels=["network", "name"])
     levels = GaugeMetricFamily("scentd_level", "Levels issued here, 0 to 1", labels=["network", "metric"])
-    text = "Intervals since a network's newest epoch was issued here; above 2 its packets soon leave without a scent"
+    text = (
+        "Intervals since a network's newest epoch was issued here; above 2 its packets may soon leave without a scent"
+    )
     lag = GaugeMetricFamily("scentd_epoch_lag_intervals", text, labels=["network"])
     text = "Samples and nodes of a network that its profiler here refused, clipped or noticed, by name"
     intake = CounterMetricFamily("scentd_intake", text, labels=["network", "name"])

@@ -266,3 +266,9 @@ def test_a_byte_order_mark(tmp_path):
     path.write_bytes(b"\xef\xbb\xbf[daemon]\n")
     with pytest.raises(ConfigError, match="begins with a byte order mark, which TOML has not"):
         load_config(path)
+
+
+@pytest.mark.parametrize("lag", ["56s", "1.5s", "500ms"])
+def test_a_lag_is_whole_seconds_and_no_more_than_55(lag):
+    assert network(lag=lag) == ["network[0].lag: write whole seconds, 0 to 55; 0s for a network of one stamper"]
+    assert config_from({"network": [{"name": "a", "key_file": "/k", "lag": "55s"}]}).network[0].lag == 55

@@ -237,6 +237,11 @@ class Kernel:
         self._maps["verify.receiving"].update(key, encode.receiving_entry(epoch, 0, 0, 0, leapt, lag), F_LOCK)
         self._turn("verify")
 
+    def set_lag(self, pair: int, lag: int) -> None:
+        """As the daemon does after a profile that says so."""
+        receiving, key = self._maps["verify.receiving"], encode.PAIR.pack(pair)
+        receiving.update(key, encode.with_lag(receiving.lookup(key, F_LOCK), lag), F_LOCK)
+
     def states(self) -> dict[int, decode.PairState]:
         found = self._maps["verify.receiving"].items(F_LOCK)
         return {encode.PAIR.unpack(key)[0]: decode.parse_receiving(value) for key, value in found}

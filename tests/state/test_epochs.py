@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scentd.core.tables import EPOCH_ROW
+from scentd.core.tables import EPOCH_ROW, EpochRow
 from scentd.errors import HostError
 from scentd.state import epochs
 
@@ -34,29 +34,35 @@ def test_kept_over_a_restart(path):
     first.close()
     again = epochs.prepare(path, [TWO, ONE])
     assert (again.epoch(ONE), again.epoch(TWO)) == (8, 0)
-    assert again.entries()[ONE] == (8, 99, 7, 0)
+    assert again.entries()[ONE] == (8, 99, 7, 0, 0)
 
 
 def test_a_fall_back_is_kept_over_a_restart_and_a_larger_file(path):
     first = epochs.prepare(path, [ONE])
     first.raise_row(first.slot(ONE), 700, 99)
+    first.set_lag(first.slot(ONE), 20)
     first.fall_back(first.slot(ONE), 100, 700)
-    assert first.entries()[ONE] == (100, 0, 0, 700)
+    assert first.entries()[ONE] == (100, 0, 0, 700, 20), "how far stampers lag no clock changes"
     first.close()
     many = [epochs.slot_id("seen", b"%d" % n) for n in range(2 * epochs._SPARE)]
     again = epochs.prepare(path, [*many, ONE])
-    assert again.entries()[ONE] == (100, 0, 0, 700)
+    assert again.entries()[ONE] == (100, 0, 0, 700, 20)
     other = epochs.prepare(path, [ONE])
     other.fall_back(other.slot(ONE), 100, 300)
-    assert other.entries()[ONE] == (100, 0, 0, 700), "a later leap that ends earlier"
+    assert other.entries()[ONE] == (100, 0, 0, 700, 20), "a later leap that ends earlier"
 
 
-def test_a_file_of_the_layout_before_is_read(path):
+@pytest.mark.parametrize(
+    ("magic", "one", "two"),
+    [(b"scentd epochs 1\n", (7, 99), (8, 98)), (b"scentd epochs 2\n", (7, 99, 6, 50), (8, 98, 5, 0))],
+)
+def test_a_file_of_a_layout_before_is_read(path, magic, one, two):
     path.parent.mkdir()
-    numbers = struct.pack("=6I", 7, 99, 0, 0, 8, 98)
-    path.write_bytes(b"scentd epochs 1\n" + (3).to_bytes(8, "big") + ONE + bytes(8) + TWO + numbers)
+    row = struct.Struct(f"={len(one)}I")
+    numbers = row.pack(*one) + bytes(row.size) + row.pack(*two)
+    path.write_bytes(magic + (3).to_bytes(8, "big") + ONE + bytes(8) + TWO + numbers)
     found = epochs.prepare(path, [ONE, THREE])
-    assert found.entries() == {ONE: (7, 99, 0, 0), TWO: (8, 98, 0, 0), THREE: (0, 0, 0, 0)}
+    assert found.entries() == {ONE: EpochRow(*one), TWO: EpochRow(*two), THREE: EpochRow()}
     assert not path.with_suffix(".bad").exists()
 
 
@@ -101,6 +107,9 @@ def test_more_than_the_spare_slots(path):
     new.set_epoch(TWO, 6)
     new.raise_to(old)
     assert (new.epoch(ONE), new.epoch(TWO)) == (8, 6)
+    old.set_lag(old.slot(ONE), 5)
+    new.raise_to(old)
+    assert new.entries()[ONE].lag == 5
     old.set_epoch(ONE, 5)
     new.raise_to(old)
     assert new.epoch(ONE) == 8, "never down"

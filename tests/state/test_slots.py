@@ -59,14 +59,14 @@ def former(tmp_path):
 def test_state_of_before_is_carried_over(former):
     epochs = opened(former, config(OTHER), (OWN,))
     assert epochs.epoch(slots.issued_slot("net")) == 500
-    assert epochs.row(epochs.slot(slots.seen_slot("net", "them"))) == (600, 601, 0, 0)
+    assert epochs.row(epochs.slot(slots.seen_slot("net", "them"))) == (600, 601, 0, 0, 0)
 
 
 def test_the_highest_of_several_keys_is_carried_over_once(former):
     settings = config(OTHER, next_public_key=str(NEXT.public))
     epochs = opened(former, settings, (OWN,))
     slot = slots.seen_slot("net", "them")
-    assert epochs.row(epochs.slot(slot)) == (610, 611, 0, 0)
+    assert epochs.row(epochs.slot(slot)) == (610, 611, 0, 0, 0)
     epochs.set_epoch(slot, 605)
     epochs.close()
     assert opened(former, settings, (OWN,)).epoch(slot) == 605, "only where there is nothing yet"

@@ -60,13 +60,14 @@ def body_of(level: float) -> bytes:
     st.dictionaries(st.integers(0, 21), level),
     st.binary(min_size=32, max_size=32),
     st.integers(0, 2**32 - 1),
+    st.integers(0, layout.LAG_MAX),
 )
-def test_what_is_signed_and_sealed_opens_as_it_was(interval, overall, levels, bloom, epoch):
+def test_what_is_signed_and_sealed_opens_as_it_was(interval, overall, levels, bloom, epoch, lag):
     key_id = ALICE.public.key_id
-    body = profile.encode_body(key_id, epoch, interval, overall, levels, bloom)
+    body = profile.encode_body(key_id, epoch, interval, overall, levels, bloom, lag)
     sealed = profile.seal(KEYS, profile.sign(ALICE.signer, body))
     opened = profile.open_sealed(b"".join(profile.fragments(sealed)), KEYS, ALICE.public.verifier(), key_id, epoch)
-    assert (opened.interval, opened.bloom, opened.epoch) == (interval, bloom, epoch)
+    assert (opened.interval, opened.bloom, opened.epoch, opened.lag) == (interval, bloom, epoch, lag)
     assert opened.levels == pytest.approx(levels, abs=0.00201)
     assert opened.overall == (None if overall is None else pytest.approx(overall, abs=0.00201))
 
@@ -96,8 +97,16 @@ def test_decoding_any_signed_body_never_raises(body):
     made = profile.decode_body(body, body[1:5], int.from_bytes(body[5:9], "big"))
     if isinstance(made, profile.Body):
         assert all(0 <= v <= 1 for v in made.levels.values())
+        assert 0 <= made.lag <= layout.LAG_MAX
     else:
         assert made in layout.PROFILE_ERRORS
+
+
+def test_a_body_without_a_lag_is_what_it_was():
+    body = profile.encode_body(b"abcd", 1, 5, None, {}, bytes(32))
+    assert body[33] == 0
+    for lag in (1, 55):
+        assert profile.encode_body(b"abcd", 1, 5, None, {}, bytes(32), lag) == body[:33] + bytes((lag,)) + body[34:]
 
 
 def test_levels_are_250_steps_and_255_is_unknown():

@@ -12,6 +12,9 @@ from typing import NamedTuple
 from scentd.model import Outgoing, Statement
 from scentd.wire import bloom, keys, layout, profile, tag
 
+TAKEOVER_INTERVALS = 2
+TAKEOVER_MORE = 15  # seconds: NATS' key-value store stands still for 4 to 9 when its leader dies; the rest is delivery
+
 
 class IssuedPair:
     """One peer of an issuer, with the keys that the pair derives, computed once or once per period."""
@@ -106,12 +109,16 @@ class Issuer:
 def lifetime(interval: int) -> int:
     """Seconds for which a profile may be sent if there is no newer one.
 
-    Stampers go on while a standby takes a profiler's place: two intervals, and 9 s in which the lease's servers may
-    stand still. A receiver takes nothing that is over 60 s old, so there is an end; a profile lives for its interval in
-    any case.
+    Stampers go on while a standby takes a profiler's place. A receiver takes nothing that is over 60 s old, so there is
+    an end; a profile lives for its interval in any case.
     """
     wanted = layout.LIFETIME_INTERVALS * interval + layout.LIFETIME_MORE
     return min(wanted, max(layout.LIFETIME_MAX, interval))
+
+
+def outlives_takeover(interval: int) -> bool:
+    """Whether a profile may be sent until a standby has taken the place of a profiler that died, and has issued."""
+    return lifetime(interval) >= TAKEOVER_INTERVALS * interval + TAKEOVER_MORE
 
 
 class NextEpoch(NamedTuple):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from scentd.core.profile.issue import LIFETIME, IssuedPair, Issuer, metric_slots, next_epoch
+from scentd.core.profile.issue import IssuedPair, Issuer, lifetime, metric_slots, next_epoch
 from scentd.model import Statement
 from scentd.wire import bloom, keys, layout, profile, tag
 
@@ -83,8 +83,22 @@ def test_keys_change_with_the_period():
     assert one.keys_at(EPOCH).seal == other.keys_at(EPOCH).seal
 
 
-def test_it_expires():
-    assert issuer().issue(statement(interval=7), EPOCH)[0].expires == EPOCH + LIFETIME * 7
+@pytest.mark.parametrize(("interval", "seconds"), [(1, 18), (5, 30), (10, 45), (13, 54), (20, 55), (55, 55), (60, 60)])
+def test_it_expires(interval, seconds):
+    """Three intervals and 15 s; but a receiver takes nothing that is over 60 s old."""
+    assert issuer().issue(statement(interval=interval), EPOCH)[0].expires == EPOCH + seconds
+
+
+@pytest.mark.parametrize("interval", range(1, 21))
+def test_it_outlives_a_takeover(interval):
+    """Two intervals, and 9 s in which the lease's servers may stand still."""
+    assert lifetime(interval) > 2 * interval + 9
+
+
+def test_it_says_how_far_stampers_may_lag():
+    for lag in (0, 20, layout.LAG_MAX):
+        body, _ = opened(issuer().issue(statement(lag=lag), EPOCH)[0], BOB)
+        assert body.lag == lag
 
 
 def test_verified_finds_what_is_wrong():
