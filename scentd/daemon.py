@@ -315,7 +315,7 @@ class Daemon:
             lambda n: (n.levels.get("threat", 0.0), n.overall or 0.0),
         )
         peers, more_peers = limit_list(
-            [self._verifier.status(p, self._epochs.row(p.number).epoch, now) for p in self._pairs.all],
+            [self._verifier.status(p, self._epochs.row(p.number), now) for p in self._pairs.all],
             limit,
             lambda p: (p.profile.levels.get("threat", 0.0), p.profile.overall or 0.0) if p.profile else (-1.0, 0.0),
         )

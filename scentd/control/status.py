@@ -150,6 +150,7 @@ class PeerStatus(Struct, frozen=True, kw_only=True):
     key_id: str
     next_key_id: str = ""  # of peer.next_public_key
     highest_epoch: int
+    lag: int = 0  # seconds below it that are accepted: by how much the peer's stampers may lag
     verified: bool = True  # this host verifies what it sends; else there is nothing to see of it
     revoked: list[str] = []  # key ids of its keys that are revoked: nothing is accepted by them
     signed_by: str = ""  # the key id of its key in the newest epoch

@@ -24,7 +24,8 @@ REJECTED = {  # what to do, by reason
     "future": f"its clock is ahead, or ours is behind: {CLOCK}",
     "stale": f"its clock is behind, ours is ahead, or it issues nothing: {CLOCK}",
     "bad-tag": f"{KEYS}; or something rewrites addresses or ports on the path: peer.bind; or one end is older",
-    "replayed-epoch": f"somebody replays packets, its clock was set back, or two machines have its key: {CLOCK}",
+    "replayed-epoch": f"somebody replays packets, its clock was set back, a gateway of its lags (its network.lag), or "
+    f"two machines have its key: {CLOCK}",
 }
 DUPLICATE = (
     "tell of a second machine with its key (a clone, a restored snapshot), or of somebody who replays: "

@@ -18,6 +18,7 @@ from scentd.core.allocate.assemble import Assembler, cut
 from scentd.core.allocate.view import ALARM_THREAT, PeerView
 from scentd.core.offload.decode import OffloadEvent, PairState
 from scentd.core.pairs import Pair, Pairs
+from scentd.core.tables import EpochRow
 from scentd.model import Fragment, Notice, StatedLag, View, Views
 from scentd.prefix import prefixes
 from scentd.wire import keys, layout, maps, profile
@@ -153,7 +154,7 @@ class VerifierRole:
 
     # -- status ------------------------------------------------------------
 
-    def status(self, pair: Pair, highest_epoch: int, now: float) -> PeerStatus:
+    def status(self, pair: Pair, mark: EpochRow, now: float) -> PeerStatus:
         view, (_, newest) = self._views.get(pair.number), self._key_ids.get(pair.number, (0, b""))
         key_ids = [keys.parse_public(text).key_id.hex() for text in pair.peer.public_keys]
         return PeerStatus(
@@ -161,7 +162,8 @@ class VerifierRole:
             network=pair.network.name,
             key_id=key_ids[0],
             next_key_id=key_ids[1] if key_ids[1:] else "",
-            highest_epoch=highest_epoch,
+            highest_epoch=mark.epoch,
+            lag=mark.lag,
             verified=pair.verifies,
             revoked=[key.key_id.hex() for key in pair.revoked],
             signed_by=newest[:4].hex(),

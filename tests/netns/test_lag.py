@@ -36,7 +36,8 @@ def fleet(request, tmp_path) -> Iterator[Fleet]:
         start(fleet.c, fleet.p1, *fleet.gateways, fleet.v)
         datapath = "nfqueue+ebpf" if request.param == "offload" else "nfqueue"
         assert {node.status()["datapath"] for node in (*fleet.gateways, fleet.v)} == {datapath}
-        until(lambda: acme(fleet)["profile"], "the verifier has a profile, and knows the lag", 40)
+        until(lambda: acme(fleet)["profile"], "the verifier has a profile", 40)
+        assert acme(fleet)["lag"] == LAG
         yield fleet
 
 

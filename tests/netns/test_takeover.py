@@ -41,7 +41,7 @@ def nodes(tmp_path_factory) -> Iterator[dict[str, Node]]:
         net.bridge([node.host for node in made.values()], "10.1.0.0/24", "fd00:1::/64")
         for node in made.values():
             node.pin_dir = mount / node.name
-            node.network["interval"] = "10s"  # a profile may be sent for three: a restart must not take longer
+            node.network["interval"] = "10s"  # a profile may be sent for three and 15 s: a restart must not take longer
             node.peers = [peer_of(other, **STRICT) for other in made.values() if other is not node]
         with made["ann"], made["bob"], made["cat"]:
             start(*made.values())

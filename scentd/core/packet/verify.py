@@ -66,8 +66,9 @@ class Outcome(NamedTuple):
 class Verifier:
     """Verifies and strips packets by a table of pairs.
 
-    `epochs` holds a tables.EpochRow for each slot. Processes may share it, and it may outlive them. `verify` returns the
-    bare packet, or an Outcome. `events` collects the fragments for the daemon; the caller empties it after each batch.
+    `epochs` holds a tables.EpochRow for each slot. Processes may share it, and it may outlive them. `verify` returns
+    the bare packet, or an Outcome. `events` collects the fragments for the daemon; the caller empties it after each
+    batch.
     """
 
     def __init__(self, epochs: Slots, unquote: Unquote | None = None, make_room: MakeRoom | None = None) -> None:
