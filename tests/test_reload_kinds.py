@@ -57,6 +57,7 @@ OTHER: dict[str, Any] = {
     "network.name": "other",
     "network.addresses": ["10.9.0.0/16"],
     "network.interval": "9s",
+    "network.lag": "20s",
     "network.steps": 5,
     "network.high": 0.9,
     "network.low": 0.1,

@@ -383,10 +383,9 @@ class Paths:
 
     def _set_lag(self, stated: StatedLag) -> None:
         """Store with the highest epoch how far below it a stamper may be."""
-        assert self._epochs is not None  # no profile comes before the tables
-        self._epochs.set_lag(*stated)
-        if self.offload is not None:
-            self.offload.set_lag(*stated)
+        for marks in (self._epochs, self.offload):
+            if marks is not None:
+                marks.set_lag(*stated)
 
     def _take_state(self, pair: int) -> None:
         """Add the program's fragments of a pair to those of the queue: the profile may need both."""

@@ -155,6 +155,7 @@ class VerifierRole:
     # -- status ------------------------------------------------------------
 
     def status(self, pair: Pair, mark: EpochRow, now: float) -> PeerStatus:
+        highest_epoch, lag = mark.epoch, mark.lag
         view, (_, newest) = self._views.get(pair.number), self._key_ids.get(pair.number, (0, b""))
         key_ids = [keys.parse_public(text).key_id.hex() for text in pair.peer.public_keys]
         return PeerStatus(
@@ -162,8 +163,8 @@ class VerifierRole:
             network=pair.network.name,
             key_id=key_ids[0],
             next_key_id=key_ids[1] if key_ids[1:] else "",
-            highest_epoch=mark.epoch,
-            lag=mark.lag,
+            highest_epoch=highest_epoch,
+            lag=lag,
             verified=pair.verifies,
             revoked=[key.key_id.hex() for key in pair.revoked],
             signed_by=newest[:4].hex(),

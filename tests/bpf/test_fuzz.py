@@ -93,8 +93,8 @@ def is_neighbourly(packet, found):
 
 
 def is_declined(packet, found):
-    """Plain, and yet the queue's: a router's error about ours."""
-    return quote.is_too_big(packet, found)
+    """Plain, and yet the queue's: a router's error about ours. The program does not see that one was cut short."""
+    return quote.is_too_big(packet.ljust(found.transport_at + 8, b"\0"), found)
 
 
 def is_whole(packet):

@@ -9,7 +9,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from wire_strategies import TCP4, TCP6, at_epoch, verdict
 
-from scentd.core.offload import encode
 from scentd.core.tables import EpochRow
 from scentd.wire import layout
 
@@ -94,8 +93,3 @@ def test_the_program_and_python_agree(kernel, steps, lag):
     assert found == [[name] for name in wanted]
     state = kernel.states()[ALICE_TO_BOB]
     assert (state.highest, state.since, state.before, state.lag) == (epochs[0], epochs[1], epochs[2], lag)
-
-
-def test_a_new_lag_changes_nothing_else_of_a_pair():
-    value = encode.receiving_entry(7, 5, 6, 4, 3, 2)
-    assert encode.with_lag(value, 9) == encode.receiving_entry(7, 5, 6, 4, 3, 9)

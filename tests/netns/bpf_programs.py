@@ -17,6 +17,7 @@ import wire_setup
 from msgspec.structs import replace
 
 from scentd.core.offload import decode, encode
+from scentd.core.offload.receiving import receiving_entry, with_lag
 from scentd.core.tables import StampTable
 from scentd.datapath.offload import counts
 from scentd.datapath.offload.bpfmap import F_LOCK, RingBuffer
@@ -234,13 +235,13 @@ class Kernel:
     def set_highest(self, pair: int, epoch: int, leapt: int = 0, lag: int = 0) -> None:
         """As the daemon does after a fall back."""
         key = encode.PAIR.pack(pair)
-        self._maps["verify.receiving"].update(key, encode.receiving_entry(epoch, 0, 0, 0, leapt, lag), F_LOCK)
+        self._maps["verify.receiving"].update(key, receiving_entry(epoch, 0, 0, 0, leapt, lag), F_LOCK)
         self._turn("verify")
 
     def set_lag(self, pair: int, lag: int) -> None:
         """As the daemon does after a profile that says so."""
         receiving, key = self._maps["verify.receiving"], encode.PAIR.pack(pair)
-        receiving.update(key, encode.with_lag(receiving.lookup(key, F_LOCK), lag), F_LOCK)
+        receiving.update(key, with_lag(receiving.lookup(key, F_LOCK), lag), F_LOCK)
 
     def states(self) -> dict[int, decode.PairState]:
         found = self._maps["verify.receiving"].items(F_LOCK)

@@ -191,20 +191,6 @@ def outgoing_entry(pair: StampPair, out: Outgoing, monotonic_offset: float) -> t
 # -- verifying -----------------------------------------------------------
 
 
-def receiving_entry(epoch: int, before: int, since: int, accepted: int, leapt: int, lag: int) -> bytes:
-    """A struct scent_receiving that has nothing of its epoch yet."""
-    nothing = (0,) * layout.FRAGMENTS
-    return maps.RECEIVING.pack(
-        0, epoch, before, since, 0, 0, 0, 0, leapt, 0, 0, lag, accepted, b"", *nothing, b"", 0, b"", b""
-    )
-
-
-def with_lag(value: bytes, lag: int) -> bytes:
-    """A struct scent_receiving with another lag."""
-    at = maps.RECEIVING_LAG_AT
-    return value[:at] + PAIR.pack(lag) + value[at + PAIR.size :]
-
-
 def verify_entries(
     table: VerifyTable, local_addresses: Sequence[str], marks: Marks, stamp: StampTable = NO_STAMPS
 ) -> VerifyEntries:

@@ -20,6 +20,7 @@ from scentd.core.allocate.actions.quarantine import QUARANTINED_MAX
 from scentd.core.offload import decode, encode
 from scentd.core.offload.coverage import may_have_guests
 from scentd.core.offload.encode import StampEntries, VerifyEntries
+from scentd.core.offload.receiving import receiving_entry, with_lag
 from scentd.core.tables import StampPair, StampTable, VerifyTable
 from scentd.datapath.offload import libbpf, programs
 from scentd.datapath.offload.attach import Attacher
@@ -276,7 +277,7 @@ class Offload:
         if epoch > state.highest:
             before = max(before, state.highest)
             lag = state.lag if lag is None else lag
-            raised = encode.receiving_entry(epoch, before, since, state.accepted, max(leapt, state.leapt), lag)
+            raised = receiving_entry(epoch, before, since, state.accepted, max(leapt, state.leapt), lag)
             receiving.update(key, raised, F_LOCK)
 
     def set_lag(self, pair: int, lag: int) -> None:
@@ -287,7 +288,7 @@ class Offload:
         receiving, key = self._map("verify.receiving"), encode.PAIR.pack(pair)
         value = receiving.lookup(key, F_LOCK)
         if value is not None and decode.parse_receiving(value).lag != lag:
-            receiving.update(key, encode.with_lag(value, lag), F_LOCK)
+            receiving.update(key, with_lag(value, lag), F_LOCK)
 
     def fall_back(self, pair: int, epoch: int, leapt: int) -> None:
         """Go back to an epoch from before a leap to `leapt`."""
@@ -295,7 +296,7 @@ class Offload:
         value = receiving.lookup(key, F_LOCK)
         if value is not None:
             state = decode.parse_receiving(value)
-            receiving.update(key, encode.receiving_entry(epoch, 0, 0, state.accepted, leapt, state.lag), F_LOCK)
+            receiving.update(key, receiving_entry(epoch, 0, 0, state.accepted, leapt, state.lag), F_LOCK)
 
     def sent_bits(self, pair: int, epoch: int) -> int:
         """Bits of an epoch's fragments that the program has sent."""
