@@ -151,14 +151,15 @@ struct scent_piece {
 	__u8 padding[5];
 };
 
-/* By pair. Replaced as a whole with each epoch; the three mutable members begin anew. */
+/* By pair. Replaced as a whole with each epoch; the four mutable members begin anew. */
 struct scent_outgoing {
 	__u64 tag_key[2];		/* little-endian, as SipHash reads a key */
 	__u64 expires;			/* CLOCK_MONOTONIC, ns */
 	__u64 run_until;		/* mutable: when the run of this fragment ends */
 	__u64 head;			/* bytes 0 to 7 of the scent, its flags and its glance zero */
 	__u32 sent;			/* mutable: packets stamped, counted up to ten */
-	__u32 index;			/* mutable: the fragment of this run */
+	__u16 index;			/* mutable: the fragment of this run */
+	__u16 first;			/* mutable: the fragment with which this round of ten runs began */
 	__u32 epoch;
 	__u32 flags;			/* scent_pair_flags */
 	struct scent_piece pieces[SCENT_FRAGMENTS];

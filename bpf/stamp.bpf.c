@@ -58,7 +58,9 @@ struct {
 /*
  * The index of the fragment that goes next. Each of the first ten packets takes another;
  * then one fragment serves for a run of packets, because receivers merge only segments with
- * equal headers. Processors may race for the end of a run: it ends once or twice.
+ * equal headers. Runs go in rounds of ten, and each round begins at a random fragment: a flow
+ * of regular rhythm would have the same few in each, and its packets may be all that one of
+ * several verifiers sees. Processors may race for the end of a run: it ends once or twice.
  */
 static __always_inline __u32 next_fragment(struct scent_outgoing *out, __u64 now, __u64 run)
 {
@@ -70,10 +72,12 @@ static __always_inline __u32 next_fragment(struct scent_outgoing *out, __u64 now
 		return index;
 	index = out->index;
 	if (now >= out->run_until) {
-		if (out->run_until)
-			index++;
-		if (index >= SCENT_FRAGMENTS)
+		if (++index >= SCENT_FRAGMENTS)
 			index = 0;
+		if (index == out->first) {
+			index = bpf_get_prandom_u32() % SCENT_FRAGMENTS;
+			out->first = index;
+		}
 		out->index = index;
 		out->run_until = now + run;
 	}

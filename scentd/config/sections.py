@@ -209,6 +209,8 @@ class Peer(Table):
     addresses: list[str]
     next_public_key: str = ""  # while its key changes: its packets come by either key, and ours are made for this one
     endpoint: list[str] = []  # addresses for beacons; default: the host addresses among `addresses`
+    verifiers: Annotated[int, Meta(ge=1, le=16)] = 1  # that share its addresses, each seeing some packets only
+    verifier_endpoint: list[str] = []  # of such verifiers an address of each one's own: every one gets beacons
     stamp: bool = True  # scent packets to the peer
     verify: bool = True  # verify packets from the peer
     bind: Literal["flow", "sender"] = "flow"  # "sender" if NAT lies between the two ends
@@ -227,6 +229,11 @@ class Peer(Table):
         """The same with their settings' names."""
         own = [("public_key", self.public_key), ("next_public_key", self.next_public_key)]
         return own if self.next_public_key else own[:1]
+
+    @property
+    def has_several_verifiers(self) -> bool:
+        """Whether a packet to the peer may be seen by one of its verifiers and not by another."""
+        return self.verifiers > 1 or bool(self.verifier_endpoint)
 
     def mistakes(self, path: str) -> list[str]:
         return check_peer(self, path)
@@ -340,15 +347,25 @@ def check_metric_slots(metrics: dict[str, int], path: str) -> list[str]:
     ]
 
 
+def check_hosts(addresses: list[str], path: str) -> list[str]:
+    """Each is one address."""
+    prefixes = [(i, text) for i, text in enumerate(addresses) if "/" in text]
+    return [f"{path}[{i}]: {text!r} is a prefix; write one address" for i, text in prefixes] + check_prefixes(
+        [text for text in addresses if "/" not in text], path
+    )
+
+
 def check_peer(peer: Peer, path: str) -> list[str]:
     problems = check_prefixes(peer.addresses, f"{path}.addresses")
     problems += check_metric_slots(peer.metrics, f"{path}.metrics")
     if not peer.addresses:
         problems.append(f"{path}.addresses: empty; a scent is accepted only from a peer's addresses")
-    for i, text in enumerate(peer.endpoint):
-        problems += [p for p in check_prefixes([text], f"{path}.endpoint") if "/" not in text]
-        if "/" in text:
-            problems.append(f"{path}.endpoint[{i}]: {text!r} is a prefix; write one address")
+    problems += check_hosts(peer.endpoint, f"{path}.endpoint")
+    problems += check_hosts(peer.verifier_endpoint, f"{path}.verifier_endpoint")
+    if peer.verifier_endpoint and (peer.endpoint or peer.verifiers > 1):
+        problems.append(
+            f"{path}.verifier_endpoint: names each verifier's address; take {path}.endpoint and {path}.verifiers away"
+        )
     key_ids = []
     for name, text in peer.named_keys():
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import socket
 import time
@@ -27,6 +28,7 @@ from scentd.wire.carrier import ipv4_option, ipv6_header
 log = logging.getLogger(__name__)
 
 NOBODY = "nobody listens there; does scentd run at that end, and verify?"
+MISSED = 0.001  # how often the beacons of an interval may miss one of the verifiers that share an address
 VRF_SECONDS = 10.0  # how long their names are believed: peers without a way are tried in every interval
 # No route, no such address here, or (by us, without a number) an address that is not the network's.
 NO_WAY = (None, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL)
@@ -47,7 +49,16 @@ def endpoints(peer: Peer) -> list[str]:
 
 def peers_without_endpoint(config: Config) -> list[Peer]:
     """Peers without an address for beacons."""
-    return [p for p in stamped_peers(config) if not endpoints(p)]
+    return [p for p in stamped_peers(config) if not p.verifier_endpoint and not endpoints(p)]
+
+
+def flows_to_reach(verifiers: int) -> int:
+    """The number of flows of which each of so many verifiers behind one address gets one, but for once in a thousand.
+
+    Routers choose a verifier for each flow by a hash: n flows miss one of N with a probability of (1 - 1/N)^n, and any
+    of them with N times that at most.
+    """
+    return 1 if verifiers == 1 else math.ceil(math.log(MISSED / verifiers) / math.log(1 - 1 / verifiers))
 
 
 def leave_unencrypted(end: socket.socket) -> None:
@@ -77,8 +88,17 @@ class Beacons:
         self._warned: dict[tuple[str, str], str] = {}  # peer and address -> the reason that was told last
 
     def send(self, pair: Pair, outgoing: Outgoing, missing: list[int]) -> None:
-        """Send the missing fragments to the first endpoint that can be reached."""
-        for address in endpoints(pair.peer):
+        """Send the missing fragments to every verifier of the peer: to the address that each one has, or else to the
+        first endpoint that can be reached, in so many flows that each gets them.
+        """
+        for address in pair.peer.verifier_endpoint:
+            self._send_to_first(pair, outgoing, missing, [address])
+        if not pair.peer.verifier_endpoint:
+            self._send_to_first(pair, outgoing, missing, endpoints(pair.peer))
+
+    def _send_to_first(self, pair: Pair, outgoing: Outgoing, missing: list[int], addresses: list[str]) -> None:
+        """Send to the first of the addresses that can be reached."""
+        for address in addresses:
             error = self._send_by_any_way(pair, outgoing, missing, address)
             if error is None:
                 return
@@ -96,7 +116,7 @@ class Beacons:
         try:
             for device in self._ways():
                 try:
-                    self._send(pair, outgoing, missing, address, device)
+                    self._send_flows(pair, outgoing, missing, address, device)
                     return None
                 except OSError as error:
                     reason = reason or error
@@ -114,7 +134,20 @@ class Beacons:
             self._look_again_at, self._vrfs = now + VRF_SECONDS, rtnetlink.names_of_kind("vrf")
         yield from self._vrfs
 
+    def _send_flows(self, pair: Pair, outgoing: Outgoing, missing: list[int], address: str, device: str) -> None:
+        """Send to all who share the address. One who refuses beacons does not keep the others from getting theirs."""
+        flows = flows_to_reach(pair.peer.verifiers)
+        refusals = []
+        for _ in range(flows):
+            try:
+                self._send(pair, outgoing, missing, address, device)
+            except ConnectionRefusedError as error:
+                refusals.append(error)
+        if len(refusals) == flows:
+            raise refusals[0]
+
     def _send(self, pair: Pair, outgoing: Outgoing, missing: list[int], address: str, device: str) -> None:
+        """Send one flow: the kernel draws its source port, and so its IPv6 flow label."""
         version = ip_address(address).version
         family = socket.AF_INET if version == 4 else socket.AF_INET6
         with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as end:

@@ -20,7 +20,7 @@ from scentd.wire import layout
 
 log = logging.getLogger(__name__)
 
-BEACON_AT = 0.6  # of an interval; then beacons carry the fragments that no packet has carried
+BEACON_AT = 0.6  # of an interval; then beacons carry the fragments that a verifier of the peer may lack
 
 
 class StamperRole:
@@ -71,14 +71,17 @@ class StamperRole:
         self._timers.add(loop.call_later(delay, self._send_beacons, issued.epoch, set(outgoing), issued.alarm))
 
     def _send_beacons(self, epoch: int, numbers: set[int], alarm: bool) -> None:
-        """Send the fragments of an epoch that no packet has carried; all fragments of an alarm."""
+        """Send the fragments of an epoch that no packet has carried; all fragments of an alarm.
+
+        Of several verifiers of a peer each has seen some packets only, and nobody here knows which: all get all.
+        """
         if self._pairs is None:
             return
         for number in numbers:
             pair, out = self._pairs.by_number.get(number), self._paths.outgoing(number)
             if pair is None or out is None or out.epoch != epoch:
                 continue
-            sent = 0 if alarm else self._paths.sent_bits(number, epoch)
+            sent = 0 if alarm or pair.peer.has_several_verifiers else self._paths.sent_bits(number, epoch)
             missing = [i for i in range(layout.FRAGMENTS) if not sent >> i & 1]
             if missing:
                 self.beacons.send(pair, out, missing)

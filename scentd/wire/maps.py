@@ -130,14 +130,15 @@ PIECE_GLANCE_AT = 18
 PIECE_PADDING_AT = 19
 PIECE_SIZE = 24
 
-# scent_outgoing: tag_key, expires, run_until, head, sent, index, epoch, flags, pieces
-OUTGOING = Struct("=2QQQQIIII240s")
+# scent_outgoing: tag_key, expires, run_until, head, sent, index, first, epoch, flags, pieces
+OUTGOING = Struct("=2QQQQIHHII240s")
 OUTGOING_TAG_KEY_AT = 0
 OUTGOING_EXPIRES_AT = 16
 OUTGOING_RUN_UNTIL_AT = 24
 OUTGOING_HEAD_AT = 32
 OUTGOING_SENT_AT = 40
 OUTGOING_INDEX_AT = 44
+OUTGOING_FIRST_AT = 46
 OUTGOING_EPOCH_AT = 48
 OUTGOING_FLAGS_AT = 52
 OUTGOING_PIECES_AT = 56

@@ -208,6 +208,18 @@ def test_the_first_ten_packets_of_an_epoch_take_the_ten_fragments(kernel, bare):
     assert [verified.verify(p) for p in made] == [verified.verify(wire_setup.stamper().stamp(bare))] * 30
 
 
+def test_rounds_of_runs_begin_at_changing_fragments(kernel):
+    """Any nineteen runs carry all ten, and so do those that every second and every tenth packet sees."""
+    kernel.stamp_by(run_ns=0)
+    kernel.fresh_stamper()
+    packets = [bytes(ip4() / udp(sport=1024 + n)) for n in range(2200)]  # of a known flow the scent stays for a tick
+    made = indexes(kernel.stamp(p).packet for p in packets)
+    kernel.stamp_by()
+    assert all(len(set(made[at : at + 19])) == 10 for at in range(10, len(made) - 18))
+    for rhythm in (2, 10):
+        assert all(len(set(made[at::rhythm])) == 10 for at in range(rhythm))
+
+
 def test_each_flow_has_a_tag_of_its_own(kernel):
     kernel.fresh_stamper()
     rng = Random(8)  # noqa: S311 - the same packets each time

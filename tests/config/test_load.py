@@ -248,6 +248,28 @@ def test_no_value_of_a_peer_breaks_it(field, value):
     assert all(": " in problem for problem in told({"network": [NETWORK], "peer": [{**PEER, field: value}]}))
 
 
+def peer_problems(**more):
+    return problems(network=[NETWORK], peer=[{**PEER, **more}])
+
+
+def test_several_verifiers_behind_one_address():
+    addresses = ["192.0.2.11", "2001:db8::12"]
+    assert load(peer={"verifiers": 16}).has_several_verifiers
+    assert load(peer={"verifier_endpoint": addresses}).has_several_verifiers
+    assert not load(peer={"endpoint": addresses}).has_several_verifiers
+    both = "peer[0].verifier_endpoint: names each verifier's address; take peer[0].endpoint and peer[0].verifiers away"
+    assert peer_problems(verifier_endpoint=addresses, verifiers=2) == [both]
+    assert peer_problems(verifier_endpoint=addresses, endpoint=addresses) == [both]
+    prefix = "peer[0].verifier_endpoint[1]: '192.0.2.0/24' is a prefix; write one address"
+    assert peer_problems(verifier_endpoint=["192.0.2.1", "192.0.2.0/24"]) == [prefix]
+    for verifiers in (0, 17):
+        assert peer_problems(verifiers=verifiers)[0].startswith("peer[0].verifiers: ")
+
+
+def load(peer):
+    return config_from({"network": [NETWORK], "peer": [{**PEER, **peer}]}).peer[0]
+
+
 def test_a_choice_is_told():
     assert problems(peer=[{**PEER, "rejected": "block"}]) == [
         'peer[0].rejected: Invalid enum value \'block\'; one of "drop", "reject", "pass"'

@@ -76,8 +76,15 @@ class Kernel:
 
     # -- tables ----------------------------------------------------------
 
-    def stamp_by(self, table=wire_setup.STAMP_TABLE, unsigned: Sequence[str] = (), forwarded: int = 0, own=()) -> None:
-        made = encode.stamp_entries(table, unsigned, forwarded, LONG_NS, own)
+    def stamp_by(
+        self,
+        table=wire_setup.STAMP_TABLE,
+        unsigned: Sequence[str] = (),
+        forwarded: int = 0,
+        own=(),
+        run_ns: int = LONG_NS,
+    ) -> None:
+        made = encode.stamp_entries(table, unsigned, forwarded, run_ns, own)
         self._configure("stamp", made.prefixes, made.settings)
 
     def verify_by(

@@ -35,7 +35,7 @@ from scentd.wire.keys import identity
 pytestmark = pytest.mark.netns
 
 SO_SNDBUFFORCE = 32
-FLAGS = 8  # in maps.OUTGOING
+FLAGS = 9  # in maps.OUTGOING
 
 # Another value for each setting of these sections. What is refused says so; all else is applied.
 OTHER: dict[str, typing.Any] = {
@@ -102,6 +102,7 @@ def sections() -> dict[str, type[schema.Table]]:
 def test_every_setting_is_tried():
     names = {f"{name}.{f.encode_name}" for name, kind in sections().items() for f in msgspec.structs.fields(kind)}
     elsewhere = {"peer.name", "peer.endpoint", "peer.metrics"}  # test_reload.py
+    elsewhere |= {"peer.verifiers", "peer.verifier_endpoint"}  # test_anycast.py
     assert names - elsewhere - {"peer.next_public_key"} == set(OTHER)  # that one: test_rotation.py
 
 

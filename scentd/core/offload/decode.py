@@ -91,7 +91,7 @@ def parse_node(key: bytes) -> tuple[int, bytes]:
 
 def parse_outgoing(value: bytes) -> tuple[int, int]:
     """(epoch, bits of the fragments that have left) of a struct scent_outgoing. The first ten leave in order."""
-    *_, sent, _, epoch, _, _ = maps.OUTGOING.unpack(value)
+    *_, sent, _, _, epoch, _, _ = maps.OUTGOING.unpack(value)
     return epoch, (1 << min(sent, layout.FRAGMENTS)) - 1
 
 

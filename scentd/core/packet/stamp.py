@@ -48,9 +48,22 @@ def build_scent(out: Outgoing, parsed: ip.Parsed, index: int, sender_bound: bool
 
 
 class OutgoingPair:
-    """One pair's current epoch: which fragments have left, and which goes next."""
+    """One pair's current epoch: which fragments have left, and which goes next.
 
-    __slots__ = ("fragment_bits", "key_since", "next_index", "outgoing", "pair", "previous_key")
+    Fragments go in rounds of all ten. Each round begins at another one, so that a flow which takes every second packet
+    or run does not get the same five in each round: its packets may be all that one of several verifiers sees.
+    """
+
+    __slots__ = (
+        "first_index",
+        "fragment_bits",
+        "key_since",
+        "next_index",
+        "outgoing",
+        "pair",
+        "previous_key",
+        "rounds",
+    )
 
     def __init__(self, pair: StampPair, outgoing: Outgoing, previous: OutgoingPair | None = None) -> None:
         """`previous` is the pair's epoch until now: routers may still send errors about packets of that epoch."""
@@ -63,7 +76,8 @@ class OutgoingPair:
         elif previous is not None:
             self.key_since, self.previous_key = outgoing.epoch, previous.outgoing.tag_key
         self.fragment_bits = 0  # bit i: fragment i has left
-        self.next_index = 0
+        self.first_index = self.next_index = 0  # of this round; of the next packet or run
+        self.rounds = outgoing.epoch  # a pseudo-random sequence: which fragment begins the next round
 
     def tag_key(self, epoch: int) -> bytes | None:
         """The tag key of an epoch, or None if the pair has sent no packet of that epoch lately."""
@@ -77,6 +91,9 @@ class OutgoingPair:
         run = 1 if self.fragment_bits.bit_count() < layout.FRAGMENTS else RUN
         self.fragment_bits |= 1 << index
         self.next_index = (index + 1) % layout.FRAGMENTS
+        if self.next_index == self.first_index:
+            self.rounds = (self.rounds * 1664525 + 1013904223) & 0xFFFFFFFF  # Knuth and Lewis: Numerical Recipes, 7.1
+            self.first_index = self.next_index = (self.rounds >> 16) % layout.FRAGMENTS
         return index, run
 
 

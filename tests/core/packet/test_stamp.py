@@ -121,7 +121,28 @@ def test_after_the_first_ten_a_flow_keeps_its_fragment_for_a_run():
     """Receivers merge packets with equal headers only (facts.md)."""
     one = wire_setup.stamper()
     seen = [index_of(one.stamp(TCP4)) for _ in range(10 + 3 * stamp.RUN)]
-    assert seen[10:] == [0] * stamp.RUN + [1] * stamp.RUN + [2] * stamp.RUN
+    runs = [seen[at : at + stamp.RUN] for at in range(10, len(seen), stamp.RUN)]
+    first = runs[0][0]
+    assert runs == [[(first + n) % 10] * stamp.RUN for n in range(3)]
+
+
+def taken(count, epoch=wire_setup.EPOCH):
+    """The fragments of so many runs."""
+    pair = stamp.OutgoingPair(wire_setup.STAMP_TABLE.pairs[0], wire_setup.outgoing(epoch)[0])
+    return [pair.take()[0] for _ in range(count)]
+
+
+def test_any_nineteen_runs_carry_all_fragments():
+    indexes = taken(1000)
+    assert all(len(set(indexes[at : at + 19])) == 10 for at in range(len(indexes) - 18))
+
+
+@pytest.mark.parametrize("rhythm", [1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 20, 50, 100])
+def test_a_flow_of_regular_rhythm_has_all_fragments(rhythm):
+    """Of every k-th run: perhaps all that one of several verifiers sees. In equal rounds a tenth is the same."""
+    for epoch in range(wire_setup.EPOCH, wire_setup.EPOCH + 20):
+        indexes = taken(120 * rhythm, epoch)
+        assert all(len(set(indexes[at::rhythm])) == 10 for at in range(rhythm))
 
 
 def test_flows_are_bounded(monkeypatch):
