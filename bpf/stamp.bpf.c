@@ -72,9 +72,11 @@ static __always_inline __u32 next_fragment(struct scent_outgoing *out, __u64 now
 		return index;
 	index = out->index;
 	if (now >= out->run_until) {
-		if (++index >= SCENT_FRAGMENTS)
+		if (out->run_until)
+			index++;
+		if (index >= SCENT_FRAGMENTS)
 			index = 0;
-		if (index == out->first) {
+		if (index == out->first && out->run_until) {
 			index = bpf_get_prandom_u32() % SCENT_FRAGMENTS;
 			out->first = index;
 		}

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 import pytest
 from compiled import bpffs
 from edges import in_place, offloaded
-from hosts import Node, peer_of, start, until
+from hosts import Node, acquainted, peer_of, start, until
 from topology import Topology
 
 pytestmark = pytest.mark.netns
@@ -156,6 +156,7 @@ def test_a_verifier_that_is_down_does_not_concern_the_other(nodes):
     """The host of the one that is down answers beacons with "port unreachable"."""
     a, (one, other) = nodes
     say_how(a, BEACONS["by IPv4"])
+    acquainted(one, a)
     other.stop()
     failed, epoch = a.status()["beacons"]["failed"], one.profile(a)["epoch"]
     lags, whole = watch(a, [one], [])

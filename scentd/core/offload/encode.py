@@ -171,7 +171,7 @@ def outgoing_entry(pair: StampPair, out: Outgoing, monotonic_offset: float) -> t
 
     `monotonic_offset` is Unix time minus CLOCK_MONOTONIC, in seconds.
     """
-    run_until = sent = index = first = 0
+    run_until, *taken = (0,) * 4  # taken: how many were sent, the index, the first one of the round
     heads = [tag.head(0, 0, out.key_id, out.epoch, i, f) for i, f in enumerate(out.fragments)]
     pieces = (head[8:] + out.glances[i : i + 1] for i, head in enumerate(heads))
     value = maps.OUTGOING.pack(
@@ -179,9 +179,7 @@ def outgoing_entry(pair: StampPair, out: Outgoing, monotonic_offset: float) -> t
         max(nanoseconds(out.expires - monotonic_offset), 0),  # negative: it expired before the host booted
         run_until,
         int.from_bytes(heads[0][:8], sys.byteorder),  # as a load from memory gives it
-        sent,
-        index,
-        first,
+        *taken,
         out.epoch,
         pair_flags(pair),
         b"".join(piece.ljust(maps.PIECE_SIZE, b"\0") for piece in pieces),

@@ -12,6 +12,7 @@ from struct import Struct
 from typing import Any
 
 from scentd.core.packet import mss, quote
+from scentd.core.packet.outgoing_pair import OutgoingPair
 from scentd.core.tables import INTERFACE, StampPair, StampTable
 from scentd.model import Outgoing
 from scentd.prefix import PrefixMap
@@ -19,7 +20,6 @@ from scentd.wire import ip, layout, tag
 from scentd.wire.carrier import CARRIERS, NATIVE, ipv4_option, ipv6_header
 from scentd.wire.maps import NO_PAIR
 
-RUN = 16  # packets of a flow with the same fragment, once every fragment has left: receivers merge equal headers
 LEARNED_MTU_MIN = {4: 552, 16: 1280}  # by address length: Linux ip.route.min_pmtu; RFC 8200 section 5
 MAX_FLOWS = 65536  # flows kept; one more, and the stamper forgets them all and computes them anew
 IP_MAX = 65535  # bytes: the most that the length field of either IP version can hold
@@ -45,56 +45,6 @@ def build_scent(out: Outgoing, parsed: ip.Parsed, index: int, sender_bound: bool
         flags |= layout.FLAG_PORTS
     head = tag.head(flags, out.glances[index], out.key_id, out.epoch, index, out.fragments[index])
     return head + tag.compute(out.tag_key, head, parsed)
-
-
-class OutgoingPair:
-    """One pair's current epoch: which fragments have left, and which goes next.
-
-    Fragments go in rounds of all ten. Each round begins at another one, so that a flow which takes every second packet
-    or run does not get the same five in each round: its packets may be all that one of several verifiers sees.
-    """
-
-    __slots__ = (
-        "first_index",
-        "fragment_bits",
-        "key_since",
-        "next_index",
-        "outgoing",
-        "pair",
-        "previous_key",
-        "rounds",
-    )
-
-    def __init__(self, pair: StampPair, outgoing: Outgoing, previous: OutgoingPair | None = None) -> None:
-        """`previous` is the pair's epoch until now: routers may still send errors about packets of that epoch."""
-        self.pair = pair
-        self.outgoing = outgoing
-        self.key_since = outgoing.epoch - outgoing.epoch % layout.PERIOD  # the first one of this tag key
-        self.previous_key: bytes | None = None  # of the epochs before, by an earlier period or other keys
-        if previous is not None and previous.outgoing.tag_key == outgoing.tag_key:
-            self.key_since, self.previous_key = previous.key_since, previous.previous_key
-        elif previous is not None:
-            self.key_since, self.previous_key = outgoing.epoch, previous.outgoing.tag_key
-        self.fragment_bits = 0  # bit i: fragment i has left
-        self.first_index = self.next_index = 0  # of this round; of the next packet or run
-        self.rounds = outgoing.epoch  # a pseudo-random sequence: which fragment begins the next round
-
-    def tag_key(self, epoch: int) -> bytes | None:
-        """The tag key of an epoch, or None if the pair has sent no packet of that epoch lately."""
-        if not 0 <= self.outgoing.epoch - epoch <= quote.MAX_AGE:
-            return None
-        return self.outgoing.tag_key if epoch >= self.key_since else self.previous_key
-
-    def take(self) -> tuple[int, int]:
-        """(the index of the next fragment, the number of packets of a flow that may carry it)."""
-        index = self.next_index
-        run = 1 if self.fragment_bits.bit_count() < layout.FRAGMENTS else RUN
-        self.fragment_bits |= 1 << index
-        self.next_index = (index + 1) % layout.FRAGMENTS
-        if self.next_index == self.first_index:
-            self.rounds = (self.rounds * 1664525 + 1013904223) & 0xFFFFFFFF  # Knuth and Lewis: Numerical Recipes, 7.1
-            self.first_index = self.next_index = (self.rounds >> 16) % layout.FRAGMENTS
-        return index, run
 
 
 class Stamper:
