@@ -106,9 +106,7 @@ def test_a_narrow_link_behind_a_router_is_learnt(tmp_path, offload):
         net.link(b.host, router, ipv6="fd00:2::/64", mtu=1300)
         for node, gateway in ((a, "fd00:1::2"), (b, "fd00:2::2")):
             node.host.ip(f"route add default via {gateway}")
-            switch(
-                node.host, node.host.interfaces[0], tso=False, gso=False
-            )
+            switch(node.host, node.host.interfaces[0], tso=False, gso=False)
             node.pin_dir = bpf / node.name if offload else None
         b.host.ip(f"link set {b.host.interfaces[0]} mtu 1500")  # it does not know, either
         a.peers, b.peers = [strict(b)], [strict(a)]
