@@ -10,8 +10,9 @@ from contextlib import ExitStack
 from datetime import timedelta
 
 import pytest
-from fleet import Fleet
+from fleet import INTERVAL, Fleet
 from hosts import start, until
+from steady import steady
 from topology import Topology
 
 pytestmark = pytest.mark.netns
@@ -152,3 +153,21 @@ def doctor(node, state: str) -> str:
     """The row about NATS servers, if it has this state."""
     checks = json.loads(node.cli("doctor", "--json").stdout)["checks"]
     return next(f"{c['name']}: {c['found']}" for c in checks if c["name"] == "NATS servers" and c["ok"] == state)
+
+
+def test_no_broker_at_all_for_three_intervals(fleet):
+    """Gateways stamp their last profile, nothing is lost, and all comes back by itself."""
+    before = fleet.v.status()["absent"]
+    epoch = profile(fleet)["epoch"]
+    with steady(fleet.g1, fleet.v, 4) as one, steady(fleet.g2, fleet.v, 6) as other:
+        fleet.cluster.stop(fleet.brokers[0])
+        time.sleep(3 * INTERVAL + 2)
+        assert not lease(fleet.p1)["active"], "who cannot renew its lease issues nothing"
+        fleet.cluster.start(fleet.brokers[0])
+        until(lambda: lease(fleet.p1)["active"], "it has the lease again")
+        until(lambda: profile(fleet)["epoch"] > epoch + 3 * INTERVAL, "a new profile has arrived", 30)
+    assert not one.lost
+    assert not other.lost
+    status = fleet.v.status()
+    assert (status["absent"], sum(status["rejected"].values())) == (before, 0)
+    assert fleet.collectors[0].status()["bus"]["counters"]["no_broker"] > 0
