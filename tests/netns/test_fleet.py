@@ -155,6 +155,27 @@ def doctor(node, state: str) -> str:
     return next(f"{c['name']}: {c['found']}" for c in checks if c["name"] == "NATS servers" and c["ok"] == state)
 
 
+def test_a_reload_takes_hosts_and_refuses_another_bus(fleet):
+    """Which hosts there are is the fleet's daily change; a connection is made at the start."""
+    before = fleet.p1.sections["bus"]
+    fleet.p1.sections["bus"] = before | {"host": [h for h in before["host"] if h["name"] != "g2"]}
+    fleet.p1.reload()
+    taken = fleet.g2.status()["bus"]["counters"]["taken"]
+    issued = network(fleet.p1)["issued"]
+    until(lambda: network(fleet.p1)["issued"] > issued + 1, "the profiler goes on")
+    assert fleet.g2.status()["bus"]["counters"]["taken"] <= taken + 1, "nothing is for g2 any more"
+    fleet.p1.sections["bus"] = before
+    fleet.p1.reload()
+    until(lambda: fleet.g2.status()["bus"]["counters"]["taken"] > taken + 1, "and again")
+    for name, value in (("url", ["tls://10.9.0.99:4222"]), ("name", "other"), ("timeout", "9s"), ("replicas", 3)):
+        fleet.p1.sections["bus"] = before | {name: value}
+        status = fleet.p1.reload()
+        assert f"bus.{name}: changed; this needs a restart" in fleet.p1.log.read_text()
+    assert status["reloads"]["refused"] == 4
+    fleet.p1.sections["bus"] = before
+    fleet.p1.reload()
+
+
 def test_no_broker_at_all_for_three_intervals(fleet):
     """Gateways stamp their last profile, nothing is lost, and all comes back by itself."""
     before = fleet.v.status()["absent"]
