@@ -27,9 +27,10 @@ from scentd.datapath.offload.offload import Offload, OffloadError, remove_offloa
 from scentd.datapath.queue import link
 from scentd.datapath.queue.workers import Workers, path_tables
 from scentd.errors import HostError, ScentdError
-from scentd.model import Barred, Fragment, Outgoing, StatedLag
+from scentd.model import Barred, Fragment, Outgoing
 from scentd.roles.bypass_log import BypassLog
 from scentd.roles.guard_link import GuardLink
+from scentd.roles.lag_keeper import LagKeeper
 from scentd.roles.leap_keeper import LeapKeeper
 from scentd.roles.learned_mtus import LearnedMtus
 from scentd.roles.overload_log import OverloadLog
@@ -86,7 +87,7 @@ class Paths:
         self._shared_epochs: dict[int, int] = {}  # pair -> epoch of which the queue, too, has fragments
         self._barred = Barred({})
         bus.subscribe(Barred, self._quarantine)
-        bus.subscribe(StatedLag, self._set_lag)
+        self._lags = LagKeeper(bus, lambda: self.offload)
 
     async def start(self) -> None:
         """Start the workers, and load the offload if that is possible. Raises HostError."""
@@ -115,6 +116,7 @@ class Paths:
         """
         first = self._pairs is None
         self._config, self._pairs, self._epochs = config, pairs, epochs
+        self._lags.epochs = epochs
         self.traffic.configure(pairs)
         self._leaps.configure(config, pairs, epochs)
         if not first and (between := in_both(self.guard.closed, closed(config))) != self.guard.closed:
@@ -380,12 +382,6 @@ class Paths:
         self._leaps.note(event.pair, event.epoch)
         self.traffic.take_epoch(event.pair, event.epoch, time.time())
         self._verifier.take_event(event)
-
-    def _set_lag(self, stated: StatedLag) -> None:
-        """Store with the highest epoch how far below it a stamper may be."""
-        for marks in (self._epochs, self.offload):
-            if marks is not None:
-                marks.set_lag(*stated)
 
     def _take_state(self, pair: int) -> None:
         """Add the program's fragments of a pair to those of the queue: the profile may need both."""
