@@ -180,7 +180,8 @@ class NatsBus:
                 self._tell(str(error) or type(error).__name__)
                 await asyncio.sleep(RETRY)
                 self._client = Client()
-        self._jetstream = self._client.jetstream(timeout=self._settings.timeout)
+        domain = self._settings.domain or None
+        self._jetstream = self._client.jetstream(timeout=self._settings.timeout, domain=domain)
         await self.listen(self._takers)
         log.info("bus: connected to %s", self.server)
         self._told = ""

@@ -48,6 +48,7 @@ class Bus(Table):
     certificate_file: str = ""  # this host's certificate for the servers, and its key
     certificate_key_file: str = ""
     replicas: Annotated[int, Meta(ge=1, le=5)] = 1  # servers that keep what is kept; 3 for a cluster of three
+    domain: str = ""  # JetStream's, where the servers that keep are others than these: at a site that is a leaf
     timeout: Seconds = 2.0  # of a question to the servers
     host: list[BusHost] = []
 

@@ -26,7 +26,15 @@ USERS = {"profiler": "profiler", "g1": "gw-1", "g2": "gw-1", "v": "edge-1", "all
 class Fleet:
     """Its hosts and configurations; nothing is started. `network` is the identity of acme, whose parts all are."""
 
-    def __init__(self, net: Topology, directory: Path, servers: int = 1, collectors: Sequence[str] = ("c",)) -> None:
+    def __init__(
+        self,
+        net: Topology,
+        directory: Path,
+        servers: int = 1,
+        collectors: Sequence[str] = ("c",),
+        site: Sequence[str] = (),
+    ) -> None:
+        """`site`: the hosts of another site, with a server of their own."""
         self.net = net
         names = (*collectors, "p1", "p2", "g1", "g2", "alloc")
         nodes = [Node(net.host(name), directory, issues=False) for name in names]
@@ -34,11 +42,14 @@ class Fleet:
         self.p1, self.p2, self.g1, self.g2, self.alloc = nodes[len(collectors) :]
         self.v = Node(net.host("v"), directory)
         self.brokers = [net.host(f"n{number}") for number in range(servers)]
+        self.site, self._at_site = net.host("leaf") if site else None, site
         # The packets' link comes first, so that a host's first address is the network's.
         self.switch = net.bridge([self.g1.host, self.g2.host, self.v.host], ipv4="10.1.0.0/24", ipv6="fd00:1::/64")
         on_bus = [node.host for node in (*nodes, self.v)]
-        net.bridge([*on_bus, *self.brokers], ipv4=BUS)
-        self.cluster = NatsCluster(self.brokers, directory / "nats", USERS | dict.fromkeys(collectors, "db-1"))
+        net.bridge([*on_bus, *self.brokers, *([self.site] if self.site else [])], ipv4=BUS)
+        self.cluster = NatsCluster(
+            self.brokers, directory / "nats", USERS | dict.fromkeys(collectors, "db-1"), self.site
+        )
         self.network = self.g1.identity  # its key
         self.bus_keys = {name: key_files.generate() for name in (*collectors, *USERS)}
         self._configure()
@@ -87,4 +98,5 @@ class Fleet:
         own = node.directory / "bus.key"
         own.touch(0o600)
         own.write_text(self.bus_keys[name])
-        return {**self.cluster.settings(node, name), "key_file": str(own), "host": hosts}
+        at_site = name in self._at_site
+        return {**self.cluster.settings(node, name, at_site), "key_file": str(own), "host": hosts}

@@ -27,9 +27,12 @@ SHIPPED = ROOT / "systemd" / "nats-server.conf"
 
 
 class NatsCluster:
-    def __init__(self, hosts: list[Host], directory: Path, users: dict[str, str]) -> None:
-        """A server on each host. `users`: names of hosts, and whose permissions in the shipped file each has."""
+    def __init__(self, hosts: list[Host], directory: Path, users: dict[str, str], site: Host | None = None) -> None:
+        """A server on each host. `users`: names of hosts, and whose permissions in the shipped file each has. `site`:
+        the server of another site, whose hosts talk to it alone; it is a leaf of the first.
+        """
         self.hosts = hosts
+        self.site = site
         self.directory = directory
         self.authority = Authority(directory)
         self.users = users
@@ -37,14 +40,15 @@ class NatsCluster:
         self.root = self._of("root")  # may do everything
 
     def __enter__(self) -> NatsCluster:
-        for host in self.hosts:
+        everyone = [*self.hosts, *([self.site] if self.site else [])]
+        for host in everyone:
             self.start(host)
-        for host in self.hosts:
+        for host in everyone:
             until(lambda host=host: self._answers(host), f"NATS on {host.name}: {self._log(host).read_text()[-2000:]}")
         return self
 
     def __exit__(self, *_: object) -> None:
-        for host in self.hosts:
+        for host in [*self.hosts, *([self.site] if self.site else [])]:
             self.stop(host)
 
     def start(self, host: Host) -> None:
@@ -58,9 +62,10 @@ class NatsCluster:
         self.processes[host.name].kill()
         self.processes[host.name].wait()
 
-    def settings(self, node: Node, name: str = "") -> dict[str, Any]:
+    def settings(self, node: Node, name: str = "", at_site: bool = False) -> dict[str, Any]:
         """What [bus] of a host says of the servers, with a certificate of its own."""
-        return {**self._of(name or node.name), "replicas": len(self.hosts), "name": name or node.name}
+        made = {**self._of(name or node.name), "replicas": len(self.hosts), "name": name or node.name}
+        return made | {"url": [f"tls://{self.site.ipv4}:{PORT}"], "domain": "scentd"} if at_site and self.site else made
 
     def _of(self, name: str) -> dict[str, Any]:
         certificate, key = self.authority.certify(name, [])
@@ -88,10 +93,11 @@ class NatsCluster:
 
     def _configuration(self, host: Host) -> str:
         """The shipped file, with these hosts and names in place of its own."""
-        certificate, key = self.authority.certify(f"nats-{host.name}", [host.ipv4])
+        certificate, key = self.authority.certify("site-1" if host is self.site else f"nats-{host.name}", [host.ipv4])
         routes = [f"nats-route://{other.ipv4}:{CLUSTER_PORT}" for other in self.hosts if other is not host]
         changes = {
             r'listen: "10\.9\.0\.1:': f'listen: "{host.ipv4}:',
+            r'url: "tls://10\.9\.0\.1:': f'url: "tls://{self.hosts[0].ipv4}:',
             r'server_name: ".*"': f'server_name: "{host.name}"',
             r'store_dir: ".*"': f'store_dir: "{self.directory / host.name}"',
             r'cert_file: ".*"': f'cert_file: "{certificate}"',
@@ -100,13 +106,17 @@ class NatsCluster:
             r"routes: .*": f"routes: {json.dumps(routes)}",
         }
         text = SHIPPED.read_text()
+        if host is self.site:
+            text = re.sub(r"(?ms)^(jetstream|cluster|leafnodes) \{.*?^\}$", "", text)
+            text = re.sub(r"(?ms)^#leafnodes.*?^#\}$", lambda found: found[0].replace("\n#", "\n")[1:], text)
         for pattern, new in changes.items():
             text = re.sub(pattern, new, text)
-        if len(self.hosts) == 1:  # a cluster of one never has a leader
+        if len(self.hosts) == 1 and host is not self.site:  # a cluster of one never has a leader
             text = re.sub(r"(?ms)^cluster \{.*?^\}$", "", text)
         head, users, tail = re.split(r"(?ms)(?<=  users: \[\n)(.*)(?=^  \]$)", text)
         entries = [self._user(users, example, name) for name, example in self.users.items()]
-        return head + "".join([*entries, '    { user: "CN=root" }\n']) + tail
+        site = self._user(users, "site-1", "site-1")
+        return head + "".join([*entries, site, '    { user: "CN=root" }\n']) + tail
 
     @staticmethod
     def _user(users: str, example: str, name: str) -> str:

@@ -192,3 +192,24 @@ def test_no_broker_at_all_for_three_intervals(fleet):
     status = fleet.v.status()
     assert (status["absent"], sum(status["rejected"].values())) == (before, 0)
     assert fleet.collectors[0].status()["bus"]["counters"]["no_broker"] > 0
+
+
+def test_a_site_with_a_server_of_its_own(tmp_path):
+    """Collector and one gateway are elsewhere: their server is a leaf of the profiler's."""
+    with ExitStack() as stack:
+        fleet = Fleet(stack.enter_context(Topology("fs")), tmp_path, site=("c", "g1", "v"))
+        stack.enter_context(fleet.cluster)
+        for node in fleet.nodes:
+            stack.enter_context(node)
+        high = {"name": "high", "when": "memory > 0.0", "do": {"kind": "command", "argv": ["/bin/true"]}}
+        fleet.alloc.sections["policy"] = [high]
+        start(*fleet.collectors, fleet.p1, *fleet.gateways, fleet.v, fleet.alloc)
+        until(lambda: profile(fleet), "the verifier has the profile", 40)
+        assert {n["name"] for n in network(fleet.p1)["nodes"]} == {"c"}
+        until(lambda: fleet.alloc.status()["allocation"]["policies"][0]["fired_at"], "the allocator acts")
+        fleet.g1.restart()
+        until(
+            lambda: fleet.g1.status()["bus"]["counters"].get("taken"), "what was kept in the centre comes to the site"
+        )
+        assert "not known" not in fleet.g1.log.read_text().split("stopped")[-1]
+        assert fleet.g1.status()["bus"]["server"].startswith(fleet.site.ipv4)
