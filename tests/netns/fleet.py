@@ -18,7 +18,7 @@ from scentd.state import key_files
 from scentd.wire import keys
 
 BUS = "10.9.0.0/24"
-INTERVAL = 2  # seconds
+INTERVAL, LAG = 2, 20  # seconds
 # Hosts, and whose permissions in the shipped nats-server.conf each has; collectors have db-1's.
 USERS = {"profiler": "profiler", "g1": "gw-1", "g2": "gw-1", "v": "edge-1", "alloc": "allocator"}
 
@@ -73,7 +73,7 @@ class Fleet:
 
     def _configure(self) -> None:
         base = {"name": "acme", "interval": f"{INTERVAL}s", "addresses": [*self.g1.addresses, *self.g2.addresses]}
-        key = {"key_file": str(self.g1.key_file)}
+        key = {"key_file": str(self.g1.key_file), "lag": f"{LAG}s"}
         to_profiler = [self.host("profiler", "sign")]
         others = [self.host(c.name, "collect") for c in self.collectors]
         others += [self.host(g.name, "stamp") for g in self.gateways]

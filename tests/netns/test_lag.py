@@ -12,14 +12,12 @@ from contextlib import ExitStack
 import pytest
 from compiled import bpffs
 from edges import offloaded
-from fleet import INTERVAL, Fleet
+from fleet import INTERVAL, LAG, Fleet
 from hosts import start, until
 from steady import steady
 from topology import Topology
 
 pytestmark = pytest.mark.netns
-
-LAG = 20  # the epoch that the gateway stamps meanwhile is stamped for 21 s at most
 
 
 @pytest.fixture(params=["queue", "offload"])
@@ -31,7 +29,6 @@ def fleet(request, tmp_path) -> Iterator[Fleet]:
             stack.enter_context(node)
         if request.param == "offload":
             offloaded(stack.enter_context(bpffs(tmp_path / "bpf")), *fleet.gateways, fleet.v)
-        fleet.p1.sections["network"][0]["lag"] = f"{LAG}s"
         start(*fleet.collectors, fleet.p1, *fleet.gateways, fleet.v)
         datapath = "nfqueue+ebpf" if request.param == "offload" else "nfqueue"
         assert {node.status()["datapath"] for node in (*fleet.gateways, fleet.v)} == {datapath}

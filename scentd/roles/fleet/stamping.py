@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from scentd.bus.nats import OUTGOING, NatsBus, subject
 from scentd.config.bus import BusHost
@@ -18,6 +19,13 @@ from scentd.wire import keys
 
 log = logging.getLogger(__name__)
 
+FORGET = 60.0  # seconds without its owner, after which a term counts no more: one of a clock that was wrong is no fence
+
+
+class Term(NamedTuple):
+    number: int
+    heard: float  # steady seconds
+
 
 class OutgoingTaker:
     """Publishes each new epoch of a network that is stamped here and signed elsewhere."""
@@ -25,7 +33,7 @@ class OutgoingTaker:
     def __init__(self, post: Post, publish: Callable[[object], None]) -> None:
         self._post = post
         self._publish = publish
-        self._terms: dict[str, int] = {}  # the highest of each profiler
+        self._terms: dict[str, Term] = {}  # the highest of each profiler
         self._epochs: dict[str, int] = {}  # the highest of each network
         self._publics: dict[str, list[keys.Public]] = {}  # of networks that are stamped here and signed elsewhere
 
@@ -67,7 +75,7 @@ class OutgoingTaker:
         self._post.counters[why_not or "taken"] += 1
         if why_not or isinstance(found, str):
             return None
-        self._terms[host.name] = found.term
+        self._terms[host.name] = Term(found.term, time.monotonic())
         for epoch in found.epochs:
             if epoch.epoch > self._epochs.get(epoch.network, 0):  # each batch repeats the last epochs of its group
                 self._take_epoch(host, epoch)
@@ -77,7 +85,9 @@ class OutgoingTaker:
         """The name of what is wrong with a batch; "" for nothing."""
         if (found.profiler, found.stamper) != (host.name, self._post.name):
             return "garbage"
-        return "old_term" if found.term < self._terms.get(host.name, 0) else ""
+        last = self._terms.get(host.name)
+        older = last is not None and found.term < last.number and time.monotonic() - last.heard < FORGET
+        return "old_term" if older else ""
 
     def _take_epoch(self, host: BusHost, epoch: SentEpoch) -> None:
         issued = self._checked(host, epoch)

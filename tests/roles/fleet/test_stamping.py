@@ -18,7 +18,7 @@ from scentd.kinds import config_from
 from scentd.model import IssuedEpoch, Statement
 from scentd.roles.fleet.post import Post
 from scentd.roles.fleet.signing import OutgoingSender, TwinWatch, steady
-from scentd.roles.fleet.stamping import OutgoingTaker
+from scentd.roles.fleet.stamping import FORGET, OutgoingTaker
 from scentd.wire import keys
 
 NET, PEER, PROFILER, GATE, EVE = (keys.identity(bytes((n,)) * 32) for n in range(1, 6))
@@ -148,6 +148,21 @@ def test_of_two_profilers_the_one_with_the_newer_term_counts(now):
     gate.take(asyncio.run(run(8, now)))
     assert gate.take(asyncio.run(run(7, now + 5))) == {"taken": 1, "old_term": 1}
     assert [e.epoch for e in gate.taken] == [now]
+
+
+def test_a_term_of_a_clock_that_was_wrong_is_forgotten(now, monkeypatch):
+    async def run(term, epoch):
+        profiler = Profiler(term)
+        profiler.issue(epoch, alarm=True)
+        return profiler.wire
+
+    gate = Gate()
+    gate.take(asyncio.run(run(4_000_000_000, now)))
+    assert gate.take(asyncio.run(run(7, now + 5)))["old_term"] == 1
+    later = time.monotonic() + FORGET
+    monkeypatch.setattr("scentd.roles.fleet.stamping.time.monotonic", lambda: later)
+    gate.take(asyncio.run(run(7, now + 6)))
+    assert [e.epoch for e in gate.taken] == [now, now + 6]
 
 
 def test_a_profile_of_another_key_is_not_stamped(now, caplog):
