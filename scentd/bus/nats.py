@@ -88,7 +88,7 @@ class NatsBus:
         for name in self._subscribed.keys() - takers.keys():
             await self._subscribed.pop(name).unsubscribe()
         for name in takers.keys() - self._subscribed.keys():
-            self._subscribed[name] = await self._client.subscribe(name, cb=taking(takers[name]))
+            self._subscribed[name] = await self._client.subscribe(name, cb=self._taking(takers[name]))
 
     async def stop(self) -> None:
         if self._task is not None:
@@ -141,6 +141,16 @@ class NatsBus:
         except NotFoundError:
             wanted = KeyValueConfig(bucket=BUCKET, history=1, direct=True, replicas=self._settings.replicas)
             return await self._jetstream.create_key_value(wanted)
+
+    def _taking(self, take: Take) -> Callable[[Msg], Awaitable[None]]:
+        async def called(message: Msg) -> None:
+            try:
+                take(message.data)
+            except Exception:  # one message must not end the subscription, nor pass for a failure of the broker
+                self._counters["failed"] += 1
+                log.exception("bus: a message on %s could not be taken", message.subject)
+
+        return called
 
     async def _publish(self, subject: str, data: bytes) -> None:
         try:
@@ -199,13 +209,6 @@ class NatsBus:
         if what != self._told:
             self._told = what
             log.warning("bus: %s; %s", what, way_out(what))
-
-
-def taking(take: Take) -> Callable[[Msg], Awaitable[None]]:
-    async def called(message: Msg) -> None:
-        take(message.data)
-
-    return called
 
 
 def way_out(what: str) -> str:

@@ -97,6 +97,29 @@ def test_what_is_sent_arrives_and_the_last_is_kept(server):
     asyncio.run(run())
 
 
+def test_a_taker_that_fails_goes_on(server, caplog):
+    async def run():
+        got: list[bytes] = []
+        counters = Counter()
+
+        def take(data: bytes) -> None:
+            if data == b"odd":
+                raise KeyError("odd")
+            got.append(data)
+
+        receiver, _ = await connected(server, {f"{SAMPLES}.p.h": take}, counters)
+        sender, _ = await connected(server)
+        for data in (b"odd", b"good"):
+            sender.send(f"{SAMPLES}.p.h", data)
+        await until(lambda: got == [b"good"], "the next one is taken")
+        assert counters["failed"] == 1
+        await sender.stop()
+        await receiver.stop()
+
+    asyncio.run(run())
+    assert "a message on scentd.samples.p.h could not be taken" in caplog.text
+
+
 def test_a_broker_that_dies_and_comes_back(server, caplog):
     async def run():
         got: list[bytes] = []
