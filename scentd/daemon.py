@@ -314,8 +314,9 @@ class Daemon:
             limit,
             lambda n: (n.levels.get("threat", 0.0), n.overall or 0.0),
         )
+        known = [self._verifier.status(p, self._epochs.row(p.number), now) for p in self._pairs.all]
         peers, more_peers = limit_list(
-            [self._verifier.status(p, self._epochs.row(p.number), now) for p in self._pairs.all],
+            known + (self._fleet.peers(now) if self._fleet is not None else []),
             limit,
             lambda p: (p.profile.levels.get("threat", 0.0), p.profile.overall or 0.0) if p.profile else (-1.0, 0.0),
         )

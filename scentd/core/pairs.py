@@ -127,6 +127,7 @@ class Pairs:
     ) -> None:
         self.config = config
         self.identities = identities
+        self.revoked = revoked
         publics = {p.name: [keys.parse_public(text) for text in p.public_keys] for p in config.peer}
         usable = {name: tuple(k for k in found if str(k) not in revoked) for name, found in publics.items()}
         stolen = {name: tuple(k for k in found if str(k) in revoked) for name, found in publics.items()}

@@ -106,6 +106,8 @@ def networks(status: Status) -> Iterator[Metric]:
     nodes = GaugeMetricFamily("scentd_nodes", "Nodes that a profiler here knows, by state", labels=["network", "state"])
     text = "Sources of this host: 1 for the state that each is in"
     sources = GaugeMetricFamily("scentd_source_state", text, labels=["network", "source", "state"])
+    # Of a standby nobody expects epochs.
+    stands_by = status.bus is not None and status.bus.lease is not None and not status.bus.lease.active
     for network in status.networks:
         for name, count in network.collectors.items():
             collectors.add_metric([network.name, name], count)
@@ -117,7 +119,7 @@ def networks(status: Status) -> Iterator[Metric]:
             for state in STATES:
                 sources.add_metric([network.name, source.name, state], float(source.state == state))
         add_levels(levels, network.name, network.levels, network.overall)
-        if network.epoch and network.interval:
+        if network.epoch and network.interval and not stands_by:
             lag.add_metric([network.name], max(0.0, time.time() - network.epoch) / network.interval)
     yield collectors
     yield intake

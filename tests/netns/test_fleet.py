@@ -62,6 +62,21 @@ def test_what_a_verifier_has_verified_decides_elsewhere(fleet):
     until(lambda: policies()[0]["fired_at"], "the allocator acts")
     told = json.loads(fleet.alloc.cli("explain", "acme", "--json").stdout)
     assert "memory=" in told["policies"][0]["reason"]
+    [peer] = fleet.alloc.status()["peers"]
+    assert (peer["name"], peer["verified"]) == ("acme", True)
+    assert peer["profile"]["levels"]["memory"] > 0
+    assert "peer acme  key " in fleet.alloc.cli("status").stdout
+
+
+def test_a_key_that_is_revoked_counts_for_an_allocator_no_more(fleet):
+    key = str(fleet.network.public)
+    assert fleet.alloc.cli("revoke", key).returncode == 0
+    [peer] = fleet.alloc.status()["peers"]
+    assert (peer["verified"], len(peer["revoked"]), peer["profile"]) == (False, 1, None)
+    before = fleet.alloc.status()["bus"]["counters"].get("wrong_profile", 0)
+    until(lambda: fleet.alloc.status()["bus"]["counters"].get("wrong_profile", 0) > before, "what comes is refused")
+    assert fleet.alloc.cli("revoke", key, "--undo").returncode == 0
+    until(lambda: fleet.alloc.status()["peers"][0]["profile"], "it counts again")
 
 
 def grown(node, before: dict[str, int]) -> dict[str, int]:

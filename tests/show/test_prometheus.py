@@ -1,6 +1,6 @@
 """The status document as Prometheus text: every reason is there before it happens."""
 
-from documents import PROFILE, REASONS, status
+from documents import BUS, PROFILE, REASONS, status
 from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -46,6 +46,10 @@ def test_everything_is_there():
     assert found["scentd_offload_in_place",] == 0
     assert found["scentd_rules_in_place",] == found["scentd_guard_connected",] == 1
     assert found["scentd_epoch_lag_intervals", "acme"] > 2
+    standby = replace(BUS, lease=replace(BUS.lease, active=False))
+    assert "scentd_epoch_lag_intervals{" not in prometheus.exposition(status(bus=standby)), (
+        "nobody expects epochs of it"
+    )
     assert found["scentd_peer_accepted_total", "svc"] == 9
     assert found["scentd_peer_rejected_total", "future", "new"] == 5
     assert found["scentd_peer_rejected_total", "(strangers)", "unknown-key"] == 2

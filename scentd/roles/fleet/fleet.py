@@ -17,7 +17,7 @@ from scentd.bus.local import LocalBus
 from scentd.bus.nats import BUCKET, NatsBus, NatsError, Take
 from scentd.config.bus import Bus
 from scentd.config.sections import Config
-from scentd.control.status import BusStatus, LeaseStatus
+from scentd.control.status import BusStatus, LeaseStatus, PeerStatus
 from scentd.core.fleet.lease import Lease
 from scentd.core.pairs import Pairs
 from scentd.model import IssuedEpoch, Samples, View, Views
@@ -64,10 +64,10 @@ class FleetRole:
         self._post.configure(config.bus)
         self._sample_sender.configure()
         self._sample_taker.configure(config)
-        self._outgoing_taker.configure(config)
+        self._outgoing_taker.configure(config, pairs.revoked)
         self._outgoing_sender.configure(pairs)
         self._report_sender.configure(config)
-        self._report_taker.configure(config)
+        self._report_taker.configure(config, pairs.revoked)
         leased = [network for network in config.network if network.signs and config.bus.shares(network.name)]
         self._leased = frozenset(network.name for network in leased)
         self._lease.interval = min((network.interval for network in leased), default=1.0)
@@ -101,6 +101,10 @@ class FleetRole:
 
     def _may_issue(self, network: str) -> bool:
         return network not in self._leased or self._lease.may_issue(steady())
+
+    def peers(self, now: float) -> list[PeerStatus]:
+        """Those of whom other hosts' verifiers tell this one's allocator."""
+        return self._report_taker.status(now)
 
     def status(self) -> BusStatus:
         record = self._lease.record

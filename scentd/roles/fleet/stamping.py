@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import NamedTuple
 
 from scentd.bus.nats import OUTGOING, NatsBus, subject
@@ -45,9 +45,14 @@ class OutgoingTaker:
     def needed(self) -> bool:
         return bool(self._publics)
 
-    def configure(self, config: Config) -> None:
+    def configure(self, config: Config, revoked: Container[str]) -> None:
+        """`revoked`: public keys by which nothing is accepted."""
         self._publics = {
-            network.name: [keys.parse_public(text) for text in (network.public_key, network.next_public_key) if text]
+            network.name: [
+                keys.parse_public(text)
+                for text in (network.public_key, network.next_public_key)
+                if text and text not in revoked
+            ]
             for network in config.network
             if network.stamps and not network.signs
         }

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 
 from scentd.bus.nats import VIEWS, NatsBus, subject
-from scentd.config.sections import Config
+from scentd.config.sections import Config, Peer
+from scentd.control.status import PeerStatus
 from scentd.core import shared
 from scentd.core.allocate.view import PeerView
 from scentd.core.fleet import views
@@ -16,8 +17,9 @@ from scentd.core.fleet.seal import Kind
 from scentd.core.fleet.views import HostReports, PooledView, Report
 from scentd.core.profile.issue import metric_slots
 from scentd.model import View, Views
-from scentd.prefix import prefixes
+from scentd.prefix import Prefix, prefixes
 from scentd.roles.fleet.post import Post
+from scentd.roles.verifier import profile_status
 from scentd.wire import keys
 
 GATHER = 0.2  # seconds in which the views of a group's peers come together into one message
@@ -81,20 +83,23 @@ class ReportTaker:
         self._post = post
         self._publish = publish
         self._views: dict[str, PooledView] = {}
+        self._peers: dict[str, tuple[Peer, tuple[str, ...], tuple[Prefix, ...]]] = {}  # of what the views were made
 
     @property
     def subject(self) -> str:
         return f"{subject(VIEWS, self._post.name)}.>"
 
-    def configure(self, config: Config) -> None:
-        self._views = {}
-        if not config.bus.allocates:
-            return
+    def configure(self, config: Config, revoked: Container[str]) -> None:
+        """`revoked`: public keys by which nothing is accepted. What is known of unchanged peers stays."""
+        before, self._peers = self._peers, {}
         everybody = shared.shared(config.peer)
-        for peer in config.peer:
-            publics = [keys.parse_public(text) for text in peer.public_keys]
-            view = PeerView(peer.name, prefixes(peer.addresses), metric_slots(peer.metrics), everybody[peer.name])
-            self._views[peer.name] = PooledView(view, publics)
+        for peer in config.peer if config.bus.allocates else ():
+            usable = tuple(text for text in peer.public_keys if text not in revoked)
+            self._peers[peer.name] = known = peer, usable, everybody[peer.name]
+            if before.get(peer.name) != known:
+                view = PeerView(peer.name, prefixes(peer.addresses), metric_slots(peer.metrics), everybody[peer.name])
+                self._views[peer.name] = PooledView(view, list(map(keys.parse_public, usable)))
+        self._views = {name: view for name, view in self._views.items() if name in self._peers}
 
     def take(self, message: bytes) -> None:
         found = self._post.read(Kind.VIEWS, message, "verify", views.decode)
@@ -122,6 +127,24 @@ class ReportTaker:
     def tick(self) -> None:
         """Once a second: policies see the time pass."""
         self._publish_all(self._views.keys(), time.time())
+
+    def status(self, now: float) -> list[PeerStatus]:
+        """Of each peer."""
+        return [self._status(peer, usable, now) for peer, usable, _ in self._peers.values()]
+
+    def _status(self, peer: Peer, usable: tuple[str, ...], now: float) -> PeerStatus:
+        view = self.view_of(peer.name, now)
+        ids = {text: keys.parse_public(text).key_id.hex() for text in peer.public_keys}
+        return PeerStatus(
+            name=peer.name,
+            network="",
+            key_id=ids[peer.public_key],
+            next_key_id=ids.get(peer.next_public_key, ""),
+            highest_epoch=view.profile.epoch if view is not None else 0,
+            verified=bool(usable),
+            revoked=[key_id for text, key_id in ids.items() if text not in usable],
+            profile=profile_status(view, now),
+        )
 
     def view_of(self, peer: str, now: float) -> View | None:
         return self._views[peer].view(now) if peer in self._views else None

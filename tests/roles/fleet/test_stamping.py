@@ -76,7 +76,7 @@ class Gate:
         self.taker = OutgoingTaker(self.post, self.taken.append)
         section = {"stamp": True, "public_key": str(public)}
         many = [section | {"name": n, "addresses": [f"10.1.{i}.0/24"]} for i, n in enumerate(networks)]
-        self.taker.configure(config_from({"network": many, "peer": PEERS, "bus": BUS}))
+        self.taker.configure(config_from({"network": many, "peer": PEERS, "bus": BUS}), ())
 
     def take(self, wire: Wire):
         for _, message in wire.sent:
