@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -108,8 +107,8 @@ class BusFleet(Fleet):
         self.start_bus()
         for name in ("collector", "profiler"):
             with open(self.folder / f"{name}.log", "wb") as log:
-                argv = ("-P", "-m", "scentd", "run", "--config", str(self.file(name)))
-                self.processes[name] = self.lab.start(name, sys.executable, *argv, stdout=log, stderr=log)
+                argv = ("scentd", "run", "--config", str(self.file(name)))
+                self.processes[name] = self.lab.python(name, *argv, stdout=log, stderr=log)
         ready = super().start(number)
         assert self.process is not None  # start() made it
         self.processes["near"] = self.process
