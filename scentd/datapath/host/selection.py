@@ -174,7 +174,7 @@ def inbound_rules(config: Config, served: Coverage | None) -> Iterator[TableRule
     yield from (TableRule("in", f"{match} goto ours") for match in destinations(config))
     yield from (TableRule("ours", rule) for rule in UNQUEUED)
     sources = (f"{PROTOCOL[version]} saddr @verify{version}" for version in PROTOCOL)
-    some = (*TOO_BIG, *sources, *HAS_OPTIONS, *announcing(config))
+    some = (*TOO_BIG, *sources, *HAS_OPTIONS, *announcing(config, served or Coverage()))
     for match in ("",) if config.verify.absent != "pass" else some:
         yield TableRule("ours", f"{match} {set_bits(queued)}".strip())
     if guarded:
@@ -182,10 +182,16 @@ def inbound_rules(config: Config, served: Coverage | None) -> Iterator[TableRule
         yield TableRule("judged", f"{is_marked(queued)} {clear_bits(queued)}")
 
 
-def announcing(config: Config) -> Iterator[str]:
-    """The matches for SYNs of peers that are stamped to and not verified: what they announce may have to be lowered."""
-    if not all(peer.verify for peer in stamped_peers(config)):
-        yield from (f"{PROTOCOL[version]} saddr @stamp{version} tcp flags & syn == syn" for version in PROTOCOL)
+def announcing(config: Config, served: Coverage) -> Iterator[str]:
+    """The matches for SYNs of peers that are stamped to and not verified: what they announce may have to be lowered.
+
+    The programs do it on their interfaces, and leave no mark on packets that they do not judge.
+    """
+    if all(peer.verify for peer in stamped_peers(config)):
+        return
+    names = [quoted(name) for name in served.stamping if PLAIN_NAME.match(name)]
+    others = f"iifname != {{ {', '.join(names)} }} " if names else ""
+    yield from (f"{others}{PROTOCOL[version]} saddr @stamp{version} tcp flags & syn == syn" for version in PROTOCOL)
 
 
 def destinations(config: Config) -> Iterator[str]:
