@@ -238,6 +238,7 @@ class View:
     received_at: float  # when the newest profile was complete
     glance_load: float = 0.0
     glance_threat: float = 0.0
+    glance_epoch: int = 0
     alarm_at: float = 0.0  # when the glance's threat last rose; 0.0 while the glance is no alarm
     nodes: frozenset[Address] = frozenset()
     affected: frozenset[Address] = frozenset()

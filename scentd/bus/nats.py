@@ -3,7 +3,7 @@
     scentd.samples.PROFILER.HOST            a collector's readings
     scentd.outgoing.STAMPER.GROUP           a profiler's epochs; the last of each is kept, in the stream SCENTD
     scentd.outgoing.STAMPER.GROUP.alarm     those that did not wait for the others of their group
-    scentd.views.ALLOCATOR.VERIFIER.GROUP   what a verifier has verified; the last of each is kept, too
+    scentd.views.ALLOCATOR.VERIFIER.GROUP   what a verifier has verified; the last of each is kept, in SCENTD_VIEWS
 
 and a key-value bucket SCENTD with each profiler's lease. A dot in a host's name is a slash in a subject.
 Nothing waits for a broker: what cannot be sent now is not sent, because it would be old later.
@@ -27,11 +27,14 @@ from nats.js.errors import NotFoundError
 from nats.js.kv import KeyValue
 
 from scentd.config.bus import Bus
+from scentd.core.fleet.seal import MESSAGE_MAX
 from scentd.errors import HostError
 
 log = logging.getLogger(__name__)
 
 STREAM = BUCKET = "SCENTD"
+VIEWS_STREAM = "SCENTD_VIEWS"  # apart: who fills the one takes nothing from the other
+KEPT_BYTES = 64 * 1024 * 1024  # of each; `max_memory_store` of the servers has to hold both
 OUTGOING = "scentd.outgoing"
 SAMPLES = "scentd.samples"
 VIEWS = "scentd.views"
@@ -99,8 +102,8 @@ class NatsBus:
 
     def send(self, subject: str, data: bytes) -> bool:
         """Send without waiting. False: there is no broker now, and nothing is kept."""
-        if not self.connected:
-            self._counters["no_broker"] += 1
+        if not self.connected or len(data) > MESSAGE_MAX:
+            self._counters["too_long" if self.connected else "no_broker"] += 1
             return False
         task = asyncio.create_task(self._publish(subject, data))
         self._sending.add(task)
@@ -111,27 +114,30 @@ class NatsBus:
         """The last message of a subject of the stream; None if there is none. Raises OSError, NatsError."""
         assert self._jetstream is not None
         try:
-            return (await self._jetstream.get_last_msg(STREAM, subject, direct=True)).data
+            stream = VIEWS_STREAM if subject.startswith(VIEWS) else STREAM
+            return (await self._jetstream.get_last_msg(stream, subject, direct=True)).data
         except NotFoundError:
             return None
 
-    async def make_stream(self) -> None:
-        """Have the stream that keeps the last of each subject. Raises OSError, NatsError."""
+    async def make_streams(self) -> None:
+        """Have the streams that keep the last of each subject. Raises OSError, NatsError."""
         assert self._jetstream is not None
-        wanted = StreamConfig(
-            name=STREAM,
-            subjects=[f"{OUTGOING}.>", f"{VIEWS}.>"],
-            max_msgs_per_subject=1,
-            max_age=KEPT_SECONDS,
-            discard=DiscardPolicy.OLD,
-            storage=StorageType.MEMORY,
-            allow_direct=True,
-            num_replicas=self._settings.replicas,
-        )
-        try:
-            await self._jetstream.stream_info(STREAM)
-        except NotFoundError:
-            await self._jetstream.add_stream(wanted)
+        for name, kind in ((STREAM, OUTGOING), (VIEWS_STREAM, VIEWS)):
+            wanted = StreamConfig(
+                name=name,
+                subjects=[f"{kind}.>"],
+                max_msgs_per_subject=1,
+                max_age=KEPT_SECONDS,
+                max_bytes=KEPT_BYTES,
+                discard=DiscardPolicy.OLD,
+                storage=StorageType.MEMORY,
+                allow_direct=True,
+                num_replicas=self._settings.replicas,
+            )
+            try:
+                await self._jetstream.stream_info(name)
+            except NotFoundError:
+                await self._jetstream.add_stream(wanted)
 
     async def bucket(self) -> KeyValue:
         """The bucket of the leases. Raises OSError, NatsError."""
@@ -162,34 +168,46 @@ class NatsBus:
             self._tell(str(error) or type(error).__name__)
 
     async def _connect(self, on_connected: Callable[[], Awaitable[None]]) -> None:
-        """Until it works, which may be long after the start. Later the client connects again by itself."""
+        """For ever: a client that has given up, whatever a server said to it, gives way to a new one."""
+        while True:
+            closed = asyncio.Event()
+            try:
+                await self._connect_once(closed, on_connected)
+                await closed.wait()
+                self._tell("the server has ended the connection")
+            except Exception as error:  # whatever comes from a server is no reason to stay away from the others
+                self._tell(str(error) or type(error).__name__)
+            self._jetstream = None
+            self._subscribed = {}
+            await asyncio.sleep(RETRY)
+            self._client = Client()
+
+    async def _connect_once(self, closed: asyncio.Event, on_connected: Callable[[], Awaitable[None]]) -> None:
+        """Later the client connects again by itself, until it gives up: then `closed` is set."""
 
         async def reconnected() -> None:
             log.info("bus: connected to %s again", self.server)
             self._told = ""
             await on_connected()
 
-        while True:
-            try:
-                await self._client.connect(
-                    self._settings.url,
-                    name=self._settings.name,
-                    tls=self._tls,
-                    error_cb=self._on_error,
-                    reconnected_cb=reconnected,
-                    disconnected_cb=self._on_disconnected,
-                    max_reconnect_attempts=-1,
-                    reconnect_time_wait=RETRY,  # type: ignore[arg-type]  # it sleeps for so long, a fraction or not
-                    connect_timeout=self._settings.timeout,  # type: ignore[arg-type]
-                    ping_interval=PING,
-                    inbox_prefix=f"_INBOX.{self._settings.name.replace('.', '/')}",
-                    no_echo=True,
-                )
-                break
-            except (NatsError, OSError, TimeoutError) as error:
-                self._tell(str(error) or type(error).__name__)
-                await asyncio.sleep(RETRY)
-                self._client = Client()
+        async def given_up() -> None:
+            closed.set()
+
+        await self._client.connect(
+            self._settings.url,
+            name=self._settings.name,
+            tls=self._tls,
+            error_cb=self._on_error,
+            reconnected_cb=reconnected,
+            disconnected_cb=self._on_disconnected,
+            closed_cb=given_up,
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=RETRY,  # type: ignore[arg-type]  # it sleeps for so long, a fraction or not
+            connect_timeout=self._settings.timeout,  # type: ignore[arg-type]
+            ping_interval=PING,
+            inbox_prefix=f"_INBOX.{self._settings.name.replace('.', '/')}",
+            no_echo=True,
+        )
         domain = self._settings.domain or None
         self._jetstream = self._client.jetstream(timeout=self._settings.timeout, domain=domain)
         await self.listen(self._takers)

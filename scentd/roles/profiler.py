@@ -79,7 +79,8 @@ class ProfilerRole:
 
     def raise_epoch(self, network: str, epoch: int) -> None:
         """Another profiler has issued this epoch: the next one here is a later one."""
-        if network in self._profilers and self._epochs is not None:
+        profiler = self._profilers.get(network)
+        if profiler is not None and self._epochs is not None and epoch <= time.time() + profiler.max_future:
             slot = issued_slot(network)
             self._epochs.set_epoch(slot, max(epoch, self._epochs.epoch(slot)))
 
@@ -157,7 +158,7 @@ class NetworkProfiler:
         """
         self.network = network
         self._may_issue = may_issue
-        self._max_future = max_future
+        self.max_future = max_future
         self._clock_told = False  # that the clock is wrong
         self.statement: Statement | None = None
         self.epoch = 0
@@ -276,7 +277,7 @@ class NetworkProfiler:
             if not told:
                 log.error("network %s: the clock is wrong, it is before scentd was made; nothing is issued", name)
             return None
-        epoch, voided = issue.next_epoch(now, last, self._max_future, alarm or not self.issued)
+        epoch, voided = issue.next_epoch(now, last, self.max_future, alarm or not self.issued)
         if voided:
             self.voided += 1
             log.warning(

@@ -1,6 +1,7 @@
 """Against a real nats-server on loopback."""
 
 import asyncio
+import signal
 import socket
 import subprocess
 import time
@@ -21,12 +22,12 @@ class Server:
         self.directory = directory
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
+        self.argv = ["nats-server", "-a", "127.0.0.1", "-p", str(self.port), "-js", "-sd", str(directory / "store")]
         self.start()
 
     def start(self):
-        argv = ["nats-server", "-a", "127.0.0.1", "-p", str(self.port), "-js", "-sd", str(self.directory / "store")]
         with open(self.directory / "log", "ab") as log:
-            self.process = subprocess.Popen(argv, stdout=log, stderr=log)
+            self.process = subprocess.Popen(self.argv, stdout=log, stderr=log)
         end = time.monotonic() + 15
         while True:
             with suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
@@ -78,8 +79,8 @@ def test_what_is_sent_arrives_and_the_last_is_kept(server):
         receiver, _ = await connected(server, {f"{OUTGOING}.g.>": got.append})
         counters = Counter()
         sender, _ = await connected(server, counters=counters)
-        await sender.make_stream()
-        await sender.make_stream()
+        await sender.make_streams()
+        await sender.make_streams()
         assert await sender.last(f"{OUTGOING}.g.0") is None
         for n in (b"1", b"2", b"3"):
             assert sender.send(f"{OUTGOING}.g.0", n)
@@ -162,6 +163,31 @@ def test_a_start_without_a_broker_waits_for_none(tmp_path):
         stopped.start(on_connected)
         await asyncio.sleep(0.1)
         await stopped.stop()
+
+    asyncio.run(run())
+
+
+def test_a_server_that_sends_it_away_is_no_end(tmp_path):
+    """A server whose users have changed says so and closes for good; this host asks again until it is let in."""
+
+    async def run():
+        server = Server(tmp_path)
+        conf = tmp_path / "conf"
+        open_conf = f'listen: "127.0.0.1:{server.port}"\n'
+        server.kill()
+        conf.write_text(open_conf)
+        server.argv = ["nats-server", "-c", str(conf)]
+        server.start()
+        bus, told = await connected(server)
+        conf.write_text(open_conf + 'authorization { user: "a", password: "b" }\n')
+        server.process.send_signal(signal.SIGHUP)
+        await until(lambda: not bus.connected, "it is sent away")
+        await asyncio.sleep(2)
+        conf.write_text(open_conf)
+        server.process.send_signal(signal.SIGHUP)
+        await until(lambda: bus.connected and len(told) > 1, f"it is back: {bus.why_not}")
+        await bus.stop()
+        server.kill()
 
     asyncio.run(run())
 

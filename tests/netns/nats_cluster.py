@@ -76,14 +76,15 @@ class NatsCluster:
             "certificate_key_file": str(key),
         }
 
-    def run(self, use: Callable[[Client], Awaitable[Any]]) -> Any:
-        """What `use` returns, of a client that may do everything."""
-        context = ssl.create_default_context(cafile=self.root["ca_file"])
-        context.load_cert_chain(self.root["certificate_file"], self.root["certificate_key_file"])
+    def run(self, use: Callable[[Client], Awaitable[Any]], settings: dict[str, Any] | None = None) -> Any:
+        """What `use` returns, of a client with a host's certificate; without, of one that may do everything."""
+        own = settings or self.root
+        context = ssl.create_default_context(cafile=own["ca_file"])
+        context.load_cert_chain(own["certificate_file"], own["certificate_key_file"])
 
         async def connected() -> Any:
             client = Client()
-            await client.connect(self.root["url"], tls=context)
+            await client.connect(own["url"], tls=context)
             try:
                 return await use(client)
             finally:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import timedelta
 
 import pytest
@@ -126,6 +126,26 @@ def test_a_hostile_bus_changes_nothing_and_is_counted(fleet):
     text = fleet.p1.cli("status").stdout
     assert "the active profiler, term " in text
     assert "c: heard of " in text
+
+
+def test_a_host_hears_only_what_is_for_it(fleet):
+    """By the shipped permissions: collectors and verifiers hear nothing, a gateway what is for it."""
+
+    async def listen(client) -> set[str]:
+        heard: set[str] = set()
+
+        async def take(message) -> None:
+            heard.add(".".join(message.subject.split(".")[:3]))
+
+        for name in ("scentd.>", "scentd.samples.>", "scentd.outgoing.>", "scentd.outgoing.g1.>"):
+            with suppress(Exception):  # the connection may be ended for it
+                await client.subscribe(name, cb=take)
+        await asyncio.sleep(2 * INTERVAL)
+        return heard
+
+    assert fleet.cluster.run(listen) >= {"scentd.samples.profiler", "scentd.outgoing.g1", "scentd.outgoing.g2"}
+    for node, wanted in ((fleet.collectors[0], set()), (fleet.v, set()), (fleet.g1, {"scentd.outgoing.g1"})):
+        assert fleet.cluster.run(listen, node.sections["bus"]) == wanted, node.name
 
 
 def test_who_joins_later_has_the_last_epoch_at_once(fleet):

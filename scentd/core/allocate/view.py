@@ -100,6 +100,7 @@ class PeerView:
             received_at=self._received_at,
             glance_load=self._glance[0],
             glance_threat=self._glance[1],
+            glance_epoch=self._glance_epoch,
             alarm_at=self._alarm_at,
             nodes=nodes,
             affected=self._affected(nodes),

@@ -89,7 +89,7 @@ def verified(signed: bytes, signer: keys.Public) -> Batch | str:
         return _decode(signed[SIGNATURE_LEN:])
     except InvalidSignature:
         return "wrong_signature"
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         return "garbage"
 
 

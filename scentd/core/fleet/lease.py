@@ -8,15 +8,21 @@ term rises with each owner, and stampers take no older one: that is the fence fo
 
 from __future__ import annotations
 
-from msgspec import Struct
+from typing import Annotated
+
+from msgspec import Meta, Struct
 
 HOLD, TAKE = 1.4, 1.6  # intervals
 RENEW = 0.5
 
 
+TERM_MAX = 2**40  # far beyond any clock
+
+
 class LeaseRecord(Struct, frozen=True):
-    instance: str  # "": nobody's, given back
-    term: int
+    instance: Annotated[str, Meta(max_length=100)]  # "": nobody's, given back
+    term: Annotated[int, Meta(ge=0, le=TERM_MAX)]
+    interval: Annotated[float, Meta(gt=0, le=3600)]  # seconds, of its owner
 
 
 class Lease:
@@ -54,10 +60,12 @@ class Lease:
         if now < self._yielded:
             return None
         if record is not None and record.instance == self.instance and record.term == self.term:
-            return record
+            return LeaseRecord(self.instance, self.term, self.interval)
         free = record is None or record.instance in ("", self.instance)
-        if free or now - self._since >= TAKE * self.interval:
-            return LeaseRecord(self.instance, max(self._highest + 1, int(clock)))
+        # The owner issues for HOLD of its own intervals, which may be longer.
+        interval = self.interval if record is None else max(self.interval, record.interval)
+        if free or now - self._since >= TAKE * interval:
+            return LeaseRecord(self.instance, min(max(self._highest + 1, int(clock)), TERM_MAX), self.interval)
         return None
 
     def wrote(self, record: LeaseRecord, revision: int, sent: float, now: float) -> None:

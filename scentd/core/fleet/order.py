@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-FORGET = 60.0  # seconds of silence after which a sender may begin anew, whatever its clock says
+LATE = 60.0  # seconds by which a message's date may differ from the receiver's clock
+FORGET = 2 * LATE + 1  # seconds of silence after which a sender may begin anew: what it said before is too late by then
 
 
 class Serial(NamedTuple):
@@ -13,6 +14,11 @@ class Serial(NamedTuple):
 
     run: int
     number: int
+
+
+def is_late(at: float, now: float) -> bool:
+    """Whether a message dated `at` (Unix time) is a recording, or from a host whose clock is wrong. So is NaN."""
+    return not now - LATE <= at <= now + LATE
 
 
 @dataclass(slots=True)

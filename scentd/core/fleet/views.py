@@ -20,7 +20,8 @@ from scentd.model import View
 from scentd.prefix import Address
 from scentd.wire import keys, layout, profile
 
-AFFECTED_MAX = 4096  # of one report
+AFFECTED_MAX = 1024  # of one report
+MAX_AGE, MAX_FUTURE = 60.0, 10.0  # seconds, as a verifier by default (wire/README.md section 7)
 
 
 class Report(Struct, frozen=True, array_like=True):
@@ -28,13 +29,15 @@ class Report(Struct, frozen=True, array_like=True):
 
     peer: str
     signed: bytes  # the newest profile, in clear: body and signature
-    load: float  # the glance
+    load: float  # the newest glance
     threat: float
+    glance_epoch: int  # of that glance: it may be ahead of the profile
     affected: tuple[bytes, ...]  # packed addresses
 
 
 class HostReports(Struct, frozen=True, array_like=True):
     serial: Serial
+    at: float  # Unix time
     reports: tuple[Report, ...]
 
 
@@ -42,9 +45,10 @@ encode = msgspec.msgpack.Encoder().encode
 decode = msgspec.msgpack.Decoder(HostReports).decode
 
 
-def report(view: View) -> Report:
-    affected = sorted(address.packed for address in view.affected)[:AFFECTED_MAX]
-    return Report(view.peer, view.signed, view.glance_load, view.glance_threat, tuple(affected))
+def report(view: View, affected_max: int = AFFECTED_MAX) -> Report:
+    affected = sorted(address.packed for address in view.affected)[:affected_max]
+    glance = view.glance_load, view.glance_threat, view.glance_epoch
+    return Report(view.peer, view.signed, *glance, tuple(affected))
 
 
 def is_sound(said: Report) -> bool:
@@ -75,12 +79,16 @@ class PooledView:
         if not is_sound(said):
             return "garbage"
         key_id, epoch = profile.stated(said.signed)
+        if epoch < now - MAX_AGE:
+            return "stale"
+        if max(epoch, said.glance_epoch) > now + MAX_FUTURE:
+            return "future"
         signer = self._publics.get(key_id)
         body = profile.open_signed(said.signed, signer.verifier(), key_id, epoch) if signer is not None else None
         if not isinstance(body, profile.Body):
             return "wrong_profile"
         self._view.take_profile(body, b"", now, said.signed)
-        self._view.take_glance(epoch, said.load, said.threat, now)
+        self._view.take_glance(max(epoch, said.glance_epoch), said.load, said.threat, now)
         if epoch >= self._affected.get(verifier, Affected(0, frozenset())).epoch:
             self._affected[verifier] = Affected(epoch, frozenset(map(ip_address, said.affected)))
         return ""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 from scentd.bus.nats import SAMPLES, NatsBus, subject
 from scentd.config.sections import Config
 from scentd.core.fleet import samples
-from scentd.core.fleet.samples import HostSamples
+from scentd.core.fleet.samples import Admission, HostSamples
 from scentd.core.fleet.seal import Kind
 from scentd.model import Samples
 from scentd.roles.fleet.post import Post
@@ -48,9 +49,8 @@ class SampleSender:
         waiting, self._waiting = self._waiting, {}
         for name in self._to:
             host = self._post.hosts[name]
-            mine = tuple(said for said in waiting.values() if host.serves(said.network))
-            if mine:
-                plain = samples.encode(HostSamples(self._post.serial(), mine))
+            for part in samples.parts([said for said in waiting.values() if host.serves(said.network)]):
+                plain = samples.encode(HostSamples(self._post.serial(), time.time(), part))
                 sealed = self._post.seal(Kind.SAMPLES, name, plain)
                 self._nats.send(subject(SAMPLES, name, self._post.name), sealed)
 
@@ -61,18 +61,19 @@ class SampleTaker:
     def __init__(self, post: Post, publish: Callable[[object], None]) -> None:
         self._post = post
         self._publish = publish
-        self._networks: frozenset[str] = frozenset()
+        self._admission = Admission(frozenset(), post.counters)
 
     @property
     def subject(self) -> str:
         return subject(SAMPLES, self._post.name, "*")
 
     def configure(self, config: Config) -> None:
-        self._networks = frozenset(network.name for network in config.network if network.signs)
+        signed = frozenset(network.name for network in config.network if network.signs)
+        self._admission = Admission(signed, self._post.counters)
 
     def take(self, message: bytes) -> None:
         found = self._post.read(Kind.SAMPLES, message, "collect", samples.decode)
         if found is not None:
             host, said = found
-            for one in samples.admitted(said, host, self._networks, self._post.counters):
+            for one in self._admission.admitted(said, host):
                 self._publish(one)

@@ -52,7 +52,9 @@ class LeaseKeeper:
         lease = self._lease
         if lease.may_issue(steady()) and self._bucket is not None and self._nats.connected:
             try:
-                await self._bucket.update(self._key, _encode(LeaseRecord("", lease.term)), last=lease.revision)
+                await self._bucket.update(
+                    self._key, _encode(LeaseRecord("", lease.term, lease.interval)), last=lease.revision
+                )
             except (NatsError, OSError, TimeoutError) as error:
                 log.warning("bus: the lease was not given back: %s; it runs out", error)
 
@@ -62,7 +64,7 @@ class LeaseKeeper:
                 try:
                     await self._look()
                     self._told = ""
-                except (NatsError, OSError, TimeoutError, msgspec.MsgspecError) as error:
+                except Exception as error:  # what stands in the bucket must not end the keeper
                     self._tell(str(error) or type(error).__name__)
                     self._bucket = None
             self._note()
@@ -70,7 +72,7 @@ class LeaseKeeper:
 
     async def _look(self) -> None:
         if self._bucket is None:
-            await self._nats.make_stream()
+            await self._nats.make_streams()
             self._bucket = await self._nats.bucket()
         lease = self._lease
         if not lease.may_issue(steady()):
@@ -95,7 +97,7 @@ class LeaseKeeper:
         except KeyNotFoundError:
             self._lease.see(None, 0, steady())
             return
-        self._lease.see(_decode(entry.value or b""), entry.revision or 0, steady())
+        self._lease.see(decoded(entry.value or b"", self._lease), entry.revision or 0, steady())
 
     def _note(self) -> None:
         """Tell when this profiler begins to issue, or no longer may."""
@@ -114,3 +116,11 @@ class LeaseKeeper:
         if what != self._told:
             self._told = what
             log.warning("bus: the lease cannot be read or renewed: %s; tried again", what)
+
+
+def decoded(value: bytes, lease: Lease) -> LeaseRecord:
+    """A record that cannot be read is somebody's, and is taken over when it has not changed for long enough."""
+    try:
+        return _decode(value)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return LeaseRecord("unreadable", lease.term, lease.interval)

@@ -12,7 +12,7 @@ import msgspec
 
 from scentd.config.bus import Bus, BusHost
 from scentd.core.fleet import seal
-from scentd.core.fleet.order import Order, Serial
+from scentd.core.fleet.order import Order, Serial, is_late
 from scentd.core.fleet.seal import Ends, Kind
 from scentd.wire import keys
 
@@ -20,6 +20,9 @@ from scentd.wire import keys
 class Numbered(Protocol):
     @property
     def serial(self) -> Serial: ...
+
+    @property
+    def at(self) -> float: ...
 
 
 Said = TypeVar("Said", bound=Numbered)
@@ -93,8 +96,11 @@ class Post:
         host, plain = opened
         try:
             said = decode(plain)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, ValueError, RecursionError):
             self.counters["garbage"] += 1
+            return None
+        if is_late(said.at, time.time()):
+            self.counters["wrong_clock"] += 1
             return None
         new = self._orders[kind].take(host.name, said.serial, time.monotonic())
         self.counters["taken" if new else "replayed"] += 1

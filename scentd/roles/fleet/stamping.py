@@ -12,6 +12,7 @@ from scentd.config.bus import BusHost
 from scentd.config.sections import Config
 from scentd.core.fleet import batch
 from scentd.core.fleet.batch import Batch, SentEpoch
+from scentd.core.fleet.order import is_late
 from scentd.core.fleet.seal import Kind
 from scentd.model import IssuedEpoch
 from scentd.roles.fleet.post import Post
@@ -19,6 +20,7 @@ from scentd.wire import keys
 
 log = logging.getLogger(__name__)
 
+MAX_FUTURE = 10.0  # seconds, as receivers take by default: an epoch further ahead of the clock they refuse
 FORGET = 60.0  # seconds without its owner, after which a term counts no more: one of a clock that was wrong is no fence
 
 
@@ -82,7 +84,7 @@ class OutgoingTaker:
             return None
         self._terms[host.name] = Term(found.term, time.monotonic())
         for epoch in found.epochs:
-            if epoch.epoch > self._epochs.get(epoch.network, 0):  # each batch repeats the last epochs of its group
+            if epoch.epoch > self._highest(epoch.network):  # each batch repeats the last epochs of its group
                 self._take_epoch(host, epoch)
         return found
 
@@ -90,9 +92,16 @@ class OutgoingTaker:
         """The name of what is wrong with a batch; "" for nothing."""
         if (found.profiler, found.stamper) != (host.name, self._post.name):
             return "garbage"
+        if is_late(found.at, time.time()):
+            return "wrong_clock"
         last = self._terms.get(host.name)
         older = last is not None and found.term < last.number and time.monotonic() - last.heard < FORGET
         return "old_term" if older else ""
+
+    def _highest(self, network: str) -> int:
+        """The network's highest epoch; none, if it is of a clock that was wrong."""
+        highest = self._epochs.get(network, 0)
+        return highest if highest <= time.time() + MAX_FUTURE else 0
 
     def _take_epoch(self, host: BusHost, epoch: SentEpoch) -> None:
         issued = self._checked(host, epoch)
@@ -113,6 +122,8 @@ class OutgoingTaker:
         if issued is None:
             log.error("network %s: %s sent a profile that network.public_key did not sign", network, host.name)
             return "wrong_profile"
+        if issued.epoch > time.time() + MAX_FUTURE:
+            return "future"
         if all(out.expires <= time.time() for out in issued.outgoing):
             return "expired"
         return issued

@@ -6,6 +6,8 @@ import asyncio
 import time
 from collections.abc import Callable, Container, Iterable
 
+from msgspec.structs import replace
+
 from scentd.bus.nats import VIEWS, NatsBus, subject
 from scentd.config.sections import Config, Peer
 from scentd.control.status import PeerStatus
@@ -22,6 +24,7 @@ from scentd.roles.fleet.post import Post
 from scentd.roles.verifier import profile_status
 from scentd.wire import keys
 
+AFFECTED_SUM = 16_384  # addresses in one message
 GATHER = 0.2  # seconds in which the views of a group's peers come together into one message
 
 
@@ -70,8 +73,11 @@ class ReportSender:
         if timer := self._timers.pop(number, None):
             timer.cancel()
         reports = tuple(self._newest.get(number, {}).values())
+        if sum(len(said.affected) for said in reports) > AFFECTED_SUM:  # who does not fit into the message is cut
+            share = AFFECTED_SUM // len(reports)
+            reports = tuple(replace(said, affected=said.affected[:share]) for said in reports)
         for name in self._to:
-            plain = views.encode(HostReports(self._post.serial(), reports))
+            plain = views.encode(HostReports(self._post.serial(), time.time(), reports))
             sealed = self._post.seal(Kind.VIEWS, name, plain)
             self._nats.send(subject(VIEWS, name, self._post.name, str(number)), sealed)
 

@@ -41,7 +41,7 @@ def test_the_first_one_has_it_and_the_other_waits():
     look(other, store, 0.2, 0.3)
     assert one.may_issue(0.4)
     assert not other.may_issue(0.4)
-    assert store.record == LeaseRecord("one", 1000)
+    assert store.record == LeaseRecord("one", 1000, INTERVAL)
 
 
 def test_a_standby_takes_over_within_two_intervals_of_the_last_renewal():
@@ -56,11 +56,22 @@ def test_a_standby_takes_over_within_two_intervals_of_the_last_renewal():
     assert not one.may_issue(now)
 
 
+def test_an_owner_of_a_longer_interval_is_waited_for():
+    store, one, other = Store(), Lease("one", 10.0), Lease("other", INTERVAL)
+    look(one, store, 0.0, 0.0)
+    now = 0.0
+    while not other.may_issue(now):
+        look(other, store, now, now)
+        assert not (one.may_issue(now) and other.may_issue(now))
+        now += 0.25
+    assert now >= TAKE * 10.0
+
+
 def test_who_gives_it_back_makes_no_one_wait():
     store, one, other = Store(), Lease("one", INTERVAL), Lease("other", INTERVAL)
     look(one, store, 0.0, 0.0)
     look(other, store, 0.1, 0.1)
-    assert store.write(LeaseRecord("", one.term), one.revision)
+    assert store.write(LeaseRecord("", one.term, INTERVAL), one.revision)
     look(other, store, 0.2, 0.2)
     assert other.may_issue(0.2)
 
@@ -102,7 +113,7 @@ MOVES = st.lists(
 @given(MOVES)
 def test_there_is_never_more_than_one(moves):
     store = Store()
-    leases = [Lease(name, INTERVAL) for name in ("a", "b", "c")]
+    leases = [Lease(name, interval) for name, interval in (("a", INTERVAL), ("b", INTERVAL), ("c", 3 * INTERVAL))]
     now, terms = 0.0, []
     for who, pause, takes, clock in moves:
         now += pause

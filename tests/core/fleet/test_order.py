@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scentd.core.fleet.order import FORGET, Order, Serial
+from scentd.core.fleet.order import FORGET, LATE, Order, Serial, is_late
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5))))
@@ -27,3 +27,11 @@ def test_a_sender_whose_clock_was_set_back_is_heard_again():
     assert not order.take("c", Serial(50, 1), FORGET - 1)
     assert order.take("c", Serial(50, 1), FORGET)
     assert not order.take("c", Serial(50, 1), FORGET + 1)
+
+
+def test_a_recording_is_late_before_its_sender_is_forgotten():
+    assert FORGET > 2 * LATE
+    assert not is_late(1000.0, 1000.0 + LATE)
+    assert is_late(1000.0, 1000.1 + LATE)
+    assert is_late(1000.1 + LATE, 1000.0)
+    assert is_late(float("nan"), 1000.0)

@@ -8,7 +8,7 @@ import pytest
 from scentd.config.bus import BusHost
 from scentd.core.fleet import samples
 from scentd.core.fleet.order import Serial
-from scentd.core.fleet.samples import HostSamples
+from scentd.core.fleet.samples import MAX_COLLECTORS, PART_MAX, Admission, HostSamples
 from scentd.model import Sample, Samples, SecurityEvent
 
 HOST = BusHost("c", "", ["collect"], ["acme"])
@@ -16,12 +16,12 @@ NETWORKS = frozenset(("acme", "other"))
 
 
 def said(network="acme", collector="", **more) -> HostSamples:
-    return HostSamples(Serial(1, 1), (Samples(network, collector, 5.0, **more),))
+    return HostSamples(Serial(1, 1), 5.0, (Samples(network, collector, 5.0, **more),))
 
 
 def admitted(message, host=HOST):
     counters = Counter()
-    return samples.admitted(message, host, NETWORKS, counters), +counters
+    return Admission(NETWORKS, counters).admitted(message, host), +counters
 
 
 def test_samples_survive_the_way():
@@ -72,3 +72,21 @@ def test_events_with_names_that_are_none_are_left_out():
 def test_what_is_no_message_raises(odd):
     with pytest.raises(msgspec.MsgspecError):
         samples.decode(odd)
+
+
+def test_a_host_has_a_few_collectors_however_many_names_it_finds():
+    counters = Counter()
+    admission = Admission(NETWORKS, counters)
+    for n in range(MAX_COLLECTORS + 5):
+        admission.admitted(said(collector=f"x{n}"), HOST)
+    assert counters["too_many_collectors"] == 5
+    assert admission.admitted(said(collector="x0"), HOST), "those that are known go on"
+    assert admitted(said(collector="\n"))[1] == {"bad_name": 1}
+
+
+def test_what_does_not_fit_into_one_message_goes_in_more():
+    small = [Samples(f"n{n}", "", 5.0, (Sample("cpu", 0.5, 5.0),)) for n in range(10)]
+    assert list(samples.parts(small)) == [tuple(small)]
+    assert list(samples.parts([])) == []
+    large = [Samples(f"n{n}", "", 5.0, (Sample("cpu", 0.5, 5.0),) * (PART_MAX // 2)) for n in range(3)]
+    assert [len(part) for part in samples.parts(large)] == [1, 1, 1]

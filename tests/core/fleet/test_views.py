@@ -14,6 +14,7 @@ from scentd.wire import bloom, keys, layout, profile
 
 NET, EVE = (keys.identity(bytes((n,)) * 32) for n in (1, 2))
 EPOCH = 1_800_000_005
+NOW = EPOCH - 9.0
 NODES = [ip_address("10.0.0.7"), ip_address("fd00::7")]
 
 
@@ -22,8 +23,8 @@ def signed(epoch=EPOCH, signer=NET, level=0.9) -> bytes:
     return profile.sign(signer.signer, body)
 
 
-def said(epoch=EPOCH, threat=0.0, affected=(), **more) -> Report:
-    return Report("acme", signed(epoch, **more), 0.5, threat, tuple(a.packed for a in affected))
+def said(epoch=EPOCH, threat=0.0, affected=(), glance=0, **more) -> Report:
+    return Report("acme", signed(epoch, **more), 0.5, threat, glance or epoch, tuple(a.packed for a in affected))
 
 
 @pytest.fixture
@@ -32,38 +33,39 @@ def pooled():
 
 
 def test_the_newest_profile_of_all_counts(pooled):
-    assert pooled.view(1.0) is None
-    assert pooled.take("v1", said(EPOCH), 10.0) == ""
-    assert pooled.take("v2", said(EPOCH + 5, level=0.1), 15.0) == ""
-    assert pooled.take("v1", said(EPOCH), 16.0) == ""
-    view = pooled.view(17.0)
-    assert (view.profile.epoch, view.profile.levels, view.received_at) == (EPOCH + 5, {"cpu": 0.1}, 15.0)
+    assert pooled.view(NOW) is None
+    assert pooled.take("v1", said(EPOCH), NOW + 10) == ""
+    assert pooled.take("v2", said(EPOCH + 5, level=0.1), NOW + 15) == ""
+    assert pooled.take("v1", said(EPOCH), NOW + 16) == ""
+    view = pooled.view(NOW + 17)
+    assert (view.profile.epoch, view.profile.levels, view.received_at) == (EPOCH + 5, {"cpu": 0.1}, NOW + 15)
     assert [p.epoch for p in view.profiles] == [EPOCH + 5, EPOCH]
 
 
 def test_affected_nodes_of_all_who_have_the_newest_profile(pooled):
-    pooled.take("v1", said(EPOCH, affected=NODES[:1]), 10.0)
-    pooled.take("v2", said(EPOCH, affected=NODES[1:]), 10.0)
-    assert pooled.view(11.0).affected == set(NODES)
-    pooled.take("v1", said(EPOCH + 5), 15.0)
-    assert pooled.view(16.0).affected == set()
-    pooled.take("v1", said(EPOCH, affected=NODES), 17.0)
-    assert pooled.view(18.0).affected == set(), "what comes late changes nothing"
+    pooled.take("v1", said(EPOCH, affected=NODES[:1]), NOW + 10)
+    pooled.take("v2", said(EPOCH, affected=NODES[1:]), NOW + 10)
+    assert pooled.view(NOW + 11).affected == set(NODES)
+    pooled.take("v1", said(EPOCH + 5), NOW + 15)
+    assert pooled.view(NOW + 16).affected == set()
+    pooled.take("v1", said(EPOCH, affected=NODES), NOW + 17)
+    assert pooled.view(NOW + 18).affected == set(), "what comes late changes nothing"
 
 
 def test_an_alarm_is_one_when_it_arrives(pooled):
-    pooled.take("v1", said(EPOCH), 10.0)
-    pooled.take("v1", said(EPOCH + 1, threat=1.0), 11.0)
-    pooled.take("v2", said(EPOCH + 1, threat=1.0), 12.0)
-    view = pooled.view(13.0)
-    assert (view.glance_threat, view.alarm_at) == (1.0, 11.0)
+    pooled.take("v1", said(EPOCH), NOW + 10)
+    pooled.take("v1", said(EPOCH + 1, threat=1.0), NOW + 11)
+    pooled.take("v2", said(EPOCH + 1, threat=1.0), NOW + 12)
+    view = pooled.view(NOW + 13)
+    assert (view.glance_threat, view.alarm_at) == (1.0, NOW + 11)
 
 
 @pytest.mark.parametrize(
     ("wrong", "name"),
     [
         (said(signer=EVE), "wrong_profile"),
-        (replace(said(), signed=bytes(130)), "wrong_profile"),
+        (replace(said(), signed=bytes(130)), "stale"),
+        (replace(said(), signed=signed()[:-1] + b"\0"), "wrong_profile"),
         (replace(said(), signed=b""), "garbage"),
         (replace(said(), load=float("nan")), "garbage"),
         (replace(said(), threat=2.0), "garbage"),
@@ -72,12 +74,27 @@ def test_an_alarm_is_one_when_it_arrives(pooled):
     ],
 )
 def test_what_a_verifier_cannot_make_us_believe(pooled, wrong, name):
-    assert pooled.take("v1", wrong, 10.0) == name
-    assert pooled.view(11.0) is None
+    assert pooled.take("v1", wrong, NOW + 10) == name
+    assert pooled.view(NOW + 11) is None
 
 
 def test_reports_survive_the_way(pooled):
-    pooled.take("v1", said(EPOCH, affected=NODES), 10.0)
-    message = HostReports(Serial(1, 1), (views.report(pooled.view(11.0)),))
+    pooled.take("v1", said(EPOCH, affected=NODES), NOW + 10)
+    message = HostReports(Serial(1, 1), 5.0, (views.report(pooled.view(NOW + 11)),))
     assert views.decode(views.encode(message)) == message
     assert message.reports[0].signed == signed()
+
+
+def test_old_news_and_news_of_tomorrow_are_none(pooled):
+    assert pooled.take("v1", said(EPOCH), EPOCH + 61.0) == "stale"
+    assert pooled.take("v1", said(EPOCH + 20), EPOCH + 5.0) == "future"
+    assert pooled.take("v1", said(EPOCH, glance=EPOCH + 20), EPOCH + 5.0) == "future"
+    assert pooled.view(EPOCH + 6.0) is None
+
+
+def test_who_has_not_seen_the_alarm_yet_does_not_end_it(pooled):
+    """An alarm's glance comes before its profile is whole."""
+    assert pooled.take("v1", said(EPOCH, threat=1.0, glance=EPOCH + 1), NOW + 10) == ""
+    assert pooled.take("v2", said(EPOCH), NOW + 11) == ""
+    view = pooled.view(NOW + 12)
+    assert (view.glance_threat, view.alarm_at) == (1.0, NOW + 10)

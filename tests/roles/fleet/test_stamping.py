@@ -60,7 +60,7 @@ class Profiler:
         self.post = post("profiler", PROFILER, gate=(GATE, "stamp"))
         self.wire = Wire()
         self.lease = Lease(instance, 1.0)
-        self.lease.wrote(LeaseRecord(instance, term), 1, steady(), steady())
+        self.lease.wrote(LeaseRecord(instance, term, 1.0), 1, steady(), steady())
         self.sender = OutgoingSender(self.post, self.wire, self.lease)
         self.sender.configure(self.pairs)
 
@@ -175,6 +175,31 @@ def test_a_profile_of_another_key_is_not_stamped(now, caplog):
     assert gate.take(asyncio.run(run())) == {"taken": 1, "wrong_profile": 1}
     assert not gate.taken
     assert "network.public_key" in caplog.text
+
+
+def test_epochs_of_a_clock_that_was_wrong_mute_nobody(now):
+    async def run(epoch):
+        profiler = Profiler()
+        profiler.issue(epoch, alarm=True)
+        return profiler.wire
+
+    gate = Gate()
+    assert gate.take(asyncio.run(run(now + 7200)))["future"] == 1
+    gate.take(asyncio.run(run(now)))
+    assert [e.epoch for e in gate.taken] == [now]
+
+
+def test_a_recorded_batch_is_late(now, monkeypatch):
+    async def run():
+        profiler = Profiler()
+        profiler.issue(now, alarm=True)
+        return profiler.wire
+
+    wire = asyncio.run(run())
+    later = time.time() + 61
+    monkeypatch.setattr("scentd.roles.fleet.stamping.time.time", lambda: later)
+    gate = Gate()
+    assert gate.take(wire) == {"wrong_clock": 1}
 
 
 def test_what_is_too_old_is_not_stamped(now):
