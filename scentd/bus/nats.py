@@ -97,6 +97,9 @@ class NatsBus:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, *self._sending, return_exceptions=True)
+        await self._close()
+
+    async def _close(self) -> None:
         if self._client.is_connected or self._client.is_reconnecting:  # one that never was has nothing to close
             await self._client.close()
 
@@ -112,16 +115,16 @@ class NatsBus:
 
     async def last(self, subject: str) -> bytes | None:
         """The last message of a subject of the stream; None if there is none. Raises OSError, NatsError."""
-        assert self._jetstream is not None
+        jetstream = self._connected_jetstream()
         try:
             stream = VIEWS_STREAM if subject.startswith(VIEWS) else STREAM
-            return (await self._jetstream.get_last_msg(stream, subject, direct=True)).data
+            return (await jetstream.get_last_msg(stream, subject, direct=True)).data
         except NotFoundError:
             return None
 
     async def make_streams(self) -> None:
         """Have the streams that keep the last of each subject. Raises OSError, NatsError."""
-        assert self._jetstream is not None
+        jetstream = self._connected_jetstream()
         for name, kind in ((STREAM, OUTGOING), (VIEWS_STREAM, VIEWS)):
             wanted = StreamConfig(
                 name=name,
@@ -135,18 +138,23 @@ class NatsBus:
                 num_replicas=self._settings.replicas,
             )
             try:
-                await self._jetstream.stream_info(name)
+                await jetstream.stream_info(name)
             except NotFoundError:
-                await self._jetstream.add_stream(wanted)
+                await jetstream.add_stream(wanted)
 
     async def bucket(self) -> KeyValue:
         """The bucket of the leases. Raises OSError, NatsError."""
-        assert self._jetstream is not None
+        jetstream = self._connected_jetstream()
         try:
-            return await self._jetstream.key_value(BUCKET)
+            return await jetstream.key_value(BUCKET)
         except NotFoundError:
             wanted = KeyValueConfig(bucket=BUCKET, history=1, direct=True, replicas=self._settings.replicas)
-            return await self._jetstream.create_key_value(wanted)
+            return await jetstream.create_key_value(wanted)
+
+    def _connected_jetstream(self) -> JetStreamContext:
+        if self._jetstream is None:
+            raise ConnectionError("there is no connection")
+        return self._jetstream
 
     def _taking(self, take: Take) -> Callable[[Msg], Awaitable[None]]:
         async def called(message: Msg) -> None:
@@ -179,6 +187,7 @@ class NatsBus:
                 self._tell(str(error) or type(error).__name__)
             self._jetstream = None
             self._subscribed = {}
+            await self._close()
             await asyncio.sleep(RETRY)
             self._client = Client()
 

@@ -123,7 +123,8 @@ def look(kind: Kind, family: int) -> None:
         with suppress(BlockingIOError):
             while True:
                 packet, (_, protocol, direction, *_) = tap.recvfrom(1 << 16)
-                link_local = protocol == ETH_P[6] and packet[8:10] == b"\xfe\x80"
+                # Neighbours and multicast listeners speak of the link, the latter from :: before they have an address.
+                link_local = protocol == ETH_P[6] and (packet[8:10] == b"\xfe\x80" or packet[24] == 0xFF)
                 if direction == socket.PACKET_OUTGOING or protocol != ETH_P[kind.outer(family)] or link_local:
                     continue
                 seen += 1

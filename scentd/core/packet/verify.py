@@ -47,6 +47,7 @@ _NOPS_SUM = ip.word_sum(_NOPS)
 _IPV4_FIRST = 0x40 | (20 + layout.IPV4_OPTION_LEN) // 4
 _IPV4_END = 20 + layout.IPV4_OPTION_LEN
 _IPV6_END = 40 + layout.IPV6_HEADER_LEN
+_IPV4_FLAGS_AT, _IPV6_FLAGS_AT, _SYN = _IPV4_END + mss.FLAGS_AT, _IPV6_END + mss.FLAGS_AT, mss.SYN  # of TCP
 _pack_ipv4 = Struct(f">QI{8 + layout.IPV4_OPTION_LEN}s").pack  # as in stamp.py
 _pack_ipv6 = Struct(">Q32s").pack
 
@@ -84,9 +85,10 @@ class Verifier:
         self._by_key: dict[bytes, list[tuple[IncomingPair, tuple[IncomingKeys, ...]]]] = {}
         self._treatments: PrefixMap[Treatments] = PrefixMap()
         self._now = 0.0
-        # By protocol; the values are the checksum's delta, the bytes that replace addresses and option, and the pair.
-        self._recent4: list[dict[bytes, tuple[int, bytes, IncomingPair]]] = [{} for _ in range(256)]
-        self._recent6: dict[bytes, tuple[int, IncomingPair]] = {}
+        # By protocol; the values are the checksum's delta, the bytes that replace addresses and option, the pair, and
+        # whether it is TCP.
+        self._recent4: list[dict[bytes, tuple[int, bytes, IncomingPair, bool]]] = [{} for _ in range(256)]
+        self._recent6: dict[bytes, tuple[int, IncomingPair, bool]] = {}
         self._recent_count = 0
         self.events: list[Fragment] = []
         self._duplicates: dict[int, int] = {}  # by pair: packets since the last drain that tell of a second issuer
@@ -166,9 +168,9 @@ class Verifier:
                 recent = self._recent4[packet[9]].get(packet[12 : _IPV4_END + 4])
                 if recent is not None:
                     head, rest = unpack_ipv4(packet)
-                    is_syn = packet[9] == ip.TCP and packet[_IPV4_END + mss.FLAGS_AT] & mss.SYN
+                    gain, middle, pair, tcp = recent
+                    is_syn = tcp and packet[_IPV4_FLAGS_AT] & _SYN
                     if not is_syn and not head & IPV4_FRAGMENT_BITS and head >> 32 & 0xFFFF == len(packet):
-                        gain, middle, pair = recent
                         pair.accepted += 1
                         rest += gain if (rest & 0xFFFF) + gain < 0xFFFF else gain - 0xFFFF
                         return _pack_ipv4(head, rest, middle) + packet[_IPV4_END:]
@@ -176,9 +178,8 @@ class Verifier:
                 found = self._recent6.get(packet[8 : _IPV6_END + 4])
                 if found is not None:
                     (head,) = unpack_ipv6(packet)
-                    is_syn = packet[40] == ip.TCP and packet[_IPV6_END + mss.FLAGS_AT] & mss.SYN
-                    if not is_syn and head >> 16 & 0xFFFF == len(packet) - 40:
-                        delta, pair = found
+                    delta, pair, tcp = found
+                    if not (tcp and packet[_IPV6_FLAGS_AT] & _SYN) and head >> 16 & 0xFFFF == len(packet) - 40:
                         pair.accepted += 1
                         return _pack_ipv6(head + delta, packet[8:40]) + packet[_IPV6_END:]
         except IndexError:  # the packet is shorter than its headers; a try costs nothing, a check of the length would
@@ -353,12 +354,13 @@ class Verifier:
         """
         if self._recent_count >= MAX_FLOWS:
             self._forget()
+        tcp = parsed.protocol == ip.TCP
         if parsed.version == 4 and parsed.scent_at == 22 and parsed.transport_at == _IPV4_END:
             delta = (ip.word_sum(packet[20:_IPV4_END]) - _NOPS_SUM) % 0xFFFF
-            self._recent4[parsed.protocol][packet[12 : _IPV4_END + 4]] = delta, packet[12:20] + _NOPS, pair
+            self._recent4[parsed.protocol][packet[12 : _IPV4_END + 4]] = delta, packet[12:20] + _NOPS, pair, tcp
         elif parsed.version == 6 and parsed.transport_at == _IPV6_END:
             delta = -(layout.IPV6_HEADER_LEN << 16) + ((parsed.protocol - ip.DESTINATION) << 8)
-            self._recent6[packet[8 : _IPV6_END + 4]] = delta, pair
+            self._recent6[packet[8 : _IPV6_END + 4]] = delta, pair, tcp
         self._recent_count += 1
 
     def _forget(self) -> None:

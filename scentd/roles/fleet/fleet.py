@@ -134,6 +134,9 @@ class FleetRole:
             await self._report_taker.catch_up(self._nats)
         except (NatsError, OSError, TimeoutError) as error:
             log.info("bus: what was sent before is not known: %s", str(error) or type(error).__name__)
+        except Exception:  # what is kept there must not end the connection
+            self.counters["failed"] += 1
+            log.exception("bus: what was sent before could not be taken")
 
     def _on_yielded(self, instance: str) -> None:
         log.error(
