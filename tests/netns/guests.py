@@ -77,7 +77,7 @@ class Database:
 
     def __enter__(self) -> Database:
         data = str(self.directory / "data")
-        self._run("initdb", "-D", data, "-A", "trust", "--no-sync")
+        self._run("initdb", "-D", data, "-A", "trust", "--no-sync", "--locale=C")
         settings = ("fsync=off", "listen_addresses=", f"unix_socket_directories={self.directory}")
         self._server = self._start("postgres", "-D", data, *(word for each in settings for word in ("-c", each)))
         until(lambda: self._run("pg_isready", "-h", self.directory, check=False) == 0, "PostgreSQL answers", 30)
