@@ -18,6 +18,7 @@ from scentd.core.pairs import Pairs
 from scentd.state import durable
 from scentd.state.epochs import Epochs
 from scentd.state.slots import seen_slot
+from scentd.system.clock import steady
 
 log = logging.getLogger(__name__)
 
@@ -75,10 +76,6 @@ class LeapKeeper:
             durable.write(self._path, msgspec.json.encode(file, order="sorted"))
         except OSError as error:
             log.error("%s: %s; kept in memory", self._path, error.strerror)
-
-
-def steady() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def read(path: Path) -> LeapFile:

@@ -13,11 +13,13 @@ from collections.abc import Iterable
 import msgspec
 
 from scentd.bus.local import LocalBus
+from scentd.config.sections import Peer
 from scentd.control.status import AFFECTED_MAX, Glance, PeerStatus, ProfileStatus
 from scentd.core.allocate.assemble import Assembler, cut
 from scentd.core.allocate.view import ALARM_THREAT, PeerView
 from scentd.core.offload.decode import OffloadEvent, PairState
 from scentd.core.pairs import Pair, Pairs
+from scentd.core.profile.issue import metric_slots
 from scentd.core.tables import EpochRow
 from scentd.model import Fragment, Notice, StatedLag, View, Views
 from scentd.prefix import prefixes
@@ -45,7 +47,7 @@ class VerifierRole:
             if pair.verifies:
                 old = self._views.get(pair.number)
                 same = pair.number in before and has_same_view(before[pair.number], pair)
-                view = views[pair.number] = old if same and old is not None else new_view(pair)
+                view = views[pair.number] = old if same and old is not None else new_view(pair.peer)
                 view.shared = pairs.shared[pair.peer.name]
         self._pairs, self._views = pairs, views
         self._key_ids = {n: ids for n, ids in self._key_ids.items() if n in views}
@@ -71,7 +73,7 @@ class VerifierRole:
         """Forget what a pair's packets have said: its epochs were ahead of all clocks."""
         assert self._pairs is not None  # there are no pairs to forget before that
         if pair in self._views:
-            self._views[pair] = new_view(self._pairs.by_number[pair])
+            self._views[pair] = new_view(self._pairs.by_number[pair].peer)
         self._key_ids.pop(pair, None)
         self._assembler.keep_only(set(self._pairs.by_number) - {pair})
 
@@ -173,8 +175,8 @@ class VerifierRole:
         )
 
 
-def new_view(pair: Pair) -> PeerView:
-    return PeerView(pair.peer.name, prefixes(pair.peer.addresses), pair.slots())
+def new_view(peer: Peer) -> PeerView:
+    return PeerView(peer.name, prefixes(peer.addresses), metric_slots(peer.metrics))
 
 
 def has_same_view(before: Pair, pair: Pair) -> bool:

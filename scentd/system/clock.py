@@ -1,10 +1,15 @@
-"""Whether somebody has set the wall clock."""
+"""A clock that nobody sets, and whether somebody has set the wall clock."""
 
 from __future__ import annotations
 
 import time
 
 JUMP = 2.0  # seconds within a look: NTP slews by less, and suspending stops the monotonic clock alone
+
+
+def steady() -> float:
+    """Seconds that go on while the machine is suspended: CLOCK_BOOTTIME."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class ClockWatch:

@@ -6,8 +6,10 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import pytest
 from fleet import INTERVAL, Fleet
@@ -18,17 +20,23 @@ from topology import Topology
 pytestmark = pytest.mark.netns
 
 
-@pytest.fixture(scope="module")
-def fleet(tmp_path_factory) -> Iterator[Fleet]:
-    directory = tmp_path_factory.mktemp("ft")
+@contextmanager
+def running(tag: str, directory: Path, **more: Any) -> Iterator[Fleet]:
+    """A fleet with one profiler, whose allocator acts as soon as it knows anything."""
     with ExitStack() as stack:
-        fleet = Fleet(stack.enter_context(Topology("ft")), directory)
+        fleet = Fleet(stack.enter_context(Topology(tag)), directory, **more)
         stack.enter_context(fleet.cluster)
         for node in fleet.nodes:
             stack.enter_context(node)
         high = {"name": "high", "when": "memory > 0.0", "do": {"kind": "command", "argv": ["/bin/true"]}}
         fleet.alloc.sections["policy"] = [high]
         start(*fleet.collectors, fleet.p1, *fleet.gateways, fleet.v, fleet.alloc)
+        yield fleet
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory) -> Iterator[Fleet]:
+    with running("ft", tmp_path_factory.mktemp("ft")) as fleet:
         yield fleet
 
 
@@ -231,14 +239,7 @@ def test_no_broker_at_all_for_three_intervals(fleet):
 
 def test_a_site_with_a_server_of_its_own(tmp_path):
     """Collector and one gateway are elsewhere: their server is a leaf of the profiler's."""
-    with ExitStack() as stack:
-        fleet = Fleet(stack.enter_context(Topology("fs")), tmp_path, site=("c", "g1", "v"))
-        stack.enter_context(fleet.cluster)
-        for node in fleet.nodes:
-            stack.enter_context(node)
-        high = {"name": "high", "when": "memory > 0.0", "do": {"kind": "command", "argv": ["/bin/true"]}}
-        fleet.alloc.sections["policy"] = [high]
-        start(*fleet.collectors, fleet.p1, *fleet.gateways, fleet.v, fleet.alloc)
+    with running("fs", tmp_path, site=("c", "g1", "v")) as fleet:
         until(lambda: profile(fleet), "the verifier has the profile", 40)
         assert {n["name"] for n in network(fleet.p1)["nodes"]} == {"c"}
         until(lambda: fleet.alloc.status()["allocation"]["policies"][0]["fired_at"], "the allocator acts")

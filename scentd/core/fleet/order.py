@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from scentd.config.sections import Verify
+
+MAX_AGE, MAX_FUTURE = Verify().max_age, Verify().max_future  # seconds: which epochs receivers take by default
 LATE = 60.0  # seconds by which a message's date may differ from the receiver's clock
 FORGET = 2 * LATE + 1  # seconds of silence after which a sender may begin anew: what it said before is too late by then
 

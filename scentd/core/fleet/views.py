@@ -15,13 +15,12 @@ import msgspec
 from msgspec import Struct
 
 from scentd.core.allocate.view import PeerView
-from scentd.core.fleet.order import Serial
+from scentd.core.fleet.order import MAX_AGE, MAX_FUTURE, Serial
 from scentd.model import View
 from scentd.prefix import Address
 from scentd.wire import keys, layout, profile
 
 AFFECTED_MAX = 1024  # of one report
-MAX_AGE, MAX_FUTURE = 60.0, 10.0  # seconds, as a verifier by default (wire/README.md section 7)
 
 
 class Report(Struct, frozen=True, array_like=True):

@@ -24,10 +24,11 @@ from scentd.model import IssuedEpoch, Samples, View, Views
 from scentd.roles.fleet.collecting import SampleSender, SampleTaker
 from scentd.roles.fleet.lease_keeper import LeaseKeeper
 from scentd.roles.fleet.post import Post
-from scentd.roles.fleet.signing import OutgoingSender, TwinWatch, steady
+from scentd.roles.fleet.signing import OutgoingSender, TwinWatch
 from scentd.roles.fleet.stamping import OutgoingTaker
 from scentd.roles.fleet.verifying import ReportSender, ReportTaker
 from scentd.roles.profiler import ProfilerRole
+from scentd.system.clock import steady
 from scentd.wire import keys
 
 log = logging.getLogger(__name__)

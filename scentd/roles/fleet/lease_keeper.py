@@ -13,7 +13,7 @@ from nats.js.kv import KeyValue
 
 from scentd.bus.nats import NatsBus, NatsError
 from scentd.core.fleet.lease import RENEW, Lease, LeaseRecord
-from scentd.roles.fleet.signing import steady
+from scentd.system.clock import steady
 
 log = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ from scentd.core.fleet.seal import Kind
 from scentd.core.pairs import Pairs
 from scentd.model import IssuedEpoch
 from scentd.roles.fleet.post import Post
+from scentd.system.clock import steady
 
 GATHER = 0.1  # seconds in which the epochs of a group come together into one batch
 
@@ -136,8 +137,3 @@ class TwinWatch:
             if self._lease.hear(found.instance, found.term, steady()):
                 self._post.counters["second_profiler"] += 1
                 self._yielded(found.instance)
-
-
-def steady() -> float:
-    """Seconds that go on while the machine is suspended: a lease runs out meanwhile."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)

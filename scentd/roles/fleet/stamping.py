@@ -12,7 +12,7 @@ from scentd.config.bus import BusHost
 from scentd.config.sections import Config
 from scentd.core.fleet import batch
 from scentd.core.fleet.batch import Batch, SentEpoch
-from scentd.core.fleet.order import is_late
+from scentd.core.fleet.order import MAX_FUTURE, is_late
 from scentd.core.fleet.seal import Kind
 from scentd.model import IssuedEpoch
 from scentd.roles.fleet.post import Post
@@ -20,7 +20,6 @@ from scentd.wire import keys
 
 log = logging.getLogger(__name__)
 
-MAX_FUTURE = 10.0  # seconds, as receivers take by default: an epoch further ahead of the clock they refuse
 FORGET = 60.0  # seconds without its owner, after which a term counts no more: one of a clock that was wrong is no fence
 
 

@@ -12,16 +12,14 @@ from scentd.bus.nats import VIEWS, NatsBus, subject
 from scentd.config.sections import Config, Peer
 from scentd.control.status import PeerStatus
 from scentd.core import shared
-from scentd.core.allocate.view import PeerView
 from scentd.core.fleet import views
 from scentd.core.fleet.batch import grouped
 from scentd.core.fleet.seal import Kind
 from scentd.core.fleet.views import HostReports, PooledView, Report
-from scentd.core.profile.issue import metric_slots
 from scentd.model import View, Views
-from scentd.prefix import Prefix, prefixes
+from scentd.prefix import Prefix
 from scentd.roles.fleet.post import Post
-from scentd.roles.verifier import profile_status
+from scentd.roles.verifier import new_view, profile_status
 from scentd.wire import keys
 
 AFFECTED_SUM = 16_384  # addresses in one message
@@ -103,7 +101,8 @@ class ReportTaker:
             usable = tuple(text for text in peer.public_keys if text not in revoked)
             self._peers[peer.name] = known = peer, usable, everybody[peer.name]
             if before.get(peer.name) != known:
-                view = PeerView(peer.name, prefixes(peer.addresses), metric_slots(peer.metrics), everybody[peer.name])
+                view = new_view(peer)
+                view.shared = everybody[peer.name]
                 self._views[peer.name] = PooledView(view, list(map(keys.parse_public, usable)))
         self._views = {name: view for name, view in self._views.items() if name in self._peers}
 

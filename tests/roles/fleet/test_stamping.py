@@ -17,8 +17,9 @@ from scentd.core.profile.issue import Issuer, metric_slots
 from scentd.kinds import config_from
 from scentd.model import IssuedEpoch, Statement
 from scentd.roles.fleet.post import Post
-from scentd.roles.fleet.signing import OutgoingSender, TwinWatch, steady
+from scentd.roles.fleet.signing import OutgoingSender, TwinWatch
 from scentd.roles.fleet.stamping import FORGET, OutgoingTaker
+from scentd.system.clock import steady
 from scentd.wire import keys
 
 NET, PEER, PROFILER, GATE, EVE = (keys.identity(bytes((n,)) * 32) for n in range(1, 6))
@@ -92,6 +93,18 @@ BUS = {
 }
 
 
+def issued(*epochs: int, **profiler) -> Wire:
+    """What a profiler sends that issues these epochs of n0, each as an alarm."""
+
+    async def run():
+        made = Profiler(**profiler)
+        for epoch in epochs:
+            made.issue(epoch, alarm=True)
+        return made.wire
+
+    return asyncio.run(run())
+
+
 @pytest.fixture
 def now():
     return int(time.time())
@@ -127,75 +140,44 @@ def test_an_alarm_does_not_wait_and_the_last_ones_stay_with_it(now):
 
 
 def test_an_epoch_is_taken_once_and_none_older(now):
-    async def run(epochs):
-        profiler = Profiler()
-        for epoch in epochs:
-            profiler.issue(epoch, alarm=True)
-        return profiler.wire
-
     gate = Gate()
-    assert gate.take(asyncio.run(run([now, now, now - 3, now + 1]))) == {"taken": 4}
+    assert gate.take(issued(now, now, now - 3, now + 1)) == {"taken": 4}
     assert [e.epoch for e in gate.taken] == [now, now + 1]
 
 
 def test_of_two_profilers_the_one_with_the_newer_term_counts(now):
-    async def run(term, epoch):
-        profiler = Profiler(term)
-        profiler.issue(epoch, alarm=True)
-        return profiler.wire
-
     gate = Gate()
-    gate.take(asyncio.run(run(8, now)))
-    assert gate.take(asyncio.run(run(7, now + 5))) == {"taken": 1, "old_term": 1}
+    gate.take(issued(now, term=8))
+    assert gate.take(issued(now + 5, term=7)) == {"taken": 1, "old_term": 1}
     assert [e.epoch for e in gate.taken] == [now]
 
 
 def test_a_term_of_a_clock_that_was_wrong_is_forgotten(now, monkeypatch):
-    async def run(term, epoch):
-        profiler = Profiler(term)
-        profiler.issue(epoch, alarm=True)
-        return profiler.wire
-
     gate = Gate()
-    gate.take(asyncio.run(run(4_000_000_000, now)))
-    assert gate.take(asyncio.run(run(7, now + 5)))["old_term"] == 1
+    gate.take(issued(now, term=4_000_000_000))
+    assert gate.take(issued(now + 5, term=7))["old_term"] == 1
     later = time.monotonic() + FORGET
     monkeypatch.setattr("scentd.roles.fleet.stamping.time.monotonic", lambda: later)
-    gate.take(asyncio.run(run(7, now + 6)))
+    gate.take(issued(now + 6, term=7))
     assert [e.epoch for e in gate.taken] == [now, now + 6]
 
 
 def test_a_profile_of_another_key_is_not_stamped(now, caplog):
-    async def run():
-        profiler = Profiler()
-        profiler.issue(now, alarm=True)
-        return profiler.wire
-
     gate = Gate(public=EVE.public)
-    assert gate.take(asyncio.run(run())) == {"taken": 1, "wrong_profile": 1}
+    assert gate.take(issued(now)) == {"taken": 1, "wrong_profile": 1}
     assert not gate.taken
     assert "network.public_key" in caplog.text
 
 
 def test_epochs_of_a_clock_that_was_wrong_mute_nobody(now):
-    async def run(epoch):
-        profiler = Profiler()
-        profiler.issue(epoch, alarm=True)
-        return profiler.wire
-
     gate = Gate()
-    assert gate.take(asyncio.run(run(now + 7200)))["future"] == 1
-    gate.take(asyncio.run(run(now)))
+    assert gate.take(issued(now + 7200))["future"] == 1
+    gate.take(issued(now))
     assert [e.epoch for e in gate.taken] == [now]
 
 
 def test_a_recorded_batch_is_late(now, monkeypatch):
-    async def run():
-        profiler = Profiler()
-        profiler.issue(now, alarm=True)
-        return profiler.wire
-
-    wire = asyncio.run(run())
+    wire = issued(now)
     later = time.time() + 61
     monkeypatch.setattr("scentd.roles.fleet.stamping.time.time", lambda: later)
     gate = Gate()
@@ -203,13 +185,8 @@ def test_a_recorded_batch_is_late(now, monkeypatch):
 
 
 def test_what_is_too_old_is_not_stamped(now):
-    async def run():
-        profiler = Profiler()
-        profiler.issue(now - 100, alarm=True)
-        return profiler.wire
-
     gate = Gate()
-    assert gate.take(asyncio.run(run())) == {"taken": 1, "expired": 1}
+    assert gate.take(issued(now - 100)) == {"taken": 1, "expired": 1}
     assert not gate.taken
 
 
@@ -228,12 +205,7 @@ def test_networks_that_are_not_his_to_sign(now):
 
 
 def test_a_twin_raises_the_epochs_and_the_older_lease_yields(now):
-    async def run():
-        twin = Profiler(term=9, instance="two")
-        twin.issue(now, alarm=True)
-        return twin.wire.sent[0][1]
-
-    message = asyncio.run(run())
+    message = issued(now, term=9, instance="two").sent[0][1]
     mine, raised, yielded = Profiler(term=7), [], []
     watch = TwinWatch(mine.post, mine.lease, lambda *epoch: raised.append(epoch), yielded.append)
     watch.take(message)
