@@ -7,7 +7,6 @@ from dataclasses import replace
 import carriers
 import pytest
 import wire_setup
-from bpf_programs import Kernel
 from wire_strategies import TCP4, TCP6, at_epoch
 
 from scentd.wire import ip
@@ -16,14 +15,6 @@ pytestmark = pytest.mark.netns
 
 NOW = wire_setup.EPOCH + 0.5
 ALICE_TO_BOB = 0
-
-
-@pytest.fixture(scope="module")
-def kernel():
-    made = Kernel()
-    made.verify_by()
-    yield made
-    made.close()
 
 
 @pytest.fixture(autouse=True)

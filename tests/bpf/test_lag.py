@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import wire_setup
-from bpf_programs import Kernel
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from wire_strategies import TCP4, TCP6, at_epoch, verdict
@@ -17,14 +16,6 @@ pytestmark = pytest.mark.netns
 EPOCH = wire_setup.EPOCH
 NOW = EPOCH + 0.5
 ALICE_TO_BOB = 0
-
-
-@pytest.fixture(scope="module")
-def kernel():
-    made = Kernel()
-    made.verify_by()
-    yield made
-    made.close()
 
 
 @pytest.fixture(params=(TCP4, TCP6), ids=["IPv4", "IPv6"])
