@@ -1,0 +1,7 @@
+"""The table of kinds of resource: one line a kind."""
+
+from __future__ import annotations
+
+from scentd.act.resources.backend import BackendType
+
+RESOURCES: dict[str, BackendType] = {}
