@@ -291,6 +291,8 @@ class Firing:
     reason: str
     accepted_at: float = 0.0  # when the cause was accepted: the newest profile, or the glance of an alarm
     alarm: bool = False  # this is the first firing since the peer's threat rose
+    repeated: bool = False  # it has fired before since it became true
+    asked: float | None = None  # the amount that the policy asks for, of an action that names a resource
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,6 +309,33 @@ class Desired:
 
 
 @dataclass(frozen=True, slots=True)
+class DesiredAmounts:
+    """What resources should be, by resource and peer: those that have changed."""
+
+    amounts: Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What a back end has seen of its resource."""
+
+    resource: str
+    amounts: Mapping[str, float]  # by peer; who is missing has none
+    drifted: tuple[str, ...] = ()  # peers whose amount somebody else has changed
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """A change of a resource was carried out, or failed."""
+
+    resource: str
+    peer: str
+    amount: float
+    seconds: float
+    failure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """A policy fired, or a desired value was changed or released. Goes to the decision log."""
 
@@ -320,6 +349,20 @@ class Decision:
     after: str
     reason: str  # the expression and the values it saw
     schema: int = SCHEMA
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What became of a metric some intervals after a change for its sake."""
+
+    at: float
+    peer: str
+    policy: str
+    resource: str
+    metric: str
+    before: float
+    after: float
+    trend: Literal["fell", "rose", "unchanged"]
 
 
 @dataclass(frozen=True, slots=True)

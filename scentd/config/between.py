@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from scentd.config.budget import check_budgets
 from scentd.config.origin import check_origins
 from scentd.config.policy import check_policies
 from scentd.config.prometheus_server import check_servers
+from scentd.config.resource import check_resources
 from scentd.config.schema import duplicates
 from scentd.prefix import overlaps
 from scentd.wire import layout
@@ -20,12 +22,17 @@ def check_config(config: Config) -> list[str]:
         *duplicates("network", [n.name for n in config.network]),
         *duplicates("peer", [p.name for p in config.peer]),
         *duplicates("policy", [p.name for p in config.policy]),
+        *duplicates("resource", [r.name for r in config.resource]),
+        *duplicates("budget", [b.name for b in config.budget]),
         *check_claims(config.network),
     ]
     metrics = {*layout.METRICS.values(), *(name for n in config.network for name in n.metrics)}
     problems += check_servers(config.prometheus_server, metrics, any(n.signs for n in config.network))
     private = {name for peer in config.peer for name in peer.metrics}
-    problems += check_policies(config.policy, sorted(p.name for p in config.peer), private)
+    peers = sorted(p.name for p in config.peer)
+    problems += check_policies(config.policy, peers, private, config.resource)
+    problems += check_resources(config.resource, peers)
+    problems += check_budgets(config.budget, config.resource, peers)
     whole = [i for i, n in enumerate(config.network) if n.is_whole_host]
     if whole and len(config.network) > 1:
         problems += [f"network[{i}].addresses: missing; with several networks each names its own" for i in whole]

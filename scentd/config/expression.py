@@ -1,13 +1,14 @@
-"""The language of policies: CEL (Common Expression Language, cel.dev) and `has("item")`.
+"""The language of policies: CEL (Common Expression Language, cel.dev), `has("item")`, and a few functions of numbers.
 
 `compile` makes a program of an expression; `check` finds the mistakes of policies when a configuration is loaded.
-core/allocate/decide.py sets the variables, and explains them.
+core/allocate/rule.py sets the variables, and core/allocate/decide.py explains them.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from scentd.config.schema import suggestion
@@ -15,9 +16,28 @@ from scentd.wire import layout
 
 LENGTH_MAX = 1000  # characters; the CEL parser overflows its stack on chains of some 20,000 operators
 NUMBERS = ("overall", "load", "age", "interval", "epoch")  # besides the metrics
+BOUNDS = ("current", "minimum", "maximum")  # of the resource that a policy asks for
 HAS_FUNCTION = "Has"  # the name of has("...") in the compiled program
 RENAMINGS = {"network": "peer"}  # old names of variables -> new ones
-FUNCTIONS = ("has", "size", "int", "double", "string", "contains", "startsWith", "endsWith", "matches", "type")
+AMOUNT_FUNCTIONS: Mapping[str, Callable[..., float]] = {
+    "ceil": lambda x: float(math.ceil(x)),
+    "floor": lambda x: float(math.floor(x)),
+    "min": lambda *xs: float(min(xs)),
+    "max": lambda *xs: float(max(xs)),
+}
+FUNCTIONS = (
+    *AMOUNT_FUNCTIONS,
+    "has",
+    "size",
+    "int",
+    "double",
+    "string",
+    "contains",
+    "startsWith",
+    "endsWith",
+    "matches",
+    "type",
+)
 
 # In CEL has() is a macro that takes only a field; ours takes text. HAS_FUNCTION is as long as "has", so the columns in
 # error messages stay right. The pattern matches literals and comments first, so that they stay as they are.
@@ -46,9 +66,14 @@ def compile(when: str) -> Any:
     if len(when) > LENGTH_MAX:
         raise ValueError(f"{len(when)} characters; at most {LENGTH_MAX}, so make two policies of it")
     try:
-        return cel.compile(HAS.sub(lambda m: m["keep"] or HAS_FUNCTION, when))
+        return cel.compile(compiled_text(when))
     except ValueError as error:
         raise ValueError(syntax_error(str(error))) from None
+
+
+def compiled_text(when: str) -> str:
+    """The expression as CEL gets it."""
+    return HAS.sub(lambda m: m["keep"] or HAS_FUNCTION, when)
 
 
 def syntax_error(message: str) -> str:
@@ -65,13 +90,19 @@ def syntax_error(message: str) -> str:
     return f"{'' if line == '1' else f'line {line}, '}column {column}: {what}"
 
 
-def check(expressions: Sequence[str], private_metrics: Collection[str]) -> list[str]:
-    """Mistakes in the policies' expressions, in the order of the policies, each as "policy[i].when: what".
+def known_variables(private_metrics: Collection[str]) -> list[str]:
+    """Those of every policy. `private_metrics`: the names that the peers' `metrics` give to private slots."""
+    return sorted({*layout.METRICS.values(), *private_metrics, *NUMBERS, "peer"})
 
-    `private_metrics` are the names that the peers' `metrics` give to private slots.
-    """
-    known = sorted({*layout.METRICS.values(), *private_metrics, *NUMBERS, "peer"})
-    return [f"policy[{i}].when: {mistake}" for i, when in enumerate(expressions) for mistake in check_when(when, known)]
+
+def check_when(when: str, known: Sequence[str]) -> list[str]:
+    """Mistakes of an expression that is to say whether a policy holds."""
+    return check(when, known, bool, "true or false; compare it with something, e.g. cpu > 0.8")
+
+
+def check_amount(to: str, known: Sequence[str]) -> list[str]:
+    """Mistakes of an expression that is to give an amount."""
+    return check(to, known, float, 'a number; write e.g. "ceil(current * cpu / 0.7)"')
 
 
 def check_peers(names: Sequence[str], peers: Sequence[str]) -> list[str]:
@@ -83,9 +114,10 @@ def check_peers(names: Sequence[str], peers: Sequence[str]) -> list[str]:
     ]
 
 
-def check_when(when: str, known: Sequence[str]) -> list[str]:
+def check(text: str, known: Sequence[str], kind: type, wanted: str) -> list[str]:
+    """Mistakes of an expression over the variables `known` that must give a `kind`; `wanted` says so to people."""
     try:
-        program = compile(when)
+        program = compile(text)
     except ValueError as error:
         return [str(error)]
     used = program.references()
@@ -95,25 +127,33 @@ def check_when(when: str, known: Sequence[str]) -> list[str]:
     names = sorted(v for v in used["variables"] if v not in known and v not in FUNCTIONS)
     problems = [f"no such function: {f}{suggestion(f, FUNCTIONS)}" for f in calls]
     problems += [f"unknown variable: {v}{renaming(v) or suggestion(v, known)}" for v in names]
-    return problems or trial(program, known)
+    return problems or trial(program, known, kind, wanted)
 
 
-def trial(program: Any, known: Sequence[str]) -> list[str]:
+def trial(program: Any, known: Sequence[str], kind: type, wanted: str) -> list[str]:
     """Mistakes of type, which show when the expression is evaluated on sample values."""
     for number in (0.0, 0.4, 1.0):
         for contained in (True, False):
             values: dict[str, Any] = {
                 **dict.fromkeys(known, number),
+                **AMOUNT_FUNCTIONS,
                 "peer": "n",
                 HAS_FUNCTION: lambda _, c=contained: c,
             }
             try:
                 result = program.execute(values)
             except (ValueError, TypeError, RuntimeError) as error:
+                if "OverflowError" in str(error) or "cannot convert float NaN" in str(error):
+                    continue  # ceil() of a division by a sample value of zero
                 way_out = "write numbers as 1.0, not 1" if isinstance(error, TypeError) else "see the CEL specification"
                 return [f"{str(error).split('. ')[0]}; {way_out}"]
             except ArithmeticError:
                 continue
-            if not isinstance(result, bool):
-                return [f"gives {result!r}, not true or false; compare it with something, e.g. cpu > 0.8"]
+            if not is_a(kind, result):
+                return [f"gives {result!r}, not {wanted}"]
     return []
+
+
+def is_a(kind: type, result: object) -> bool:
+    """Whether a result is a bool, or for `float` a number and no bool."""
+    return type(result) is bool if kind is bool else type(result) in (int, float)

@@ -27,6 +27,12 @@ Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
 Kinds = Mapping[str, Mapping[str, type["Table"]]]  # by table ("source", "action"), then by kind: the section's type
 
 
+GONE = {  # kinds of earlier versions, by their table
+    ("action", "bandwidth"): 'rates are resources now: write [[resource]] with kind = "bandwidth" (minimum and maximum '
+    'in the place of floor and ceiling), and here kind = "amount" with resource = its name, and by = the step'
+}
+
+
 class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of every section: immutable, and an unknown key is an error."""
 
@@ -52,7 +58,7 @@ def convert(data: Any, kind: Any, path: str, problems: list[str], kinds: Kinds) 
     kind, extra = unwrap(kind)
     if "kinds" in extra:
         variants = kinds[extra["kinds"]]
-        struct = pick_kind(data, variants, path, problems) if isinstance(data, dict) else Table
+        struct = pick_kind(data, extra["kinds"], variants, path, problems) if isinstance(data, dict) else Table
         return None if struct is None else convert_struct(data, struct, path, problems, kinds)
     if isinstance(kind, type) and issubclass(kind, Table):
         return convert_struct(data, kind, path, problems, kinds)
@@ -131,11 +137,14 @@ def members(struct: type[Table]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def pick_kind(
-    data: dict[str, Any], variants: Mapping[str, type[Table]], path: str, problems: list[str]
+    data: dict[str, Any], table: str, variants: Mapping[str, type[Table]], path: str, problems: list[str]
 ) -> type[Table] | None:
     tag = data.get("kind")
     if isinstance(tag, str) and tag in variants:
         return variants[tag]
+    if isinstance(tag, str) and (table, tag) in GONE:
+        problems.append(f"{join(path, 'kind')}: {GONE[table, tag]}")
+        return None
     choices = ", ".join(f'"{t}"' for t in variants)
     problems.append(f"{join(path, 'kind')}: {'missing' if tag is None else f'unknown: {tag!r}'}; one of {choices}")
     return None

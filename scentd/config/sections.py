@@ -11,13 +11,16 @@ from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta
 
+from scentd.config.allocator import AllocatorSettings
 from scentd.config.between import check_config
+from scentd.config.budget import Budget
 from scentd.config.bus import Bus, check_bus
 from scentd.config.node import Aggregation, Node, NodeName, Role, check_nodes
 from scentd.config.origin import check_origin
 from scentd.config.policy import Policy
 from scentd.config.prometheus_server import PrometheusServer
 from scentd.config.regions import check_regions
+from scentd.config.resource import Resource
 from scentd.config.schema import Name, Table, check_prefixes, of_kind, suggestion
 from scentd.config.units import Seconds
 from scentd.wire import keys, layout
@@ -248,6 +251,9 @@ class Config(Table):
     network: list[Network] = []
     peer: list[Peer] = []
     prometheus_server: list[PrometheusServer] = []
+    allocator: AllocatorSettings = AllocatorSettings()
+    resource: list[Annotated[Resource, of_kind("resource")]] = []
+    budget: list[Budget] = []
     policy: list[Policy] = []
     bus: Bus = Bus()
 

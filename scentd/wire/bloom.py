@@ -6,6 +6,7 @@ one epoch is not one in the next. Double hashing after Kirsch and Mitzenmacher, 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 
 import mmh3
@@ -33,7 +34,14 @@ def make(items: Iterable[str], epoch: int) -> bytes:
 
 def contains(bloom: bytes, epoch: int, item: str) -> bool:
     """Whether the item may be in the filter. For an item that is in the filter, never False."""
-    return has_item(to_bits(bloom), epoch, item)
+    bits = mask(item, epoch)
+    return int.from_bytes(bloom, "big") & bits == bits
+
+
+@functools.lru_cache(16384)
+def mask(item: str, epoch: int) -> int:
+    """The item's bits as a number. Remembered: networks whose profiles are of one epoch are asked the same items."""
+    return sum(1 << BITS - 1 - position for position in positions(item, epoch))
 
 
 def to_bits(bloom: bytes) -> bitarray:

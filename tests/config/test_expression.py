@@ -25,8 +25,9 @@ def test_only_the_name_is_rewritten(text):
 
 @given(st.text(max_size=60) | st.text(alphabet="cpu has(\"')0.1<>&|!?:[]{},+-*/%=\n", max_size=60))
 def test_check_never_raises(text):
-    for problem in expression.check([text], set()):
-        assert problem.startswith("policy[0].when: ")
+    known = expression.known_variables(set())
+    for problem in [*expression.check_when(text, known), *expression.check_amount(text, known)]:
+        assert problem
         assert "\n" not in problem
 
 
@@ -49,9 +50,28 @@ def test_check_never_raises(text):
     ],
 )
 def test_check_names_the_mistake(text, problem):
-    assert expression.check(["cpu > 0.8", text], set()) == [f"policy[1].when: {problem}"]
+    assert expression.check_when(text, expression.known_variables(set())) == [problem]
 
 
 def test_check_knows_private_metrics_():
-    assert expression.check(["queue_depth > 0.5 && memory < 0.5"], {"queue_depth"}) == []
-    assert "queue_depth" in expression.check(["queue_depth > 0.5"], set())[0]
+    known = expression.known_variables({"queue_depth"})
+    assert expression.check_when("queue_depth > 0.5 && memory < 0.5", known) == []
+    assert "queue_depth" in expression.check_when("queue_depth > 0.5", expression.known_variables(set()))[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "problems"),
+    [
+        ("ceil(current * cpu / 0.7)", []),
+        ("load > 0.8 ? 0 : 3", []),
+        ("min(maximum, max(minimum, floor(current / cpu)))", []),
+        ("4", []),
+        ("current * cpu > 1.0", ['gives False, not a number; write e.g. "ceil(current * cpu / 0.7)"']),
+        ("current + 1", ["Unsupported operation: float + int; write numbers as 1.0, not 1"]),
+        ("ceil(current * cpuu)", ["unknown variable: cpuu; did you mean cpu?"]),
+        ("round(current)", None),
+    ],
+)
+def test_amounts_are_numbers(text, problems):
+    found = expression.check_amount(text, [*expression.known_variables(set()), *expression.BOUNDS])
+    assert found == problems if problems is not None else found[0].startswith("no such function: round")

@@ -9,7 +9,10 @@ doubles, except `peer` (text):
     age             seconds since the profile came in (older ones: plus the epochs between)
     interval epoch  as the profile states them
 
-and `has("role=db;metric=cpu;level=high")` asks the profile's Bloom filter.
+and `has("role=db;metric=cpu;level=high")` asks the profile's Bloom filter. If the action names a resource, there are
+
+    current                what serves the peer now
+    minimum maximum        of the resource
 
 Rules that are not in the expression:
 
@@ -22,32 +25,33 @@ Rules that are not in the expression:
   unless the expression uses `age`. Without this rule a quarantine would renew itself for ever, because it cuts
   off the very packets that would end it.
 * A policy fires at most once for each statement. It fires when it becomes true and has been true for `for`. While it
-  stays true, level-triggered actions (quarantine, bandwidth) fire again for each newer epoch; edge actions
+  stays true, level-triggered actions (quarantine, amount) fire again for each newer epoch; edge actions
   (command, webhook) do so only if they have a `cooldown`, and after it. A quarantine also fires when a node
-  joins the affected ones.
+  joins the affected ones. An amount fires only if it is another one than before.
+* Policies are looked at when a profile, a glance or a node is new, and when their own time has come (`due`).
 """
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from scentd.config import expression
 from scentd.config.policy import Policy
-from scentd.core.allocate.actions import action_of
-from scentd.model import Firing, Profile, Sender, View
-from scentd.wire import bloom, layout
+from scentd.core.allocate.amounts import Amounts
+from scentd.core.allocate.entry import Wish
+from scentd.core.allocate.rule import Evaluation, Facts, Rule, Verdict
+from scentd.model import Firing, Sender, View
 
-STALE_INTERVALS = 3
-STALE_MIN = 10.0
-GLANCE_STEP = 1 / layout.GLANCE_MAX + 1e-9
+AGE_SECONDS = 1.0  # how often an expression that uses `age` is looked at while no profile comes
 OUTCOMES = (
     "fired",
     "waiting",  # true, but for less time than `for`
     "cooling",  # true, in the pause after it fired
-    "already",  # true, and it has fired for this statement
+    "already",  # true, and it has fired for this statement, or asks for what it has asked for
     "nothing-affected",  # true, and no node to quarantine
+    "no-amount",  # true, and the expression of `to` gives no number
     "false",
     "unknown",  # a value that the profile does not state
     "too-few-profiles",
@@ -86,110 +90,53 @@ class PolicyState:
     fired_at: float | None = None
     fired_epoch: int | None = None  # the epoch of the last firing since the policy became true
     fired_targets: frozenset[Sender] = frozenset()
+    asked: float | None = None  # the amount that it wants, if it wants one for as long as it holds
 
     def cooling(self, now: float, cooldown: float) -> bool:
         return self.fired_at is not None and now - self.fired_at < cooldown
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """The result of an expression on one or more profiles."""
-
-    outcome: str  # true, or one of OUTCOMES
-    detail: str = ""
-    values: dict[str, float | str | bool] | None = None
-    reason: str = ""
-
-
-class Rule:
-    """A policy, compiled. Raises ValueError if its expression is not CEL."""
-
-    def __init__(self, policy: Policy) -> None:
-        self.policy = policy
-        self.program = expression.compile(policy.when)
-        self.variables = tuple(self.program.references()["variables"])
-
-    def evaluate_view(self, view: View, now: float) -> Evaluation:
-        """Whether the policy holds: its expression is true on `matches` of the last `profiles` profiles."""
-        policy, newest = self.policy, view.profile
-        if "age" not in self.variables and age(view, now) > max(STALE_INTERVALS * newest.interval, STALE_MIN):
-            return Evaluation("stale", f"last profile {age(view, now):.0f} s ago", {}, policy.when)
-        window = view.profiles[: policy.profiles]
-        true_count, best, first = 0, None, None
-        for i, profile in enumerate(window):
-            evaluation = self.evaluate_profile(variables(view, profile, now), profile)
-            first = first or evaluation
-            true_count += evaluation.outcome == "true"
-            best = best or (evaluation if evaluation.outcome == "true" else None)
-            if true_count == policy.matches or true_count + len(window) - i - 1 < policy.matches:
-                break
-        assert first is not None  # a View has at least one profile
-        chosen = best or first
-        reason = f"{policy.when} [{format_values(chosen.values or {})}]"
-        if policy.profiles > 1:
-            reason += f", in {true_count} of the last {len(window)} profiles"
-        if true_count == policy.matches:
-            return Evaluation("true", "", chosen.values, reason)
-        if len(window) < policy.matches:
-            return Evaluation("too-few-profiles", f"{len(window)} of {policy.matches}", chosen.values, reason)
-        outcome = "false" if first.outcome == "true" else first.outcome
-        return Evaluation(outcome, first.detail, chosen.values, reason)
-
-    def evaluate_profile(self, values: dict[str, float | str], profile: Profile) -> Evaluation:
-        seen: dict[str, float | str | bool] = {name: values[name] for name in self.variables if name in values}
-
-        def has(item: str) -> bool:
-            contained = bloom.contains(profile.bloom, profile.epoch, item)
-            seen[f'has("{item}")'] = contained
-            return contained
-
-        try:
-            result = self.program.execute({**values, expression.HAS_FUNCTION: has})
-        except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
-            missing = [name for name in self.variables if name not in values]
-            if missing:
-                return Evaluation("unknown", f"unknown: {', '.join(missing)}", seen)
-            return Evaluation("error", str(error).split("\n")[0][:200], seen)
-        return Evaluation("true" if result is True else "false", "", seen)
-
-
 class Decider:
     """Applies the policies to one view after the other. Keeps state only of policies that are true or cooling down."""
 
-    def __init__(self, policies: Sequence[Policy]) -> None:
-        self._rules = [Rule(p) for p in policies]
+    def __init__(self, policies: Sequence[Policy], amounts: Amounts) -> None:
+        self._amounts = amounts
         self._states: dict[tuple[str, str], PolicyState] = {}
-        self._counts: Counter[tuple[str, str]] = Counter()
+        self._counts: dict[str, Counter[str]] = {}
         self._fired_at: dict[tuple[str, str], float] = {}  # the last firing, by policy and peer
+        self._due: list[tuple[float, str]] = []
+        self._due_at: dict[str, float] = {}  # by peer the earliest of its times in _due
+        self._unsaved: set[tuple[str, str]] = set()
+        self._use([Rule(p, amounts.resources) for p in policies])
 
     def decide(self, view: View, now: float) -> list[Firing]:
         """The firings for this peer now. `now` is Unix seconds, the clock of received_at."""
-        firings = []
+        facts, firings = Facts(view, now), []
         for rule in self._rules_for(view.peer):
-            key = rule.policy.name, view.peer
-            evaluation = rule.evaluate_view(view, now)
-            targets = action_of(rule.policy.do).targets(rule.policy.do, view)
-            state, outcome, _ = step(self._state(key, now), rule.policy, evaluation, targets, view.profile.epoch, now)
-            self._counts[rule.policy.name, outcome] += 1
-            if key in self._fired_at:
-                self._fired_at[key] = min(self._fired_at[key], now)
-            if state is None:
-                self._states.pop(key, None)
-            else:
-                self._states[key] = state
-            if outcome == "fired":
-                last_firing = self._fired_at.get(key, 0.0)
-                self._fired_at[key] = now
-                firings.append(make_firing(rule.policy, view, evaluation, targets, last_firing, now))
+            firing = self._apply(rule, facts)
+            if firing is not None:
+                firings.append(firing)
         return firings
+
+    def due(self, now: float) -> list[str]:
+        """The peers of which a policy may stand otherwise now although nothing new is known of them."""
+        peers = []
+        while self._due and self._due[0][0] <= now:
+            at, peer = heapq.heappop(self._due)
+            if self._due_at.get(peer) == at:
+                del self._due_at[peer]
+                peers.append(peer)
+        return peers
 
     def explain(self, view: View, now: float) -> list[Assessment]:
         """How each policy stands for this peer. It changes no state."""
-        assessments = []
+        facts, assessments = Facts(view, now), []
         for rule in self._rules_for(view.peer):
-            evaluation, targets = rule.evaluate_view(view, now), action_of(rule.policy.do).targets(rule.policy.do, view)
-            state = self._state((rule.policy.name, view.peer), now)
-            _, outcome, detail = step(state, rule.policy, evaluation, targets, view.profile.epoch, now)
+            bounds = self._bounds(rule, view.peer)
+            evaluation = rule.evaluate_view(facts, bounds)
+            verdict = Verdict(evaluation.outcome, evaluation.detail)
+            before = self._state((rule.policy.name, view.peer), now)
+            _, outcome, detail = self._step(rule, facts, bounds, verdict, before)
             assessments.append(
                 Assessment(rule.policy.name, view.peer, view.profile.epoch, outcome, detail, evaluation.reason)
             )
@@ -204,7 +151,7 @@ class Decider:
         return [
             Standing(
                 rule.policy.name,
-                {o: n for o in OUTCOMES if (n := self._counts[rule.policy.name, o])},
+                {o: n for o in OUTCOMES if (n := self._counts[rule.policy.name][o])},
                 true[rule.policy.name],
                 last.get(rule.policy.name),
             )
@@ -216,40 +163,134 @@ class Decider:
         self._states = {key: state for key, state in self._states.items() if key[1] in peers}
         self._fired_at = {key: at for key, at in self._fired_at.items() if key[1] in peers}
 
-    def reload(self, policies: Sequence[Policy]) -> None:
+    def reload(self, policies: Sequence[Policy], amounts: Amounts) -> None:
         """Take new policies; unchanged ones keep their state. Raises ValueError before it changes anything."""
         same = {r.policy.name for r in self._rules if r.policy in policies}
-        self._rules = [Rule(p) for p in policies]
-        names = {p.name for p in policies}
+        self._use([Rule(p, amounts.resources) for p in policies])
+        self._amounts = amounts
         self._states = {key: state for key, state in self._states.items() if key[0] in same}
-        self._counts = Counter({key: n for key, n in self._counts.items() if key[0] in names})
-        self._fired_at = {key: at for key, at in self._fired_at.items() if key[0] in names}
+        self._fired_at = {key: at for key, at in self._fired_at.items() if key[0] in self._counts}
+
+    def take_unsaved(self) -> dict[tuple[str, str], PolicyState | None]:
+        """By policy and peer the states that changed since the last call; None: there is none any more."""
+        keys, self._unsaved = self._unsaved, set()
+        return {key: self._states.get(key) for key in keys}
+
+    def restore(self, states: Mapping[tuple[str, str], PolicyState]) -> None:
+        """Take over what an earlier run has known, of policies that are still configured."""
+        self._states = {key: state for key, state in states.items() if key[0] in self._counts} | self._states
+        for key, state in self._states.items():
+            if state.fired_at is not None:
+                self._fired_at.setdefault(key, state.fired_at)
+
+    # -- one rule, one view --------------------------------------------------
+
+    def _use(self, rules: Sequence[Rule]) -> None:
+        self._rules = rules
+        self._counts = {r.policy.name: self._counts.get(r.policy.name, Counter()) for r in rules}
+        self._for_all = [r for r in rules if r.policy.peer == "*"]
+        named = {r.policy.peer for r in rules} - {"*"}
+        self._for_one = {peer: [r for r in rules if r.policy.peer in ("*", peer)] for peer in named}
+
+    def _rules_for(self, peer: str) -> Sequence[Rule]:
+        return self._for_one.get(peer, self._for_all)
+
+    def _bounds(self, rule: Rule, peer: str) -> Mapping[str, float]:
+        return self._amounts.bounds(rule.request.resource.name, peer) if rule.request is not None else {}
 
     def _state(self, key: tuple[str, str], now: float) -> PolicyState | None:
         """Of a policy and a peer. A clock that was set back to before the last firing brings its pause back, once."""
         last_firing = self._fired_at.get(key, now)
         return self._states.get(key) or (PolicyState(fired_at=last_firing) if last_firing > now else None)
 
-    def _rules_for(self, peer: str) -> list[Rule]:
-        return [r for r in self._rules if r.policy.peer in ("*", peer)]
+    def _apply(self, rule: Rule, facts: Facts) -> Firing | None:
+        policy, view, now = rule.policy, facts.view, facts.now
+        key = policy.name, view.peer
+        bounds = self._bounds(rule, view.peer)
+        verdict, before = rule.outcome(facts, bounds), self._state(key, now)
+        if rule.uses_age:
+            self._wake(view.peer, now + AGE_SECONDS)
+        if before is None and verdict.outcome != "true":  # so it is nearly always
+            self._counts[policy.name][verdict.outcome] += 1
+            return None
+        state, outcome, _ = self._step(rule, facts, bounds, verdict, before)
+        self._counts[policy.name][outcome] += 1
+        if key in self._fired_at:
+            self._fired_at[key] = min(self._fired_at[key], now)
+        if state != before:
+            self._unsaved.add(key)
+        if state is None:
+            self._states.pop(key, None)
+        else:
+            self._states[key] = state
+            self._wake(view.peer, next_look(state, policy, outcome, rule.stale_at(view)))
+        if verdict.outcome != "true" and rule.request is not None and not policy.dry_run:
+            self._amounts.withdraw(policy.name, rule.request.resource.name, view.peer)
+        if outcome != "fired":
+            return None
+        last_firing = self._fired_at.get(key, 0.0)
+        self._fired_at[key] = now
+        firing = make_firing(rule, facts, rule.evaluate_view(facts, bounds), last_firing)
+        firing = replace(firing, repeated=before is not None and before.fired_epoch is not None)
+        if rule.request is not None:
+            firing = replace(firing, asked=rule.asked(facts, bounds))
+            self._wish(rule, firing)
+        return firing
+
+    def _step(
+        self, rule: Rule, facts: Facts, bounds: Mapping[str, float], verdict: Verdict, state: PolicyState | None
+    ) -> tuple[PolicyState | None, str, str]:
+        """As step(); of an action that asks for an amount, what it asks for counts, too."""
+        asked = rule.asked(facts, bounds) if rule.request is not None and verdict.outcome == "true" else None
+        if asked is not None and state is not None and state.asked == asked:
+            return state, "already", "wants this amount already"
+        targets = rule.action.targets(rule.policy.do, facts.view) if rule.action.needs_targets else ()
+        after, outcome, detail = step(state, rule, verdict, targets, facts.view.profile.epoch, facts.now)
+        if outcome != "fired" or rule.request is None or after is None:
+            return after, outcome, detail
+        if asked is None:
+            return replace(state or PolicyState(), since=after.since), "no-amount", "its expression gives no number"
+        return replace(after, asked=asked if rule.request.timeout is None else None), outcome, detail
+
+    def _wish(self, rule: Rule, firing: Firing) -> None:
+        if rule.policy.dry_run or rule.request is None or firing.asked is None:
+            return
+        timeout, resource = rule.request.timeout, rule.request.resource.name
+        until = firing.at + timeout if timeout is not None else float("inf")
+        wish = Wish(firing.asked, rule.policy.purpose, until, firing.epoch, firing.reason)
+        self._amounts.wish(rule.policy.name, resource, firing.peer, wish)
+
+    def _wake(self, peer: str, at: float) -> None:
+        if at < self._due_at.get(peer, float("inf")):
+            self._due_at[peer] = at
+            heapq.heappush(self._due, (at, peer))
+
+
+def next_look(state: PolicyState, policy: Policy, outcome: str, stale_at: float) -> float:
+    """When a policy that is true, or cooling down, may stand otherwise by time alone."""
+    if outcome == "waiting" and state.since is not None:
+        return state.since + policy.hold
+    if outcome == "cooling" and state.fired_at is not None:
+        return state.fired_at + policy.cooldown
+    return stale_at + 0.001  # at `stale_at` it is not stale yet
 
 
 def step(
     state: PolicyState | None,
-    policy: Policy,
-    evaluation: Evaluation,
+    rule: Rule,
+    verdict: Verdict,
     targets: tuple[Sender, ...],
     epoch: int,
     now: float,
 ) -> tuple[PolicyState | None, str, str]:
     """(the next state, the outcome, its detail). The policy fires if the outcome is "fired"."""
-    action, state = action_of(policy.do), state or PolicyState()
+    action, policy, state = rule.action, rule.policy, state or PolicyState()
     if state.fired_at is not None and state.fired_at > now:
         state = replace(state, fired_at=now)  # the clock was set back: the pause begins anew
     cooling = state.cooling(now, policy.cooldown)
-    if evaluation.outcome != "true":
+    if verdict.outcome != "true":
         kept = PolicyState(fired_at=state.fired_at) if cooling else None
-        return kept, evaluation.outcome, evaluation.detail
+        return kept, verdict.outcome, verdict.detail
     if state.since is None or state.since > now:
         state = replace(state, since=now)
     duration = now - (state.since or 0.0)
@@ -266,52 +307,18 @@ def step(
     return replace(state, fired_at=now, fired_epoch=epoch, fired_targets=frozenset(targets)), "fired", ""
 
 
-def make_firing(
-    policy: Policy, view: View, evaluation: Evaluation, targets: tuple[Sender, ...], last_firing: float, now: float
-) -> Firing:
+def make_firing(rule: Rule, facts: Facts, evaluation: Evaluation, last_firing: float) -> Firing:
     """`last_firing`: when the policy last fired for this peer; 0.0 if it never did."""
+    view, policy = facts.view, rule.policy
     alarm = view.alarm_at > last_firing and "threat" in (evaluation.values or {})
     return Firing(
-        at=now,
+        at=facts.now,
         policy=policy,
         peer=view.peer,
         epoch=view.profile.epoch,
-        targets=targets,
+        targets=rule.action.targets(policy.do, view),
         values=evaluation.values or {},
         reason=evaluation.reason,
         accepted_at=view.alarm_at if alarm else view.received_at,
         alarm=alarm,
     )
-
-
-def age(view: View, now: float) -> float:
-    return max(0.0, now - view.received_at)
-
-
-def variables(view: View, profile: Profile, now: float) -> dict[str, float | str]:
-    """The variables of an expression on this profile. A value that the profile does not state has no variable."""
-    newest = view.profile
-    values: dict[str, float | str] = {
-        **profile.levels,
-        "threat": profile.threat,
-        "age": age(view, now) + (newest.epoch - profile.epoch),
-        "interval": float(profile.interval),
-        "epoch": float(profile.epoch),
-        "peer": view.peer,
-    }
-    if profile.overall is not None:
-        values["overall"] = profile.overall
-    if profile is newest:
-        values["load"] = view.glance_load
-        if view.glance_threat > profile.threat + GLANCE_STEP:
-            values["threat"] = view.glance_threat
-    elif profile.overall is not None:
-        values["load"] = profile.overall
-    return values
-
-
-def format_values(values: dict[str, float | str | bool]) -> str:
-    def text(value: float | str | bool) -> str:
-        return str(value).lower() if isinstance(value, bool) else value if isinstance(value, str) else f"{value:.10g}"
-
-    return ", ".join(f"{name}={text(value)}" for name, value in values.items())

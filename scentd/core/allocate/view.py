@@ -26,6 +26,7 @@ class PeerView:
         self.peer = peer
         self.prefixes = prefixes
         self.shared = shared
+        self.has_news = False  # profile, glance or a node, since somebody set it to False
         self._pseudonym_key = b""  # of the newest profile
         self._names = {slot: name for name, slot in slots.items()}
         self._bits = bloom.to_bits(bytes(layout.BLOOM_LEN))
@@ -45,6 +46,7 @@ class PeerView:
         if epoch < self._glance_epoch:
             return False
         changed = (load, threat) != self._glance
+        self.has_news |= changed
         if threat < ALARM_THREAT:
             self._alarm_at = 0.0
         elif threat > self._glance[1]:
@@ -62,6 +64,7 @@ class PeerView:
             return None
         levels = {self._names[slot]: value for slot, value in body.levels.items() if slot in self._names}
         newest = Profile(self.peer, body.epoch, body.interval, body.overall, levels, body.bloom)
+        self.has_news = True
         self._profiles = (newest, *self._profiles[: HISTORY - 1])
         self._received_at, self._signed = now, signed
         if pseudonym_key != self._pseudonym_key:
@@ -75,6 +78,7 @@ class PeerView:
         """Record source addresses. Beyond MAX_NODES the node whose last packet is oldest goes: none can hide."""
         for packed in addresses:
             node = ip_address(packed)
+            self.has_news |= node not in self._nodes
             self._nodes.pop(node, None)
             self._nodes[node] = now
             if len(self._nodes) > MAX_NODES:

@@ -5,15 +5,18 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from scentd.config.policy import Policy
-from scentd.core.allocate.actions.bandwidth import BandwidthAction
+from scentd.config.resource import Resource
+from scentd.core.allocate.actions.amount import AmountAction
 from scentd.core.allocate.actions.command import CommandAction
 from scentd.core.allocate.actions.quarantine import QuarantineAction
+from scentd.core.allocate.amounts import Amounts
 from scentd.core.allocate.decide import Decider, Standing
 from scentd.model import Profile, View
 from scentd.wire import bloom
 
 COMMAND = CommandAction(argv=["/bin/true"])
-WIDEN = BandwidthAction(interface="eth0", step=1e6, floor=1e6, ceiling=5e6)
+RATE = Resource(name="rate", minimum=0.0, maximum=50.0)
+WIDEN = AmountAction(resource="rate", by=10)
 NODE = QuarantineAction()
 
 
@@ -29,6 +32,16 @@ def view(*profiles, at=0.0, **more):
     return View("a", profiles or (profile(cpu=0.9),), received_at=at, **more)
 
 
+def amounts_of(observed=10.0):
+    amounts = Amounts([RATE], [], ["a"])
+    amounts.observe("rate", {"a": observed}, (), 0.0)
+    return amounts
+
+
+def decider_of(policies, amounts=None):
+    return Decider(policies, amounts or amounts_of())
+
+
 def outcome(decider, seen, now=0.0):
     return decider.explain(seen, now)[0].outcome
 
@@ -41,7 +54,7 @@ def fires(decider, seen, now=0.0):
 
 
 def test_a_firing_says_what_it_saw():
-    (firing,) = Decider([policy('cpu > 0.8 && has("region=eu-west")')]).decide(
+    (firing,) = decider_of([policy('cpu > 0.8 && has("region=eu-west")')]).decide(
         view(profile(cpu=0.84, items=["region=eu-west"])), 1.0
     )
     assert firing.values == {"cpu": 0.84, 'has("region=eu-west")': True}
@@ -73,7 +86,7 @@ def test_a_firing_says_what_it_saw():
 )
 def test_variables_and_has(expression):
     seen = view(profile(cpu=0.9, queue_depth=0.7, items=["x=1"]), glance_load=1 / 3)
-    assert fires(Decider([policy(expression)]), seen, 3.0) == 1
+    assert fires(decider_of([policy(expression)]), seen, 3.0) == 1
 
 
 # --- what is not known
@@ -83,7 +96,7 @@ def test_variables_and_has(expression):
     "expression", ["memory > 0.1", "!(memory > 0.1)", "memory != 0.5 && cpu > 0.8", "overall >= 0.0"]
 )
 def test_an_unknown_value_does_not_hold_and_is_named(expression):
-    decider, seen = Decider([policy(expression)]), view(profile(cpu=0.9, overall=None))
+    decider, seen = decider_of([policy(expression)]), view(profile(cpu=0.9, overall=None))
     assert decider.decide(seen, 0.0) == []
     (stands,) = decider.explain(seen, 0.0)
     assert (stands.outcome, stands.detail) == (
@@ -94,23 +107,23 @@ def test_an_unknown_value_does_not_hold_and_is_named(expression):
 
 
 def test_what_is_known_may_decide_alone():
-    assert fires(Decider([policy("memory > 0.1 || cpu > 0.8")]), view()) == 1
+    assert fires(decider_of([policy("memory > 0.1 || cpu > 0.8")]), view()) == 1
 
 
 def test_a_failing_expression_is_an_outcome():
-    assert outcome(Decider([policy("int(cpu * 0.1) / int(cpu * 0.1) == 1")]), view()) == "error"
+    assert outcome(decider_of([policy("int(cpu * 0.1) / int(cpu * 0.1) == 1")]), view()) == "error"
 
 
 def test_a_silent_network_makes_no_policy_hold_but_one_that_asks_for_age():
     seen, old = view(profile(cpu=0.9, interval=5)), 15.1
-    assert fires(Decider([policy()]), seen, 15.0) == 1
-    assert outcome(Decider([policy()]), seen, old) == "stale"
-    assert fires(Decider([policy("age > 15.0")]), seen, old) == 1
-    assert fires(Decider([policy()]), view(profile(cpu=0.9, interval=1)), 10.0) == 1
+    assert fires(decider_of([policy()]), seen, 15.0) == 1
+    assert outcome(decider_of([policy()]), seen, old) == "stale"
+    assert fires(decider_of([policy("age > 15.0")]), seen, old) == 1
+    assert fires(decider_of([policy()]), view(profile(cpu=0.9, interval=1)), 10.0) == 1
 
 
 def test_the_glance_raises_threat_before_its_profile_is_here():
-    decider = Decider([policy("threat > 0.5")])
+    decider = decider_of([policy("threat > 0.5")])
     calm, alarmed = profile(threat=0.1), profile(threat=0.9)
     assert outcome(decider, view(calm)) == "false"
     assert outcome(decider, view(calm, glance_threat=14 / 15)) == "fired"
@@ -119,7 +132,7 @@ def test_the_glance_raises_threat_before_its_profile_is_here():
 
 
 def test_the_glance_speaks_for_the_newest_profile_only():
-    decider = Decider([policy("threat > 0.5", matches=2, profiles=2)])
+    decider = decider_of([policy("threat > 0.5", matches=2, profiles=2)])
     assert outcome(decider, view(profile(105), profile(100), glance_threat=1.0)) == "false"
     assert outcome(decider, view(profile(105), profile(100, threat=0.9), glance_threat=1.0)) == "fired"
 
@@ -128,7 +141,7 @@ def test_the_glance_speaks_for_the_newest_profile_only():
 
 
 def test_for_waits_and_starts_again_after_a_break():
-    decider = Decider([policy(hold=10.0)])
+    decider = decider_of([policy(hold=10.0)])
     low = view(profile(cpu=0.1), at=5.0)
     assert not fires(decider, view(), 0.0)
     assert not fires(decider, view(), 9.9)
@@ -140,7 +153,7 @@ def test_for_waits_and_starts_again_after_a_break():
 
 
 def test_a_clock_set_back_neither_fires_nor_wedges():
-    decider = Decider([policy(hold=10.0, cooldown=20.0)])
+    decider = decider_of([policy(hold=10.0, cooldown=20.0)])
     assert not fires(decider, view(at=1000.0), 1000.0)
     assert not fires(decider, view(at=1000.0), 500.0)
     assert not fires(decider, view(at=500.0), 509.0)
@@ -151,7 +164,7 @@ def test_a_clock_set_back_neither_fires_nor_wedges():
 
 
 def test_cooldown_is_per_network():
-    decider = Decider([policy(cooldown=60.0)])
+    decider = decider_of([policy(cooldown=60.0)])
     other = View("b", (profile(cpu=0.9),), 0.0)
     assert fires(decider, view(), 0.0)
     assert fires(decider, other, 1.0)
@@ -161,7 +174,7 @@ def test_cooldown_is_per_network():
 
 
 def test_k_of_n_profiles():
-    decider = Decider([policy(matches=2, profiles=3)])
+    decider = decider_of([policy(matches=2, profiles=3)])
     high, low = {"cpu": 0.9}, {"cpu": 0.1}
     assert outcome(decider, view(profile(1, **high))) == "too-few-profiles"
     assert outcome(decider, view(profile(2, **low), profile(1, **high))) == "false"
@@ -174,7 +187,7 @@ def test_k_of_n_profiles():
 
 
 def test_has_asks_each_profile_under_its_own_epoch():
-    decider = Decider([policy('has("x=1")', matches=2, profiles=2)])
+    decider = decider_of([policy('has("x=1")', matches=2, profiles=2)])
     assert fires(decider, view(profile(2, items=["x=1"]), profile(1, items=["x=1"])))
 
 
@@ -182,7 +195,7 @@ def test_has_asks_each_profile_under_its_own_epoch():
 
 
 def test_an_edge_action_runs_once_until_it_was_false():
-    decider = Decider([policy()])
+    decider = decider_of([policy()])
     assert fires(decider, view())
     assert outcome(decider, view(), 1.0) == "already"
     assert not fires(decider, view(profile(105, cpu=0.9), at=5.0), 5.0)
@@ -191,20 +204,119 @@ def test_an_edge_action_runs_once_until_it_was_false():
 
 
 def test_an_edge_action_with_a_cooldown_runs_again_on_news():
-    decider = Decider([policy(cooldown=10.0)])
+    decider = decider_of([policy(cooldown=10.0)])
     assert fires(decider, view())
     assert not fires(decider, view(), 10.0)  # the same statement
     assert fires(decider, view(profile(110, cpu=0.9), at=10.0), 10.0)
 
 
-def test_bandwidth_takes_one_step_for_a_statement():
-    decider = Decider([policy(do=WIDEN)])
+def test_an_amount_takes_one_step_for_a_statement():
+    amounts = amounts_of()
+    decider = decider_of([policy(do=WIDEN)], amounts)
     assert [fires(decider, view(), t) for t in (0.0, 1.0, 2.0)] == [1, 0, 0]
-    assert fires(decider, view(profile(105, cpu=0.9), at=5.0), 5.0)
+    amounts.observe("rate", {"a": 20.0}, (), 3.0)
+    assert not fires(decider, view(), 3.0), "the statement is the same"
+    (firing,) = decider.decide(view(profile(105, cpu=0.9), at=5.0), 5.0)
+    assert firing.asked == 30.0
+
+
+def test_an_amount_that_was_asked_for_is_not_asked_for_again():
+    decider = decider_of([policy(do=AmountAction(resource="rate", to=25.0))])
+    assert [f.asked for f in decider.decide(view(), 0.0)] == [25.0]
+    for epoch in (105, 110):
+        later = view(profile(epoch, cpu=0.9), at=epoch)
+        assert outcome(decider, later, epoch) == "already"
+        assert not fires(decider, later, epoch)
+
+
+@pytest.mark.parametrize(
+    ("to", "asked"),
+    [
+        ("ceil(current * cpu / 0.7)", 13.0),
+        ("maximum * 2.0", 50.0),
+        ("minimum - 5.0", 0.0),
+        ("cpu > 0.8 ? 3 : 4", 3.0),
+        ("current / (cpu - cpu)", None),
+        ("current * memory", None),
+    ],
+)
+def test_amounts_by_expression(to, asked):
+    """By 10 that there are and a cpu of 0.9; within the resource's bounds; without a number nothing is asked for."""
+    decider = decider_of([policy(do=AmountAction(resource="rate", to=to))])
+    firings = decider.decide(view(), 0.0)
+    assert [f.asked for f in firings] == ([asked] if asked is not None else [])
+    assert asked is not None or outcome(decider, view()) == "no-amount"
+
+
+def test_a_wish_is_withdrawn_when_its_policy_holds_no_longer():
+    amounts = amounts_of()
+    decider = decider_of([policy(do=AmountAction(resource="rate", to=25.0))], amounts)
+    decider.decide(view(), 0.0)
+    assert set(amounts.bounds("rate", "a")) == {"current", "minimum", "maximum"}
+    assert wishes(amounts) == {"p"}
+    decider.decide(view(profile(105, cpu=0.1), at=5.0), 5.0)
+    assert wishes(amounts) == set()
+
+
+def wishes(amounts):
+    return {policy for _, entry in amounts.entries() for policy in entry.wishes}
+
+
+def test_a_dry_run_wishes_nothing():
+    amounts = amounts_of()
+    decider = decider_of([policy(do=WIDEN, dry_run=True)], amounts)
+    assert [f.asked for f in decider.decide(view(), 0.0)] == [20.0]
+    assert wishes(amounts) == set()
+
+
+# --- when to look again
+
+
+def test_waiting_and_stale_policies_are_due_at_their_time():
+    decider = decider_of([policy(hold=7.0)])
+    assert not fires(decider, view(), 0.0)
+    assert decider.due(6.9) == []
+    assert decider.due(7.0) == ["a"]
+    assert fires(decider, view(), 7.0)
+    assert decider.due(15.0) == []
+    assert decider.due(15.1) == ["a"], "three intervals after the profile it is stale"
+    assert outcome(decider, view(), 15.1) == "stale"
+
+
+def test_a_policy_in_its_pause_is_due_after_it():
+    decider = decider_of([policy(cooldown=4.0)])
+    fires(decider, view(), 0.0)
+    decider.decide(view(profile(105, cpu=0.9), at=1.0), 1.0)
+    assert decider.due(4.0) == ["a"]
+
+
+def test_expressions_of_age_are_due_every_second():
+    decider = decider_of([policy("age > 2.5")])
+    assert [fires(decider, view(), now) for now in (0.0, 1.0, 2.0)] == [0, 0, 0]
+    assert decider.due(3.0) == ["a"]
+    assert fires(decider, view(), 3.0)
+
+
+def test_a_policy_that_is_false_is_never_due():
+    decider = decider_of([policy("cpu > 0.95")])
+    fires(decider, view(), 0.0)
+    assert decider.due(1e9) == []
+
+
+def test_states_survive_a_restart():
+    decider = decider_of([policy(cooldown=60.0), policy(name="gone")])
+    fires(decider, view(), 0.0)
+    kept = decider.take_unsaved()
+    assert decider.take_unsaved() == {}
+    again = decider_of([policy(cooldown=60.0)])
+    again.restore(kept)
+    later = view(profile(105, cpu=0.9), at=5.0)
+    assert outcome(again, later, 5.0) == "cooling"
+    assert [s.true_now for s in again.standings()] == [1]
 
 
 def test_quarantine_of_nodes():
-    decider = Decider([policy("threat > 0.5", do=NODE)])
+    decider = decider_of([policy("threat > 0.5", do=NODE)])
     alarmed = profile(threat=0.9)
     assert outcome(decider, view(alarmed)) == "nothing-affected"
     assert not fires(decider, view(alarmed))
@@ -218,7 +330,7 @@ def test_quarantine_of_nodes():
 
 def test_quarantine_of_a_network():
     prefixes = (ip_network("10.0.0.0/24"), ip_network("fd00::/64"))
-    decider = Decider([policy("threat > 0.5", do=QuarantineAction(target="network"))])
+    decider = decider_of([policy("threat > 0.5", do=QuarantineAction(target="network"))])
     (firing,) = decider.decide(view(profile(threat=0.9), prefixes=prefixes), 0.0)
     assert firing.targets == prefixes
 
@@ -227,12 +339,12 @@ def test_quarantine_of_a_network():
 
 
 def test_a_policy_of_another_network_is_not_asked():
-    decider = Decider([policy(peer="b"), policy(peer="a", name="mine"), policy(name="all")])
+    decider = decider_of([policy(peer="b"), policy(peer="a", name="mine"), policy(name="all")])
     assert [f.policy.name for f in decider.decide(view(), 0.0)] == ["mine", "all"]
 
 
 def test_state_is_bounded():
-    decider = Decider([policy(cooldown=5.0)])
+    decider = decider_of([policy(cooldown=5.0)])
     for i in range(50):
         decider.decide(View(f"n{i}", (profile(cpu=0.9),), 0.0), 0.0)
     assert len(decider._states) == 50
@@ -243,24 +355,24 @@ def test_state_is_bounded():
 
 
 def test_reload_keeps_what_did_not_change():
-    decider = Decider([policy(name="same"), policy(name="changed")])
+    decider = decider_of([policy(name="same"), policy(name="changed")])
     assert fires(decider, view()) == 2
-    decider.reload([policy(name="same"), policy("cpu > 0.7", name="changed"), policy(name="new")])
+    decider.reload([policy(name="same"), policy("cpu > 0.7", name="changed"), policy(name="new")], amounts_of())
     assert [f.policy.name for f in decider.decide(view(), 1.0)] == ["changed", "new"]
     with pytest.raises(ValueError, match="column"):
-        decider.reload([policy("cpu >")])
+        decider.reload([policy("cpu >")], amounts_of())
     assert len(decider.explain(view(), 1.0)) == 3
 
 
 def test_explain_changes_nothing():
-    decider = Decider([policy()])
+    decider = decider_of([policy()])
     assert outcome(decider, view()) == outcome(decider, view()) == "fired"
     assert decider.standings() == [Standing("p", {}, 0, None)]
     assert fires(decider, view())
 
 
 def test_a_clock_that_was_set_back_brings_a_pause_that_was_over_back_once():
-    decider = Decider([policy(do=COMMAND, cooldown=11.0)])
+    decider = decider_of([policy(do=COMMAND, cooldown=11.0)])
 
     def at(now, epoch, cpu):
         seen = view(profile(epoch, cpu=cpu), at=now)
@@ -282,7 +394,7 @@ def test_a_clock_that_was_set_back_brings_a_pause_that_was_over_back_once():
 @example([(0.0, True, 0), (20.0, False, 1), (-30.0, True, 2)], 0.0, 11.0, COMMAND)
 def test_never_fires_when_false_nor_within_cooldown(steps, hold, cooldown, do):
     """Whatever the clock does: set back behind the firing the pause begins anew; what was over once stays over."""
-    decider, now, last = Decider([policy(do=do, hold=hold, cooldown=cooldown)]), 1000.0, None
+    decider, now, last = decider_of([policy(do=do, hold=hold, cooldown=cooldown)]), 1000.0, None
     latest = now  # since the last firing
     for delta, true, epoch in steps:
         now += delta

@@ -6,14 +6,14 @@ from typing import Any
 
 from scentd.config.schema import Table, kind_of
 from scentd.core.allocate.actions.action import ActionKind
-from scentd.core.allocate.actions.bandwidth import BandwidthKind
+from scentd.core.allocate.actions.amount import AmountKind
 from scentd.core.allocate.actions.command import CommandKind
 from scentd.core.allocate.actions.quarantine import QuarantineKind
 from scentd.core.allocate.actions.webhook import WebhookKind
 
 ACTIONS: dict[str, ActionKind[Any]] = {
     "quarantine": QuarantineKind(),
-    "bandwidth": BandwidthKind(),
+    "amount": AmountKind(),
     "command": CommandKind(),
     "webhook": WebhookKind(),
 }

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from scentd.config.policy import Policy
-from scentd.config.schema import Table
+from scentd.config.policy import Action, Policy
+from scentd.config.resource import Resource
 from scentd.model import Decision, Firing, Oneshot, Sender, View
 from scentd.prefix import Prefix
 
-S = TypeVar("S", bound=Table)
+S = TypeVar("S", bound=Action)
 Resources = dict[Any, Any]  # of one kind: resource -> desired value
 Peers = Mapping[str, tuple[Prefix, ...]]  # by name: those of its addresses that other peers have, too
 
@@ -31,6 +31,17 @@ class ResourceText:
     amount: float | None = None  # the value as a number, in `unit`
     unit: str = ""
     until: float | None = None  # Unix time of its release, if it has one
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What an action asks of a resource: a number, or what an expression gives."""
+
+    resource: Resource
+    number: float = 0.0
+    relative: bool = False  # the number is added to what there is
+    expression: str = ""
+    timeout: float | None = None  # seconds from the last firing; None: while the policy holds
 
 
 class ActionKind(Generic[S]):
@@ -48,6 +59,10 @@ class ActionKind(Generic[S]):
         """The senders at which the action would aim now. An empty tuple: the action aims at the peer as such."""
         return ()
 
+    def request(self, do: S, resources: Mapping[str, Resource]) -> Request | None:
+        """What the action asks of a [[resource]]; None: the kind asks for none, or it is not there."""
+        return None
+
     def fold(self, do: S, resources: Resources, firing: Firing) -> tuple[list[Decision], list[Oneshot]]:
         """Fold a firing into the desired state, which changes `resources`, or make oneshots of it."""
         return [], []
@@ -61,6 +76,14 @@ class ActionKind(Generic[S]):
     ) -> tuple[Resources, list[Decision]]:
         """The resources under these policies, all of this kind, at the start and after a reload."""
         return {}, []
+
+    def dump(self, resources: Mapping[Any, Any]) -> dict[str, bytes]:
+        """The desired state for a file: by a name of each resource."""
+        return {}
+
+    def load(self, rows: Mapping[str, bytes]) -> Resources:
+        """What `dump` has made rows of. A row that cannot be read is left out."""
+        return {}
 
     def describe(self, resources: Mapping[Any, Any]) -> list[ResourceText]:
         """The desired state, for people to read."""

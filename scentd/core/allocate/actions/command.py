@@ -7,12 +7,12 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from scentd.config.schema import Table
+from scentd.config.policy import Action
 from scentd.config.units import Seconds
 from scentd.core.allocate.actions.action import EdgeKind
 
 
-class CommandAction(Table, tag_field="kind", tag="command"):
+class CommandAction(Action, tag_field="kind", tag="command"):
     """Run a program (no shell) with the decision as JSON on its standard input."""
 
     argv: Annotated[list[str], Meta(min_length=1)]

@@ -13,8 +13,9 @@ from datetime import UTC, datetime
 from ipaddress import ip_network
 from typing import Literal
 
-from scentd.config.policy import Policy
-from scentd.config.schema import Table
+import msgspec
+
+from scentd.config.policy import Action, Policy
 from scentd.config.units import Seconds
 from scentd.core.allocate.actions.action import ActionKind, Peers, Resources, ResourceText, make_decision
 from scentd.model import Decision, Firing, Oneshot, PeerPrefix, Sender, View
@@ -23,7 +24,7 @@ from scentd.prefix import Prefix, prefix_text, within
 QUARANTINED_MAX = 65536  # prefixes at once; the actuator makes its sets of this size
 
 
-class QuarantineAction(Table, tag_field="kind", tag="quarantine"):
+class QuarantineAction(Action, tag_field="kind", tag="quarantine"):
     """Drop all packets from the affected nodes or the whole network for a time (nftables set)."""
 
     target: Literal["node", "network"] = "node"
@@ -108,6 +109,23 @@ class QuarantineKind(ActionKind[QuarantineAction]):
             for p, entry in gone
         ]
 
+    def dump(self, resources: Mapping[Sender, QuarantineEntry]) -> dict[str, bytes]:
+        return {
+            sender_text(sender): msgspec.msgpack.encode((str(prefix_of(sender)), isinstance(sender, PeerPrefix), entry))
+            for sender, entry in resources.items()
+        }
+
+    def load(self, rows: Mapping[str, bytes]) -> Resources:
+        resources: Resources = {}
+        for row in rows.values():
+            try:
+                text, narrow, entry = msgspec.msgpack.decode(row, type=tuple[str, bool, QuarantineEntry])
+                prefix = ip_network(text)
+            except (msgspec.DecodeError, ValueError):
+                continue
+            resources[PeerPrefix(prefix, entry.peer) if narrow else prefix] = entry
+        return resources
+
     def describe(self, resources: Mapping[Sender, QuarantineEntry]) -> list[ResourceText]:
         return [
             ResourceText(
@@ -135,6 +153,10 @@ def seconds_left(resources: Mapping[Sender, QuarantineEntry], now: float) -> dic
 def narrowed(prefix: Prefix, peer: str, shared: Iterable[Prefix]) -> Sender:
     """The prefix; or the peer's packets from it, if others have addresses of it, too. `shared`: as in a View."""
     return PeerPrefix(prefix, peer) if any(within(prefix, s) or within(s, prefix) for s in shared) else prefix
+
+
+def prefix_of(sender: Sender) -> Prefix:
+    return sender.prefix if isinstance(sender, PeerPrefix) else sender
 
 
 def sender_text(sender: Sender) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from scentd.config.schema import Table
+from scentd.config.policy import Action
 from scentd.config.units import Seconds
 from scentd.core.allocate.actions.action import EdgeKind
 
 
-class WebhookAction(Table, tag_field="kind", tag="webhook"):
+class WebhookAction(Action, tag_field="kind", tag="webhook"):
     """POST the decision as JSON."""
 
     url: str
