@@ -28,10 +28,12 @@ from scentd.core.pairs import Pairs
 from scentd.errors import ConfigError, HostError
 from scentd.model import SCHEMA, Notice
 from scentd.reload import ReloadOutcome, Reloads, Setup
+from scentd.roles.allocation_status import allocation_status, explanation
 from scentd.roles.allocator import AllocatorRole
 from scentd.roles.collector import CollectorRole
 from scentd.roles.paths import Paths
 from scentd.roles.profiler import ProfilerRole
+from scentd.roles.resources import ResourceRole
 from scentd.roles.stamper import StamperRole
 from scentd.roles.verifier import VerifierRole
 from scentd.state import issued, revoked, slots
@@ -63,6 +65,7 @@ class Daemon:
         self._pairs, self._epochs = self._open(setup)
         self._bus = LocalBus()
         self._allocator = AllocatorRole(self.config, self._bus)
+        self._resources = ResourceRole(self.config, self._bus)
         self._verifier = VerifierRole(self._bus)
         self._paths = Paths(self.config, self._bus, self._verifier, self._spawn)
         self._issued = IssuedEpochs(issued.directory(self.config))
@@ -82,6 +85,8 @@ class Daemon:
                 "restore": lambda _: self._restore(),
                 "revoke": self._revoke,
                 "event": self._report,
+                "hold": lambda request: {"held": sorted(self._allocator.hold(request.names))},
+                "resume": lambda request: {"held": sorted(self._allocator.resume(request.names))},
             },
         )
         self._bus.subscribe(Notice, self._send_notice)
@@ -129,7 +134,7 @@ class Daemon:
         self._stamper.configure(self._pairs)
         outgoing = await asyncio.to_thread(self._stamper.last_outgoing)
         await self._paths.install(self.config, self._pairs, self._epochs, outgoing)
-        self._allocator.start()
+        self._resources.start(self._allocator.start())
         if self._fleet is not None:
             await self._fleet.configure(self.config, self._pairs)
             self._fleet.start()
@@ -169,6 +174,7 @@ class Daemon:
             await self._fleet.stop()
         self._stamper.stop()
         await self._paths.stop(leave=self._leave)
+        await asyncio.to_thread(self._resources.close, not self._leave)
         await asyncio.to_thread(self._allocator.close, not self._leave)
         await self._server.stop()
         self._sync_epochs()
@@ -209,6 +215,7 @@ class Daemon:
         before = self._epochs
         self.config, self._pairs, self._epochs = new, pairs, epochs
         self._allocator.reload(new)
+        await self._resources.reload(new)
         try:
             await self._paths.install(new, pairs, epochs)
         except HostError as error:
@@ -271,8 +278,6 @@ class Daemon:
             self._profiler.hurry()
         await self._paths.tick()
         self._verifier.tick()
-        if self._fleet is not None:
-            self._fleet.tick()
         self._allocator.tick()
         totals = Counter(packet_counts.rejected(self._paths.counters()))
         if fresh := dict(totals - self._rejected_reported):
@@ -291,7 +296,7 @@ class Daemon:
         if view is None and self._fleet is not None:
             view = self._fleet.view_of(request.peer, time.time())
         limit = max(1, min(EXPLAIN_LIMIT if request.limit is None else request.limit, 1000))
-        return await asyncio.to_thread(self._allocator.explain, request.peer, view, limit)
+        return await asyncio.to_thread(explanation, self._allocator, request.peer, view, limit)
 
     async def _explain_profile(self, request: Request) -> ProfileExplanation | dict:
         if all(n.name != request.network for n in self.config.network):
@@ -326,7 +331,9 @@ class Daemon:
             limit,
             lambda t: (sum(t.rejected.values()) + sum(t.absent.values()), sum(t.unstamped.values()), t.accepted),
         )
-        allocation, more_resources, more_policies = self._allocator.status(limit)
+        allocation, more_resources, more_policies = allocation_status(
+            self._allocator, self.config, self._resources.why_not, limit
+        )
         datapath, offload = self._paths.status()
         return Status(
             version=__version__,
@@ -370,5 +377,5 @@ class Daemon:
             | {"policy_errors": self._allocator.policy_errors, "bus_failures": sum(self._bus.failures.values())}
             | {"unknown_network": self._profiler.unknown_network},
             allocation=allocation,
-            actuators=dict(self._allocator.counters()),
+            actuators={**self._allocator.counters(), **self._resources.counters()},
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from scentd.act.resources import RESOURCES
 from scentd.collect import SOURCES
 from scentd.config import load
 from scentd.config.schema import Kinds
@@ -15,6 +16,7 @@ from scentd.core.allocate.actions import ACTIONS
 def kinds() -> Kinds:
     return {
         "source": {kind: source.section for kind, source in SOURCES.items()},
+        "resource": {kind: backend.section for kind, backend in RESOURCES.items()},
         "action": {kind: action.section for kind, action in ACTIONS.items()},
     }
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from scentd.act.actuator import ActuatorKind
-from scentd.act.bandwidth import BandwidthActuators
 from scentd.act.command import CommandActuator
 from scentd.act.quarantine import QuarantineActuators
+from scentd.act.resources import RESOURCES
 from scentd.act.webhook import WebhookActuator
+from scentd.config.schema import kind_of
 from scentd.config.sections import Config
 
 ACTUATORS: dict[str, ActuatorKind] = {
     "quarantine": QuarantineActuators(),
-    "bandwidth": BandwidthActuators(),
+    "amount": ActuatorKind(),  # providers.py carries it out, with a back end for each resource
     "command": CommandActuator(),
     "webhook": WebhookActuator(),
 }
@@ -19,9 +20,14 @@ ACTUATORS: dict[str, ActuatorKind] = {
 
 def notes(config: Config) -> list[str]:
     """What policies ask of this host in vain. Raises HostError."""
-    return [note for kind in ACTUATORS.values() for note in kind.notes(config)]
+    notes = [note for kind in ACTUATORS.values() for note in kind.notes(config)]
+    for kind, backend in RESOURCES.items():
+        own = [r for r in config.resource if kind_of(r) == kind and r.host in ("", config.bus.name)]
+        notes += backend.notes(own) if own else []
+    return notes
 
 
 def cleanup() -> list[str]:
     """Remove everything that actuators of this or an earlier run made; return its names. Raises HostError."""
-    return [removed for kind in ACTUATORS.values() for removed in kind.remove_all()]
+    removed = [name for kind in ACTUATORS.values() for name in kind.remove_all()]
+    return removed + [name for backend in RESOURCES.values() for name in backend.remove_all()]

@@ -9,8 +9,9 @@
     {"command": "restore"}                     -> {}, when all that is ours is on the host again
     {"command": "revoke", "key": "...", "undo": false}    -> one object, when nothing of this key is accepted any more
     {"command": "event", "report": {...}}      -> one object, when it counts (model.EventReport)
+    {"command": "hold", "names": ["*"]}        -> one object: what is held ("resume": goes on with these, or all)
 
-The last five change something, so they are for root alone, or for the user of the daemon. A status takes a "limit" of
+The last seven change something, so they are for root alone, or for the user of the daemon. A status takes a "limit" of
 entries of each list, too (control/status.py). A wrong request gets {"error": "..."}.
 """
 
@@ -39,7 +40,7 @@ REQUEST_MAX = 4096
 TRIAL_MAX = 86400.0  # seconds
 CLIENTS_MAX = 32  # of those who may change something, and of all others: nobody else can keep root from confirming
 BACKLOG = 1000  # events kept for a slow monitor; beyond them it gets a count of the missed ones
-CHANGES = ("reload", "confirm", "restore", "revoke", "event")
+CHANGES = ("reload", "confirm", "restore", "revoke", "event", "hold", "resume")
 
 
 class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -50,6 +51,7 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key: str = ""  # a public one
     undo: bool = False
     report: EventReport | None = None
+    names: list[str] = []  # of resources and peers
     confirm: Annotated[float, Meta(ge=0.0, le=TRIAL_MAX)] = 0.0  # seconds of trial; 0: none
 
 

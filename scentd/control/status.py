@@ -184,11 +184,12 @@ class BeaconStatus(Struct, frozen=True, kw_only=True):
 class ResourceStatus(Struct, frozen=True, kw_only=True):
     """One resource of the desired allocation."""
 
-    kind: str  # of the action that set it
+    kind: str  # of the action that set it, or of the resource
     resource: str
     peer: str
     text: str  # what it should be
     amount: float | None = None
+    observed: float | None = None  # what there is; None: not known
     unit: str = ""
     until: float | None = None  # Unix time of its release, if that is known
     why_not: str = ""  # the host does not have it, and why
@@ -218,6 +219,8 @@ class AllocationStatus(Struct, frozen=True, kw_only=True):
     decisions: dict[str, int]  # by action
     policies: list[PolicyStatus]
     delays: list[DelayStatus]
+    held: list[str] = []  # resources and peers of which nothing is changed, or "*"
+    dry_run: bool = False  # all policies only say what they would do
 
 
 class Omitted(Struct, frozen=True, kw_only=True):

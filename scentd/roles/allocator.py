@@ -1,91 +1,244 @@
-"""The allocator: takes Views, logs decisions, gives the desired state and oneshots to this host's actuators."""
+"""The allocator: takes Views, decides, logs decisions, and says what this host's actuators and resources should be.
+
+Policies are looked at when something changed: a view, or a time that has come. The desired amounts go to whoever has
+the resource (roles/resources.py); what that host observes and applies comes back by the bus.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
+
+from msgspec.structs import replace
 
 from scentd.act.actuator import Tally
 from scentd.act.decision_log import DecisionLog
 from scentd.act.oneshot import Oneshots
 from scentd.act.reconcile import CLOSE_TIMEOUT, Reconciler
 from scentd.bus.local import LocalBus
+from scentd.config.policy import Policy
 from scentd.config.schema import kind_of
 from scentd.config.sections import Config
-from scentd.control.status import (
-    AllocationStatus,
-    Explanation,
-    PolicyAssessment,
-    PolicyStatus,
-    ResourceStatus,
-    count_names,
-    limit_list,
-)
 from scentd.core.allocate.actions import ACTIONS
-from scentd.core.allocate.decide import Decider
-from scentd.core.allocate.plan import Plan, plan, reload
+from scentd.core.allocate.amounts import Amounts
+from scentd.core.allocate.decide import Assessment, Decider, Standing
+from scentd.core.allocate.effects import Effects
+from scentd.core.allocate.plan import Plan, plan, release, reload
 from scentd.core.shared import shared
-from scentd.model import Barred, Decision, Desired, Firing, Notice, Oneshot, Sender, View, Views
+from scentd.errors import HostError
+from scentd.model import (
+    Applied,
+    Barred,
+    Decision,
+    Desired,
+    DesiredAmounts,
+    Effect,
+    Firing,
+    Notice,
+    Observed,
+    Oneshot,
+    Sender,
+    View,
+    Views,
+)
+from scentd.roles.allocation_keeper import AllocationKeeper
 from scentd.roles.delays import Delays
 
 log = logging.getLogger(__name__)
 
 
 class AllocatorRole:
-    """Applies the policies to Views. Publishes a Notice for every decision, and Barred when it changes."""
+    """Publishes a Notice for every decision, Barred and DesiredAmounts when they change."""
 
     def __init__(self, config: Config, bus: LocalBus) -> None:
         self.policy_errors = 0
+        self.delays = Delays()
+        self.decisions: dict[str, int] = {}  # by action
+        self.desired = Desired()
         self._config = config
         self._bus = bus
-        self._decider = Decider(config.policy)
+        self.amounts = new_amounts(config)
+        self._decider = Decider(policies_of(config), self.amounts)
+        self._effects = Effects()
         self._views: dict[str, View] = {}
-        self._desired = Desired()
         self._barred: dict[Sender, float] = {}
         self._log = DecisionLog(config.daemon.decision_log)
+        self._keeper = AllocationKeeper(config.daemon.state_dir)
         self._tally = Tally()
         self._reconciler: Reconciler | None = None
         self._oneshots: Oneshots | None = None
-        self._decisions: dict[str, int] = {}
-        self._delays = Delays()
         self._pending_firings: list[Firing] = []
-        # Guards _desired, _delays and _pending_firings: the actuators' threads report results.
+        # Guards desired, delays and _pending_firings: the actuators' threads report results.
         self._lock = threading.Lock()
         bus.subscribe(Views, self._on_views)
+        bus.subscribe(Observed, self._on_observed)
+        bus.subscribe(Applied, self._on_applied)
 
-    def start(self) -> None:
+    def start(self) -> dict[str, dict[str, float]]:
+        """Begin with what an earlier run has decided. Returns its amounts, by resource and peer."""
+        names = {p.name for p in self._config.policy}
+        self.desired = self._keeper.load(self._decider, self.amounts, names, time.time())
         self._open_actuators()
+        return self.amounts.take_changes()
 
     def reload(self, config: Config) -> None:
         """Take over other policies; policies that do not change keep their state."""
-        self._decider.reload(config.policy)
+        unchanged = {p.name for p in policies_of(config) if p in policies_of(self._config)}
+        amounts = new_amounts(config)
+        self._decider.reload(policies_of(config), amounts)
+        amounts.adopt(self.amounts.entries(), unchanged, time.time())
+        amounts.hold(self.amounts.held)
         same = (config.policy, config.peer) == (self._config.policy, self._config.peer)
-        self._config = config
+        self._config, self.amounts = config, amounts
         self._log.reopen(config.daemon.decision_log)
         if not same:
             self._close_actuators(remove=False)
             self._open_actuators()
+        self._look_at(self._views.values(), time.time())
 
     def close(self, remove: bool) -> None:
         """Close the actuators and the log. With `remove` the actuators remove their changes from the host."""
         self._close_actuators(remove)
+        self._keeper.save(self._decider, self.amounts, self.desired)
+        self._keeper.close()
         self._log.close()
 
     def tick(self) -> None:
-        """Once a second: try again to write decisions that the disk has refused."""
+        """Once a second: what has become due; write what the disk has refused."""
+        now = time.time()
+        due = [self._views[peer] for peer in self._decider.due(now) if peer in self._views]
+        self._look_at(due, now)
+        self._carry_out(release(self.desired, now), ())
+        if any(r.fallback is not None for r in self._config.resource):
+            for peer, view in self._views.items():
+                self._say(self.amounts.silent(peer, view.received_at, now))
+        self._settle(now, share_all=True)
+        self._keeper.save(self._decider, self.amounts, self.desired)
         self._log.flush()
+
+    def hold(self, names: Collection[str]) -> frozenset[str]:
+        """Hold these resources and peers ("*": everything), besides those that are held. Raises HostError."""
+        known = {"*", *(r.name for r in self._config.resource), *(p.name for p in self._config.peer)}
+        if unknown := sorted(set(names) - known):
+            raise HostError(
+                f"{', '.join(unknown)}: no resource or peer has this name; known: {', '.join(sorted(known))}"
+            )
+        self.amounts.hold({*self.amounts.held, *names})
+        return self.amounts.held
+
+    def resume(self, names: Collection[str]) -> frozenset[str]:
+        """Go on with these, or with everything."""
+        self.amounts.hold(self.amounts.held - set(names) if names else ())
+        self._settle(time.time())
+        return self.amounts.held
+
+    # -- decisions ---------------------------------------------------------
+
+    def _on_views(self, views: Views) -> None:
+        now = time.time()
+        newer = [v for v in views.views if not self._is_outdated(v)]
+        self._views |= {v.peer: v for v in newer}
+        self._look_at(newer, now)
+        for view in newer:
+            self._tell_effects(self._effects.judge(view, now))
+
+    def _is_outdated(self, view: View) -> bool:
+        newest = self._views.get(view.peer)
+        return newest is not None and view.profile.epoch < newest.profile.epoch
+
+    def _look_at(self, views: Iterable[View], now: float) -> None:
+        """Apply the policies to these views."""
+        try:
+            firings = [f for view in views for f in self._decider.decide(view, now)]
+            self._carry_out(plan(self.desired, firings), firings)
+            for firing in firings:
+                if firing.asked is not None:
+                    self._effects.decided(resource_of(firing.policy), firing)
+            self._settle(now)
+        except Exception:  # a policy must never stop the packet path
+            self.policy_errors += 1
+            log.exception("the policies failed on a round; the next one tries again")
+
+    def _settle(self, now: float, share_all: bool = False) -> None:
+        self._say(self.amounts.settle(now, share_all))
+        if changes := self.amounts.take_changes():
+            self._bus.publish(DesiredAmounts(changes))
+
+    def _carry_out(self, result: Plan, firings: Sequence[Firing], force: bool = False) -> None:
+        changed = force or result.desired is not self.desired
+        with self._lock:
+            self.desired = result.desired
+            self.delays.record_decided(firings)
+            self._pending_firings += [f for f in firings if is_kept_on_host(f) and changed]
+        self._say(result.decisions)
+        if changed:
+            self._bar()
+            if self._reconciler is not None:
+                self._reconciler.submit(result.desired)
+        if self._oneshots is not None:
+            for oneshot in result.oneshots:
+                self._oneshots.add(oneshot)
+
+    def _bar(self) -> None:
+        """Tell the packet path whose packets it may drop."""
+        barred = {
+            p: until for kind, a in ACTIONS.items() for p, until in a.barred_senders(self.desired.of(kind)).items()
+        }
+        if barred != self._barred:
+            self._barred = barred
+            self._bus.publish(Barred(barred))
+
+    def _say(self, decisions: Sequence[Decision]) -> None:
+        """Write decisions down, and tell people."""
+        if not decisions:
+            return
+        self._log.append(decisions)
+        for d in decisions:
+            self.decisions[d.action] = self.decisions.get(d.action, 0) + 1
+            change = f"{d.before or '-'} -> {d.after or '-'}"
+            log.info("%s: %s %s: %s %s (%s)", d.peer, d.policy or "-", d.action, d.target, change, d.reason)
+            self._bus.publish(Notice("decision", asdict(d)))
+
+    # -- what became of them -----------------------------------------------
+
+    def _on_observed(self, observed: Observed) -> None:
+        now = time.time()
+        self._say(self.amounts.observe(observed.resource, observed.amounts, observed.drifted, now))
+        self._settle(now)
+
+    def _on_applied(self, applied: Applied) -> None:
+        view = self._views.get(applied.peer)
+        if not applied.failure and view is not None:
+            self._effects.applied(applied.resource, applied.peer, view.profile.epoch)
+        self._bus.publish(Notice("applied", asdict(applied)))
+
+    def _tell_effects(self, effects: Iterable[Effect]) -> None:
+        for effect in effects:
+            self._bus.publish(Notice("effect", asdict(effect)))
+
+    def _on_kept(self, desired: Desired) -> None:
+        """The host has this desired state. Called on the reconciler's thread."""
+        with self._lock:
+            if desired is self.desired:
+                firings, self._pending_firings = self._pending_firings, []
+                self.delays.record_applied(firings, time.time())
+
+    def _on_done(self, oneshot: Oneshot) -> None:
+        """A oneshot has been carried out. Called on a thread of the oneshots."""
+        with self._lock:
+            self.delays.record_applied([oneshot.firing], time.time())
 
     def _open_actuators(self) -> None:
         self._tally = Tally()
-        self._reconciler = Reconciler(self._config, self._tally, self._on_applied)
+        self._reconciler = Reconciler(self._config, self._tally, self._on_kept)
         self._oneshots = Oneshots(self._tally, self._on_done)
         peers = shared(self._config.peer)
         self._decider.retain(peers)
         self._views = {peer: view for peer, view in self._views.items() if peer in peers}
-        self._carry_out(reload(self._desired, self._config.policy, peers, time.time()), (), force=True)
+        self._carry_out(reload(self.desired, self._config.policy, peers, time.time()), (), force=True)
 
     def _close_actuators(self, remove: bool) -> None:
         if self._oneshots is not None:
@@ -93,114 +246,41 @@ class AllocatorRole:
         if self._reconciler is not None:
             self._reconciler.close(remove)
 
-    # -- decisions ---------------------------------------------------------
+    # -- for the status document --------------------------------------------
 
-    def _on_views(self, views: Views) -> None:
-        """Apply the policies to these views, except outdated ones; release the resources whose time is over."""
-        now = time.time()
-        newer = [v for v in views.views if not self._is_outdated(v)]
-        self._views |= {v.peer: v for v in newer}
-        try:
-            firings = [f for view in newer for f in self._decider.decide(view, now)]
-            self._carry_out(plan(self._desired, firings, now), firings)
-        except Exception:  # a policy must never stop the packet path
-            self.policy_errors += 1
-            log.exception("the policies failed on a round; the next one tries again")
+    def assess(self, view: View) -> list[Assessment]:
+        """How each policy stands for a peer."""
+        return self._decider.explain(view, time.time())
 
-    def _is_outdated(self, view: View) -> bool:
-        newest = self._views.get(view.peer)
-        return newest is not None and view.profile.epoch < newest.profile.epoch
+    def decisions_about(self, peer: str, limit: int) -> list[Decision]:
+        """Newest first; it may read the disk."""
+        return self._log.explain(peer, limit)
 
-    def _carry_out(self, result: Plan, firings: Sequence[Firing], force: bool = False) -> None:
-        changed = force or result.desired != self._desired
-        with self._lock:
-            if changed:
-                self._desired = result.desired
-            self._delays.record_decided(firings)
-            self._pending_firings += [f for f in firings if ACTIONS[kind_of(f.policy.do)].level_triggered and changed]
-        self._log.append(result.decisions)
-        for decision in result.decisions:
-            self._publish_decision(decision)
-        barred = {
-            p: until for kind, a in ACTIONS.items() for p, until in a.barred_senders(result.desired.of(kind)).items()
-        }
-        if barred != self._barred:
-            self._barred = barred
-            self._bus.publish(Barred(barred))
-        if self._reconciler is not None and changed:
-            self._reconciler.submit(result.desired)
-        if self._oneshots is not None:
-            for oneshot in result.oneshots:
-                self._oneshots.add(oneshot)
+    def standings(self) -> list[Standing]:
+        return self._decider.standings()
 
-    def _publish_decision(self, decision: Decision) -> None:
-        self._decisions[decision.action] = self._decisions.get(decision.action, 0) + 1
-        log.info(
-            "%s: %s %s: %s %s -> %s (%s)",
-            decision.peer,
-            decision.policy or "-",
-            decision.action,
-            decision.target,
-            decision.before or "-",
-            decision.after or "-",
-            decision.reason,
-        )
-        self._bus.publish(Notice("decision", asdict(decision)))
-
-    def _on_applied(self, desired: Desired) -> None:
-        """The host has this desired state. Called on the reconciler's thread."""
-        with self._lock:
-            if desired is self._desired:
-                firings, self._pending_firings = self._pending_firings, []
-                self._delays.record_applied(firings, time.time())
-
-    def _on_done(self, oneshot: Oneshot) -> None:
-        """A oneshot has been carried out. Called on a thread of the oneshots."""
-        with self._lock:
-            self._delays.record_applied([oneshot.firing], time.time())
-
-    # -- status ------------------------------------------------------------
-
-    def explain(self, peer: str, view: View | None, limit: int) -> Explanation:
-        """The outcome of each policy for a peer, and the decisions about it, newest first."""
-        assessments = self._decider.explain(view, time.time()) if view is not None else []
-        return Explanation(
-            peer=peer,
-            policies=[
-                PolicyAssessment(policy=a.policy, outcome=a.outcome, detail=a.detail, reason=a.reason)
-                for a in assessments
-            ],
-            decisions=self._log.explain(peer, limit),
-        )
-
-    def status(self, limit: int) -> tuple[AllocationStatus, dict[str, int], int]:
-        """Return the document's part, the number of resources that it omits by kind, and of policies that it omits."""
-        all_resources = [
-            ResourceStatus(
-                kind=kind,
-                resource=t.resource,
-                peer=t.peer,
-                text=t.text,
-                amount=t.amount,
-                unit=t.unit,
-                until=t.until,
-                why_not=self._reconciler.why_not(kind, t.resource) if self._reconciler is not None else "",
-            )
-            for kind, action in ACTIONS.items()
-            for t in action.describe(self._desired.of(kind))
-        ]
-        resources, rest = limit_list(all_resources, limit, lambda r: r.until or 0.0)
-        standings, more = limit_list(self._decider.standings(), limit, lambda s: s.fired_at or 0.0)
-        policies = [
-            PolicyStatus(policy=s.policy, outcomes=s.outcomes, true_now=s.true_now, fired_at=s.fired_at)
-            for s in standings
-        ]
-        with self._lock:
-            delays = self._delays.status()
-        status = AllocationStatus(
-            resources=resources, decisions=dict(self._decisions), policies=policies, delays=delays
-        )
-        return status, count_names(r.kind for r in rest), len(more)
+    def why_not(self, kind: str, resource: str) -> str:
+        """Why the host does not have what an action wants."""
+        return self._reconciler.why_not(kind, resource) if self._reconciler is not None else ""
 
     def counters(self) -> Mapping[str, int]:
-        return {**self._tally.all(), **self._log.counters()}
+        return {**self._tally.all(), **self._log.counters(), "allocation_file_failures": self._keeper.failures}
+
+
+def new_amounts(config: Config) -> Amounts:
+    return Amounts(config.resource, config.budget, [p.name for p in config.peer])
+
+
+def policies_of(config: Config) -> list[Policy]:
+    """All of them on dry run, if [allocator] says so."""
+    return [replace(p, dry_run=True) for p in config.policy] if config.allocator.dry_run else list(config.policy)
+
+
+def is_kept_on_host(firing: Firing) -> bool:
+    """Whether the reconciler carries it out."""
+    return ACTIONS[kind_of(firing.policy.do)].level_triggered and firing.asked is None
+
+
+def resource_of(policy: Policy) -> str:
+    """The name of the resource for which a policy asks."""
+    return str(getattr(policy.do, "resource", ""))

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 class VerifierRole:
-    """Publishes Views: of one peer at once after a new profile or alarm, of all once a second."""
+    """Publishes Views of what is new: of a peer at once after a new profile or alarm, of others once a second."""
 
     def __init__(self, bus: LocalBus) -> None:
         self.counters: Counter[str] = Counter()  # profiles, error:REASON
@@ -100,8 +100,8 @@ class VerifierRole:
             self._publish({event.pair})
 
     def tick(self) -> None:
-        """Once a second: publish all views, so that policies see the time pass."""
-        self._publish(self._views)
+        """Once a second: publish the views of which something is new."""
+        self._publish([number for number, view in self._views.items() if view.has_news])
 
     def _on_fragment(self, fragment: Fragment) -> bool:
         """Take a fragment; whether policies must see the pair's view now."""
@@ -144,7 +144,12 @@ class VerifierRole:
 
     def _publish(self, numbers: Iterable[int]) -> None:
         """Publish the Views of these pairs' peers; of several views of a peer only the newest."""
-        self._bus.publish(Views(tuple(self._newest(numbers, time.time()))))
+        numbers = list(numbers)
+        for number in numbers:
+            if number in self._views:
+                self._views[number].has_news = False
+        if newest := self._newest(numbers, time.time()):
+            self._bus.publish(Views(tuple(newest)))
 
     def _newest(self, numbers: Iterable[int], now: float) -> list[View]:
         newest: dict[str, View] = {}

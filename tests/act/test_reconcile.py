@@ -11,19 +11,17 @@ from topology import Topology
 from scentd import act
 from scentd.act import reconcile
 from scentd.act.actuator import Tally
-from scentd.act.bandwidth import Shaper
 from scentd.act.quarantine import QuarantineTable
 from scentd.act.reconcile import Reconciler
 from scentd.config.policy import Policy
 from scentd.config.sections import Config, Peer
-from scentd.core.allocate.actions.bandwidth import BandwidthAction
 from scentd.core.allocate.actions.quarantine import QuarantineAction, QuarantineEntry
+from scentd.errors import HostError
 from scentd.model import Desired
 
 pytestmark = pytest.mark.netns
 
 NODE = ip_network("10.9.0.1/32")
-PREFIXES = {"a": (ip_network("10.9.0.0/24"),)}
 
 
 @pytest.fixture
@@ -43,12 +41,9 @@ def policy(name, do):
     return Policy(name=name, when="true", do=do)
 
 
-def settings(*interfaces, quarantine=True):
+def settings(quarantine=True):
     peer = Peer(name="a", public_key="", addresses=["10.9.0.0/24"])
-    policies = [policy(i, BandwidthAction(interface=i, step=1e6, floor=1e6, ceiling=9e6)) for i in interfaces]
-    if quarantine:
-        policies.append(policy("q", QuarantineAction()))
-    return Config(peer=[peer], policy=policies)
+    return Config(peer=[peer], policy=[policy("q", QuarantineAction())] if quarantine else [])
 
 
 @pytest.fixture
@@ -67,10 +62,8 @@ def start(host):
         each.close(remove=True)
 
 
-def desired(rate=None, interface="", seconds=60.0):
-    rates = {("a", interface): rate} if rate else {}
-    held = {NODE: QuarantineEntry(time.time() + seconds, seconds, "a", "q", 1)}
-    return Desired({"quarantine": held, "bandwidth": rates})
+def desired(seconds=60.0):
+    return Desired({"quarantine": {NODE: QuarantineEntry(time.time() + seconds, seconds, "a", "q", 1)}})
 
 
 def quarantined(host):
@@ -81,10 +74,6 @@ def quarantined(host):
     return host.call(inside)
 
 
-def rates(host):
-    return host.call(Shaper(host.interfaces[0], PREFIXES).read_rates)
-
-
 def wait_for(condition, seconds=5.0):
     deadline = time.monotonic() + seconds
     while not condition():
@@ -93,23 +82,25 @@ def wait_for(condition, seconds=5.0):
 
 
 def test_submitted_is_carried_out_and_closed_away(host, start):
-    made = start(host.interfaces[0])
+    made = start()
     begin = time.monotonic()
-    made.submit(desired(2e6, host.interfaces[0]))
+    made.submit(desired())
     assert time.monotonic() - begin < 0.05
-    wait_for(lambda: quarantined(host) == {NODE} and rates(host) == {"a": 2e6})
-    made.submit(Desired({"bandwidth": {("a", host.interfaces[0]): 3e6}}))
-    wait_for(lambda: quarantined(host) == set() and rates(host) == {"a": 3e6})
+    wait_for(lambda: quarantined(host) == {NODE})
+    made.submit(Desired())
+    wait_for(lambda: quarantined(host) == set())
+    made.submit(desired())
+    wait_for(lambda: quarantined(host) == {NODE})
     made.close(remove=False)
-    assert rates(host) == {"a": 3e6}
+    assert quarantined(host) == {NODE}
     assert host.call(act.cleanup) != []
     assert host.call(act.cleanup) == []
 
 
 def test_close_removes(host, start):
-    made = start(host.interfaces[0])
-    made.submit(desired(2e6, host.interfaces[0]))
-    wait_for(lambda: rates(host) and quarantined(host))
+    made = start()
+    made.submit(desired())
+    wait_for(lambda: quarantined(host))
     made.close(remove=True)
     assert host.call(act.cleanup) == []
 
@@ -125,44 +116,38 @@ def test_counts_what_was_dropped(net, host, start, monkeypatch):
     assert made.counters()["quarantine_changes"] == 1
 
 
-def test_one_that_fails_is_retried_and_the_other_goes_on(host, start, monkeypatch, caplog):
+@pytest.fixture
+def broken(monkeypatch):
+    """The table refuses, as nftables would, until the fixture's function is called."""
+    real = QuarantineTable.apply
+
+    def refuse(*_):
+        raise HostError("nftables: refused")
+
+    monkeypatch.setattr(QuarantineTable, "apply", refuse)
+    return lambda: monkeypatch.setattr(QuarantineTable, "apply", real)
+
+
+def test_a_failure_is_told_once_and_retried(host, start, broken, monkeypatch, caplog):
     monkeypatch.setattr(reconcile, "BACKOFF_MIN", 0.05)
-    made = start("later0")
-    made.submit(desired(2e6, "later0"))
-    wait_for(lambda: quarantined(host) == {NODE})
-    wait_for(lambda: made.counters().get("bandwidth_later0_failures", 0) >= 2)
-    assert made.counters().get("quarantine_failures", 0) == 0
-    assert (
-        "bandwidth_later0: interface later0: does not exist; correct do.interface of the bandwidth policy; next try in"
-        " 0.05 s" in caplog.text
-    )
-    assert caplog.text.count("interface later0: does not exist") == 1, "once, though it fails again and again"
-    assert made.why_not("bandwidth", "later0").startswith("interface later0: does not exist")
-    assert made.why_not("bandwidth", host.interfaces[0]) == made.why_not("quarantine", str(NODE)) == ""
-    host.ip("link add later0 type veth peer name later1")
-    wait_for(lambda: "rate 2Mbit" in host.out("tc", "class", "show", "dev", "later0"))
-    wait_for(lambda: not made.why_not("bandwidth", "later0"))
-    failures = made.counters()["bandwidth_later0_failures"]
-    assert failures < 10  # it backs off: 0.05, 0.1, 0.2 ...
+    made = start()
+    made.submit(desired())
+    wait_for(lambda: made.counters().get("quarantine_failures", 0) >= 2)
+    assert caplog.text.count("quarantine: nftables: refused; next try in 0.05 s") == 1
+    assert made.why_not("quarantine", str(NODE)) == "nftables: refused"
+    assert made.applied == []
+    broken()
+    wait_for(lambda: quarantined(host) == {NODE} and not made.why_not("quarantine", str(NODE)))
+    assert made.counters()["quarantine_failures"] < 10, "it backs off: 0.05, 0.1, 0.2 ..."
 
 
-def test_what_is_asked_in_vain(host):
-    """An interface that is not there, and a rate that is only raised."""
-    raised, missing = host.call(act.notes, settings(host.interfaces[0], "later9"))[0::2]
-    assert raised == (
-        f"policy {host.interfaces[0]}: only raises a rate that nothing sets; give it `start`, or the interface a "
-        "policy with a negative step"
-    )
-    assert missing == "interface later9: is not there now; until it is, bandwidth policies limit nothing on it"
-
-
-def test_back_off_holds_against_new_states(host, start, monkeypatch):
+def test_back_off_holds_against_new_states(start, broken, monkeypatch):
     monkeypatch.setattr(reconcile, "BACKOFF_MIN", 0.4)
-    made = start("nothere")
+    made = start()
     for i in range(30):
-        made.submit(desired(2e6 + 1000 * i, "nothere"))
+        made.submit(desired(60.0 + i))
         time.sleep(0.01)
-    assert made.counters()["bandwidth_nothere_failures"] == 1
+    assert made.counters()["quarantine_failures"] == 1
 
 
 def test_a_mistake_of_ours_does_not_end_the_thread(host, start, monkeypatch):
@@ -177,17 +162,16 @@ def test_a_mistake_of_ours_does_not_end_the_thread(host, start, monkeypatch):
 
 def test_what_others_take_away_comes_back(host, start, monkeypatch):
     monkeypatch.setattr(reconcile, "RECONCILE", 0.05)
-    start(host.interfaces[0]).submit(desired(2e6, host.interfaces[0]))
-    wait_for(lambda: quarantined(host) == {NODE} and rates(host) == {"a": 2e6})
+    start().submit(desired())
+    wait_for(lambda: quarantined(host) == {NODE})
     host.run("nft", "flush", "ruleset")
-    host.run("tc", "qdisc", "del", "dev", host.interfaces[0], "root")
-    wait_for(lambda: quarantined(host) == {NODE} and rates(host) == {"a": 2e6})
+    wait_for(lambda: quarantined(host) == {NODE})
 
 
 def test_what_an_earlier_run_left_is_swept(host, start):
-    first = start(host.interfaces[0])
-    first.submit(desired(2e6, host.interfaces[0]))
-    wait_for(lambda: quarantined(host) and rates(host))
+    first = start()
+    first.submit(desired())
+    wait_for(lambda: quarantined(host))
     first.close(remove=False)
     start(quarantine=False)
     wait_for(lambda: host.call(act.cleanup) == [])
@@ -198,15 +182,11 @@ def test_only_what_policies_need_is_kept():
         return [actuator.name for kind in act.ACTUATORS.values() for actuator in kind.actuators(config)]
 
     assert names(Config()) == []
-    assert names(settings("eth1", "eth0")) == ["quarantine", "bandwidth_eth0", "bandwidth_eth1"]
+    assert names(settings()) == ["quarantine"]
 
 
-def test_it_tells_when_the_host_is_as_desired(host, start, monkeypatch):
-    monkeypatch.setattr(reconcile, "BACKOFF_MIN", 0.05)
-    made, want = start("later0"), desired(2e6, "later0")
+def test_it_tells_when_the_host_is_as_desired(start):
+    made, want = start(), desired()
     made.submit(want)
-    wait_for(lambda: made.counters().get("bandwidth_later0_failures", 0) >= 1)
-    assert made.applied == [], "one of two actuators fails"
-    host.ip("link add later0 type veth peer name later1")
     wait_for(lambda: made.applied)
     assert made.applied[0] is want

@@ -1,9 +1,9 @@
 """A kind of resource: its section of the configuration, and its back end, which really gives and takes it.
 
 A back end belongs to one thread, which only it uses (act/providers.py), so it may block; it must give up when
-`setting.closing` is set. What it is asked is idempotent: `change` to an amount that is there does nothing. It reads what
-there is from the world (`observe`) and trusts no memory of its own: somebody else may have changed it, and scentd may
-have been killed half-way.
+`setting.closing` is set. What it is asked is idempotent: `change` to an amount that is there does nothing. It
+reads what there is from the world (`observe`) and trusts no memory of its own: somebody else may have changed it, and
+scentd may have been killed half-way.
 """
 
 from __future__ import annotations

@@ -93,9 +93,6 @@ class FleetRole:
         await self._keeper.stop()
         await self._nats.stop()
 
-    def tick(self) -> None:
-        self._report_taker.tick()
-
     def view_of(self, peer: str, now: float) -> View | None:
         """What other hosts' verifiers know of a peer; None if they do not, or say nothing to this host."""
         return self._report_taker.view_of(peer, now)

@@ -129,10 +129,6 @@ class ReportTaker:
                 self.take(message)
                 number += 1
 
-    def tick(self) -> None:
-        """Once a second: policies see the time pass."""
-        self._publish_all(self._views.keys(), time.time())
-
     def status(self, now: float) -> list[PeerStatus]:
         """Of each peer."""
         return [self._status(peer, usable, now) for peer, usable, _ in self._peers.values()]
