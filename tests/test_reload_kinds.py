@@ -15,8 +15,10 @@ from typing import Any
 
 import msgspec
 import pytest
+from act.filing import FilesBackend
 
 from scentd.act import ACTUATORS
+from scentd.act.resources import RESOURCES
 from scentd.collect import SOURCES
 from scentd.collect.readers import Readers
 from scentd.config.policy import Policy
@@ -25,6 +27,7 @@ from scentd.core.allocate.actions import ACTIONS
 from scentd.core.allocate.decide import Decider
 from scentd.core.profile.issue import metric_slots
 from scentd.kinds import config_from
+from scentd.roles.allocator import new_amounts, policies_of
 from scentd.wire import keys
 
 PEERS = [{"name": n, "public_key": "", "addresses": [f"10.{i}.0.0/16"]} for i, n in enumerate(("p", "q"))]
@@ -46,7 +49,7 @@ SOURCE: dict[str, dict[str, Any]] = {  # what each kind needs
 }
 ACTION: dict[str, dict[str, Any]] = {
     "quarantine": {},
-    "bandwidth": {"interface": "lo", "step": "1mbit", "floor": "2mbit", "ceiling": "9mbit"},
+    "amount": {"resource": "files", "to": 1.0},
     "command": {"argv": ["/bin/true"]},
     "webhook": {"url": "http://127.0.0.1:9/"},
 }
@@ -114,15 +117,15 @@ OTHER: dict[str, Any] = {
     "policy.peer": "q",
     "policy.for": "5s",
     "policy.cooldown": "5s",
+    "policy.purpose": "safety",
+    "policy.dry_run": True,
     "policy.matches": 2,
     "policy.profiles": 3,
     "quarantine.target": "network",
     "quarantine.timeout": "5s",
-    "bandwidth action.interface": "eth0",
-    "bandwidth action.step": "2mbit",
-    "bandwidth action.floor": "1mbit",
-    "bandwidth action.ceiling": "8mbit",
-    "bandwidth action.start": "3mbit",
+    "amount.resource": "more",
+    "amount.to": "current + 1.0",
+    "amount.timeout": "9s",
     "command.argv": ["/bin/false"],
     "command.timeout": "1s",
     "command.user": "root",
@@ -132,8 +135,9 @@ OTHER: dict[str, Any] = {
 # By daemons: test_reload_trial.py and netns/test_takeover.py (keys), netns/test_rotation.py
 # (next keys), roles/test_apart.py (who signs and stamps), netns/test_fleet.py (the keys of networks signed elsewhere),
 # netns/test_forwarding.py (where beacons come from), netns/test_event_sources.py (a file, which stands in place of a
-# socket), netns/test_tenants.py (origins). `source` and `do` are the kinds below.
+# socket), netns/test_tenants.py (origins), core/allocate/test_decide.py (by). `source` and `do` are the kinds below.
 ELSEWHERE = {
+    "amount.by",
     "eve.file",
     "network.key_file",
     "network.next_key_file",
@@ -147,6 +151,11 @@ ELSEWHERE = {
     "network.source",
     "policy.do",
 }
+
+
+@pytest.fixture(autouse=True)
+def table(monkeypatch):
+    monkeypatch.setitem(RESOURCES, "files", FilesBackend)
 
 
 def every_setting() -> Iterator[str]:
@@ -178,14 +187,15 @@ def configured(name: str = "") -> Config:
     if key:
         part[key] = OTHER[name]
     peers = [{**p, "public_key": str(keys.identity(bytes([i]) * 32).public)} for i, p in enumerate(PEERS)]
-    return config_from({"network": [network], "peer": peers, "policy": [policy]})
+    resources = [{"name": n, "kind": "files", "maximum": 3, "directory": "/nonexistent"} for n in ("files", "more")]
+    return config_from({"network": [network], "peer": peers, "policy": [policy], "resource": resources})
 
 
 class Halves:
     """The running halves that know these sections, without a start: nothing is opened."""
 
     def __init__(self, config: Config) -> None:
-        self.decider = Decider(config.policy)
+        self.decider = Decider(policies_of(config), new_amounts(config))
         self.take(config)
 
     def take(self, config: Config) -> None:
@@ -199,7 +209,7 @@ class Halves:
         before = self.readers
         self.take(config)
         self.readers.adopt(before)
-        self.decider.reload(config.policy)
+        self.decider.reload(policies_of(config), new_amounts(config))
 
 
 def shape(thing: Any) -> Any:

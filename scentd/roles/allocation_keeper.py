@@ -11,13 +11,13 @@ import msgspec
 from scentd.core.allocate.actions import ACTIONS
 from scentd.core.allocate.amounts import Amounts
 from scentd.core.allocate.decide import Decider, PolicyState
-from scentd.core.allocate.entry import Entry
+from scentd.core.allocate.entry import AmountEntry
 from scentd.core.allocate.plan import with_kinds
 from scentd.model import Desired
 from scentd.state.allocation import AllocationFile, Row
 
 AMOUNT, POLICY, HELD, ACTION = "amount", "policy", "held", "action "  # kinds of row; an action's has its kind behind
-ENTRIES = msgspec.msgpack.Decoder(Entry)
+ENTRIES = msgspec.msgpack.Decoder(AmountEntry)
 STATES = msgspec.msgpack.Decoder(tuple[float | None, float | None, int | None, float | None])
 
 
@@ -37,7 +37,7 @@ class AllocationKeeper:
     def load(self, decider: Decider, amounts: Amounts, policies: Collection[str], now: float) -> Desired:
         """Give the decider and the amounts what an earlier run has known, and return the desired state."""
         rows = self._file.load()
-        entries: dict[tuple[str, str], Entry] = {}
+        entries: dict[tuple[str, str], AmountEntry] = {}
         states: dict[tuple[str, str], PolicyState] = {}
         actions: dict[str, dict[str, bytes]] = {}
         for (kind, a, b), value in rows.items():

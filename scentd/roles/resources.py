@@ -14,7 +14,7 @@ from pathlib import Path
 from scentd.act.actuator import Tally
 from scentd.act.providers import Provider
 from scentd.act.resources import RESOURCES
-from scentd.act.resources.backend import Setting
+from scentd.act.resources.backend import BackendSetting
 from scentd.bus.local import LocalBus
 from scentd.config.resource import Resource
 from scentd.config.schema import kind_of
@@ -79,7 +79,7 @@ class ResourceRole:
     def _open(self, resource: Resource) -> None:
         peers = {p.name: prefixes(p.addresses) for p in self._config.peer if resource.peer in ("*", p.name)}
         directory = Path(self._config.daemon.state_dir) / "resources" / resource.name
-        setting = Setting(peers=peers, directory=directory, tally=self._tally)
+        setting = BackendSetting(peers=peers, directory=directory, tally=self._tally)
         provider = Provider(RESOURCES[kind_of(resource)](resource, setting), self._on_report)
         self._providers[resource.name] = provider
         given = {peer: amount for peer, amount in self._wanted.get(resource.name, {}).items() if peer in peers}

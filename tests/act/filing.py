@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from scentd.act.actuator import Tally
-from scentd.act.resources.backend import Backend, Refused, Setting
+from scentd.act.resources.backend import Backend, BackendSetting, Refused
 from scentd.config.resource import Resource
 from scentd.errors import HostError
 
@@ -40,4 +40,4 @@ class FilesBackend(Backend[FilesResource]):
 
 
 def setting(directory, *peers):
-    return Setting(peers=dict.fromkeys(peers, ()), directory=Path(directory), tally=Tally())
+    return BackendSetting(peers=dict.fromkeys(peers, ()), directory=Path(directory), tally=Tally())

@@ -27,7 +27,7 @@ class Refused(HostError):
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class BackendSetting:
     """The facts that a back end gets besides its section."""
 
     peers: Mapping[str, Sequence[Prefix]]  # whom the resource serves, with their prefixes
@@ -43,7 +43,7 @@ class Backend(Generic[R]):
 
     section: ClassVar[type[Resource]]
 
-    def __init__(self, resource: R, setting: Setting) -> None:
+    def __init__(self, resource: R, setting: BackendSetting) -> None:
         self.resource = resource
         self.setting = setting
 

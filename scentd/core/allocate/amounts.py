@@ -23,7 +23,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from scentd.config.budget import Budget
 from scentd.config.resource import Resource
-from scentd.core.allocate.entry import Entry, Key, Turn, Wish, bounded, one_step, same, winner
+from scentd.core.allocate.entry import AmountEntry, Key, Turn, Wish, bounded, one_step, same, winner
 from scentd.core.allocate.share import Demand, share
 from scentd.model import Decision
 
@@ -57,8 +57,8 @@ class Amounts:
     def __init__(self, resources: Sequence[Resource], budgets: Sequence[Budget], peers: Iterable[str]) -> None:
         self.resources = {r.name: r for r in resources}
         self._served = {r.name: [p for p in peers if r.peer in ("*", p)] for r in resources}
-        self._entries: dict[str, dict[str, Entry]] = {
-            name: {peer: Entry() for peer in served} for name, served in self._served.items()
+        self._entries: dict[str, dict[str, AmountEntry]] = {
+            name: {peer: AmountEntry() for peer in served} for name, served in self._served.items()
         }
         self._pools: dict[Key, Pool] = {}
         for budget in budgets:
@@ -78,7 +78,7 @@ class Amounts:
         pool = Pool(budget, members, all(self.resources[name].whole for name in budget.resources))
         self._pools |= dict.fromkeys(members, pool)
 
-    def _entry(self, resource: str, peer: str) -> Entry | None:
+    def _entry(self, resource: str, peer: str) -> AmountEntry | None:
         return self._entries[resource].get(peer)
 
     # -- what policies want --------------------------------------------------
@@ -128,7 +128,7 @@ class Amounts:
                 self._dirty.add((resource, peer))
         return decisions
 
-    def _begin(self, section: Resource, peer: str, entry: Entry, found: float | None) -> None:
+    def _begin(self, section: Resource, peer: str, entry: AmountEntry, found: float | None) -> None:
         """Take over what is there at first."""
         begin = section.usual if found is None else found
         self._set(entry, (section.name, peer), min(max(begin, section.minimum), section.maximum))
@@ -136,7 +136,7 @@ class Amounts:
         if pool is not None and entry.desired is not None:
             pool.ask((section.name, peer), entry.desired)
 
-    def _drift(self, section: Resource, entry: Entry, peer: str, now: float) -> Decision:
+    def _drift(self, section: Resource, entry: AmountEntry, peer: str, now: float) -> Decision:
         assert entry.observed is not None
         assert entry.desired is not None
         reason = "somebody else has changed it, or it has failed"
@@ -192,7 +192,7 @@ class Amounts:
             decisions += self._share(pool, now, share_all)
         return decisions
 
-    def _settle_one(self, key: Key, entry: Entry, now: float) -> list[Decision]:
+    def _settle_one(self, key: Key, entry: AmountEntry, now: float) -> list[Decision]:
         resource, peer = key
         section = self.resources[resource]
         assert entry.desired is not None  # settle() has looked
@@ -263,7 +263,7 @@ class Amounts:
         return share(demands, pool.budget.total, pool.whole)
 
     def _move(
-        self, section: Resource, entry: Entry, peer: str, want: float, now: float, wish: Wish, policy: str
+        self, section: Resource, entry: AmountEntry, peer: str, want: float, now: float, wish: Wish, policy: str
     ) -> list[Decision]:
         assert entry.desired is not None  # the callers have looked
         old = entry.desired
@@ -287,7 +287,9 @@ class Amounts:
             return [decision]
         return [decision, *self._turn(section, entry, peer, policy, want > old, now)]
 
-    def _turn(self, section: Resource, entry: Entry, peer: str, policy: str, up: bool, now: float) -> list[Decision]:
+    def _turn(
+        self, section: Resource, entry: AmountEntry, peer: str, policy: str, up: bool, now: float
+    ) -> list[Decision]:
         """Note the direction; an oscillation stops taking back for a while."""
         if entry.turns and entry.turns[-1].up == up:
             return []
@@ -303,7 +305,7 @@ class Amounts:
         amount = section.amount_text(entry.desired or 0.0)
         return [Decision(now, peer, " ".join(names), 0, "oscillation", section.name, amount, amount, reason)]
 
-    def _set(self, entry: Entry, key: Key, amount: float) -> None:
+    def _set(self, entry: AmountEntry, key: Key, amount: float) -> None:
         entry.desired = amount
         self._unsaved.add(key)
         self._changes.setdefault(key[0], {})[key[1]] = amount
@@ -312,7 +314,7 @@ class Amounts:
         self._dirty.add(key)
         self._unsaved.add(key)
 
-    def _wake(self, key: Key, entry: Entry, at: float) -> None:
+    def _wake(self, key: Key, entry: AmountEntry, at: float) -> None:
         if at < entry.due:
             entry.due = at
             heapq.heappush(self._due, (at, key))
@@ -327,17 +329,17 @@ class Amounts:
         changes, self._changes = self._changes, {}
         return changes
 
-    def entries(self) -> Iterator[tuple[Key, Entry]]:
+    def entries(self) -> Iterator[tuple[Key, AmountEntry]]:
         for resource, entries in self._entries.items():
             for peer, entry in entries.items():
                 yield (resource, peer), entry
 
-    def take_unsaved(self) -> dict[Key, Entry]:
+    def take_unsaved(self) -> dict[Key, AmountEntry]:
         """The entries that changed since the last call."""
         keys, self._unsaved = self._unsaved, set()
         return {key: self._entries[key[0]][key[1]] for key in keys}
 
-    def adopt(self, kept: Iterable[tuple[Key, Entry]], policies: Collection[str], now: float) -> None:
+    def adopt(self, kept: Iterable[tuple[Key, AmountEntry]], policies: Collection[str], now: float) -> None:
         """Take over what was known before a reload or a restart; of wishes those of `policies`, which still stand."""
         for key, old in kept:
             entry = self._entry(*key)

@@ -34,7 +34,7 @@ class Turn(NamedTuple):
 
 
 @dataclass(slots=True)
-class Entry:
+class AmountEntry:
     """One resource of one peer."""
 
     desired: float | None = None  # None: not observed yet

@@ -6,8 +6,7 @@ import pytest
 
 from scentd.config.budget import Budget
 from scentd.config.resource import Resource
-from scentd.core.allocate import amounts as module
-from scentd.core.allocate.amounts import Amounts
+from scentd.core.allocate.amounts import PAUSE, Amounts
 from scentd.core.allocate.entry import Wish
 
 
@@ -159,7 +158,7 @@ def test_an_oscillation_is_named_and_stops_taking_back():
     amounts.withdraw("up", "r", "a")
     wish(amounts, "down", 1.0)
     assert settled(amounts, 182.0) == 6.0
-    assert settled(amounts, 182.0 + module.PAUSE) == 1.0
+    assert settled(amounts, 182.0 + PAUSE) == 1.0
 
 
 # --- others, and silence

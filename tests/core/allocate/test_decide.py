@@ -1,53 +1,17 @@
 from ipaddress import ip_address, ip_network
 
 import pytest
+from allocating import COMMAND, amounts_of, decider_of, fires, outcome, policy, profile, view
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from scentd.config.policy import Policy
-from scentd.config.resource import Resource
 from scentd.core.allocate.actions.amount import AmountAction
-from scentd.core.allocate.actions.command import CommandAction
 from scentd.core.allocate.actions.quarantine import QuarantineAction
-from scentd.core.allocate.amounts import Amounts
-from scentd.core.allocate.decide import Decider, Standing
-from scentd.model import Profile, View
-from scentd.wire import bloom
+from scentd.core.allocate.decide import Standing
+from scentd.model import View
 
-COMMAND = CommandAction(argv=["/bin/true"])
-RATE = Resource(name="rate", minimum=0.0, maximum=50.0)
 WIDEN = AmountAction(resource="rate", by=10)
 NODE = QuarantineAction()
-
-
-def policy(expression="cpu > 0.8", do=COMMAND, **more):
-    return Policy(name=more.pop("name", "p"), when=expression, do=do, **more)
-
-
-def profile(epoch=100, items=(), overall=0.5, interval=5, **levels):
-    return Profile("a", epoch, interval, overall, levels, bloom.make(items, epoch))
-
-
-def view(*profiles, at=0.0, **more):
-    return View("a", profiles or (profile(cpu=0.9),), received_at=at, **more)
-
-
-def amounts_of(observed=10.0):
-    amounts = Amounts([RATE], [], ["a"])
-    amounts.observe("rate", {"a": observed}, (), 0.0)
-    return amounts
-
-
-def decider_of(policies, amounts=None):
-    return Decider(policies, amounts or amounts_of())
-
-
-def outcome(decider, seen, now=0.0):
-    return decider.explain(seen, now)[0].outcome
-
-
-def fires(decider, seen, now=0.0):
-    return len(decider.decide(seen, now))
 
 
 # --- expressions
@@ -208,111 +172,6 @@ def test_an_edge_action_with_a_cooldown_runs_again_on_news():
     assert fires(decider, view())
     assert not fires(decider, view(), 10.0)  # the same statement
     assert fires(decider, view(profile(110, cpu=0.9), at=10.0), 10.0)
-
-
-def test_an_amount_takes_one_step_for_a_statement():
-    amounts = amounts_of()
-    decider = decider_of([policy(do=WIDEN)], amounts)
-    assert [fires(decider, view(), t) for t in (0.0, 1.0, 2.0)] == [1, 0, 0]
-    amounts.observe("rate", {"a": 20.0}, (), 3.0)
-    assert not fires(decider, view(), 3.0), "the statement is the same"
-    (firing,) = decider.decide(view(profile(105, cpu=0.9), at=5.0), 5.0)
-    assert firing.asked == 30.0
-
-
-def test_an_amount_that_was_asked_for_is_not_asked_for_again():
-    decider = decider_of([policy(do=AmountAction(resource="rate", to=25.0))])
-    assert [f.asked for f in decider.decide(view(), 0.0)] == [25.0]
-    for epoch in (105, 110):
-        later = view(profile(epoch, cpu=0.9), at=epoch)
-        assert outcome(decider, later, epoch) == "already"
-        assert not fires(decider, later, epoch)
-
-
-@pytest.mark.parametrize(
-    ("to", "asked"),
-    [
-        ("ceil(current * cpu / 0.7)", 13.0),
-        ("maximum * 2.0", 50.0),
-        ("minimum - 5.0", 0.0),
-        ("cpu > 0.8 ? 3 : 4", 3.0),
-        ("current / (cpu - cpu)", None),
-        ("current * memory", None),
-    ],
-)
-def test_amounts_by_expression(to, asked):
-    """By 10 that there are and a cpu of 0.9; within the resource's bounds; without a number nothing is asked for."""
-    decider = decider_of([policy(do=AmountAction(resource="rate", to=to))])
-    firings = decider.decide(view(), 0.0)
-    assert [f.asked for f in firings] == ([asked] if asked is not None else [])
-    assert asked is not None or outcome(decider, view()) == "no-amount"
-
-
-def test_a_wish_is_withdrawn_when_its_policy_holds_no_longer():
-    amounts = amounts_of()
-    decider = decider_of([policy(do=AmountAction(resource="rate", to=25.0))], amounts)
-    decider.decide(view(), 0.0)
-    assert set(amounts.bounds("rate", "a")) == {"current", "minimum", "maximum"}
-    assert wishes(amounts) == {"p"}
-    decider.decide(view(profile(105, cpu=0.1), at=5.0), 5.0)
-    assert wishes(amounts) == set()
-
-
-def wishes(amounts):
-    return {policy for _, entry in amounts.entries() for policy in entry.wishes}
-
-
-def test_a_dry_run_wishes_nothing():
-    amounts = amounts_of()
-    decider = decider_of([policy(do=WIDEN, dry_run=True)], amounts)
-    assert [f.asked for f in decider.decide(view(), 0.0)] == [20.0]
-    assert wishes(amounts) == set()
-
-
-# --- when to look again
-
-
-def test_waiting_and_stale_policies_are_due_at_their_time():
-    decider = decider_of([policy(hold=7.0)])
-    assert not fires(decider, view(), 0.0)
-    assert decider.due(6.9) == []
-    assert decider.due(7.0) == ["a"]
-    assert fires(decider, view(), 7.0)
-    assert decider.due(15.0) == []
-    assert decider.due(15.1) == ["a"], "three intervals after the profile it is stale"
-    assert outcome(decider, view(), 15.1) == "stale"
-
-
-def test_a_policy_in_its_pause_is_due_after_it():
-    decider = decider_of([policy(cooldown=4.0)])
-    fires(decider, view(), 0.0)
-    decider.decide(view(profile(105, cpu=0.9), at=1.0), 1.0)
-    assert decider.due(4.0) == ["a"]
-
-
-def test_expressions_of_age_are_due_every_second():
-    decider = decider_of([policy("age > 2.5")])
-    assert [fires(decider, view(), now) for now in (0.0, 1.0, 2.0)] == [0, 0, 0]
-    assert decider.due(3.0) == ["a"]
-    assert fires(decider, view(), 3.0)
-
-
-def test_a_policy_that_is_false_is_never_due():
-    decider = decider_of([policy("cpu > 0.95")])
-    fires(decider, view(), 0.0)
-    assert decider.due(1e9) == []
-
-
-def test_states_survive_a_restart():
-    decider = decider_of([policy(cooldown=60.0), policy(name="gone")])
-    fires(decider, view(), 0.0)
-    kept = decider.take_unsaved()
-    assert decider.take_unsaved() == {}
-    again = decider_of([policy(cooldown=60.0)])
-    again.restore(kept)
-    later = view(profile(105, cpu=0.9), at=5.0)
-    assert outcome(again, later, 5.0) == "cooling"
-    assert [s.true_now for s in again.standings()] == [1]
 
 
 def test_quarantine_of_nodes():

@@ -34,7 +34,7 @@ class ResourceText:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class AmountRequest:
     """What an action asks of a resource: a number, or what an expression gives."""
 
     resource: Resource
@@ -59,7 +59,7 @@ class ActionKind(Generic[S]):
         """The senders at which the action would aim now. An empty tuple: the action aims at the peer as such."""
         return ()
 
-    def request(self, do: S, resources: Mapping[str, Resource]) -> Request | None:
+    def request(self, do: S, resources: Mapping[str, Resource]) -> AmountRequest | None:
         """What the action asks of a [[resource]]; None: the kind asks for none, or it is not there."""
         return None
 

@@ -10,7 +10,7 @@ from scentd.config.policy import Action
 from scentd.config.resource import Resource
 from scentd.config.schema import Name, suggestion
 from scentd.config.units import Seconds
-from scentd.core.allocate.actions.action import ActionKind, Request, Resources, make_decision
+from scentd.core.allocate.actions.action import ActionKind, AmountRequest, Resources, make_decision
 from scentd.model import Decision, Firing, Oneshot
 
 
@@ -62,14 +62,14 @@ class AmountKind(ActionKind[AmountAction]):
             return [], []
         return [make_decision(firing, self.kind, do.resource, "", f"{firing.asked:g}")], []
 
-    def request(self, do: AmountAction, resources: Mapping[str, Resource]) -> Request | None:
+    def request(self, do: AmountAction, resources: Mapping[str, Resource]) -> AmountRequest | None:
         resource = resources.get(do.resource)
         if resource is None:
             return None
         number = amount_of(do, resource)
         if number is None:
-            return Request(resource, expression=str(do.to), timeout=do.timeout)
-        return Request(resource, number, do.by is not None, timeout=do.timeout)
+            return AmountRequest(resource, expression=str(do.to), timeout=do.timeout)
+        return AmountRequest(resource, number, do.by is not None, timeout=do.timeout)
 
 
 def amount_of(do: AmountAction, resource: Resource) -> float | None:
