@@ -64,9 +64,11 @@ BUS = BusStatus(
 ALLOCATION = AllocationStatus(
     resources=[
         ResourceStatus(kind="quarantine", resource="10.0.0.7", peer="svc", text="quarantined until then", until=9.0),
-        ResourceStatus(kind="bandwidth", resource="eth0", peer="svc", text="20mbit", amount=2e7, unit="bit/s"),
+        ResourceStatus(
+            kind="bandwidth", resource="eth0", peer="svc", text="20mbit", amount=2e7, observed=1e7, unit="bit/s"
+        ),
     ],
-    decisions={"quarantine": 1},
+    decisions={"quarantine": 1, "oscillation": 1},
     policies=[PolicyStatus(policy="isolate", outcomes={"fired": 2, "false": 5}, true_now=1, fired_at=8.0)],
     delays=[DelayStatus(name="alarm_applied", count=2, mean=0.006, largest=0.007, last=0.005)],
 )

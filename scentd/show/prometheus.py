@@ -225,6 +225,11 @@ def allocation(status: Status) -> Iterator[Metric]:
         for outcome, count in policy.outcomes.items():
             outcomes.add_metric([policy.policy, outcome], count)
     yield outcomes
+    made = CounterMetricFamily("scentd_decisions", "Decisions, by action", labels=["action"])
+    for action, count in status.allocation.decisions.items():
+        made.add_metric([action], count)
+    yield made
+    yield from amounts(status)
     text = "Seconds since what caused a decision was accepted"
     delay = GaugeMetricFamily("scentd_delay_seconds", text, labels=["step", "value"])
     events = CounterMetricFamily("scentd_delay_events", "Decisions that such a delay was measured of", labels=["step"])
@@ -234,6 +239,24 @@ def allocation(status: Status) -> Iterator[Metric]:
         events.add_metric([step.name], step.count)
     yield delay
     yield events
+
+
+def amounts(status: Status) -> Iterator[Metric]:
+    """What peers should have of resources, what they have, and whether something is in the way."""
+    labels = ["kind", "resource", "peer"]
+    wanted = GaugeMetricFamily("scentd_resource_wanted", "The amount that policies want", labels=labels)
+    observed = GaugeMetricFamily("scentd_resource_observed", "The amount that there is", labels=labels)
+    failing = GaugeMetricFamily("scentd_resource_failing", "1 if it cannot be given, or taken back", labels=labels)
+    for r in status.allocation.resources:
+        names = [r.kind, r.resource, r.peer]
+        if r.amount is not None:
+            wanted.add_metric(names, r.amount)
+        if r.observed is not None:
+            observed.add_metric(names, r.observed)
+        failing.add_metric(names, float(bool(r.why_not)))
+    yield wanted
+    yield observed
+    yield failing
 
 
 def add_levels(family: GaugeMetricFamily, name: str, levels: Mapping[str, float], overall: float | None) -> None:

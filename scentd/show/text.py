@@ -201,7 +201,10 @@ def omitted(rest: Omitted) -> list[str]:
 
 
 def allocation(data: AllocationStatus) -> list[str]:
-    lines = [
+    lines = ["dry run: policies only say what they would do"] if data.dry_run else []
+    if data.held:
+        lines.append(f"held: {', '.join(data.held).replace('*', 'everything')}; scentd resume goes on")
+    lines += [
         f"{r.kind} {r.resource} of {r.peer}: {r.text}{f', not in effect: {r.why_not}' if r.why_not else ''}"
         for r in data.resources
     ]

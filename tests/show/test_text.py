@@ -51,6 +51,12 @@ def test_what_is_not_in_effect_says_why():
     assert "bandwidth eth9 of svc: 20mbit, not in effect: interface eth9: is gone" in shown
 
 
+def test_what_is_held_and_a_dry_run_are_said():
+    shown = text.allocation(replace(ALLOCATION, held=["a", "replicas"], dry_run=True))
+    assert shown[:2] == ["dry run: policies only say what they would do", "held: a, replicas; scentd resume goes on"]
+    assert text.allocation(replace(ALLOCATION, held=["*"]))[0] == "held: everything; scentd resume goes on"
+
+
 def test_a_host_that_is_not_as_it_should_be():
     assert "the host is not as it should be: iptables: locked" in text.status(status(rules_why_not="iptables: locked"))
 

@@ -36,7 +36,9 @@ CASES = {
     "ScentdOverload": ('scentd_other_total{name="overload_verify"}', "0+9x40", "7x40"),
     "ScentdWorkersEnd": ("scentd_worker_restarts_total", "0+1x40", "7x40"),
     "ScentdPolicyFails": ('scentd_other_total{name="policy_errors"}', "0+1x40", "7x40"),
-    "ScentdActionFails": ('scentd_actuator{name="bandwidth_eth0_failures"}', "0+1x40", "7x40"),
+    "ScentdActionFails": ('scentd_actuator{name="replicas_failures"}', "0+1x40", "7x40"),
+    "ScentdResourceNotGiven": ('scentd_resource_failing{kind="k",resource="r",peer="b"}', "1x40", "0x40"),
+    "ScentdOscillation": ('scentd_decisions_total{action="oscillation"}', "0+1x40", "3x40"),
 }
 
 
