@@ -22,7 +22,7 @@ from scentd.prefix import Address
 # linux/netlink.h, linux/rtnetlink.h
 SOL_NETLINK, CAP_ACK, GET_STRICT_CHK = 270, 10, 12
 NLMSG_ERROR, NLMSG_DONE = 2, 3
-REQUEST, ACK, REPLACE, EXCL, DUMP, CREATE = 1, 4, 0x100, 0x200, 0x300, 0x400
+REQUEST, ACK, ECHO, REPLACE, EXCL, DUMP, CREATE = 1, 4, 8, 0x100, 0x200, 0x300, 0x400
 DUMP_INTR = 16  # the dump's subject has changed meanwhile: some entries may be missing
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
@@ -129,6 +129,21 @@ def dumped(end: socket.socket, kind: int, body: bytes) -> list[bytes]:
         if whole:
             break
     return found
+
+
+def ask(kind: int, body: bytes) -> bytes | None:
+    """The body of the message that answers a question about one thing; None if it is not there. Raises HostError."""
+    with opened() as end:
+        end.send(packed(NetlinkRequest(kind, ECHO, body), ACK, 1))  # before Linux 6.14 a class is told only with ECHO
+        found = None
+        while True:
+            for answer, content, _ in messages(end.recv(READ)):
+                if answer != NLMSG_ERROR:
+                    found = content
+                elif (code := -unpack_from("=i", content)[0]) not in (0, *NOTHING):
+                    raise HostError(f"netlink: {os.strerror(code)}")
+                else:
+                    return found
 
 
 def opened() -> socket.socket:

@@ -3,5 +3,10 @@
 from __future__ import annotations
 
 from scentd.act.resources.backend import BackendType
+from scentd.act.resources.bandwidth import BandwidthBackend
+from scentd.act.resources.bandwidth_priority import BandwidthPriorityBackend
 
-RESOURCES: dict[str, BackendType] = {}
+RESOURCES: dict[str, BackendType] = {
+    "bandwidth": BandwidthBackend,
+    "bandwidth_priority": BandwidthPriorityBackend,
+}
