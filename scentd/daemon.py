@@ -134,7 +134,7 @@ class Daemon:
         self._stamper.configure(self._pairs)
         outgoing = await asyncio.to_thread(self._stamper.last_outgoing)
         await self._paths.install(self.config, self._pairs, self._epochs, outgoing)
-        self._resources.start(self._allocator.start())
+        await self._resources.start(self._allocator.start())
         if self._fleet is not None:
             await self._fleet.configure(self.config, self._pairs)
             self._fleet.start()

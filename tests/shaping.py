@@ -10,7 +10,7 @@ from ipaddress import ip_network
 from pathlib import Path
 
 from scentd.act.actuator import Tally
-from scentd.act.resources.backend import Setting
+from scentd.act.resources.backend import BackendSetting
 from scentd.act.resources.bandwidth import BandwidthBackend, BandwidthResource
 from scentd.act.resources.bandwidth_priority import BandwidthPriority, BandwidthPriorityBackend
 
@@ -22,7 +22,7 @@ MBIT = 1e6
 
 
 def setting(peers):
-    return Setting(peers, Path("/nowhere"), Tally())
+    return BackendSetting(peers, Path("/nowhere"), Tally())
 
 
 class InHost:

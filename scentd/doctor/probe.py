@@ -189,12 +189,18 @@ def nftables() -> Finding:
 
 
 def htb() -> Finding:
-    from scentd.act.bandwidth import Shaper
+    from scentd.act.actuator import Tally
+    from scentd.act.resources.backend import BackendSetting
+    from scentd.act.resources.bandwidth import BandwidthBackend, BandwidthResource
 
-    shaper = Shaper("lo", {"probe": (ip_network("192.0.2.0/24"), ip_network("2001:db8::/64"))})
-    shaper.shape({"probe": 1e8})
-    rates = shaper.read_rates()
-    shaper.remove()
+    prefixes = ip_network("192.0.2.0/24"), ip_network("2001:db8::/64")
+    setting = BackendSetting(peers={"probe": prefixes}, directory=Path("/nonexistent"), tally=Tally())
+    resource = BandwidthResource(name="probe", interface="lo", link=1e9, maximum=1e9)
+    backend = BandwidthBackend(resource, setting)
+    backend.change("probe", 1e8)
+    rates = backend.observe()
+    backend.close()
+    backend.remove_all()
     if rates != {"probe": 1e8}:
         return "HTB", "no", f"the rate was not kept: {rates}", KERNEL.format("sch_htb and cls_u32")
     return "HTB", "yes", "qdisc, class and u32 filters", ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from scentd.act.actuator import Tally
@@ -19,6 +19,7 @@ from scentd.bus.local import LocalBus
 from scentd.config.resource import Resource
 from scentd.config.schema import kind_of
 from scentd.config.sections import Config
+from scentd.errors import HostError
 from scentd.model import Applied, DesiredAmounts, Observed
 from scentd.prefix import prefixes
 
@@ -39,10 +40,11 @@ class ResourceRole:
         self._loop: asyncio.AbstractEventLoop | None = None
         bus.subscribe(DesiredAmounts, self._on_amounts)
 
-    def start(self, given: Amounts) -> None:
+    async def start(self, given: Amounts) -> None:
         """Begin. `given`: what an earlier run has wanted; an amount that differs has been changed by somebody else."""
         self._loop = asyncio.get_running_loop()
         self._wanted = {name: dict(amounts) for name, amounts in given.items()}
+        await asyncio.to_thread(sweep, own_resources(self._config))
         for resource in own_resources(self._config):
             self._open(resource)
 
@@ -56,17 +58,22 @@ class ResourceRole:
                 del self._providers[name]
                 gone = name not in wanted and provider.resource.on_exit == "give-back"
                 await asyncio.to_thread(provider.close, gone)
+        await asyncio.to_thread(sweep, own_resources(config))
         for name, resource in wanted.items():
             if name not in self._providers:
                 self._open(resource)
 
     def close(self, remove: bool) -> None:
-        """Stop all providers at once. With `remove`, a resource with on_exit = "give-back" is given back."""
+        """Stop all providers at once. With `remove`, a resource with on_exit = "give-back" is given back, and what it
+        has put into this host's kernel goes.
+        """
         for provider in self._providers.values():
             provider.begin_close(remove and provider.resource.on_exit == "give-back")
         for provider in self._providers.values():
             provider.join()
         self._providers.clear()
+        if remove:
+            sweep([r for r in own_resources(self._config) if r.on_exit == "keep"])
 
     def why_not(self, resource: str, peer: str) -> str:
         """Why this host does not give the peer what is wanted of a resource of its own."""
@@ -96,6 +103,16 @@ class ResourceRole:
         assert self._loop is not None  # start() has run
         with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody is left to be told
             self._loop.call_soon_threadsafe(self._bus.publish, report)
+
+
+def sweep(resources: Sequence[Resource]) -> None:
+    """Remove what earlier configurations have left and none of these uses. A failure is logged."""
+    for kind, backend in RESOURCES.items():
+        try:
+            for removed in backend.sweep(resources):
+                log.info("removed %s, which no resource uses any more", removed)
+        except (HostError, OSError) as error:
+            log.error("resources of kind %s: %s; scentd cleanup removes what is left", kind, error)
 
 
 def own_resources(config: Config) -> list[Resource]:

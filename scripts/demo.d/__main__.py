@@ -211,7 +211,7 @@ def totals(story: Story, tenant: End, service: End, application: Application) ->
     kinds = {d["action"] for d in decisions}
     story.check(
         "decisions: widen, isolate, release",
-        {"bandwidth", "quarantine", "release"} <= kinds,
+        {"amount", "quarantine", "release"} <= kinds,
         f"{len(decisions)} in the log, each with its epoch and rule",
     )
     story.check(

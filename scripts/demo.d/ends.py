@@ -97,19 +97,28 @@ public_key = "{other_key}"
 addresses = ["{other.ipv4}", "{other.ipv6}"]
 absent = "reject"
 
+[[resource]]
+name = "pipe"
+kind = "bandwidth"
+interface = "{interface}"
+link = "1gbit"
+minimum = "{start}mbit"
+normal = "{start}mbit"
+maximum = "{ceiling}mbit"
+
 [[policy]]
 name = "widen"
 when = 'cpu >= {threshold:.2f} && has("role=db;metric=cpu;level=high")'
 matches = 2
 profiles = 2
 cooldown = "4s"
-do = {{ kind = "bandwidth", interface = "{interface}", step = "{step}mbit", floor = "{start}mbit", start = "{start}mbit", ceiling = "{ceiling}mbit" }}
+do = {{ kind = "amount", resource = "pipe", by = "{step}mbit" }}
 
 [[policy]]
 name = "isolate"
 when = "threat >= 0.5"
 do = {{ kind = "quarantine", timeout = "{timeout}s" }}
-"""  # noqa: E501
+"""
 
 
 class End:

@@ -42,7 +42,7 @@ class Running:
         self.config = self.settings(**more)
         self.allocator = AllocatorRole(self.config, self.bus)
         self.resources = ResourceRole(self.config, self.bus)
-        self.resources.start(self.allocator.start())
+        self.given = self.allocator.start()
 
     def settings(self, policies=(UP, DOWN), resource=(), allocator=()):
         state = str(self.directory / "state")
@@ -97,8 +97,9 @@ def run(tmp_path):
         async def whole():
             async with contextlib.AsyncExitStack() as stack:
 
-                def start(**more):
+                async def start(**more):
                     made = Running(tmp_path, **more)
+                    await made.resources.start(made.given)
                     stack.push_async_callback(made.stop)
                     return made
 
@@ -111,7 +112,7 @@ def run(tmp_path):
 
 def test_from_views_to_files_and_back(run):
     async def body(start):
-        running = start()
+        running = await start()
         running.see(0.9, 100)
         await running.until(lambda: running.files() == 1)
         running.see(0.9, 105)
@@ -132,7 +133,7 @@ def test_from_views_to_files_and_back(run):
 
 def test_status_and_explanation_say_what_is_wanted_and_had(run, tmp_path):
     async def body(start):
-        running = start()
+        running = await start()
         (tmp_path / "files" / "fail").touch()
         running.see(0.9, 100)
         await running.until(lambda: running.resources.why_not("files", "a"))
@@ -152,12 +153,12 @@ def test_status_and_explanation_say_what_is_wanted_and_had(run, tmp_path):
 
 def test_a_restart_knows_amounts_and_pauses(run):
     async def body(start):
-        first = start(policies=[UP | {"cooldown": "1h"}])
+        first = await start(policies=[UP | {"cooldown": "1h"}])
         first.see(0.9, 100)
         await first.until(lambda: first.files() == 1)
         await first.stop()
         (first.directory / "files" / "a" / "0").unlink()
-        second = start(policies=[UP | {"cooldown": "1h"}])
+        second = await start(policies=[UP | {"cooldown": "1h"}])
         second.see(0.9, 105)
         await second.until(lambda: second.files() == 1)
         assert [d["action"] for d in second.decisions()] == ["drift"]
@@ -168,7 +169,7 @@ def test_a_restart_knows_amounts_and_pauses(run):
 
 def test_what_is_held_does_not_change_even_over_a_restart(run):
     async def body(start):
-        first = start()
+        first = await start()
         await first.until(lambda: first.allocator.amounts.bounds("files", "a"))
         with pytest.raises(HostError, match="no resource or peer has this name; known: \\*, a, b, files"):
             first.allocator.hold(["nobody"])
@@ -176,7 +177,7 @@ def test_what_is_held_does_not_change_even_over_a_restart(run):
         first.see(0.9, 100)
         first.allocator.tick()
         await first.stop()
-        second = start()
+        second = await start()
         second.see(0.9, 105)
         second.see(0.9, 105, "b")
         await second.until(lambda: second.files("b") == 1)
@@ -190,7 +191,7 @@ def test_what_is_held_does_not_change_even_over_a_restart(run):
 @pytest.mark.parametrize("settings", [{"allocator": {"dry_run": True}}, {"policies": [UP | {"dry_run": True}]}])
 def test_a_dry_run_only_says_so(run, settings):
     async def body(start):
-        running = start(**settings)
+        running = await start(**settings)
         for epoch in (100, 105, 110):
             running.see(0.9, epoch)
         await asyncio.sleep(0.3)
@@ -202,7 +203,7 @@ def test_a_dry_run_only_says_so(run, settings):
 
 def test_what_helped_is_told(run):
     async def body(start):
-        running = start()
+        running = await start()
         running.see(0.9, 100)
         await running.until(lambda: len(running.applied) == 1)
         running.see(0.6, 105)
@@ -215,7 +216,7 @@ def test_what_helped_is_told(run):
 
 def test_a_reload_keeps_amounts_and_gives_back_what_is_gone(run):
     async def body(start):
-        running = start(resource={"on_exit": "give-back"})
+        running = await start(resource={"on_exit": "give-back"})
         running.see(0.9, 100)
         await running.until(lambda: running.files() == 1)
         config = running.settings(resource={"on_exit": "give-back", "maximum": 3})
@@ -231,7 +232,7 @@ def test_a_reload_keeps_amounts_and_gives_back_what_is_gone(run):
 
 def test_a_policy_that_fails_stops_nothing(run, monkeypatch):
     async def body(start):
-        running = start()
+        running = await start()
         monkeypatch.setattr(running.allocator._decider, "decide", lambda *_: 1 // 0)
         running.see(0.9, 100)
         assert running.allocator.policy_errors == 1

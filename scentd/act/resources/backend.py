@@ -67,6 +67,11 @@ class Backend(Generic[R]):
         return []
 
     @classmethod
+    def sweep(cls, resources: Sequence[Resource]) -> list[str]:
+        """Likewise, but for what `resources` use: all of this host's. For what an earlier configuration has left."""
+        return []
+
+    @classmethod
     def notes(cls, resources: Sequence[R]) -> list[str]:
         """What the configuration asks of this host in vain, as far as can be told before it runs."""
         return []

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, Literal, TypeVar
 
 from scentd.act.resources import htb, tc
-from scentd.act.resources.backend import Backend, Refused, Setting
+from scentd.act.resources.backend import Backend, BackendSetting, Refused
 from scentd.act.resources.htb import RATE_MIN, HtbTree, TreeState
 from scentd.act.resources.tc import HtbClass, Part
 from scentd.config import units
@@ -29,6 +29,7 @@ class ShapedResource(Resource, kw_only=True):
 
     interface: str
     link: Bits  # what all peers together may have there; leave room for everybody else
+    on_exit: Literal["keep", "give-back"] = "give-back"
     direction: Literal["out", "in"] = "out"  # what this host sends to the peer, or what it gets from there
 
     def mistakes(self, path: str) -> list[str]:
@@ -84,7 +85,7 @@ Shaped = TypeVar("Shaped", bound=ShapedResource)
 class ClassBackend(Backend[Shaped]):
     """Sets one part of peers' classes. Subclasses say which, and what amounts mean there."""
 
-    def __init__(self, resource: Shaped, setting: Setting) -> None:
+    def __init__(self, resource: Shaped, setting: BackendSetting) -> None:
         super().__init__(resource, setting)
         self._tree = HtbTree(resource.interface, resource.direction, resource.link)
         self._use = htb.use_of(resource.interface, resource.direction)
@@ -148,6 +149,10 @@ class ClassBackend(Backend[Shaped]):
         return htb.remove_everywhere()
 
     @classmethod
+    def sweep(cls, resources: Sequence[Resource]) -> list[str]:
+        return htb.remove_everywhere({(r.interface, r.direction) for r in resources if isinstance(r, ShapedResource)})
+
+    @classmethod
     def notes(cls, resources: Sequence[Shaped]) -> list[str]:
         there = {name for _, name in socket.if_nameindex()}
         found = [
@@ -169,7 +174,7 @@ class ClassBackend(Backend[Shaped]):
 class BandwidthBackend(ClassBackend[BandwidthResource]):
     section = BandwidthResource
 
-    def __init__(self, resource: BandwidthResource, setting: Setting) -> None:
+    def __init__(self, resource: BandwidthResource, setting: BackendSetting) -> None:
         super().__init__(resource, setting)
         self._given: dict[str, float] = {}  # amounts, which the kernel rounds to whole bytes
 

@@ -14,7 +14,7 @@ import errno
 import os
 import socket
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from scentd.act.resources import ifb, tc
@@ -271,10 +271,14 @@ def has_own_root(index: int, interface: str) -> bool:
     return False
 
 
-def remove_everywhere() -> list[str]:
-    """Remove our root qdiscs of this namespace, and what leads packets to them; return their names."""
-    removed = ifb.remove_all()
-    names = dict(socket.if_nameindex())
+def remove_everywhere(besides: Collection[tuple[str, Direction]] = ()) -> list[str]:
+    """Remove our root qdiscs of this namespace, and what leads packets to them; return their names.
+
+    `besides`: those of these interfaces stay.
+    """
+    removed = ifb.remove_all({name for name, direction in besides if direction == "in"})
+    kept = {name for name, direction in besides if direction == "out"} | ifb.devices()
+    names = {index: name for index, name in socket.if_nameindex() if name not in kept}
     having = {q.interface for q in rtnetlink.qdiscs() if (q.parent, q.handle, q.kind) == (tc.TC_H_ROOT, tc.ROOT, "htb")}
     ours = sorted(having & names.keys())
     for index, code in zip(ours, rtnetlink.perform([tc.del_root(i) for i in ours]), strict=True):

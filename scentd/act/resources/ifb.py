@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections.abc import Collection
 
 from scentd.act.resources import tc
 from scentd.act.resources.backend import Refused
@@ -81,18 +82,25 @@ def make_device(name: str) -> None:
         raise HostError(f"device {name}: {error}{hint}") from error
 
 
-def remove_all() -> list[str]:
-    """Remove the devices of this namespace and what leads to them; return their names."""
+def devices() -> set[str]:
+    """The names of those devices that there are."""
+    return {name for name in rtnetlink.names_of_kind("ifb") if name.startswith(NAME)}
+
+
+def remove_all(besides: Collection[str] = ()) -> list[str]:
+    """Remove the devices of this namespace and what leads to them; return their names. `besides`: interfaces."""
     from pyroute2 import IPRoute, NetlinkError
 
-    names = dict(socket.if_nameindex())
-    sides = [q.interface for q in rtnetlink.qdiscs() if q.parent == tc.CLSACT and redirects(q.interface)]
+    names = {index: name for index, name in socket.if_nameindex() if name not in besides}
+    kept = {f"{NAME}{index}" for index, name in socket.if_nameindex() if name in besides}
+    having = {q.interface for q in rtnetlink.qdiscs() if q.parent == tc.CLSACT}
+    sides = sorted(index for index in having & names.keys() if redirects(index))
     rtnetlink.perform([tc.del_redirect(index, version) for index in sides for version in (4, 6)])
     for index in sides:
         parents = [TC.pack(0, index, 0, parent, 0) for parent in (tc.INGRESS, tc.EGRESS)]
         if not any(rtnetlink.dump(tc.RTM_GETTFILTER, parents)):
             rtnetlink.perform([tc.del_clsact(index)])
-    ours = [name for name in rtnetlink.names_of_kind("ifb") if name.startswith(NAME)]
+    ours = sorted(devices() - kept)
     with IPRoute() as ipr:
         for name in ours:
             try:
@@ -100,5 +108,5 @@ def remove_all() -> list[str]:
             except NetlinkError as error:
                 if error.code not in GONE:
                     raise HostError(f"device {name}: {error}") from error
-    found = [f"what comes in at {names[index]}, led to {NAME}{index}" for index in sides if index in names]
+    found = [f"what comes in at {names[index]}, led to {NAME}{index}" for index in sides]
     return found + [f"device {name}" for name in ours]
