@@ -26,6 +26,7 @@ BACKOFF_MIN = 1.0
 BACKOFF_MAX = 60.0
 REFUSED_AGAIN = 600.0
 CLOSE_TIMEOUT = 20.0
+TEXT_MAX = 400  # characters of a failure
 
 
 @dataclass(slots=True)
@@ -138,9 +139,9 @@ class Provider:
         except Exception as error:  # the other resources must go on
             self._look_failures += 1
             self._backend.setting.tally.add(f"{self.resource.name}_failures")
-            if str(error) != self._why_not:
+            if plain(error) != self._why_not:
                 tell(self.resource.name, error, "next look soon")
-            self._why_not = str(error)
+            self._why_not = plain(error)
             return False
         if self._why_not:
             log.info("resource %s: works again", self.resource.name)
@@ -207,9 +208,10 @@ class Provider:
         tries = old.tries + 1 if old is not None else 1
         pause = REFUSED_AGAIN if isinstance(error, Refused) else min(BACKOFF_MIN * 2 ** (tries - 1), BACKOFF_MAX)
         task.applied = None
-        task.failure = Failure(task.amount, str(error), tries, time.monotonic() + pause)
+        text = plain(error)
+        task.failure = Failure(task.amount, text, tries, time.monotonic() + pause)
         self._backend.setting.tally.add(f"{self.resource.name}_failures")
-        if old is None or old.text != str(error):
+        if old is None or old.text != text:
             then = "mend it, then scentd reload" if isinstance(error, Refused) else f"next try in {pause:g} s"
             tell(f"{self.resource.name} of {peer}", error, then)
 
@@ -224,4 +226,10 @@ class Provider:
 def tell(name: str, error: Exception, then: str) -> None:
     """Log one line for a refusal of the world, the whole trace for a defect."""
     expected = isinstance(error, HostError | OSError)
-    log.error("resource %s: %s; %s", name, error, then, exc_info=None if expected else error)
+    log.error("resource %s: %s; %s", name, plain(error), then, exc_info=None if expected else error)
+
+
+def plain(error: Exception) -> str:
+    """Its text, which may quote a server or a program: one line of printable characters, not longer than TEXT_MAX."""
+    text = "".join(c if c.isprintable() else " " for c in str(error) or type(error).__name__)
+    return text if len(text) <= TEXT_MAX else f"{text[:TEXT_MAX]}..."

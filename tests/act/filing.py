@@ -27,7 +27,7 @@ class FilesBackend(Backend[FilesResource]):
         if (root / "refuse").exists():
             raise Refused("refuse: remove it")
         if (root / "fail").exists():
-            raise HostError("fail: remove it")
+            raise HostError((root / "fail").read_text() or "fail: remove it")
         if (root / "lie").exists():
             return
         while (root / "hang").exists():

@@ -150,3 +150,15 @@ def test_the_end_does_not_wait_for_a_change_that_hangs(start, tmp_path):
     provider.close(give_back=False)
     assert time.monotonic() - began < 5
     assert files(tmp_path) == 0
+
+
+def test_what_a_server_answers_cannot_write_on_a_terminal(start, tmp_path, caplog):
+    (tmp_path / "fail").write_text("\x1b[2Jno\nforged: line" + "x" * 1000)
+    provider = start()
+    provider.want({"a": 2.0})
+    wait_for(lambda: provider.why_not("a"))
+    assert provider.why_not("a").startswith(" [2Jno forged: line")
+    assert len(provider.why_not("a")) < 500
+    wait_for(lambda: "forged" in caplog.text)
+    assert "\x1b" not in caplog.text
+    assert "\nforged" not in caplog.text

@@ -272,7 +272,8 @@ def test_the_example_loads(optional):
     loaded = config_from(example(optional))
     assert loaded.network
     assert loaded.peer
-    assert expression.check([policy.when for policy in loaded.policy], set()) == []
+    known = [*expression.known_variables(set()), *expression.BOUNDS]
+    assert [mistake for policy in loaded.policy for mistake in expression.check_when(policy.when, known)] == []
 
 
 def test_the_example_says_where_the_peers_key_goes():
