@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Generic, TypeVar
 
@@ -16,6 +16,16 @@ BITS = {4: 32, 6: 128}
 
 def prefixes(addresses: Iterable[str]) -> tuple[Prefix, ...]:
     return tuple(ip_network(a) for a in addresses)
+
+
+def first_owners(peers: Mapping[str, Sequence[Prefix]]) -> dict[str, list[Prefix]]:
+    """Each peer with the prefixes that no peer before it has, for what a prefix can belong to once."""
+    seen: set[Prefix] = set()
+    owned: dict[str, list[Prefix]] = {}
+    for peer, own in peers.items():
+        owned[peer] = [prefix for prefix in dict.fromkeys(own) if prefix not in seen]
+        seen.update(own)
+    return owned
 
 
 def is_address(text: str) -> bool:

@@ -100,6 +100,11 @@ class Nftables:
                 return None
             raise
 
+    def tables(self) -> list[tuple[str, str]]:
+        """(family, name) of all tables. Raises HostError."""
+        words = (line.split() for line in self._listed("list tables", 0).splitlines())
+        return [(found[1], found[2]) for found in words if len(found) == 3]
+
     def elements(self, table: str, name: str, family: str = "inet") -> list[Any]:
         """The elements of a set; none if there is no such set. Raises HostError."""
         try:

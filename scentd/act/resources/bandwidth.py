@@ -19,7 +19,7 @@ from scentd.config import units
 from scentd.config.resource import Resource
 from scentd.config.schema import check_positive
 from scentd.config.units import Bits
-from scentd.prefix import Prefix
+from scentd.prefix import Prefix, first_owners
 
 INTERFACE_MAX = 15  # characters
 
@@ -189,16 +189,6 @@ class BandwidthBackend(ClassBackend[BandwidthResource]):
         found = one.ceiling if self.part() == "ceiling" else one.rate
         given = self._given.get(peer)
         return given if given is not None and 8.0 * tc.to_bytes(given) == found else found
-
-
-def first_owners(peers: Mapping[str, Sequence[Prefix]]) -> dict[str, list[Prefix]]:
-    """Each peer with the prefixes that no peer before it has: a prefix leads to one class."""
-    seen: set[Prefix] = set()
-    owned: dict[str, list[Prefix]] = {}
-    for peer, own in peers.items():
-        owned[peer] = [prefix for prefix in dict.fromkeys(own) if prefix not in seen]
-        seen.update(own)
-    return owned
 
 
 def minors_of(state: TreeState, peers: Mapping[str, Sequence[Prefix]]) -> dict[str, int]:

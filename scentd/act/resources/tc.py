@@ -35,8 +35,8 @@ TC_H_ROOT = 0xFFFFFFFF
 CLSACT, CLSACT_HANDLE, INGRESS, EGRESS = 0xFFFFFFF1, 0xFFFF0000, 0xFFFFFFF2, 0xFFFFFFF3
 TCA_HTB_PARMS, TCA_HTB_INIT, TCA_HTB_RATE64, TCA_HTB_CEIL64 = 1, 2, 6, 7
 TCA_U32_CLASSID, TCA_U32_HASH, TCA_U32_LINK, TCA_U32_DIVISOR, TCA_U32_SEL, TCA_U32_ACT = 1, 2, 3, 4, 5, 7
-TCA_ACT_KIND, TCA_ACT_OPTIONS, TCA_MIRRED_PARMS = 1, 2, 2
-TC_ACT_STOLEN, TCA_EGRESS_REDIR = 4, 1
+TCA_ACT_KIND, TCA_ACT_OPTIONS, TCA_ACT_COOKIE, TCA_MIRRED_PARMS = 1, 2, 6, 2
+TC_ACT_UNSPEC, TC_ACT_STOLEN, EGRESS_REDIRECT, EGRESS_MIRROR = -1, 4, 1, 2
 LINKLAYER_ETHERNET = 1  # with it the kernel wants no table of transmission times
 
 GLOBAL = Struct("=5I")  # struct tc_htb_glob: version, rate2quantum, default class, debug, packets that went direct
@@ -293,9 +293,7 @@ def redirect_body(index: int, version: int) -> bytes:
 
 def new_redirect(index: int, version: int, to: int) -> NetlinkRequest:
     """All packets of an IP version that come in here go out at the interface `to`."""
-    target = MIRRED.pack(0, 0, TC_ACT_STOLEN, 0, 0, TCA_EGRESS_REDIR, to)
-    action = attribute(TCA_ACT_KIND, b"mirred\0") + attribute(TCA_ACT_OPTIONS, attribute(TCA_MIRRED_PARMS, target))
-    options = selector([(bytes(4), bytes(4), 0)]) + attribute(TCA_U32_ACT, attribute(1, action))
+    options = selector([(bytes(4), bytes(4), 0)]) + send(to, EGRESS_REDIRECT, TC_ACT_STOLEN)
     body = redirect_body(index, version) + attribute(TCA_OPTIONS, options)
     return NetlinkRequest(RTM_NEWTFILTER, CREATE | EXCL, body)
 
@@ -312,6 +310,18 @@ def read_redirect(body: bytes) -> tuple[int, int] | None:
     options = attributes(attributes(body, TC.size).get(TCA_OPTIONS, b""))
     if version is None or handle == 0 or TCA_U32_ACT not in options:
         return None
-    action = attributes(next(iter(attributes(options[TCA_U32_ACT]).values()), b""))
+    return version, read_send(options[TCA_U32_ACT])[0]
+
+
+def send(to: int, how: int, verdict: int, cookie: bytes = b"") -> bytes:
+    """The action of a filter: packets, or copies of them, go out at the interface `to`. `cookie` says whose it is."""
+    target = MIRRED.pack(0, 0, verdict, 0, 0, how, to)
+    action = attribute(TCA_ACT_KIND, b"mirred\0") + attribute(TCA_ACT_OPTIONS, attribute(TCA_MIRRED_PARMS, target))
+    return attribute(TCA_U32_ACT, attribute(1, action + (attribute(TCA_ACT_COOKIE, cookie) if cookie else b"")))
+
+
+def read_send(data: bytes) -> tuple[int, bytes]:
+    """(interface, cookie) of such an action; 0 if it is another one, or the interface is gone."""
+    action = attributes(next(iter(attributes(data).values()), b""))
     target = attributes(action.get(TCA_ACT_OPTIONS, b"")).get(TCA_MIRRED_PARMS)
-    return (version, MIRRED.unpack_from(target)[6]) if target else (version, 0)
+    return MIRRED.unpack_from(target)[6] if target else 0, action.get(TCA_ACT_COOKIE, b"")

@@ -1,0 +1,167 @@
+"""Copies frames of some prefixes from interfaces to another one, such as a monitor port: tc filters with `mirred`.
+
+tc, not nftables: its ingress hook does not see what is led away to be shaped (ifb.py). The filters stand behind our
+verifier's and stamper's programs, and before that leading away. They change nothing of the packets and let the filters
+behind them go on.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Collection, Iterable, Sequence
+from socket import htons
+from typing import NamedTuple
+
+from scentd.act.resources import tc
+from scentd.act.resources.tc import Direction
+from scentd.errors import HostError
+from scentd.prefix import Prefix, nesting, to_prefix
+from scentd.system import rtnetlink
+from scentd.system.rtnetlink import CREATE, EXCL, TC, TCA_KIND, NetlinkRequest, attribute, attributes
+
+COOKIE = b"scentd-monitor"
+PARENTS: dict[Direction, int] = {"in": tc.INGRESS, "out": tc.EGRESS}
+FIRST_PRIORITY = 40000  # two for each group
+GROUP_MAX = 9999
+HARMLESS = (0, errno.EEXIST, errno.ENOENT, errno.EINVAL, errno.ENODEV)
+
+
+class CopyFilter(NamedTuple):
+    """A filter of ours. `to`: the interface that gets the copies. It matches sources if `side` is "in"."""
+
+    interface: int
+    side: Direction
+    prefix: Prefix
+    to: int
+    info: int  # priority and protocol
+    handle: int = 0
+
+
+class Mirror:
+    """The copies of one resource, which its group tells from others. Raises HostError."""
+
+    def __init__(self, interfaces: Sequence[str], to: str, group: int) -> None:
+        self._interfaces, self._to, self._group = interfaces, to, group
+
+    def copied(self, prefixes: Iterable[Prefix]) -> set[Prefix]:
+        """Those of which all frames are copied."""
+        wanted = list(prefixes)
+        try:
+            places, to = self._places(), index_of(self._to)
+        except HostError:  # set() says so
+            return set()
+        there: dict[tuple[int, Direction], set[Prefix]] = {place: set() for place in places}
+        for found in self._read():
+            if found.to == to and (found.interface, found.side) in there:
+                there[found.interface, found.side].add(found.prefix)
+        places_of = [(own, {p.prefixlen for p in own}) for own in there.values()]
+        return {p for p in wanted if all(is_covered(p, own, lengths) for own, lengths in places_of)}
+
+    def set(self, prefixes: Collection[Prefix]) -> int:
+        """Copy frames of exactly these prefixes; return the number of changes. A frame is copied once."""
+        found = self._read()
+        if prefixes:
+            places, to = self._places(), index_of(self._to)
+        else:
+            places, to = [], 0
+        wanted = {
+            CopyFilter(i, side, p, to, info_of(self._group, p.version))
+            for i, side in places
+            for p in outermost(prefixes)
+        }
+        there: dict[CopyFilter, int] = {}
+        ended = []
+        for one in found:
+            bare = one._replace(handle=0)
+            if bare in wanted and bare not in there:
+                there[bare] = one.handle
+            else:
+                ended.append(one)
+        new = sorted(wanted - there.keys(), key=str)
+        requests = [del_filter(one) for one in ended]
+        requests += [tc.new_clsact(index) for index in sorted({one.interface for one in new})]
+        requests += [new_filter(one) for one in new]
+        for code in rtnetlink.perform(requests):
+            if code not in HARMLESS:
+                raise HostError(f"frames cannot be copied to {self._to}: {os.strerror(code)}; check CAP_NET_ADMIN")
+        return len(ended) + len(new)
+
+    def _places(self) -> list[tuple[int, Direction]]:
+        return [(index_of(name), side) for name in self._interfaces for side in PARENTS]
+
+    def _read(self) -> list[CopyFilter]:
+        infos = {info_of(self._group, version) for version in (4, 6)}
+        return [one for one in read_all() if one.info in infos]
+
+
+def read_all() -> list[CopyFilter]:
+    """The filters of all resources in this namespace."""
+    indexes = sorted({q.interface for q in rtnetlink.qdiscs() if q.parent == tc.CLSACT})
+    sides = [(index, side) for index in indexes for side in PARENTS]
+    told = rtnetlink.dump(tc.RTM_GETTFILTER, [TC.pack(0, index, 0, PARENTS[side], 0) for index, side in sides])
+    found = (read_filter(body, *place) for place, bodies in zip(sides, told, strict=True) for body in bodies)
+    return [one for one in found if one is not None]
+
+
+def remove_all() -> list[str]:
+    """Remove them; return the names of the interfaces whose frames were copied."""
+    found = read_all()
+    rtnetlink.perform([del_filter(one) for one in found])
+    names = dict(socket.if_nameindex())
+    return [f"copies of frames of {names.get(i, i)}" for i in sorted({one.interface for one in found})]
+
+
+def outermost(prefixes: Iterable[Prefix]) -> list[Prefix]:
+    """The prefixes that no other one covers."""
+    numbers = ((p.version, int(p.network_address), p.prefixlen) for p in prefixes)
+    return [to_prefix(number) for number, outer in nesting(numbers) if outer is None]
+
+
+def is_covered(prefix: Prefix, others: Collection[Prefix], lengths: Collection[int]) -> bool:
+    """`lengths`: of the others."""
+    return any(n <= prefix.prefixlen and prefix.supernet(new_prefix=n) in others for n in lengths)
+
+
+def index_of(interface: str) -> int:
+    try:
+        return socket.if_nametoindex(interface)
+    except OSError as error:
+        raise HostError(f"interface {interface}: does not exist; correct `mirror_to` or `interfaces`") from error
+
+
+# -- messages ---------------------------------------------------------------------
+
+
+def info_of(group: int, version: int) -> int:
+    return FIRST_PRIORITY + 2 * group + (version == 6) << 16 | htons(tc.ETHER_TYPE[version])
+
+
+def body_of(one: CopyFilter) -> bytes:
+    return TC.pack(0, one.interface, one.handle, PARENTS[one.side], one.info) + attribute(TCA_KIND, b"u32\0")
+
+
+def new_filter(one: CopyFilter) -> NetlinkRequest:
+    keys = tc.keys_of(one.prefix, tc.ADDRESS_AT[one.side][one.prefix.version])
+    action = tc.send(one.to, tc.EGRESS_MIRROR, tc.TC_ACT_UNSPEC, COOKIE)
+    options = tc.selector(keys) + action
+    return NetlinkRequest(tc.RTM_NEWTFILTER, CREATE | EXCL, body_of(one) + attribute(tc.TCA_OPTIONS, options))
+
+
+def del_filter(one: CopyFilter) -> NetlinkRequest:
+    return NetlinkRequest(tc.RTM_DELTFILTER, 0, body_of(one))
+
+
+def read_filter(body: bytes, interface: int, side: Direction) -> CopyFilter | None:
+    """None for filters of anybody else, and of ours for other purposes."""
+    _, _, handle, _, info = TC.unpack_from(body)
+    options = attributes(attributes(body, TC.size).get(tc.TCA_OPTIONS, b""))
+    version = next((v for v, number in tc.ETHER_TYPE.items() if htons(number) == info & 0xFFFF), None)
+    if version is None or tc.TCA_U32_ACT not in options or tc.TCA_U32_SEL not in options:
+        return None
+    to, cookie = tc.read_send(options[tc.TCA_U32_ACT])
+    prefix = tc.read_prefix(options[tc.TCA_U32_SEL], version, tc.ADDRESS_AT[side][version])
+    if cookie != COOKIE or prefix is None:
+        return None
+    return CopyFilter(interface, side, prefix, to, info, handle)
