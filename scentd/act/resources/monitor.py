@@ -16,7 +16,7 @@ from typing import Annotated, ClassVar, Literal
 from msgspec import Meta
 
 from scentd.act.resources import mirror, monitor_table
-from scentd.act.resources.backend import Backend, Refused, Setting
+from scentd.act.resources.backend import Backend, BackendSetting, Refused
 from scentd.act.resources.mirror import GROUP_MAX, Mirror
 from scentd.act.resources.pcap_writer import PcapWriter
 from scentd.config.resource import Resource
@@ -63,7 +63,7 @@ class MonitorResource(Resource, tag_field="kind", tag="monitor", kw_only=True):
 class MonitorBackend(Backend[MonitorResource]):
     section = MonitorResource
 
-    def __init__(self, resource: MonitorResource, setting: Setting) -> None:
+    def __init__(self, resource: MonitorResource, setting: BackendSetting) -> None:
         super().__init__(resource, setting)
         self._table = f"{monitor_table.NAME}{resource.group}"
         self._own = {peer: frozenset(own) for peer, own in first_owners(setting.peers).items() if own}
