@@ -1,8 +1,10 @@
 """What the tests of commands, webhooks and oneshots share: a decision, a shell, a web server that answers as told."""
 
+import contextlib
 import http.server
 import os
 import pwd
+import ssl
 import threading
 import time
 
@@ -29,11 +31,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.seen.append((self.path, self.headers["Content-Type"], body))
+        self.server.headers.append(self.headers)
         status = self.server.answers.pop(0) if self.server.answers else 200
         if status == "hang":
             self.server.hang.wait(5)
             return
         self.send_response(status)
+        for name, value in self.server.extra.items():
+            self.send_header(name, value)
         if 300 <= status < 400:
             self.send_header("Location", self.server.location)
         self.end_headers()
@@ -44,15 +49,29 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def server():
+@contextlib.contextmanager
+def serving(certificate=None):
+    """A server on a free port, over TLS if there is a certificate: the files of (certificate, key)."""
     made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     made.seen, made.answers, made.location, made.hang = [], [], "", threading.Event()
-    made.url = f"http://127.0.0.1:{made.server_port}/secret"
+    made.headers, made.extra = [], {}
+    made.url = f"{'https' if certificate else 'http'}://127.0.0.1:{made.server_port}/secret"
+    if certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*certificate)
+        made.socket = context.wrap_socket(made.socket, server_side=True)
     thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    yield made
-    made.hang.set()
-    made.shutdown()
-    made.server_close()
-    thread.join()
+    try:
+        yield made
+    finally:
+        made.hang.set()
+        made.shutdown()
+        made.server_close()
+        thread.join()
+
+
+@pytest.fixture
+def server():
+    with serving() as made:
+        yield made

@@ -131,6 +131,8 @@ OTHER: dict[str, Any] = {
     "command.user": "root",
     "webhook.url": "http://127.0.0.1:10/",
     "webhook.timeout": "1s",
+    "webhook.retry_for": "1m",
+    "webhook.secret_file": "/nonexistent/secret",
 }
 # By daemons: test_reload_trial.py and netns/test_takeover.py (keys), netns/test_rotation.py
 # (next keys), roles/test_apart.py (who signs and stamps), netns/test_fleet.py (the keys of networks signed elsewhere),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from scentd.config.sections import Config
@@ -59,6 +60,16 @@ class Tally:
             return dict(self._counts)
 
 
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try of a oneshot."""
+
+    oneshot: Oneshot
+    payload: bytes  # the decision as JSON
+    tries: int  # those before this one
+    age: float  # seconds since the first one began
+
+
 class ActuatorKind:
     """One kind of actuator; the base class changes nothing on the host."""
 
@@ -77,6 +88,9 @@ class ActuatorKind:
         """Remove everything of this kind, whichever run made it; return its names. Raises HostError."""
         return []
 
-    def carry_out(self, oneshot: Oneshot, payload: bytes, tally: Tally, closing: threading.Event) -> None:
-        """Carry out the oneshot, on a thread of oneshot.py. A failure is counted and logged, never raised."""
-        raise HostError(f"policy {oneshot.decision.policy}: {type(self).__name__} carries out no oneshots")
+    def carry_out(self, attempt: Attempt, tally: Tally) -> float | None:
+        """Carry out the oneshot, on a thread of oneshot.py. A failure is counted and logged, never raised.
+
+        Return the seconds after which to try again; None: it is done, or given up.
+        """
+        raise HostError(f"policy {attempt.oneshot.decision.policy}: {type(self).__name__} carries out no oneshots")

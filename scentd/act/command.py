@@ -7,15 +7,13 @@ import os
 import selectors
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pwd import getpwnam
 
-from scentd.act.actuator import ActuatorKind, Tally
+from scentd.act.actuator import ActuatorKind, Attempt, Tally
 from scentd.errors import HostError
-from scentd.model import Oneshot
 
 log = logging.getLogger(__name__)
 
@@ -26,12 +24,12 @@ ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:
 class CommandActuator(ActuatorKind):
     """Runs commands. Counts command_runs and command_failures (a status other than 0, or no end)."""
 
-    def carry_out(self, oneshot: Oneshot, payload: bytes, tally: Tally, closing: threading.Event) -> None:
+    def carry_out(self, attempt: Attempt, tally: Tally) -> None:
         """Run the program once: it may not be safe to run it again."""
-        do, policy = oneshot.action, oneshot.decision.policy
+        do, policy = attempt.oneshot.action, attempt.oneshot.decision.policy
         tally.add("command_runs")
         try:
-            status = run(do.argv, payload, do.timeout, do.user)
+            status = run(do.argv, attempt.payload, do.timeout, do.user)
         except HostError as error:
             tally.add("command_failures")
             log.error("policy %s: %s", policy, error)

@@ -125,6 +125,16 @@ class QuarantineActuators(ActuatorKind):
     def actuators(self, config: Config) -> list[Actuator]:
         return [QuarantineTable()] if is_configured(config) else []
 
+    def notes(self, config: Config) -> list[str]:
+        """What may be cut off, as far as nobody has said what must not be."""
+        named = [p.name for p in config.policy if kind_of(p.do) == "quarantine"]
+        if not named or config.allocator.protected:
+            return []
+        return [
+            f"policy {', '.join(named)}: may quarantine any address of its peers, as nothing is protected; name this "
+            "host's management network and resolvers in allocator.protected"
+        ]
+
     def sweep(self, config: Config) -> None:
         if not is_configured(config):
             self.remove_all()

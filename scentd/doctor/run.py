@@ -17,6 +17,7 @@ from dataclasses import asdict
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
+from scentd.config.schema import kind_of
 from scentd.config.sections import Config, DaemonSettings, Datapath
 from scentd.control import client
 from scentd.core.closed import Closed, closed
@@ -69,7 +70,7 @@ def checks(config_path: str | None = None) -> list[Check]:
 def of_configuration(config: Config) -> list[Check]:
     """Whether this host is as the configuration needs it."""
     own = [check_routing(config), check_narrow(config), check_nat(config), check_ipsec(), check_lockout(config)]
-    return [*own, *check_carried(config), *check_bus(config)]
+    return [*own, *check_protected(config), *check_carried(config), *check_bus(config)]
 
 
 def run(json_output: bool, config_path: str | None, here: bool = False) -> int:
@@ -231,6 +232,16 @@ def check_lockout(config: Config) -> Check:
         found = f"without a daemon this host cannot hear {', '.join(locked)}"
         return Check(name, "warning", found, "add [guard] exception entries for them: $(scentd files README.md)")
     return Check(name, "yes", "what strict peers send without a scent; none of what this host needs")
+
+
+def check_protected(config: Config) -> list[Check]:
+    """Whether policies may quarantine whatever their peers have."""
+    if not any(kind_of(policy.do) == "quarantine" for policy in config.policy):
+        return []
+    if config.allocator.protected:
+        return [Check("protected", "yes", f"no quarantine cuts off {', '.join(config.allocator.protected)}")]
+    found = "nothing: a policy may quarantine any address of its peers"
+    return [Check("protected", "warning", found, "name the management network and resolvers in allocator.protected")]
 
 
 def is_closed(orders: Closed, address: str) -> bool:

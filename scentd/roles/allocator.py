@@ -26,7 +26,8 @@ from scentd.core.allocate.actions import ACTIONS
 from scentd.core.allocate.amounts import Amounts
 from scentd.core.allocate.decide import Assessment, Decider, Standing
 from scentd.core.allocate.effects import Effects
-from scentd.core.allocate.plan import Plan, plan, release, reload
+from scentd.core.allocate.plan import Plan, plan, release, release_where, reload
+from scentd.core.allocate.refuse import Refuser
 from scentd.core.shared import shared
 from scentd.errors import HostError
 from scentd.model import (
@@ -44,6 +45,7 @@ from scentd.model import (
     View,
     Views,
 )
+from scentd.prefix import prefixes
 from scentd.roles.allocation_keeper import AllocationKeeper
 from scentd.roles.delays import Delays
 
@@ -63,6 +65,7 @@ class AllocatorRole:
         self.amounts = new_amounts(config)
         self._decider = Decider(policies_of(config), self.amounts)
         self._effects = Effects()
+        self._refuser = Refuser(prefixes(config.allocator.protected))
         self._views: dict[str, View] = {}
         self._barred: dict[Sender, float] = {}
         self._log = DecisionLog(config.daemon.decision_log)
@@ -97,6 +100,8 @@ class AllocatorRole:
         if not same:
             self._close_actuators(remove=False)
             self._open_actuators()
+        self._refuser.reload(prefixes(config.allocator.protected))
+        self._carry_out(release_where(self.desired, lambda s, _: self._refuser.protects(s), time.time()), ())
         self._look_at(self._views.values(), time.time())
 
     def close(self, remove: bool) -> None:
@@ -152,7 +157,8 @@ class AllocatorRole:
     def _look_at(self, views: Iterable[View], now: float) -> None:
         """Apply the policies to these views."""
         try:
-            firings = [f for view in views for f in self._decider.decide(view, now)]
+            firings, refused = self._refuser.sift(f for view in views for f in self._decider.decide(view, now))
+            self._say(refused)
             self._carry_out(plan(self.desired, firings), firings)
             for firing in firings:
                 if firing.asked is not None:

@@ -17,6 +17,7 @@ from topology import Topology
 from scentd import act
 from scentd.act.quarantine import TIMEOUT_SLACK, QuarantineActuators, QuarantineTable, difference
 from scentd.errors import HostError
+from scentd.kinds import config_from
 
 pytestmark = pytest.mark.netns
 
@@ -228,3 +229,12 @@ def test_the_difference_leads_from_any_state_to_the_wanted_one(have, want):
     assert after.keys() == want.keys()
     assert all(after[p] == pytest.approx(want[p], abs=TIMEOUT_SLACK) for p in want)
     assert difference(after, want) == ([], {})
+
+
+def test_a_quarantine_without_protected_addresses_is_noted():
+    policies = [{"name": "isolate", "when": "true", "do": {"kind": "quarantine"}}]
+    (note,) = QuarantineActuators().notes(config_from({"policy": policies}))
+    assert "isolate: may quarantine any address" in note
+    assert "allocator.protected" in note
+    assert QuarantineActuators().notes(config_from({"policy": policies, "allocator": {"protected": ["::1"]}})) == []
+    assert QuarantineActuators().notes(config_from({})) == []

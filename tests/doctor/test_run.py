@@ -13,6 +13,7 @@ import pytest
 from scentd.datapath.host import iptables, rules
 from scentd.doctor import examine, marks, probe, run
 from scentd.doctor.run import Check
+from scentd.kinds import config_from
 
 ROOT = Path(__file__).parents[2]
 
@@ -325,3 +326,12 @@ def test_room_for_the_scents_of_guests():
     assert narrow.ok == "warning"
     assert "bridge br0 carries 1500 bytes" in narrow.found
     assert "carry 1540 bytes" in narrow.way_out
+
+
+def test_what_quarantines_must_not_cut_off_is_to_be_named():
+    policies = [{"name": "isolate", "when": "true", "do": {"kind": "quarantine"}}]
+    assert run.check_protected(config_from({})) == []
+    (risk,) = run.check_protected(config_from({"policy": policies}))
+    assert (risk.ok, "allocator.protected" in risk.way_out) == ("warning", True)
+    (fine,) = run.check_protected(config_from({"policy": policies, "allocator": {"protected": ["192.0.2.0/24"]}}))
+    assert (fine.ok, fine.found) == ("yes", "no quarantine cuts off 192.0.2.0/24")

@@ -9,7 +9,7 @@ the kind's resources. Amounts of resources are not here: what all policies wish 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from scentd.config.policy import Policy
 from scentd.config.schema import kind_of
 from scentd.core.allocate.actions import ACTIONS
 from scentd.core.allocate.actions.action import Peers
-from scentd.model import Decision, Desired, Firing, Oneshot
+from scentd.model import Decision, Desired, Firing, Oneshot, Sender
 
 DRY_RUN = "dry-run "  # before the action of a decision that is not carried out
 
@@ -70,6 +70,13 @@ def reload(desired: Desired, policies: Sequence[Policy], peers: Peers, now: floa
         kinds[kind], new_decisions = action.reload(desired.of(kind), own, peers, now)
         decisions += new_decisions
     return Plan(with_kinds(Desired(), kinds), tuple(decisions))
+
+
+def release_where(desired: Desired, why: Callable[[Sender, str], str], now: float) -> Plan:
+    """Without the resources that cut senders off and for which `why(sender, peer)` gives a reason."""
+    kinds = {kind: dict(resources) for kind, resources in desired.kinds.items()}
+    decisions = [d for kind, resources in kinds.items() for d in ACTIONS[kind].release_where(resources, why, now)]
+    return Plan(with_kinds(desired, kinds), tuple(decisions))
 
 
 def with_kinds(desired: Desired, kinds: Mapping[str, Mapping[Any, Any]]) -> Desired:

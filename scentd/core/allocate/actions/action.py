@@ -7,7 +7,7 @@ act/ carries either out on a host.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -69,6 +69,10 @@ class ActionKind(Generic[S]):
 
     def release(self, resources: Resources, now: float) -> list[Decision]:
         """Remove the resources whose time is over."""
+        return []
+
+    def release_where(self, resources: Resources, why: Callable[[Sender, str], str], now: float) -> list[Decision]:
+        """Remove the resources that cut senders off and for which `why(sender, peer)` gives a reason."""
         return []
 
     def reload(

@@ -7,7 +7,7 @@ profiles are still heard. The desired value is a `QuarantineEntry`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from ipaddress import ip_network
@@ -126,6 +126,14 @@ class QuarantineKind(ActionKind[QuarantineAction]):
             resources[PeerPrefix(prefix, entry.peer) if narrow else prefix] = entry
         return resources
 
+    def release_where(self, resources: Resources, why: Callable[[Sender, str], str], now: float) -> list[Decision]:
+        decisions = []
+        for prefix, entry in list(resources.items()):
+            if reason := why(prefix, entry.peer):
+                del resources[prefix]
+                decisions.append(release_decision(prefix, entry, now, reason))
+        return decisions
+
     def describe(self, resources: Mapping[Sender, QuarantineEntry]) -> list[ResourceText]:
         return [
             ResourceText(
@@ -160,7 +168,8 @@ def prefix_of(sender: Sender) -> Prefix:
 
 
 def sender_text(sender: Sender) -> str:
-    return f"{prefix_text(sender.prefix)} of {sender.peer}" if isinstance(sender, PeerPrefix) else prefix_text(sender)
+    text = prefix_text(prefix_of(sender))
+    return f"{text} of {sender.peer}" if isinstance(sender, PeerPrefix) else text
 
 
 def how(sender: Sender) -> str:
