@@ -113,13 +113,13 @@ class ClassBackend(Backend[Shaped]):
             )
         with self._use.lock:
             known = self._minors if self._read_at == self._use.changes else {}
-            if peer not in known or not self._tree.part(known[peer], self.part(), self.value(peer, amount)):
+            if peer not in known or not self._tree.part(known[peer], self.part(), self.value(amount)):
                 self._build()
-                self._tree.part(self._minors[peer], self.part(), self.value(peer, amount))
+                self._tree.part(self._minors[peer], self.part(), self.value(amount))
 
     def _build(self) -> None:
         other = (own for name, own in self._use.served.items() if name != self.resource.name)
-        usual = self.value("", self.resource.usual)
+        usual = self.value(self.resource.usual)
         fresh = HtbClass(0, 0, RATE_MIN, self.resource.link, htb.LAST).having(self.part(), usual)
         self._minors, changes = self._tree.build(self._own, frozenset().union(*other), fresh)
         self._use.changes += bool(changes)
@@ -133,7 +133,7 @@ class ClassBackend(Backend[Shaped]):
     def part(self) -> Part:
         raise NotImplementedError
 
-    def value(self, peer: str, amount: float) -> float:
+    def value(self, amount: float) -> float:
         """The amount as the class has it."""
         raise NotImplementedError
 
@@ -181,8 +181,11 @@ class BandwidthBackend(ClassBackend[BandwidthResource]):
     def part(self) -> Part:
         return "ceiling" if self.resource.what == "ceiling" else "rate"
 
-    def value(self, peer: str, amount: float) -> float:
+    def change(self, peer: str, amount: float) -> None:
         self._given[peer] = amount
+        super().change(peer, amount)
+
+    def value(self, amount: float) -> float:
         return max(amount, RATE_MIN)
 
     def amount(self, peer: str, one: HtbClass) -> float:

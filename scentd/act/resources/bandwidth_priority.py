@@ -35,7 +35,7 @@ class BandwidthPriorityBackend(ClassBackend[BandwidthPriority]):
     def part(self) -> Part:
         return "precedence"
 
-    def value(self, peer: str, amount: float) -> int:
+    def value(self, amount: float) -> int:
         return LAST - round(min(max(amount, 0.0), float(LAST)))
 
     def amount(self, peer: str, one: HtbClass) -> float:

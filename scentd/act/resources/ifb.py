@@ -10,13 +10,13 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from scentd.act.resources import tc
 from scentd.act.resources.backend import Refused
 from scentd.errors import HostError
 from scentd.system import rtnetlink
-from scentd.system.rtnetlink import TC
+from scentd.system.rtnetlink import TC, NetlinkRequest
 
 NAME = "sc-in"  # with the index of the interface behind it
 IFF_UP = 1
@@ -82,6 +82,14 @@ def make_device(name: str) -> None:
         raise HostError(f"device {name}: {error}{hint}") from error
 
 
+def remove_empty_clsact(indexes: Iterable[int]) -> None:
+    """Remove the qdiscs for filters that have none. An interface loses packets for a moment, so only at the end."""
+    for index in indexes:
+        parents = [TC.pack(0, index, 0, parent, 0) for parent in (tc.INGRESS, tc.EGRESS)]
+        if not any(rtnetlink.dump(tc.RTM_GETTFILTER, parents)):
+            rtnetlink.perform([NetlinkRequest(tc.RTM_DELQDISC, 0, tc.clsact_body(index))])
+
+
 def devices() -> set[str]:
     """The names of those devices that there are."""
     return {name for name in rtnetlink.names_of_kind("ifb") if name.startswith(NAME)}
@@ -96,10 +104,7 @@ def remove_all(besides: Collection[str] = ()) -> list[str]:
     having = {q.interface for q in rtnetlink.qdiscs() if q.parent == tc.CLSACT}
     sides = sorted(index for index in having & names.keys() if redirects(index))
     rtnetlink.perform([tc.del_redirect(index, version) for index in sides for version in (4, 6)])
-    for index in sides:
-        parents = [TC.pack(0, index, 0, parent, 0) for parent in (tc.INGRESS, tc.EGRESS)]
-        if not any(rtnetlink.dump(tc.RTM_GETTFILTER, parents)):
-            rtnetlink.perform([tc.del_clsact(index)])
+    remove_empty_clsact(sides)
     ours = sorted(devices() - kept)
     with IPRoute() as ipr:
         for name in ours:

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Sequence
 from socket import htons
 from typing import NamedTuple
 
-from scentd.act.resources import tc
+from scentd.act.resources import ifb, tc
 from scentd.act.resources.tc import Direction
 from scentd.errors import HostError
 from scentd.prefix import Prefix, nesting, to_prefix
@@ -109,6 +109,7 @@ def remove_all() -> list[str]:
     """Remove them; return the names of the interfaces whose frames were copied."""
     found = read_all()
     rtnetlink.perform([del_filter(one) for one in found])
+    ifb.remove_empty_clsact({one.interface for one in found})
     names = dict(socket.if_nameindex())
     return [f"copies of frames of {names.get(i, i)}" for i in sorted({one.interface for one in found})]
 

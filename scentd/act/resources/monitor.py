@@ -35,6 +35,7 @@ class MonitorResource(Resource, tag_field="kind", tag="monitor", kw_only=True):
     stricter: ClassVar[Literal["less", "more"]] = "more"
 
     maximum: float = 1.0
+    on_exit: Literal["keep", "give-back"] = "give-back"
     mirror_to: str = ""  # the interface that gets copies of frames; default: none
     interfaces: list[str] = []  # whose frames are copied
     pcap_directory: str = ""  # where captures go; default: none are written
@@ -172,6 +173,10 @@ class MonitorBackend(Backend[MonitorResource]):
             ]
             delete_tables(library, ours)
         return copies + [f"nftables table {monitor_table.FAMILY} {name}" for name in ours]
+
+    @classmethod
+    def sweep(cls, resources: Sequence[Resource]) -> list[str]:
+        return [] if any(isinstance(r, MonitorResource) for r in resources) else cls.remove_all()
 
     @classmethod
     def notes(cls, resources: Sequence[MonitorResource]) -> list[str]:

@@ -278,10 +278,6 @@ def new_clsact(index: int) -> NetlinkRequest:
     return NetlinkRequest(RTM_NEWQDISC, CREATE | EXCL, clsact_body(index))
 
 
-def del_clsact(index: int) -> NetlinkRequest:
-    return NetlinkRequest(RTM_DELQDISC, 0, clsact_body(index))
-
-
 def clsact_body(index: int) -> bytes:
     return TC.pack(0, index, CLSACT_HANDLE, CLSACT, 0) + attribute(TCA_KIND, b"clsact\0")
 

@@ -13,6 +13,7 @@ from contextlib import closing
 from ipaddress import ip_network
 
 import pytest
+from hosts import SLOWNESS
 from scapy.layers.inet import IP
 from scapy.layers.inet6 import IPv6
 from scapy.utils import rdpcap
@@ -27,7 +28,7 @@ from scentd.errors import HostError
 
 pytestmark = pytest.mark.netns
 
-SECONDS = 10.0  # until something is there
+SECONDS = 10.0 * SLOWNESS  # until something is there
 GROUP = 5911
 
 

@@ -81,7 +81,7 @@ def test_what_is_remembered_is_bounded():
 
 
 def test_what_becomes_protected_is_released():
-    held = plan.plan(Desired(), [firing(QUARANTINE, 0.0, (NODE, OTHER))], 0.0).desired
+    held = plan.plan(Desired(), [firing(QUARANTINE, 0.0, (NODE, OTHER))]).desired
     made = refuser("198.51.100.0/24")
     made.reload(prefixes(["192.0.2.0/24"]))
     after = plan.release_where(held, lambda sender, _: made.protects(sender), 1.0)
