@@ -165,7 +165,9 @@ static __always_inline int accept(const struct scent_verify_settings *s, struct 
 	glance = MASKED_GLANCE(w) ^ glance_mask(glance_key, w->scent[1], w->scent[2], w->tail);
 	bpf_spin_lock(&state->lock);
 	if (epoch > state->highest) {
-		state->before = state->highest;
+		/* An alarm's epoch may follow another at once: packets of the one before both are still on their way. */
+		if (state->since != now / SECOND || !state->before)
+			state->before = state->highest;
 		state->highest = epoch;
 		state->since = now / SECOND;
 		state->seen = 0;

@@ -254,7 +254,7 @@ struct scent_incoming {
 struct scent_receiving {
 	struct bpf_spin_lock lock;
 	__u32 highest;			/* epoch */
-	__u32 before;			/* the epoch before it, the oldest that grace is for */
+	__u32 before;			/* the highest of an earlier second, the oldest that grace is for */
 	__u32 since;			/* the Unix second at which the highest was first seen */
 	__u32 seen;			/* bit i: fragment i of the highest epoch has come */
 	__u32 glance;			/* of the highest epoch, unmasked */

@@ -163,7 +163,7 @@ def fresh(epoch, now, marks, grace=2):
     """
     highest, since, before, lag = marks
     if epoch > highest:
-        return "accepted", True, (epoch, int(now), highest, lag)
+        return "accepted", True, (epoch, int(now), before if before and since == int(now) else highest, lag)
     if epoch == highest:
         return "accepted", True, marks
     if 0 < before <= epoch and since <= now <= since + grace:

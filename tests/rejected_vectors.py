@@ -291,11 +291,16 @@ def replays():
     newer = insert(ip4() / tcp(), epoch=EPOCH)
     both = [(first, NOW - 5), (newer, NOW)]
     early = [(first, NOW - 5), (newer, NOW + 0.9)]  # of this second: grace runs from where it began
+    alarm = insert(ip4() / tcp(), epoch=EPOCH + 1)
+    quick = [*both, (alarm, NOW + 0.05)]
     return [
         ("replayed epoch", "the epoch before, when the grace of 2 s is over", "replayed-epoch", both, first, NOW + 2.5),
         ("grace", "the epoch before, 2 s after the new one was first seen", "accepted", both, first, NOW + 2.0),
         ("grace by seconds", "the second of first sight is rounded down, the time is not", "replayed-epoch",
          early, first, NOW + 2.1),
+        ("grace in one second", "an alarm's epoch at once after another: the one before both has its grace", "accepted",
+         quick, first, NOW + 1.5),
+        ("older than grace in one second", "the one before that has none", "replayed-epoch", quick, older, NOW + 1.5),
         ("no grace for the unknown", "the first epoch that a receiver sees has none before it", "replayed-epoch",
          [(newer, NOW)], first, NOW),
         ("older than grace", "two epochs before, though in grace", "replayed-epoch", both, older, NOW + 1),

@@ -23,7 +23,7 @@ class EpochRow(NamedTuple):
 
     epoch: int = 0  # the highest
     since: int = 0  # the second at which it was first seen
-    before: int = 0  # the epoch that was highest before
+    before: int = 0  # the highest epoch of an earlier second, the oldest that grace is for
     leapt: int = 0  # the last epoch of a stretch that was seen while both ends' clocks were ahead
     lag: int = 0  # seconds below the highest that are accepted: by how much the network's stampers may lag
 
@@ -34,11 +34,13 @@ SINCE, BEFORE, LEAPT, LAG = (EpochRow._fields.index(name) for name in ("since", 
 
 
 def raise_row(values: Slots, slot: int, epoch: int, since: int) -> None:
-    """Note an accepted epoch if it is the highest."""
+    """Note an accepted epoch if it is the highest, and was first seen at the Unix second `since`."""
     at = EPOCH_ROW * slot
     highest = values[at]
     if epoch > highest:
-        values[at + BEFORE] = highest
+        # An alarm's epoch may follow another at once: packets of the one before both are still on their way.
+        if since != values[at + SINCE] or not values[at + BEFORE]:
+            values[at + BEFORE] = highest
         values[at + SINCE] = since
         values[at] = epoch  # last: who reads it finds the others
 

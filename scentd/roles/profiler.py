@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -31,7 +32,7 @@ from scentd.wire import keys
 log = logging.getLogger(__name__)
 
 BUILT = 1_793_491_200  # 1 November 2026: a clock before this is wrong, and what it issues would be refused
-ISSUE_PAUSE = 1.0  # least seconds between two epochs, even with alarms: an epoch is a second
+ISSUE_PAUSE = 1.0  # least seconds between two epochs: an epoch is a second; issue.early_wait() is for alarms
 PATIENCE = 1.5  # intervals after the last epoch; then the next is made without late collectors
 
 
@@ -171,7 +172,7 @@ class NetworkProfiler:
         self._inputs: Inputs | None = None  # of the statement
         self._nodes = NodeLog(network.name)
         self._waiting: set[str] = set()  # collectors without Samples since the last epoch
-        self._alarm = False
+        self._alarmed = asyncio.Event()  # an alarm is to be issued
         self._ready = asyncio.Event()
         self._issued_at = float("-inf")  # CLOCK_MONOTONIC
         self._task: asyncio.Task | None = None
@@ -183,6 +184,9 @@ class NetworkProfiler:
         self._waiting, self._issued_at = old._waiting, old._issued_at
         self.statement, self.epoch, self.issued, self.refused = old.statement, old.epoch, old.issued, old.refused
         self.voided = old.voided
+        if old._alarmed.is_set():
+            self._alarmed.set()
+            self._ready.set()
         if self.roll.collectors(time.time()) and self._issuer.key_ids != old._issuer.key_ids:
             self._ready.set()
 
@@ -204,7 +208,8 @@ class NetworkProfiler:
         if not self.roll.take(samples, time.time()):
             return
         self._waiting.discard(samples.collector)
-        self._alarm |= samples.alarm
+        if samples.alarm:
+            self._alarmed.set()
         if samples.alarm or not self._waiting:
             self._ready.set()
 
@@ -228,21 +233,35 @@ class NetworkProfiler:
 
     async def _run(self, epochs: Epochs, slot: bytes) -> None:
         last = time.monotonic()
-        # A receiver takes the newest epoch and the one before. After two at once, packets on their way are too old.
-        await asyncio.sleep(max(0.0, self._issued_at + ISSUE_PAUSE - last))
+        await self._pause(self._issued_at + ISSUE_PAUSE - last, epochs.epoch(slot))
         while True:
             patience = (PATIENCE if self.roll.collectors(time.time()) else 1.0) * self.network.interval
             try:
-                await asyncio.wait_for(self._ready.wait(), max(0.0, last + patience - time.monotonic()))
+                async with asyncio.timeout(last + patience - time.monotonic()):  # wait_for() may lose a cancellation
+                    await self._ready.wait()
             except TimeoutError:
                 log.debug("network %s: some collectors are late", self.network.name)
             self._ready.clear()
-            alarm, self._alarm, last = self._alarm, False, time.monotonic()
+            alarm, last = self._alarmed.is_set(), time.monotonic()
+            self._alarmed.clear()
             try:
                 self._issue(epochs, slot, alarm)
             except Exception:  # telemetry must never stop the packet path; the next interval tries again
                 log.exception("network %s: no profile this time", self.network.name)
-            await asyncio.sleep(ISSUE_PAUSE)
+            await self._pause(ISSUE_PAUSE, epochs.epoch(slot))
+
+    async def _pause(self, seconds: float, issued: int) -> None:
+        """Wait for so long; an alarm ends it as soon as its epoch is not too far ahead of the clock.
+
+        A receiver takes the newest epoch and the one before. After two at once, packets on their way were too old, but
+        for the rule that of epochs that are first seen in one second the one before them all stays.
+        """
+        end = time.monotonic() + seconds
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._alarmed.wait()
+        early = issue.early_wait(time.time(), issued, self.max_future)
+        await asyncio.sleep(max(0.0, min(end - time.monotonic(), early)))
 
     def _issue(self, epochs: Epochs, slot: bytes, alarm: bool) -> None:
         now, interval = time.time(), self.network.interval
@@ -257,6 +276,8 @@ class NetworkProfiler:
         statement = score.statement(self.network, samples, inputs.events, now, inputs.watched)
         epoch = self._next_epoch(now, epochs.epoch(slot), alarm)
         if epoch is None:
+            if alarm:
+                self._alarmed.set()  # it is still to be told
             return
         epochs.set_epoch(slot, epoch)  # before it is used
         self._issued_at = time.monotonic()

@@ -216,7 +216,7 @@ def changes(fleet: Fleet, watch: Watch, rounds: int) -> list[float]:
 def alarms(fleet: Fleet, watch: Watch, rounds: int) -> dict[bool, list[float]]:
     """Seconds from an alert on the socket until a packet's threat; by whether an epoch had just begun.
 
-    Two epochs are a second apart at least, so an alarm within a second of one waits.
+    Its own epoch may be two seconds ahead of the clock, so an alarm within a second of another one waits.
     """
     taken: dict[bool, list[float]] = {False: [], True: []}
     moments = evenly()

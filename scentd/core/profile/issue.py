@@ -13,6 +13,7 @@ from scentd.model import Outgoing, Statement
 from scentd.wire import bloom, keys, layout, profile, tag
 
 TAKEOVER_INTERVALS = 2
+MAX_EARLY = 2.0  # seconds by which an alarm's epoch may be ahead of the clock, so that it need not wait for its second
 TAKEOVER_MORE = 15  # seconds: NATS' key-value store stands still for 4 to 9 when its leader dies; the rest is delivery
 
 
@@ -140,6 +141,14 @@ def next_epoch(now: float, issued: int, max_future: float, urgent: bool) -> Next
     if issued > now and not (urgent and issued + 1 <= now + max_future):
         return NextEpoch(None)
     return NextEpoch(max(int(now), issued + 1))
+
+
+def early_wait(now: float, issued: int, max_future: float) -> float:
+    """Seconds until an alarm may have an epoch whose second has not begun: the one above `issued`.
+
+    A receiver's clock may be behind ours, so such an epoch is at most MAX_EARLY ahead, whatever receivers take.
+    """
+    return max(0.0, issued + 1 - min(MAX_EARLY, max_future) - now)
 
 
 def metric_slots(private: Mapping[str, int]) -> dict[str, int]:

@@ -275,7 +275,8 @@ class Offload:
             return
         state = decode.parse_receiving(value)
         if epoch > state.highest:
-            before = max(before, state.highest)
+            same_second = since == state.since and state.before  # as in accept.h
+            before = max(before, state.before if same_second else state.highest)
             lag = state.lag if lag is None else lag
             raised = receiving_entry(epoch, before, since, state.accepted, max(leapt, state.leapt), lag)
             receiving.update(key, raised, F_LOCK)

@@ -57,6 +57,27 @@ def test_the_epoch_before_has_its_grace_and_no_older_one():
     assert isinstance(one.verify(third), bytes)
 
 
+def test_of_epochs_of_one_second_the_one_before_all_has_its_grace():
+    """An alarm's epoch may follow another at once; packets of the one before are still on their way then."""
+    one = wire_setup.verifier()
+    older, before, regular, alarm = (at_epoch(wire_setup.EPOCH + n) for n in (-10, -5, 0, 1))
+    for now, packet in ((-5, before), (0, regular), (0.05, alarm)):
+        one.tick(wire_setup.EPOCH + now)
+        assert isinstance(one.verify(packet), bytes)
+    one.tick(wire_setup.EPOCH + 2)
+    assert all(isinstance(one.verify(packet), bytes) for packet in (before, regular, alarm))
+    assert verdict(one.verify(older)) == layout.VERDICT_REPLAYED_EPOCH
+    one.tick(wire_setup.EPOCH + 3)
+    assert {verdict(one.verify(packet)) for packet in (before, regular)} == {layout.VERDICT_REPLAYED_EPOCH}
+
+
+def test_the_first_two_epochs_of_one_second_have_grace_for_the_first():
+    one = wire_setup.verifier()
+    first, second = (at_epoch(wire_setup.EPOCH + n) for n in (0, 1))
+    for packet in (first, second, first):
+        assert isinstance(one.verify(packet), bytes)
+
+
 def test_the_first_epoch_seen_has_none_before_it():
     one = wire_setup.verifier()
     assert isinstance(one.verify(TCP4), bytes)
@@ -100,7 +121,7 @@ def test_two_workers_share_the_highest_epoch():
 def test_grace_is_for_the_epoch_before_in_every_worker():
     """Whichever worker raised the highest, and whatever a worker has seen of the pair itself."""
     epochs = [0] * 4 * EPOCH_ROW
-    one, other, idle = (wire_setup.verifier(epochs=epochs) for _ in range(3))
+    idle, one, other = (wire_setup.verifier(wire_setup.NOW - n, epochs) for n in (2, 1, 0))
     first, second, third = (at_epoch(wire_setup.EPOCH + n) for n in (-10, -5, 0))
     assert isinstance(idle.verify(first), bytes)
     assert isinstance(one.verify(second), bytes)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from scentd.core.profile.issue import IssuedPair, Issuer, lifetime, metric_slots, next_epoch
+from scentd.core.profile.issue import IssuedPair, Issuer, early_wait, lifetime, metric_slots, next_epoch
 from scentd.model import Statement
 from scentd.wire import bloom, keys, layout, profile, tag
 
@@ -139,3 +139,30 @@ def test_epochs_rise_unless_the_clock_was_wrong(story):
 )
 def test_next_epoch(now, issued, urgent, want):
     assert next_epoch(now, issued, 10.0, urgent) == want
+
+
+@pytest.mark.parametrize(
+    ("now", "issued", "max_future", "want"),
+    [
+        (100.5, 99, 10.0, 0.0),  # its second has begun
+        (100.5, 100, 10.0, 0.0),
+        (100.5, 101, 10.0, 0.0),
+        (100.5, 102, 10.0, 0.5),  # three alarms in a second: this one waits
+        (100.5, 101, 1.0, 0.5),  # receivers like us would refuse it
+        (100.5, 108, 10.0, 6.5),  # the clock was wrong: the pause is over before
+    ],
+)
+def test_an_alarm_need_not_wait_for_its_second(now, issued, max_future, want):
+    assert early_wait(now, issued, max_future) == pytest.approx(want)
+
+
+@given(st.floats(100, 200), st.lists(st.floats(0, 0.7), min_size=1, max_size=50))
+def test_however_many_alarms_there_are_their_epochs_stay_within_two_seconds(now, gaps):
+    issued = int(now)
+    for gap in gaps:
+        now += gap
+        now += early_wait(now, issued, 10.0)
+        made = next_epoch(now, issued, 10.0, urgent=True)
+        assert made.epoch > issued
+        assert made.epoch <= now + 2.001
+        issued = made.epoch
