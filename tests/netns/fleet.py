@@ -6,11 +6,12 @@ g1, g2, v ---- 10.1.0.0/24, fd00:1::/64 (packets)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from hosts import Node, peer_of
+from hosts import Node, peer_of, start
 from nats_cluster import NatsCluster
 from topology import Topology
 
@@ -100,3 +101,30 @@ class Fleet:
         own.write_text(self.bus_keys[name])
         at_site = name in self._at_site
         return {**self.cluster.settings(node, name, at_site), "key_file": str(own), "host": hosts}
+
+
+@contextmanager
+def running(tag: str, directory: Path, **more: Any) -> Iterator[Fleet]:
+    """A fleet with one profiler, whose allocator acts as soon as it knows anything."""
+    with ExitStack() as stack:
+        fleet = Fleet(stack.enter_context(Topology(tag)), directory, **more)
+        stack.enter_context(fleet.cluster)
+        for node in fleet.nodes:
+            stack.enter_context(node)
+        high = {"name": "high", "when": "memory > 0.0", "do": {"kind": "command", "argv": ["/bin/true"]}}
+        fleet.alloc.sections["policy"] = [high]
+        start(*fleet.collectors, fleet.p1, *fleet.gateways, fleet.v, fleet.alloc)
+        yield fleet
+
+
+def network(node: Node) -> dict[str, Any]:
+    return node.status()["networks"][0]
+
+
+def lease(node: Node) -> dict[str, Any]:
+    return node.status()["bus"]["lease"]
+
+
+def profile(fleet: Fleet) -> dict[str, Any] | None:
+    """The newest that the verifier has of acme."""
+    return next(p["profile"] for p in fleet.v.status()["peers"] if p["name"] == "acme")

@@ -6,50 +6,21 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from datetime import timedelta
-from pathlib import Path
-from typing import Any
 
 import pytest
-from fleet import INTERVAL, Fleet
-from hosts import start, until
+from fleet import INTERVAL, Fleet, lease, network, profile, running
+from hosts import until
 from steady import steady
-from topology import Topology
 
 pytestmark = pytest.mark.netns
-
-
-@contextmanager
-def running(tag: str, directory: Path, **more: Any) -> Iterator[Fleet]:
-    """A fleet with one profiler, whose allocator acts as soon as it knows anything."""
-    with ExitStack() as stack:
-        fleet = Fleet(stack.enter_context(Topology(tag)), directory, **more)
-        stack.enter_context(fleet.cluster)
-        for node in fleet.nodes:
-            stack.enter_context(node)
-        high = {"name": "high", "when": "memory > 0.0", "do": {"kind": "command", "argv": ["/bin/true"]}}
-        fleet.alloc.sections["policy"] = [high]
-        start(*fleet.collectors, fleet.p1, *fleet.gateways, fleet.v, fleet.alloc)
-        yield fleet
 
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory) -> Iterator[Fleet]:
     with running("ft", tmp_path_factory.mktemp("ft")) as fleet:
         yield fleet
-
-
-def network(node) -> dict:
-    return node.status()["networks"][0]
-
-
-def lease(node) -> dict:
-    return node.status()["bus"]["lease"]
-
-
-def profile(fleet) -> dict | None:
-    return next(p["profile"] for p in fleet.v.status()["peers"] if p["name"] == "acme")
 
 
 def test_samples_of_one_host_are_stamped_by_others(fleet):

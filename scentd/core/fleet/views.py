@@ -70,8 +70,12 @@ class PooledView:
     def __init__(self, view: PeerView, publics: Sequence[keys.Public]) -> None:
         """`publics`: the peer's keys."""
         self._view = view
-        self._publics = {public.key_id: public for public in publics}
+        self.set_publics(publics)
         self._affected: dict[str, Affected] = {}  # by verifier
+
+    def set_publics(self, publics: Sequence[keys.Public]) -> None:
+        """Take what one of these keys has signed, from now on."""
+        self._publics = {public.key_id: public for public in publics}
 
     def take(self, verifier: str, said: Report, now: float) -> str:
         """Take a verifier's report; the name of what is wrong with it, "" for nothing."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Container, Iterable
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
@@ -80,6 +81,18 @@ class ReportSender:
             self._nats.send(subject(VIEWS, name, self._post.name, str(number)), sealed)
 
 
+class Known(NamedTuple):
+    peer: Peer
+    usable: tuple[str, ...]  # its public keys that are not revoked
+    shared: tuple[Prefix, ...]
+
+    def goes_on(self, before: Known, revoked: Container[str]) -> bool:
+        """Whether what was known of a peer stays: it may have other keys, but none that it had may be revoked."""
+        unkeyed = [replace(known.peer, public_key="", next_public_key="") for known in (self, before)]
+        same = unkeyed[0] == unkeyed[1] and self.shared == before.shared
+        return same and not any(text in revoked for text in before.usable)
+
+
 class ReportTaker:
     """Makes one View of each peer of what other hosts' verifiers say, and publishes it to the allocator here."""
 
@@ -87,23 +100,26 @@ class ReportTaker:
         self._post = post
         self._publish = publish
         self._views: dict[str, PooledView] = {}
-        self._peers: dict[str, tuple[Peer, tuple[str, ...], tuple[Prefix, ...]]] = {}  # of what the views were made
+        self._peers: dict[str, Known] = {}  # of what the views were made
 
     @property
     def subject(self) -> str:
         return f"{subject(VIEWS, self._post.name)}.>"
 
     def configure(self, config: Config, revoked: Container[str]) -> None:
-        """`revoked`: public keys by which nothing is accepted. What is known of unchanged peers stays."""
+        """`revoked`: public keys by which nothing is accepted. What is known of peers stays, under other keys, too."""
         before, self._peers = self._peers, {}
         everybody = shared.shared(config.peer)
         for peer in config.peer if config.bus.allocates else ():
             usable = tuple(text for text in peer.public_keys if text not in revoked)
-            self._peers[peer.name] = known = peer, usable, everybody[peer.name]
-            if before.get(peer.name) != known:
+            self._peers[peer.name] = known = Known(peer, usable, everybody[peer.name])
+            publics = list(map(keys.parse_public, usable))
+            if peer.name in before and known.goes_on(before[peer.name], revoked):
+                self._views[peer.name].set_publics(publics)
+            else:
                 view = new_view(peer)
-                view.shared = everybody[peer.name]
-                self._views[peer.name] = PooledView(view, list(map(keys.parse_public, usable)))
+                view.shared = known.shared
+                self._views[peer.name] = PooledView(view, publics)
         self._views = {name: view for name, view in self._views.items() if name in self._peers}
 
     def take(self, message: bytes) -> None:
