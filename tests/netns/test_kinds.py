@@ -25,7 +25,7 @@ def test_a_source_an_action_and_a_view_of_the_tables_alone_run_in_a_daemon(tmp_p
         until(lambda: flag.exists() and flag.read_text() == "a", "the actuator has written what was decided")
         assert b.resources("flag") == [
             {"kind": "flag", "resource": str(flag), "peer": "a", "text": "flagged", "amount": None, "unit": ""}
-            | {"until": None, "why_not": ""}
+            | {"observed": None, "until": None, "why_not": ""}
         ]
         status = b.status()
         assert status["actuators"]["flag_files"] == 1

@@ -15,8 +15,8 @@ from scentd.act import ACTUATORS
 from scentd.act.actuator import Actuator, ActuatorKind
 from scentd.collect import SOURCES
 from scentd.collect.source import Reader, Setting, SourceKind
-from scentd.config.policy import Policy
-from scentd.config.schema import Table, kind_of
+from scentd.config.policy import Action, Policy
+from scentd.config.schema import kind_of
 from scentd.config.sections import Config, Source
 from scentd.control.status import Status
 from scentd.core.allocate.actions import ACTIONS
@@ -45,7 +45,7 @@ class LineReader(Reader):
 # -- an action: a file that names the peers for which a policy holds -----------
 
 
-class FlagAction(Table, tag_field="kind", tag="flag"):
+class FlagAction(Action, tag_field="kind", tag="flag"):
     path: str
 
 

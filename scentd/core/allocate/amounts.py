@@ -89,7 +89,7 @@ class Amounts:
         current = section.usual
         if entry is not None:
             current = next((x for x in (entry.observed, entry.desired) if x is not None), current)
-        return {"current": current, "minimum": section.minimum, "maximum": section.maximum}
+        return {"current": float(current), "minimum": section.minimum, "maximum": section.maximum}
 
     def wish(self, policy: str, resource: str, peer: str, wish: Wish) -> None:
         """A policy wants something. It replaces what the policy has wanted of this resource and peer before."""

@@ -58,6 +58,7 @@ OUTCOMES = (
     "stale",
     "error",  # the expression failed on these values, e.g. a division by zero
 )
+ASKING = ("fired", "already", "no-amount")  # outcomes for which the amount's expression was looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +138,8 @@ class Decider:
             verdict = Verdict(evaluation.outcome, evaluation.detail)
             before = self._state((rule.policy.name, view.peer), now)
             _, outcome, detail = self._step(rule, facts, bounds, verdict, before)
-            assessments.append(
-                Assessment(rule.policy.name, view.peer, view.profile.epoch, outcome, detail, evaluation.reason)
-            )
+            reason = evaluation.reason + (rule.amount_reason(facts, bounds) if outcome in ASKING else "")
+            assessments.append(Assessment(rule.policy.name, view.peer, view.profile.epoch, outcome, detail, reason))
         return assessments
 
     def standings(self) -> list[Standing]:
@@ -233,7 +233,8 @@ class Decider:
         firing = make_firing(rule, facts, rule.evaluate_view(facts, bounds), last_firing)
         firing = replace(firing, repeated=before is not None and before.fired_epoch is not None)
         if rule.request is not None:
-            firing = replace(firing, asked=rule.asked(facts, bounds))
+            reason = firing.reason + rule.amount_reason(facts, bounds)
+            firing = replace(firing, asked=rule.asked(facts, bounds), reason=reason)
             self._wish(rule, firing)
         return firing
 

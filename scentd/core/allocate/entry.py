@@ -60,7 +60,7 @@ def winner(section: Resource, wishes: Mapping[str, Wish]) -> tuple[str, Wish | N
 
 def bounded(section: Resource, want: float) -> float:
     """The amount within the resource's bounds; whole, if it must be: rounded up."""
-    want = math.ceil(want - TOLERANCE) if section.whole else want
+    want = float(math.ceil(want - TOLERANCE)) if section.whole else want
     return min(max(want, section.minimum), section.maximum)
 
 

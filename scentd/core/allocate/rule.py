@@ -169,6 +169,14 @@ class Rule:
             number = self.request.number + bounds["current"]
         return None if number is None else min(max(number, bounds["minimum"]), bounds["maximum"])
 
+    def amount_reason(self, facts: Facts, bounds: Mapping[str, float]) -> str:
+        """What the amount was computed of, for people; empty if it is a number."""
+        if self._amount is None:
+            return ""
+        values = {**facts.values(0), **bounds}
+        seen = {name: values[name] for name in self._amount.variables if name in values}
+        return f"; {self._amount.text} [{format_values(seen)}]"
+
     def _number(self, values: Values, profile: Profile) -> float | None:
         assert self._amount is not None  # asked() has looked
         try:

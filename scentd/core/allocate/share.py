@@ -27,7 +27,7 @@ def share(demands: Mapping[K, Demand], total: float, whole: bool) -> dict[K, flo
     level = fair_level(list(demands.values()), total)
     if not whole:
         return {key: granted(d, level) for key, d in demands.items()}
-    grants = {key: granted(d, math.floor(level)) for key, d in demands.items()}
+    grants = {key: float(granted(d, math.floor(level))) for key, d in demands.items()}
     left = int(total - sum(grants.values()))
     unmet = [key for key, d in demands.items() if grants[key] < min(d.asked, math.floor(level) + 1)]
     unmet.sort(key=lambda key: demands[key].has <= grants[key])  # who has it keeps it; else in the order of `demands`
