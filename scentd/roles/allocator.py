@@ -74,6 +74,7 @@ class AllocatorRole:
         self._reconciler: Reconciler | None = None
         self._oneshots: Oneshots | None = None
         self._pending_firings: list[Firing] = []
+        self._asking: dict[tuple[str, str], Firing] = {}  # by resource and peer, until it is there
         # Guards desired, delays and _pending_firings: the actuators' threads report results.
         self._lock = threading.Lock()
         bus.subscribe(Views, self._on_views)
@@ -163,6 +164,7 @@ class AllocatorRole:
             for firing in firings:
                 if firing.asked is not None:
                     self._effects.decided(resource_of(firing.policy), firing)
+                    self._asking[resource_of(firing.policy), firing.peer] = firing
             self._settle(now)
         except Exception:  # a policy must never stop the packet path
             self.policy_errors += 1
@@ -219,6 +221,11 @@ class AllocatorRole:
         view = self._views.get(applied.peer)
         if not applied.failure and view is not None:
             self._effects.applied(applied.resource, applied.peer, view.profile.epoch)
+        firing = self._asking.pop((applied.resource, applied.peer), None)
+        if firing is not None and not applied.failure and applied.resource in self.amounts.resources:
+            with self._lock:
+                kind = kind_of(self.amounts.resources[applied.resource])
+                self.delays.record_given(kind, firing, time.time())
         self._bus.publish(Notice("applied", asdict(applied)))
 
     def _tell_effects(self, effects: Iterable[Effect]) -> None:

@@ -1,4 +1,7 @@
-"""Delays from an accepted profile or alarm to the decision and to its effect. Pure: the times are arguments."""
+"""Delays from an accepted profile or alarm to the decision and to its effect. Pure: the times are arguments.
+
+The steps are those of STEPS, and KIND_given for each kind of resource that was given or taken back.
+"""
 
 from __future__ import annotations
 
@@ -41,6 +44,10 @@ class Delays:
     def record_applied(self, firings: Iterable[Firing], now: float) -> None:
         for firing in firings:
             self._steps[f"{cause(firing)}_applied"].add(now - firing.accepted_at)
+
+    def record_given(self, kind: str, firing: Firing, now: float) -> None:
+        """What the firing asked for of a resource of this kind is there: a step of its own, as some take seconds."""
+        self._steps.setdefault(f"{kind}_given", Delay()).add(now - firing.accepted_at)
 
     def status(self) -> list[DelayStatus]:
         return [

@@ -10,6 +10,12 @@ NOW = 1_800_000_000.0
 DO = QuarantineAction()
 
 
+def test_resources_have_a_step_for_each_kind():
+    delays = Delays()
+    delays.record_given("replicas", firing(DO, at=NOW + 1, accepted_at=NOW), NOW + 3)
+    assert by_name(delays)["replicas_given"].last == pytest.approx(3.0)
+
+
 def by_name(delays: Delays):
     return {d.name: d for d in delays.status()}
 
