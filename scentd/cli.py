@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from scentd import __version__, commands, hold, report
+from scentd import __version__, commands, hold, policy_test, report
 from scentd.commands import CONFIG, FAILED, OK, USAGE
 from scentd.errors import ConfigError, ScentdError, UsageError
 
@@ -141,6 +141,8 @@ def parser() -> argparse.ArgumentParser:
     revoke.add_argument("--undo", action="store_true", help="take the revocation back")
     report.add_command(command, commands.control_socket)
     hold.add_commands(command, commands.control_socket)
+    policy = command("policy", policy_test.run, "say what other policies would have decided: scentd policy test FILE")
+    policy_test.add_arguments(policy)
     examined = command(
         "doctor", commands.doctor, "say what this kernel and host can do, what is missing and the way out"
     )

@@ -337,7 +337,7 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A policy fired, or a desired value was changed or released. Goes to the decision log."""
+    """A policy fired, or a desired value was changed or released. Goes to the history."""
 
     at: float
     peer: str

@@ -119,6 +119,6 @@ def status(**changes) -> Status:
         "guard": GuardStatus(connected=True, closed=True, dropped=3, released=2),
         "other": {"internal_errors": 0},
         "allocation": ALLOCATION,
-        "actuators": {"decision_log_written": 4},
+        "actuators": {"history_written": 4},
     }
     return Status(**{**whole, **changes})

@@ -38,6 +38,8 @@ class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     renamings: typing.ClassVar[Mapping[str, str]] = {}  # old keys of the file -> new keys
 
+    gone: typing.ClassVar[Mapping[str, str]] = {}  # old keys without a successor -> what to do
+
     def mistakes(self, path: str) -> list[str]:
         """The mistakes that types cannot express, as "path.field: what, and the way out"."""
         return []
@@ -118,6 +120,8 @@ def convert_struct(data: Any, struct: type[Table], path: str, problems: list[str
                 values[name] = converted
         elif key in struct.renamings:
             problems.append(f"{join(path, key)}: is called {join(path, struct.renamings[key])} now; write that name")
+        elif key in struct.gone:
+            problems.append(f"{join(path, key)}: {struct.gone[key]}")
         elif key != tag_field:
             problems.append(f"{join(path, key)}: unknown key{suggestion(key, fields)}")
     missing = [key for key, field in fields.items() if field.required and key not in data]

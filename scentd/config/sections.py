@@ -35,10 +35,11 @@ PrivateSlots = dict[str, Annotated[int, Meta(ge=16, le=21)]]
 
 
 class DaemonSettings(Table):
+    gone = {"decision_log": "decisions are in [allocator] history now, a SQLite database; leave this out"}
+
     state_dir: str = "/var/lib/scentd"  # highest epochs seen and issued; survives restarts
     control_socket: str = "/run/scentd/control.sock"
     control_group: str = ""  # the group whose members may read status and metrics; default: root alone
-    decision_log: str = "/var/lib/scentd/decisions.jsonl"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 

@@ -11,11 +11,14 @@ from msgspec import Meta
 Seconds = Annotated[float, Meta(extra={"unit": "seconds"})]
 Bits = Annotated[float, Meta(extra={"unit": "bits"})]
 
+Bytes = Annotated[float, Meta(extra={"unit": "bytes"})]
+
 SCALES = {
     "seconds": {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0},
+    "bytes": {"kb": 1e3, "mb": 1e6, "gb": 1e9},
     "bits": {"bit": 1.0, "kbit": 1e3, "mbit": 1e6, "gbit": 1e9},  # per second, as tc writes them
 }
-EXAMPLES = {"seconds": '"5s" or "300ms"', "bits": '"100mbit"'}
+EXAMPLES = {"seconds": '"5s" or "300ms"', "bits": '"100mbit"', "bytes": '"64MB"'}
 QUANTITY = re.compile(r"^([+-]?\d{1,15}(?:\.\d{1,9})?)\s*([a-z]+)$")
 
 

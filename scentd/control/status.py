@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from msgspec import Struct
 
-from scentd.model import SCHEMA, Decision, NodeState, ProfileAccount, SourceState
+from scentd.model import SCHEMA, Decision, Effect, NodeState, ProfileAccount, SourceState
 
 LIMIT = 100  # entries of a list, unless the request says otherwise
 AFFECTED_MAX = 100  # addresses of a peer's affected nodes that are named; `affected_count` counts all
@@ -279,13 +279,26 @@ class PolicyAssessment(Struct, frozen=True, kw_only=True):
     reason: str
 
 
+class AppliedAt(Struct, frozen=True, kw_only=True):
+    """A change of a resource was carried out, or failed."""
+
+    at: float
+    resource: str
+    peer: str
+    amount: float
+    seconds: float
+    failure: str
+
+
 class Explanation(Struct, frozen=True, kw_only=True):
     """Why a peer is treated as it is: the answer to `scentd explain`."""
 
     schema: int = SCHEMA
     peer: str
     policies: list[PolicyAssessment]
-    decisions: list[Decision]  # newest first
+    decisions: list[Decision]  # newest first, and so are the others
+    applied: list[AppliedAt] = []
+    effects: list[Effect] = []
 
 
 class ProfileExplanation(Struct, frozen=True, kw_only=True):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 
 from scentd.config.schema import kind_of
 from scentd.config.sections import Config
 from scentd.control.status import (
     AllocationStatus,
+    AppliedAt,
     Explanation,
     PolicyAssessment,
     PolicyStatus,
@@ -26,12 +28,15 @@ WhyNot = Callable[[str, str], str]  # resource, peer
 def explanation(allocator: AllocatorRole, peer: str, view: View | None, limit: int) -> Explanation:
     """The outcome of each policy for a peer, and the decisions about it, newest first."""
     assessments = allocator.assess(view) if view is not None else []
+    account = allocator.account(peer, limit)
     return Explanation(
         peer=peer,
         policies=[
             PolicyAssessment(policy=a.policy, outcome=a.outcome, detail=a.detail, reason=a.reason) for a in assessments
         ],
-        decisions=allocator.decisions_about(peer, limit),
+        decisions=account.decisions,
+        applied=[AppliedAt(at=at, **asdict(applied)) for at, applied in account.applied],
+        effects=account.effects,
     )
 
 

@@ -11,11 +11,11 @@ import threading
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from msgspec.structs import replace
 
 from scentd.act.actuator import Tally
-from scentd.act.decision_log import DecisionLog
 from scentd.act.oneshot import Oneshots
 from scentd.act.reconcile import CLOSE_TIMEOUT, Reconciler
 from scentd.bus.local import LocalBus
@@ -48,6 +48,7 @@ from scentd.model import (
 from scentd.prefix import prefixes
 from scentd.roles.allocation_keeper import AllocationKeeper
 from scentd.roles.delays import Delays
+from scentd.state.history import Account, History
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class AllocatorRole:
         self._refuser = Refuser(prefixes(config.allocator.protected))
         self._views: dict[str, View] = {}
         self._barred: dict[Sender, float] = {}
-        self._log = DecisionLog(config.daemon.decision_log)
+        self._history = open_history(config)
         self._keeper = AllocationKeeper(config.daemon.state_dir)
         self._tally = Tally()
         self._reconciler: Reconciler | None = None
@@ -96,8 +97,10 @@ class AllocatorRole:
         amounts.adopt(self.amounts.entries(), unchanged, time.time())
         amounts.hold(self.amounts.held)
         same = (config.policy, config.peer) == (self._config.policy, self._config.peer)
-        self._config, self.amounts = config, amounts
-        self._log.reopen(config.daemon.decision_log)
+        before, self._config, self.amounts = self._config, config, amounts
+        if history_settings(before) != history_settings(config):
+            self._history.close()
+            self._history = open_history(config)
         if not same:
             self._close_actuators(remove=False)
             self._open_actuators()
@@ -110,7 +113,7 @@ class AllocatorRole:
         self._close_actuators(remove)
         self._keeper.save(self._decider, self.amounts, self.desired)
         self._keeper.close()
-        self._log.close()
+        self._history.close()
 
     def tick(self) -> None:
         """Once a second: what has become due; write what the disk has refused."""
@@ -123,7 +126,6 @@ class AllocatorRole:
                 self._say(self.amounts.silent(peer, view.received_at, now))
         self._settle(now, share_all=True)
         self._keeper.save(self._decider, self.amounts, self.desired)
-        self._log.flush()
 
     def hold(self, names: Collection[str]) -> frozenset[str]:
         """Hold these resources and peers ("*": everything), besides those that are held. Raises HostError."""
@@ -146,6 +148,8 @@ class AllocatorRole:
     def _on_views(self, views: Views) -> None:
         now = time.time()
         newer = [v for v in views.views if not self._is_outdated(v)]
+        new = [v for v in newer if v.peer not in self._views or v.profile is not self._views[v.peer].profile]
+        self._history.record(new, now)
         self._views |= {v.peer: v for v in newer}
         self._look_at(newer, now)
         for view in newer:
@@ -203,7 +207,7 @@ class AllocatorRole:
         """Write decisions down, and tell people."""
         if not decisions:
             return
-        self._log.append(decisions)
+        self._history.append(decisions)
         for d in decisions:
             self.decisions[d.action] = self.decisions.get(d.action, 0) + 1
             change = f"{d.before or '-'} -> {d.after or '-'}"
@@ -226,9 +230,11 @@ class AllocatorRole:
             with self._lock:
                 kind = kind_of(self.amounts.resources[applied.resource])
                 self.delays.record_given(kind, firing, time.time())
+        self._history.applied(applied, time.time())
         self._bus.publish(Notice("applied", asdict(applied)))
 
-    def _tell_effects(self, effects: Iterable[Effect]) -> None:
+    def _tell_effects(self, effects: Sequence[Effect]) -> None:
+        self._history.effects(effects)
         for effect in effects:
             self._bus.publish(Notice("effect", asdict(effect)))
 
@@ -265,9 +271,9 @@ class AllocatorRole:
         """How each policy stands for a peer."""
         return self._decider.explain(view, time.time())
 
-    def decisions_about(self, peer: str, limit: int) -> list[Decision]:
-        """Newest first; it may read the disk."""
-        return self._log.explain(peer, limit)
+    def account(self, peer: str, limit: int) -> Account:
+        """What was decided about a peer and what became of it, newest first; it may read the disk."""
+        return self._history.account(peer, limit)
 
     def standings(self) -> list[Standing]:
         return self._decider.standings()
@@ -277,7 +283,17 @@ class AllocatorRole:
         return self._reconciler.why_not(kind, resource) if self._reconciler is not None else ""
 
     def counters(self) -> Mapping[str, int]:
-        return {**self._tally.all(), **self._log.counters(), "allocation_file_failures": self._keeper.failures}
+        return {**self._tally.all(), **self._history.counters(), "allocation_file_failures": self._keeper.failures}
+
+
+def history_settings(config: Config) -> tuple[str, float, float]:
+    """Where the history is, its size in bytes and its age in seconds."""
+    own = config.allocator
+    return str(Path(config.daemon.state_dir) / own.history), own.history_size, own.history_age
+
+
+def open_history(config: Config) -> History:
+    return History(*history_settings(config))
 
 
 def new_amounts(config: Config) -> Amounts:

@@ -84,7 +84,7 @@ def counters(status: Status) -> Iterator[Metric]:
         CounterMetricFamily("scentd_guard_packets", "Packets that the guard dropped, let in or held", labels=["name"]),
         {n: getattr(status.guard, n) for n in ("dropped", "excepted", "released", "given_up")},
     )
-    text = "Counters of actuators and the decision log"
+    text = "Counters of actuators and the history"
     yield labelled(GaugeMetricFamily("scentd_actuator", text, labels=["name"]), status.actuators)
 
 

@@ -243,6 +243,11 @@ def explanation(data: Explanation) -> str:
     for d in data.decisions:
         change = f"{d.before or '-'} -> {d.after or '-'}"
         lines.append(f"  {moment(d.at)} {d.policy or '-'} {d.action} {d.target} {change} (epoch {d.epoch}: {d.reason})")
+    became = [(a.at, f"{a.resource} {a.failure or f'{a.amount:g} after {a.seconds:.2f} s'}") for a in data.applied]
+    became += [(e.at, f"{e.policy}: {e.metric} {e.trend}, {e.before:.2f} -> {e.after:.2f}") for e in data.effects]
+    if became:
+        lines.append("what became of it, newest first:")
+        lines += [f"  {moment(at)} {text}" for at, text in sorted(became, reverse=True)]
     return "\n".join(lines)
 
 

@@ -48,7 +48,6 @@ class Daemon:
             "daemon": {
                 "state_dir": str(self.directory),
                 "control_socket": self.control,
-                "decision_log": str(self.directory / "decisions.jsonl"),
             },
             "datapath": datapath,
             "network": [network | {"source": [{"kind": "memory"}]}],

@@ -86,7 +86,7 @@ class BusFleet(Fleet):
             if name != "near":
                 directory = self.folder / name
                 directory.mkdir(exist_ok=True)
-                files = {"state_dir": directory, "control_socket": directory / "s", "decision_log": directory / "d"}
+                files = {"state_dir": directory, "control_socket": directory / "s"}
                 made["daemon"] = {key: str(value) for key, value in files.items()}
                 made["datapath"] = {"offload": "off"}
             self.file(name).write_text("".join(f"{key} = {toml(value)}\n" for key, value in made.items()))

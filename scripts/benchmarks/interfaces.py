@@ -98,7 +98,6 @@ class Sender:
             "daemon": {
                 "state_dir": str(self.folder),
                 "control_socket": self.control,
-                "decision_log": str(self.folder / "decisions.jsonl"),
             },
             "datapath": {"pin_dir": str(pins / "near"), "workers": 1},
             "network": [network | {"source": [{"kind": "memory"}]}],

@@ -31,7 +31,6 @@ TENANT = """\
 [daemon]
 state_dir = "{directory}"
 control_socket = "{directory}/control.sock"
-decision_log = "{directory}/decisions.jsonl"
 
 [datapath]
 offload = "{offload}"
@@ -74,7 +73,6 @@ SERVICE = """\
 [daemon]
 state_dir = "{directory}"
 control_socket = "{directory}/control.sock"
-decision_log = "{directory}/decisions.jsonl"
 
 [datapath]
 offload = "{offload}"

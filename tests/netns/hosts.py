@@ -120,7 +120,6 @@ class Node:
         own = {
             "state_dir": str(self.directory),
             "control_socket": str(self.control),
-            "decision_log": str(self.directory / "decisions.jsonl"),
         }
         network = {"name": self.name, "key_file": str(self.key_file), "addresses": self.addresses, **self.network}
         base = {"daemon": own, "network": [network], "peer": self.peers}

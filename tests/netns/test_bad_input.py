@@ -57,7 +57,7 @@ def nodes(tmp_path_factory):
         try:
             url = f"http://127.0.0.1:{pages.server_port}/metrics"
             b.network["source"].append({"kind": "prometheus", "url": url, "series": "load", "full": 100})
-            b.sections["daemon"] = {"decision_log": str(full / "decisions.jsonl")}
+            b.sections["allocator"] = {"history": str(full / "history.db")}
             b.sections["verify"] = {"absent": "drop"}  # strangers, too
             b.sections["policy"] = [{"name": "always", "when": "threat >= 0", "do": hook(pages.server_port)}]
             b.peers, a.peers = [peer_of(a, absent="drop")], [peer_of(b)]
@@ -188,12 +188,12 @@ def test_a_prometheus_page_with_nan_and_inf(nodes):
 def test_a_full_disk(nodes):
     """Invariant 6: decisions that cannot be written are kept until they can; the datapath goes on."""
     _, b = nodes
-    until(lambda: b.status()["actuators"]["decision_log_errors"], "the log cannot be written")
-    assert b.status()["actuators"]["decision_log_waiting"]
-    assert "No space left" in b.log.read_text()
+    until(lambda: b.status()["actuators"]["history_errors"], "the history cannot be written")
+    assert b.status()["actuators"]["history_waiting"]
+    assert "disk" in b.log.read_text()
     (b.directory / "full" / "filler").unlink()
     b.reload()
-    until(lambda: b.status()["actuators"]["decision_log_written"], "the log is written when there is room")
+    until(lambda: b.status()["actuators"]["history_written"], "it is written when there is room")
 
 
 @pytest.mark.parametrize(

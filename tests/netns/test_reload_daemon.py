@@ -68,13 +68,15 @@ def test_the_log_level(b):
         assert ("configuration reloaded" in b.log.read_text()[size:]) == says
 
 
-def test_the_decision_log(nodes, b):
+def test_the_history(nodes, b):
     a, _ = nodes
-    other = b.directory / "elsewhere.jsonl"
-    settings(b, decision_log=str(other))
+    other = b.directory / "elsewhere.db"
+    b.sections["allocator"] = {"history": str(other)}
+    b.write()
     assert b.cli("reload").returncode == 0
     a.alarm(a.host.ipv4)
-    until(lambda: other.exists() and '"quarantine"' in other.read_text(), "decisions go to the new file")
+    until(lambda: b.resources("quarantine"), "it is quarantined")
+    until(other.exists, "decisions go to the new file")
     assert "quarantine" in b.cli("explain", "a").stdout
     until(lambda: not b.resources("quarantine"), "it is over")
 

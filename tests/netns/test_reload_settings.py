@@ -42,7 +42,6 @@ OTHER: dict[str, typing.Any] = {
     "daemon.state_dir": "/nonexistent",
     "daemon.control_socket": "/nonexistent/socket",
     "daemon.control_group": "root",
-    "daemon.decision_log": "/nonexistent/log",
     "daemon.log_level": "warning",
     "datapath.workers": 2,
     "datapath.queue": 1000,
@@ -80,7 +79,6 @@ OTHER: dict[str, typing.Any] = {
 # The host does not show these: the tests that are named do.
 UNSEEN = {
     "daemon.log_level": "test_reload_daemon.py",
-    "daemon.decision_log": "test_reload_daemon.py",
     "daemon.control_group": "test_reload_daemon.py",
     "stamp.overload": "test_an_overloaded_queue",
     "verify.overload": "test_an_overloaded_queue",

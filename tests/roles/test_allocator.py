@@ -48,7 +48,7 @@ class Running:
         state = str(self.directory / "state")
         return config_from(
             {
-                "daemon": {"state_dir": state, "decision_log": f"{state}/decisions"},
+                "daemon": {"state_dir": state},
                 "network": [{"name": "own", "key_file": "own.key"}],
                 "peer": [
                     {"name": name, "public_key": public_key(i), "addresses": [f"10.{i}.0.0/16"]}

@@ -77,7 +77,7 @@ def test_what_is_no_database_is_moved_aside(path, caplog):
     path.parent.mkdir()
     path.write_bytes(b"garbage" * 1000)
     assert load(path) == {}
-    assert "policies begin anew" in caplog.text
+    assert "and begun anew" in caplog.text
     assert [p.name.split("-")[0] for p in path.parent.iterdir() if "corrupt" in p.name] == ["allocation.db.corrupt"]
 
 
@@ -87,4 +87,4 @@ def test_a_newer_version_is_left_alone(path, caplog):
         newer.execute("PRAGMA user_version = 99")
     newer.close()
     assert load(path) == {}
-    assert "is of version 99, and this scentd knows 1; remove it" in caplog.text
+    assert "is of version 99, and this scentd knows 1; move it away" in caplog.text

@@ -99,7 +99,6 @@ def test_the_commands_of_the_unit_exist(directive, command):
 def test_the_units_directories_are_the_configurations_defaults():
     found, daemon = unit(), DaemonSettings()
     assert daemon.state_dir == f"/var/lib/{found['StateDirectory'][0]}"
-    assert Path(daemon.decision_log).parent == Path(daemon.state_dir)
     assert str(Path(daemon.control_socket).parent) == f"/run/{found['RuntimeDirectory'][0]}"
     assert f"-{Path(Datapath().pin_dir).parent}" in found["ReadWritePaths"]
 

@@ -128,6 +128,13 @@ class Amounts:
                 self._dirty.add((resource, peer))
         return decisions
 
+    def give(self, resource: str, amounts: Mapping[str, float]) -> None:
+        """Take these amounts for observed, of these peers alone."""
+        for peer, amount in amounts.items():
+            entry = self._entry(resource, peer)
+            if entry is not None:
+                entry.observed = amount
+
     def _begin(self, section: Resource, peer: str, entry: AmountEntry, found: float | None) -> None:
         """Take over what is there at first."""
         begin = section.usual if found is None else found

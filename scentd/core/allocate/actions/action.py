@@ -102,7 +102,7 @@ class EdgeKind(ActionKind[S]):
     """A kind whose actions are done once for each firing, and never undone."""
 
     def text(self, do: S) -> str:
-        """The action in the decision log, without secrets."""
+        """The action in the history, without secrets."""
         return self.kind
 
     def fold(self, do: S, resources: Resources, firing: Firing) -> tuple[list[Decision], list[Oneshot]]:
