@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from scentd.act.resources.backend import Refused
-from scentd.act.resources.pcap_ring import READY, TAKEN
+from scentd.system.pcap_ring import READY, TAKEN
 from scentd.errors import HostError
 from scentd.system import python
 
-MODULE = "scentd.act.resources.pcap_ring"
+MODULE = "scentd.system.pcap_ring"
 STEP = 0.1  # seconds
 END_SECONDS = 3.0
 

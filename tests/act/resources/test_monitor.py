@@ -51,7 +51,9 @@ def host(net):
 
 
 def monitor(host, peers=PEERS, **more):
-    return closing(InHost(host, MonitorBackend(MonitorResource(name="closer", **more), setting(peers))))
+    return closing(
+        InHost(host, MonitorBackend(MonitorResource(name="closer", start_timeout=SECONDS, **more), setting(peers)))
+    )
 
 
 def until(condition):
@@ -198,7 +200,7 @@ def test_the_writer_ends_with_the_daemon_however_that_ends(net, host, tmp_path):
     script = (
         "import sys, time; sys.path[:0] = ['tests', 'tests/netns']; from shaping import *\n"
         "from scentd.act.resources.monitor import MonitorBackend, MonitorResource\n"
-        f"section = MonitorResource(name='closer', pcap_directory={str(tmp_path)!r})\n"
+        f"section = MonitorResource(name='closer', start_timeout={SECONDS}, pcap_directory={str(tmp_path)!r})\n"
         "backend = MonitorBackend(section, setting(PEERS)); backend.change('left', 1)\n"
         "print(backend._writer._process.pid, flush=True); time.sleep(60)"
     )
