@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from scentd.act.resources.backend import Refused
-from scentd.system.pcap_ring import READY, TAKEN
 from scentd.errors import HostError
 from scentd.system import python
+from scentd.system.pcap_ring import READY, TAKEN
 
 MODULE = "scentd.system.pcap_ring"
 STEP = 0.1  # seconds
