@@ -5,10 +5,12 @@ from __future__ import annotations
 from scentd.act.resources.backend import BackendType
 from scentd.act.resources.bandwidth import BandwidthBackend
 from scentd.act.resources.bandwidth_priority import BandwidthPriorityBackend
+from scentd.act.resources.cache import CacheBackend
 from scentd.act.resources.monitor import MonitorBackend
 
 RESOURCES: dict[str, BackendType] = {
     "bandwidth": BandwidthBackend,
     "bandwidth_priority": BandwidthPriorityBackend,
+    "cache": CacheBackend,
     "monitor": MonitorBackend,
 }

@@ -9,7 +9,7 @@ scentd may have been killed half-way.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -34,6 +34,8 @@ class BackendSetting:
     directory: Path  # for files of the back end's own; made when it is needed
     tally: Tally  # counters, named RESOURCE_what
     closing: threading.Event = field(default_factory=threading.Event)  # the daemon stops
+    # By peer the regions to which its newest profile states a high latency.
+    hurting: Callable[[str], Sequence[str]] = lambda peer: ()
 
 
 class Backend(Generic[R]):

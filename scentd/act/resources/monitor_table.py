@@ -55,10 +55,14 @@ def table(name: str, lengths: Lengths, log: str) -> tuple[str, str, int]:
 
 
 def match(version: int, length: int, which: str) -> str:
+    return f"{masked(version, length, which)} @{set_of(version, length)}"
+
+
+def masked(version: int, length: int, which: str) -> str:
+    """The first `length` bits of a packet's address: "ip saddr & 255.255.255.0"."""
     protocol, longest = ("ip", 32) if version == 4 else ("ip6", 128)
     mask = ip_network(f"{'0.0.0.0' if version == 4 else '::'}/{length}").netmask
-    masked = "" if length == longest else f" & {mask}"
-    return f"{protocol} {which}{masked} @{set_of(version, length)}"
+    return f"{protocol} {which}" + ("" if length == longest else f" & {mask}")
 
 
 def element_text(verb: str, name: str, prefixes: Iterable[Prefix]) -> Iterator[str]:
