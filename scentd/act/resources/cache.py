@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 HALF = 0.5  # only some of a peer's prefixes are led there, or the rules are not whole
 MEASURED = 3  # objects; so many of the hottest are timed
 MEASURED_BYTES = 256 * 1024  # of each of them
+LEGS = 2  # round trips of an object: the connection's and the request's
 AT_ONCE = 8  # edges that are asked at the same time
 
 
@@ -132,7 +133,7 @@ class CacheBackend(Backend[CacheResource]):
 
     def _verify(self, peer: str, edge: CacheEdge, ends: tuple[End, End], paths: Sequence[str], leg: float) -> None:
         """Raise unless the edge gives what the origin gives, and together sooner. `leg`: seconds to the network."""
-        before = after = leg * len(paths)
+        before = after = leg * len(paths) * LEGS
         for path in paths:
             seconds_before, status_before = self._timed(ends[0], path)
             seconds_after, status_after = self._timed(ends[1], path)

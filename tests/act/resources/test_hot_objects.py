@@ -36,7 +36,14 @@ def test_both_families_count_and_other_networks_do_not():
 
 def test_what_a_cache_does_not_keep_is_left_out():
     assert paths(line(status=304)) == ["/a"]
-    others = [line(status=404), line(status=206), line(status=500), line(verb="POST"), line(verb="HEAD"), line(user="jo")]
+    others = [
+        line(status=404),
+        line(status=206),
+        line(status=500),
+        line(verb="POST"),
+        line(verb="HEAD"),
+        line(user="jo"),
+    ]
     assert paths(*others) == []
 
 
