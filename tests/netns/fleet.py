@@ -34,8 +34,9 @@ class Fleet:
         servers: int = 1,
         collectors: Sequence[str] = ("c",),
         site: Sequence[str] = (),
+        site_keeps: bool = False,
     ) -> None:
-        """`site`: the hosts of another site, with a server of their own."""
+        """`site`: the hosts of another site, with a server of their own; `site_keeps`: as in a NatsCluster."""
         self.net = net
         names = (*collectors, "p1", "p2", "g1", "g2", "alloc")
         nodes = [Node(net.host(name), directory, issues=False) for name in names]
@@ -49,7 +50,7 @@ class Fleet:
         on_bus = [node.host for node in (*nodes, self.v)]
         net.bridge([*on_bus, *self.brokers, *([self.site] if self.site else [])], ipv4=BUS)
         self.cluster = NatsCluster(
-            self.brokers, directory / "nats", USERS | dict.fromkeys(collectors, "db-1"), self.site
+            self.brokers, directory / "nats", USERS | dict.fromkeys(collectors, "db-1"), self.site, site_keeps
         )
         self.network = self.g1.identity  # its key
         self.bus_keys = {name: key_files.generate() for name in (*collectors, *USERS)}
@@ -99,7 +100,7 @@ class Fleet:
         own = node.directory / "bus.key"
         own.touch(0o600)
         own.write_text(self.bus_keys[name])
-        at_site = name in self._at_site
+        at_site = node.name in self._at_site
         return {**self.cluster.settings(node, name, at_site), "key_file": str(own), "host": hosts}
 
 

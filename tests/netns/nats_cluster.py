@@ -24,15 +24,29 @@ from topology import Host
 
 PORT, CLUSTER_PORT = 4222, 6222
 SHIPPED = ROOT / "systemd" / "nats-server.conf"
+OPEN_SITE = """    {
+      user: "CN=site-1"
+      permissions: { publish: ["scentd.>"], subscribe: ["scentd.>"] }
+    }
+"""
 
 
 class NatsCluster:
-    def __init__(self, hosts: list[Host], directory: Path, users: dict[str, str], site: Host | None = None) -> None:
+    def __init__(
+        self,
+        hosts: list[Host],
+        directory: Path,
+        users: dict[str, str],
+        site: Host | None = None,
+        site_keeps: bool = False,
+    ) -> None:
         """A server on each host. `users`: names of hosts, and whose permissions in the shipped file each has. `site`:
-        the server of another site, whose hosts talk to it alone; it is a leaf of the first.
+        the server of another site, whose hosts talk to it alone; it is a leaf of the first. `site_keeps`: it has
+        streams and buckets of its own, which is a mistake, and passes on all that hosts say.
         """
         self.hosts = hosts
         self.site = site
+        self.site_keeps = site_keeps
         self.directory = directory
         self.authority = Authority(directory)
         self.users = users
@@ -65,7 +79,10 @@ class NatsCluster:
     def settings(self, node: Node, name: str = "", at_site: bool = False) -> dict[str, Any]:
         """What [bus] of a host says of the servers, with a certificate of its own."""
         made = {**self._of(name or node.name), "replicas": len(self.hosts), "name": name or node.name}
-        return made | {"url": [f"tls://{self.site.ipv4}:{PORT}"], "domain": "scentd"} if at_site and self.site else made
+        if not at_site or self.site is None:
+            return made
+        domain = {} if self.site_keeps else {"domain": "scentd"}
+        return made | {"url": [f"tls://{self.site.ipv4}:{PORT}"], **domain}
 
     def _of(self, name: str) -> dict[str, Any]:
         certificate, key = self.authority.certify(name, [])
@@ -108,7 +125,8 @@ class NatsCluster:
         }
         text = SHIPPED.read_text()
         if host is self.site:
-            text = re.sub(r"(?ms)^(jetstream|cluster|leafnodes) \{.*?^\}$", "", text)
+            text = text.replace('domain: "scentd"', 'domain: "site"')
+            text = re.sub(rf"(?ms)^({'' if self.site_keeps else 'jetstream|'}cluster|leafnodes) \{{.*?^\}}$", "", text)
             text = re.sub(r"(?ms)^#leafnodes.*?^#\}$", lambda found: found[0].replace("\n#", "\n")[1:], text)
         for pattern, new in changes.items():
             text = re.sub(pattern, new, text)
@@ -116,7 +134,7 @@ class NatsCluster:
             text = re.sub(r"(?ms)^cluster \{.*?^\}$", "", text)
         head, users, tail = re.split(r"(?ms)(?<=  users: \[\n)(.*)(?=^  \]$)", text)
         entries = [self._user(users, example, name) for name, example in self.users.items()]
-        site = self._user(users, "site-1", "site-1")
+        site = OPEN_SITE if self.site_keeps else self._user(users, "site-1", "site-1")
         return head + "".join([*entries, site, '    { user: "CN=root" }\n']) + tail
 
     @staticmethod

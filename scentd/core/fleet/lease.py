@@ -59,7 +59,7 @@ class Lease:
         record = self.record
         if now < self._yielded:
             return None
-        if record is not None and record.instance == self.instance and record.term == self.term:
+        if record is not None and record.instance == self.instance and record.term == self.term >= self._highest:
             return LeaseRecord(self.instance, self.term, self.interval)
         free = record is None or record.instance in ("", self.instance)
         # The owner issues for HOLD of its own intervals, which may be longer.
@@ -74,10 +74,16 @@ class Lease:
         self.term, self._sent = record.term, sent
 
     def hear(self, instance: str, term: int, now: float) -> bool:
-        """Somebody else issues under this name. True: he has a newer lease, of another store; this one yields."""
+        """Somebody else issues under this name. True: he has a newer lease, of another store; this one yields.
+
+        It stays away while he is heard, and comes back by a newer term: stampers take the old one no more. Of two of
+        one second, whose terms are the same, the one yields whose instance is the lower text.
+        """
         self._highest = max(self._highest, term)
-        if instance == self.instance or not self.may_issue(now) or term < self.term:
+        owner = self.record is not None and self.record.instance == self.instance  # as our store has it
+        if instance == self.instance or not owner or (term, instance) < (self.term, self.instance):
             return False
+        yields = self.may_issue(now)
         self._sent = float("-inf")
         self._yielded = now + 2 * TAKE * self.interval
-        return True
+        return yields

@@ -94,8 +94,34 @@ def test_of_two_stores_the_older_lease_yields():
     assert not one.may_issue(0.6)
     look(one, mine, 0.7, 0.7, clock=1002.0)
     assert not one.may_issue(0.7), "it stays away for a while"
-    look(one, mine, 8.0, 8.0, clock=1008.0)
-    assert one.may_issue(8.0), "and comes back, as the other may have gone"
+    for now in (2.0, 6.0, 8.0):
+        assert not one.hear("other", other.term, now), "told once"
+        look(one, mine, now, now, clock=1000.0 + now)
+        assert not one.may_issue(now), "and as long as the other is heard"
+    look(one, mine, 15.0, 15.0, clock=1000.0)
+    assert one.may_issue(15.0), "it comes back when the other has gone"
+    assert one.term > other.term, "as whom stampers believe"
+
+
+def test_of_two_leases_of_one_second_one_yields():
+    leases = Lease("one", INTERVAL), Lease("other", INTERVAL)
+    for lease in leases:
+        look(lease, Store(), 0.0, 0.0)
+    one, other = leases
+    assert one.term == other.term
+    assert not other.hear("one", one.term, 0.5)
+    assert one.hear("other", other.term, 0.5)
+
+
+def test_a_standby_that_hears_the_owner_takes_over_as_soon_as_always():
+    store, one, other = Store(), Lease("one", INTERVAL), Lease("other", INTERVAL)
+    look(one, store, 0.0, 0.0)
+    now = 0.0
+    while not other.may_issue(now):
+        look(other, store, now, now)
+        assert not other.hear("one", one.term, now)
+        now += INTERVAL / 4
+    assert now <= 2 * INTERVAL + INTERVAL / 4
 
 
 MOVES = st.lists(
