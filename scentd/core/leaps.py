@@ -19,6 +19,14 @@ SLACK = 5.0  # seconds by which epochs may get ahead of the steady clock: one ca
 MAX_KEPT = 8  # epochs of a pair
 
 
+def is_leapt(epoch: int, now: float, max_future: float) -> bool:
+    """Whether an epoch that was once accepted is of clocks that were wrong: it is so far ahead that nobody takes it.
+
+    Where nobody can keep what was before a leap, as no order is promised (a bus), such an epoch makes no other one old.
+    """
+    return epoch > now + max_future
+
+
 class Kept(NamedTuple):
     """The highest epoch before a leap. `lead`: what epochs were ahead of the steady clock then, None if unknown."""
 

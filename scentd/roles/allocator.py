@@ -28,6 +28,7 @@ from scentd.core.allocate.decide import Assessment, Decider, Standing
 from scentd.core.allocate.effects import Effects
 from scentd.core.allocate.plan import Plan, plan, release, release_where, reload
 from scentd.core.allocate.refuse import Refuser
+from scentd.core.leaps import is_leapt
 from scentd.core.shared import shared
 from scentd.errors import HostError
 from scentd.model import (
@@ -157,7 +158,9 @@ class AllocatorRole:
 
     def _is_outdated(self, view: View) -> bool:
         newest = self._views.get(view.peer)
-        return newest is not None and view.profile.epoch < newest.profile.epoch
+        if newest is None or is_leapt(newest.profile.epoch, time.time(), self._config.verify.max_future):
+            return False
+        return view.profile.epoch < newest.profile.epoch
 
     def _look_at(self, views: Iterable[View], now: float) -> None:
         """Apply the policies to these views."""

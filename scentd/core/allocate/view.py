@@ -41,6 +41,17 @@ class PeerView:
         self._marked: dict[Address, bool] = {}  # whether the newest profile marks the node as affected
         self._pruned_at = 0.0
 
+    @property
+    def highest_epoch(self) -> int:
+        """Of all that is known."""
+        return max(self._glance_epoch, self._profiles[0].epoch if self._profiles else 0)
+
+    def forget_profiles(self) -> None:
+        """Forget what packets have said: its epochs were ahead of all clocks."""
+        self._profiles, self._signed = (), b""
+        self._glance, self._glance_epoch, self._alarm_at = (0.0, 0.0), 0, 0.0
+        self._marked.clear()
+
     def take_glance(self, epoch: int, load: float, threat: float, now: float) -> bool:
         """Record an accepted packet's glance. True: load or threat has changed."""
         if epoch < self._glance_epoch:

@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from scentd.core.allocate.view import PeerView
 from scentd.core.fleet.order import MAX_AGE, MAX_FUTURE, Serial
+from scentd.core.leaps import is_leapt
 from scentd.model import View
 from scentd.prefix import Address
 from scentd.wire import keys, layout, profile
@@ -90,6 +91,9 @@ class PooledView:
         body = profile.open_signed(said.signed, signer.verifier(), key_id, epoch) if signer is not None else None
         if not isinstance(body, profile.Body):
             return "wrong_profile"
+        if is_leapt(self._view.highest_epoch, now, MAX_FUTURE):
+            self._view.forget_profiles()
+            self._affected.clear()
         self._view.take_profile(body, b"", now, said.signed)
         self._view.take_glance(max(epoch, said.glance_epoch), said.load, said.threat, now)
         if epoch >= self._affected.get(verifier, Affected(0, frozenset())).epoch:

@@ -14,6 +14,7 @@ from scentd.core.fleet import batch
 from scentd.core.fleet.batch import Batch, SentEpoch
 from scentd.core.fleet.order import MAX_FUTURE, is_late
 from scentd.core.fleet.seal import Kind
+from scentd.core.leaps import is_leapt
 from scentd.model import IssuedEpoch
 from scentd.roles.fleet.post import Post
 from scentd.wire import keys
@@ -100,7 +101,7 @@ class OutgoingTaker:
     def _highest(self, network: str) -> int:
         """The network's highest epoch; none, if it is of a clock that was wrong."""
         highest = self._epochs.get(network, 0)
-        return highest if highest <= time.time() + MAX_FUTURE else 0
+        return 0 if is_leapt(highest, time.time(), MAX_FUTURE) else highest
 
     def _take_epoch(self, host: BusHost, epoch: SentEpoch) -> None:
         issued = self._checked(host, epoch)

@@ -60,6 +60,22 @@ def test_an_alarm_is_one_when_it_arrives(pooled):
     assert (view.glance_threat, view.alarm_at) == (1.0, NOW + 11)
 
 
+def test_what_wrong_clocks_said_makes_nothing_old_when_they_are_right(pooled):
+    """Verifier's and allocator's were ten minutes ahead; what comes afterwards is lower for good."""
+    pooled.take("v1", said(EPOCH + 600, threat=1.0, affected=NODES), NOW + 610)
+    assert pooled.take("v1", said(EPOCH), NOW + 10) == ""
+    view = pooled.view(NOW + 10)
+    assert ([p.epoch for p in view.profiles], view.glance_threat, view.affected) == ([EPOCH], 0.0, set())
+    pooled.take("v1", said(EPOCH - 5, level=0.1), NOW + 11)
+    assert pooled.view(NOW + 11).profile.epoch == EPOCH, "and then the bus promises no order, as always"
+
+
+def test_an_epoch_that_is_a_little_ahead_stays_the_newest(pooled):
+    pooled.take("v1", said(EPOCH + 9), NOW + 9)
+    pooled.take("v1", said(EPOCH), NOW + 9)
+    assert pooled.view(NOW + 9).profile.epoch == EPOCH + 9
+
+
 @pytest.mark.parametrize(
     ("wrong", "name"),
     [
