@@ -100,10 +100,8 @@ static __always_inline int verify_bridged(struct __sk_buff *skb, __u32 at, const
 
 	if (form == FORM_NONE)
 		return TC_ACT_UNSPEC;
-	if (is_quarantined(s, &p, now)) {
-		count(SCENT_VERIFY_COUNT_QUARANTINED, packets);
-		return TC_ACT_SHOT;
-	}
+	if (is_quarantined(s, &p, now))
+		return drop_quarantined(packets);
 	if (form == FORM_SCENTED) {
 		judge_scented(skb, at, s, turn, &p, now, offset, &o);
 	} else {

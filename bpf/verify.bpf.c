@@ -334,6 +334,12 @@ static __always_inline void judge_scented(struct __sk_buff *skb, __u32 at, const
 	strip(skb, at, p, &w, o);
 }
 
+static __always_inline int drop_quarantined(__u32 packets)
+{
+	count(SCENT_VERIFY_COUNT_QUARANTINED, packets);
+	return TC_ACT_SHOT;
+}
+
 static __always_inline int drop_barred(__u32 packets, const struct outcome *o, __u32 second)
 {
 	count(SCENT_VERIFY_COUNT_QUARANTINED, packets);
@@ -431,14 +437,14 @@ static __always_inline int verify(struct __sk_buff *skb, __u32 at)
 	form = parse(skb, at, &p);
 	if (form == FORM_NONE)
 		return TC_ACT_UNSPEC;
-	if (is_quarantined(s, &p, now)) {
-		count(SCENT_VERIFY_COUNT_QUARANTINED, packets);
-		return TC_ACT_SHOT;
-	}
 	if (form == FORM_SCENTED && !is_icmp_too_big(&p)) {
 		judge_scented(skb, at, s, route.selector, &p, now, time->offset, &o);
+		if (is_quarantined(s, &p, now))		/* judged, so that its all-clear is heard */
+			return drop_quarantined(packets);
 		return settle(skb, at, s, packets, &p, &o, now, (now + time->offset) / SECOND);
 	}
+	if (is_quarantined(s, &p, now))
+		return drop_quarantined(packets);
 	if (find_route(&route, &p))
 		return form == FORM_DECLINED ? TC_ACT_UNSPEC : let_go(skb, at, s, &p);
 	if (form == FORM_DECLINED)

@@ -1,7 +1,9 @@
 """Drops packets from quarantined addresses and prefixes: the nftables table `inet scentd`.
 
-The chain hooks prerouting before our verifier's queue in raw (-300) and before conntrack (-200), so that a quarantined
-node costs next to nothing. Packets over `lo` pass.
+The chain `prerouting` hooks before our verifier's queue in raw (-300) and before conntrack (-200), so that a
+quarantined node costs next to nothing. Packets over `lo` pass. So do some quarantined ones that look scented,
+HEARD_RATE a second of each family: the verifier has to hear the all-clear of whom we quarantine. The chain `verified`
+behind the queue drops them all the same.
 
 Each prefix length in use has one hash set (`ipv4_32`, `ipv6_64`), looked up by `saddr & mask`. An interval
 set would refuse overlapping prefixes with ends of their own. The kernel removes an element when its
@@ -27,8 +29,14 @@ from scentd.system.nft import Nftables
 
 TABLE = {"family": "inet", "name": "scentd"}
 IN_TABLE = {"family": "inet", "table": "scentd"}
-CHAIN = "prerouting"
-PRIORITY = -310
+HOOKS = {"prerouting": -310, "verified": -290}  # chains with their priorities, before and behind the queue
+HEARD_RATE = 1000  # packets a second: some hundredths of what a queue can take
+# What a packet with a scent has: an IPv4 header longer than without options, or IPv6 destination options.
+SCENTED: dict[str, dict[str, Any]] = {
+    "ipv4": {"match": {"op": ">", "left": {"payload": {"protocol": "ip", "field": "hdrlength"}}, "right": 5}},
+    "ipv6": {"match": {"op": "==", "left": {"payload": {"protocol": "ip6", "field": "nexthdr"}}, "right": 60}},
+}
+FIRST = ("lo", "heard")  # rules that stand before all others of their chain
 SET_SIZE = 2 * QUARANTINED_MAX  # the set holds a renewed element twice until the transaction ends
 TIMEOUT_SLACK = 2.0  # seconds; nftables counts whole ones, rounded up
 COUNTERS = ("dropped_ipv4", "dropped_ipv6")
@@ -49,7 +57,8 @@ class QuarantineTable:
     def quarantine(self, want: Mapping[Prefix, float]) -> int:
         """Quarantine exactly these prefixes, each for so many seconds from now; return the number of changes."""
         listing = self._listing()
-        if any(item["chain"].get("prio") != PRIORITY for item in listing if "chain" in item):  # another version's
+        chains = [item["chain"] for item in listing if "chain" in item]
+        if any(HOOKS.get(chain["name"]) != chain.get("prio") for chain in chains):  # another version's
             self.remove()
             listing = []
         ended, new = difference(elements(listing), want)
@@ -98,26 +107,24 @@ class QuarantineTable:
 
     def _setup_commands(self, listing: list[dict[str, Any]], sets: set[str]) -> list[dict[str, Any]]:
         """Commands for missing parts of the table. `add` of an existing table, chain, counter or set is harmless."""
-        rules = {item["rule"].get("comment") for item in listing if "rule" in item}
+        there = {(r["chain"], r.get("comment")) for item in listing if (r := item.get("rule"))}
         existing = {item["set"]["name"] for item in listing if "set" in item}
-        chained = any("chain" in item and item["chain"]["name"] == CHAIN for item in listing)
-        if chained and "lo" in rules and sets <= existing and sets <= rules:
+        rules = wanted_rules(sets)
+        if sets <= existing and all((chain, name) in there for chain, name, _ in rules):
             return []
-        hook = {"type": "filter", "hook": "prerouting", "prio": PRIORITY, "policy": "accept"}
-        commands: list[dict[str, Any]] = [
-            {"add": {"table": TABLE}},
-            {"add": {"chain": {**IN_TABLE, "name": CHAIN, **hook}}},
-            *({"add": {"counter": {**IN_TABLE, "name": name}}} for name in COUNTERS),
-        ]
-        if "lo" not in rules:
-            loopback = {"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": "lo"}}
-            commands.append({"insert": {"rule": rule("lo", [loopback, {"return": None}])}})
+        hook = {"type": "filter", "hook": "prerouting", "policy": "accept"}
+        commands: list[dict[str, Any]] = [{"add": {"table": TABLE}}]
+        for chain, priority in HOOKS.items():
+            commands.append({"add": {"chain": {**IN_TABLE, "name": chain, **hook, "prio": priority}}})
+        commands += [{"add": {"chain": {**IN_TABLE, "name": f"hear_{family}"}}} for family in SCENTED]
+        commands += [{"add": {"counter": {**IN_TABLE, "name": name}}} for name in COUNTERS]
         for name in sorted(sets):
-            family, length = name.split("_")
-            kind = {"type": f"{family}_addr", "flags": ["timeout"], "size": SET_SIZE}
+            kind = {"type": f"{family_of(name)}_addr", "flags": ["timeout"], "size": SET_SIZE}
             commands.append({"add": {"set": {**IN_TABLE, "name": name, **kind}}})
-            if name not in rules:
-                commands.append({"add": {"rule": rule(name, drop_from(name, family, int(length)))}})
+        for chain, name, expression in rules:
+            if (chain, name) not in there:
+                verb = "insert" if name in FIRST else "add"
+                commands.append({verb: {"rule": {**IN_TABLE, "chain": chain, "comment": name, "expr": expression}}})
         return commands
 
 
@@ -159,18 +166,38 @@ def difference(
     return ended, new
 
 
-def rule(comment: str, expression: list[dict[str, Any]]) -> dict[str, Any]:
-    return {**IN_TABLE, "chain": CHAIN, "comment": comment, "expr": expression}
+def wanted_rules(sets: Iterable[str]) -> list[tuple[str, str, list[dict[str, Any]]]]:
+    """(chain, comment, expression) of each rule, in their order."""
+    loopback: dict[str, Any] = {"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": "lo"}}
+    limit = {"limit": {"rate": HEARD_RATE, "per": "second", "burst": HEARD_RATE // 10}}
+    rules: list[tuple[str, str, list[dict[str, Any]]]] = []
+    rules += [(chain, "lo", [loopback, {"return": None}]) for chain in HOOKS]
+    for family, looks_scented in SCENTED.items():
+        rules.append((f"hear_{family}", "heard", [looks_scented, limit, {"accept": None}]))
+        rules.append((f"hear_{family}", "drop", drop(family)))
+    for name in sorted(sets):
+        family = family_of(name)
+        rules.append(("prerouting", name, [comes_from(name), {"goto": {"target": f"hear_{family}"}}]))
+        rules.append(("verified", name, [comes_from(name), *drop(family)]))
+    return rules
 
 
-def drop_from(name: str, family: str, length: int) -> list[dict[str, Any]]:
-    """Match the source's first `length` bits against the set, count, drop."""
+def drop(family: str) -> list[dict[str, Any]]:
+    return [{"counter": f"dropped_{family}"}, {"drop": None}]
+
+
+def comes_from(name: str) -> dict[str, Any]:
+    """Match the first bits of the source against the set."""
+    family, length = family_of(name), int(name.split("_")[1])
     mask = ip_network(f"{'0.0.0.0' if family == 'ipv4' else '::'}/{length}").netmask
     source: dict[str, Any] = {"payload": {"protocol": "ip" if family == "ipv4" else "ip6", "field": "saddr"}}
     if length < mask.max_prefixlen:
         source = {"&": [source, str(mask)]}
-    match = {"match": {"op": "==", "left": source, "right": f"@{name}"}}
-    return [match, {"counter": f"dropped_{family}"}, {"drop": None}]
+    return {"match": {"op": "==", "left": source, "right": f"@{name}"}}
+
+
+def family_of(name: str) -> str:
+    return name.split("_")[0]
 
 
 def set_name(prefix: Prefix) -> str:
