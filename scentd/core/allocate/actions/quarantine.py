@@ -22,6 +22,9 @@ from scentd.model import Decision, Firing, Oneshot, PeerPrefix, Sender, View
 from scentd.prefix import Prefix, prefix_text, within
 
 QUARANTINED_MAX = 65536  # prefixes at once; the actuator makes its sets of this size
+# Of one peer: as many as a large network has nodes, so few that who names ever new ones leaves room for others.
+OF_PEER_MAX = QUARANTINED_MAX // 16
+LISTED_MAX = 16  # decisions about quarantines that go on, in one round
 
 
 class QuarantineAction(Action, tag_field="kind", tag="quarantine"):
@@ -54,23 +57,38 @@ class QuarantineKind(ActionKind[QuarantineAction]):
         return tuple(narrowed(prefix, view.peer, view.shared) for prefix in prefixes)
 
     def fold(self, do: QuarantineAction, resources: Resources, firing: Firing) -> tuple[list[Decision], list[Oneshot]]:
-        """Quarantine the targets from now on for the policy's timeout. A longer quarantine of a target stays."""
-        decisions = []
+        """Quarantine the targets from now on for the policy's timeout. A longer quarantine of a target stays.
+
+        Each new one is a decision; those that are refused are one. Of those that go on LISTED_MAX are, and one sums
+        up the rest.
+        """
+        decisions: list[Decision] = []
+        renewals: list[Decision] = []
+        refusals: list[str] = []
         until = firing.at + do.timeout
+        is_new = any(prefix not in resources for prefix in firing.targets)
+        room = room_for(firing.peer, resources) if is_new else 0  # what goes on needs no room, and no count
         for prefix in firing.targets:
             target, old = sender_text(prefix), resources.get(prefix)
             before = f"quarantined until {time_text(old.until)}" if old else "free"
             if not isinstance(prefix, PeerPrefix) and prefix.prefixlen == 0:
                 decisions.append(make_decision(firing, self.kind, target, before, "refused: this is every address"))
-            elif old is None and len(resources) >= QUARANTINED_MAX:
-                after = f"refused: {QUARANTINED_MAX} are quarantined already"
-                decisions.append(make_decision(firing, self.kind, target, before, after))
-                break
+            elif old is None and room <= 0:
+                refusals.append(target)
             elif old is None or until > old.until:
                 resources[prefix] = QuarantineEntry(until, do.timeout, firing.peer, firing.policy.name, firing.epoch)
                 after = f"quarantined until {time_text(until)}{how(prefix)}"
-                decisions.append(make_decision(firing, self.kind, target, before, after))
-        return decisions, []
+                made = make_decision(firing, self.kind, target, before, after)
+                (decisions if old is None else renewals).append(made)
+                room -= old is None
+        if refusals:
+            target = refusals[0] if len(refusals) == 1 else f"{len(refusals)} senders"
+            decisions.append(make_decision(firing, self.kind, target, "free", refusal(resources)))
+        if rest := renewals[LISTED_MAX:]:
+            after = f"quarantined until {time_text(until)}"
+            more = make_decision(firing, self.kind, f"{len(rest)} senders more", "quarantined", after)
+            renewals[LISTED_MAX:] = [more]
+        return decisions + renewals, []
 
     def release(self, resources: Resources, now: float) -> list[Decision]:
         """Release the prefixes whose time is over. A clock that was set back does not make a quarantine longer."""
@@ -144,6 +162,16 @@ class QuarantineKind(ActionKind[QuarantineAction]):
 
     def barred_senders(self, resources: Mapping[Sender, QuarantineEntry]) -> dict[Sender, float]:
         return {p: entry.until for p, entry in resources.items()}
+
+
+def room_for(peer: str, resources: Mapping[Sender, QuarantineEntry]) -> int:
+    """How many more of this peer may be quarantined."""
+    return min(QUARANTINED_MAX - len(resources), OF_PEER_MAX - sum(e.peer == peer for e in resources.values()))
+
+
+def refusal(resources: Mapping[Sender, QuarantineEntry]) -> str:
+    whose = "" if len(resources) >= QUARANTINED_MAX else " of this peer"
+    return f"refused: {OF_PEER_MAX if whose else QUARANTINED_MAX}{whose} are quarantined already"
 
 
 def release_decision(prefix: Sender, entry: QuarantineEntry, now: float, reason: str) -> Decision:

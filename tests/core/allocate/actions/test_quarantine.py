@@ -7,6 +7,8 @@ from firings import EMPTY, firing
 from scentd.core.allocate import plan
 from scentd.core.allocate.actions import ACTIONS
 from scentd.core.allocate.actions.quarantine import (
+    LISTED_MAX,
+    OF_PEER_MAX,
     QUARANTINED_MAX,
     QuarantineAction,
     QuarantineEntry,
@@ -63,7 +65,7 @@ def test_every_address_and_too_many_are_refused():
     everything = plan.plan(EMPTY, [firing(QUARANTINE, 0.0, (ip_network("::/0"),))])
     assert everything.desired == EMPTY
     assert "refused" in everything.decisions[0].after
-    held = QuarantineEntry(60.0, 60.0, "a", "p", 1)
+    held = QuarantineEntry(60.0, 60.0, "b", "p", 1)
     full = Desired({"quarantine": {ip_network((i, 32)): held for i in range(QUARANTINED_MAX)}})
     more = plan.plan(full, [firing(QUARANTINE, 0.0, (NODE, OTHER))])
     assert len(more.desired.of("quarantine")) == QUARANTINED_MAX
@@ -101,3 +103,22 @@ def test_an_address_that_others_have_by_now_is_released():
     assert [d.action for d in released.decisions] == ["release"]
     narrowed = plan.plan(EMPTY, [firing(QUARANTINE, 0.0, (PeerPrefix(NODE, "a"),))]).desired
     assert plan.reload(narrowed, policies, {"a": ()}, 1.0).desired == narrowed
+
+
+def test_one_peer_cannot_take_all_the_room():
+    """It gets a sixteenth; another peer still gets its own. What is refused is one decision."""
+    many = tuple(ip_network((i, 32)) for i in range(OF_PEER_MAX + 37))
+    first = plan.plan(EMPTY, [firing(QUARANTINE, 0.0, many)], 0.0)
+    assert len(first.desired.of("quarantine")) == OF_PEER_MAX
+    (refused,) = (d for d in first.decisions if "refused" in d.after)
+    assert (refused.target, refused.after) == (
+        "37 senders",
+        f"refused: {OF_PEER_MAX} of this peer are quarantined already",
+    )
+    other = plan.plan(first.desired, [firing(QUARANTINE, 1.0, (OTHER,), peer="b")], 1.0)
+    assert OTHER in other.desired.of("quarantine")
+    again = plan.plan(first.desired, [firing(QUARANTINE, 5.0, many, epoch=105)], 5.0)
+    assert len(again.desired.of("quarantine")) == OF_PEER_MAX
+    assert all(entry.until == 65.0 for entry in again.desired.of("quarantine").values())
+    assert len(again.decisions) == LISTED_MAX + 2
+    assert again.decisions[-1].target == f"{OF_PEER_MAX - LISTED_MAX} senders more"
