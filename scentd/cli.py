@@ -134,6 +134,11 @@ def parser() -> argparse.ArgumentParser:
     )
     confirmed = functools.partial(commands.print_outcome, request={"command": "confirm"}, done="confirmed")
     command("confirm", confirmed, "keep the configuration that is on trial")
+    released = command(
+        "release", commands.release_quarantine, "end quarantines, which the same policy does not renew for a time"
+    )
+    released.add_argument("name", metavar="PREFIX|PEER", help="the senders within a prefix, or all of a peer")
+    released.add_argument("--for", dest="duration", default="1h", metavar="TIME", help="default 1h, at most 30d")
     revoke = command(
         "revoke", commands.revoke_key, "from now on accept nothing of a stolen public key, whatever else says so"
     )

@@ -213,6 +213,26 @@ def print_outcome(arguments: argparse.Namespace, request: dict[str, object], don
     return FAILED if outcome["problems"] else OK
 
 
+def release_quarantine(arguments: argparse.Namespace) -> int:
+    from scentd.config import units
+    from scentd.control import client
+    from scentd.control.server import RELEASE_MAX
+
+    try:
+        seconds = units.parse(arguments.duration, "seconds")
+    except ValueError as error:
+        raise UsageError(f"release --for: {error}") from None
+    if not 0 < seconds <= RELEASE_MAX:
+        raise UsageError(f"release --for {arguments.duration}: write more than 0s, at most {RELEASE_MAX / 86400:g}d")
+    request = {"command": "release", "name": arguments.name, "seconds": seconds}
+    said = client.change(control_socket(arguments), request)
+    if arguments.json:
+        print(json.dumps(said))
+    else:
+        print(f"released: {', '.join(said['released'])}; the same policy does not renew it for {arguments.duration}")
+    return OK
+
+
 def revoke_key(arguments: argparse.Namespace) -> int:
     from scentd import revoke
 

@@ -84,6 +84,7 @@ class Daemon:
                 "confirm": lambda _: self._reloads.confirm(),
                 "restore": lambda _: self._restore(),
                 "revoke": self._revoke,
+                "release": lambda request: self._allocator.release(request.name, request.seconds),
                 "event": self._report,
                 "hold": lambda request: {"held": sorted(self._allocator.hold(request.names))},
                 "resume": lambda request: {"held": sorted(self._allocator.resume(request.names))},

@@ -8,10 +8,11 @@
     {"command": "confirm"}                     -> one object
     {"command": "restore"}                     -> {}, when all that is ours is on the host again
     {"command": "revoke", "key": "...", "undo": false}    -> one object, when nothing of this key is accepted any more
+    {"command": "release", "name": "acme", "seconds": 3600.0}    -> one object, when its quarantines are released
     {"command": "event", "report": {...}}      -> one object, when it counts (model.EventReport)
     {"command": "hold", "names": ["*"]}        -> one object: what is held ("resume": goes on with these, or all)
 
-The last seven change something, so they are for root alone, or for the user of the daemon. A status takes a "limit" of
+The last eight change something, so they are for root alone, or for the user of the daemon. A status takes a "limit" of
 entries of each list, too (control/status.py). A wrong request gets {"error": "..."}.
 """
 
@@ -38,9 +39,10 @@ log = logging.getLogger(__name__)
 
 REQUEST_MAX = 4096
 TRIAL_MAX = 86400.0  # seconds
+RELEASE_MAX = 30 * 86400.0  # seconds
 CLIENTS_MAX = 32  # of those who may change something, and of all others: nobody else can keep root from confirming
 BACKLOG = 1000  # events kept for a slow monitor; beyond them it gets a count of the missed ones
-CHANGES = ("reload", "confirm", "restore", "revoke", "event", "hold", "resume")
+CHANGES = ("reload", "confirm", "restore", "revoke", "release", "event", "hold", "resume")
 
 
 class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -50,6 +52,8 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limit: int | None = None  # entries of a list; 0: all
     key: str = ""  # a public one
     undo: bool = False
+    name: str = ""  # a peer's, an address or a prefix
+    seconds: Annotated[float, Meta(gt=0.0, le=RELEASE_MAX)] = 3600.0
     report: EventReport | None = None
     names: list[str] = []  # of resources and peers
     confirm: Annotated[float, Meta(ge=0.0, le=TRIAL_MAX)] = 0.0  # seconds of trial; 0: none

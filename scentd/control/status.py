@@ -214,11 +214,21 @@ class DelayStatus(Struct, frozen=True, kw_only=True):
     last: float
 
 
+class ReleaseStatus(Struct, frozen=True, kw_only=True):
+    """An operator has released a quarantine by hand, and the policy does not renew it."""
+
+    policy: str
+    peer: str
+    senders: str  # a prefix, or "all"
+    until: float  # Unix time
+
+
 class AllocationStatus(Struct, frozen=True, kw_only=True):
     resources: list[ResourceStatus]
     decisions: dict[str, int]  # by action
     policies: list[PolicyStatus]
     delays: list[DelayStatus]
+    releases: list[ReleaseStatus] = []
     held: list[str] = []  # resources and peers of which nothing is changed, or "*"
     dry_run: bool = False  # all policies only say what they would do
 

@@ -13,6 +13,7 @@ from scentd.control.status import (
     Explanation,
     PolicyAssessment,
     PolicyStatus,
+    ReleaseStatus,
     ResourceStatus,
     count_names,
     limit_list,
@@ -55,6 +56,10 @@ def allocation_status(
             for s in standings
         ],
         delays=allocator.delays.status(),
+        releases=[
+            ReleaseStatus(policy=r.policy, peer=r.peer, senders=str(r.prefix or "all"), until=r.until)
+            for r in allocator.releases()
+        ],
         held=sorted(allocator.amounts.held),
         dry_run=config.allocator.dry_run,
     )

@@ -27,11 +27,12 @@ from scentd.core.allocate.amounts import Amounts
 from scentd.core.allocate.decide import Assessment, Decider, Standing
 from scentd.core.allocate.effects import Effects
 from scentd.core.allocate.plan import Plan, plan, release, release_where, reload
-from scentd.core.allocate.refuse import Refuser
+from scentd.core.allocate.refuse import HandRelease, Refuser, selection
 from scentd.core.leaps import is_leapt
 from scentd.core.shared import shared
 from scentd.errors import HostError
 from scentd.model import (
+    SCHEMA,
     Applied,
     Barred,
     Decision,
@@ -108,6 +109,19 @@ class AllocatorRole:
         self._refuser.reload(prefixes(config.allocator.protected))
         self._carry_out(release_where(self.desired, lambda s, _: self._refuser.protects(s), time.time()), ())
         self._look_at(self._views.values(), time.time())
+
+    def release(self, name: str, seconds: float) -> dict[str, object]:
+        """Release the quarantines of a peer, or of the senders within a prefix, for so long. Raises HostError."""
+        now = time.time()
+        selected = selection(name, [p.name for p in self._config.peer])
+        why = f"by hand; the policy does not renew it for {seconds:g} s"
+        result = release_where(self.desired, lambda s, peer: why if selected.has(s, peer) else "", now)
+        if not result.decisions:
+            raise HostError(f"{name}: no quarantine of it; `scentd status` lists what is quarantined")
+        pairs = dict.fromkeys((d.policy, d.peer) for d in result.decisions)
+        self._refuser.release(HandRelease(*pair, selected.prefix, now + seconds) for pair in pairs)
+        self._carry_out(result, ())
+        return {"schema": SCHEMA, "released": [d.target for d in result.decisions], "until": now + seconds}
 
     def close(self, remove: bool) -> None:
         """Close the actuators and the log. With `remove` the actuators remove their changes from the host."""
@@ -277,6 +291,10 @@ class AllocatorRole:
     def account(self, peer: str, limit: int) -> Account:
         """What was decided about a peer and what became of it, newest first; it may read the disk."""
         return self._history.account(peer, limit)
+
+    def releases(self) -> list[HandRelease]:
+        """What operators have released, as long as it holds."""
+        return self._refuser.releases(time.time())
 
     def standings(self) -> list[Standing]:
         return self._decider.standings()

@@ -208,6 +208,10 @@ def allocation(data: AllocationStatus) -> list[str]:
         f"{r.kind} {r.resource} of {r.peer}: {r.text}{f', not in effect: {r.why_not}' if r.why_not else ''}"
         for r in data.resources
     ]
+    lines += [
+        f"released by hand: {r.senders} of {r.peer}, until {moment(r.until)}; policy {r.policy} does not renew it"
+        for r in data.releases
+    ]
     for policy in data.policies:
         fired = f", fired {moment(policy.fired_at)}" if policy.fired_at else ""
         lines.append(f"policy {policy.policy}: {counts(policy.outcomes)}{fired}")

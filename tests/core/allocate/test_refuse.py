@@ -9,7 +9,8 @@ from firings import firing
 from scentd.core.allocate import plan
 from scentd.core.allocate.actions.quarantine import QuarantineAction
 from scentd.core.allocate.actions.webhook import WebhookAction
-from scentd.core.allocate.refuse import TOLD_AGAIN, TOLD_MAX, Refuser
+from scentd.core.allocate.refuse import RELEASES_MAX, TOLD_AGAIN, TOLD_MAX, HandRelease, Refuser, selection
+from scentd.errors import HostError
 from scentd.model import Desired, PeerPrefix
 from scentd.prefix import prefixes
 
@@ -95,3 +96,54 @@ def test_policies_and_peers_are_told_apart():
     made = refuser()
     one = firing(QUARANTINE, 0.0, (NODE,))
     assert len(made.sift([one, replace(one, peer="b"), firing(QUARANTINE, 0.0, (NODE,), name="q")])[1]) == 3
+
+
+# -- released by hand --------------------------------------------------------
+
+
+def test_the_same_policy_does_not_renew_what_was_released():
+    made = refuser("198.51.100.0/24")
+    made.release([HandRelease("p", "a", ip_network("192.0.2.0/24"), 100.0)])
+
+    def quarantined(at, target, **more):
+        return bool(made.sift([firing(QUARANTINE, at, (target,), **more)])[0])
+
+    assert not quarantined(50.0, NODE)
+    assert not quarantined(50.0, PeerPrefix(NODE, "a"))
+    assert quarantined(50.0, OTHER)
+    assert quarantined(50.0, ip_network("192.0.0.0/16"))  # more than was released
+    assert quarantined(50.0, NODE, name="q")
+    assert quarantined(50.0, NODE, peer="b")
+    made.reload(())
+    assert not quarantined(99.9, NODE)
+    assert quarantined(100.0, NODE)
+
+
+def test_a_release_of_a_peer_is_of_all_its_senders_and_can_be_longer():
+    made = refuser("198.51.100.0/24")
+    made.release([HandRelease("p", "a", None, 100.0)])
+    made.release([HandRelease("p", "a", None, 200.0)])
+    (release,) = made.releases(150.0)
+    left, (decision,) = made.sift([firing(QUARANTINE, 150.0, (NODE, OTHER))])
+    assert (left, release.until) == ([], 200.0)
+    assert decision.after == "refused: released by hand until 1970-01-01T00:03:20.000Z"
+    assert made.releases(200.0) == []
+
+
+def test_so_many_releases_hold():
+    made = refuser("198.51.100.0/24")
+    made.release(HandRelease("p", "a", ip_network((i, 32)), 100.0) for i in range(RELEASES_MAX))
+    with pytest.raises(HostError, match="releases hold already"):
+        made.release([HandRelease("p", "a", OTHER, 100.0)])
+    assert len(made.releases(0.0)) == RELEASES_MAX
+
+
+def test_what_an_operator_may_name():
+    assert selection("acme", ["acme"]).has(NODE, "acme")
+    assert not selection("acme", ["acme"]).has(NODE, "b")
+    assert selection("192.0.2.0/24", ["acme"]).has(NODE, "acme")
+    assert selection("192.0.2.7", []).has(PeerPrefix(NODE, "a"), "a")
+    assert not selection("192.0.2.8", []).has(NODE, "a")
+    for wrong in ("nobody", "192.0.2.7/24", ""):
+        with pytest.raises(HostError, match="no peer of that name"):
+            selection(wrong, ["acme"])
