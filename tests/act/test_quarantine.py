@@ -239,3 +239,20 @@ def test_a_quarantine_without_protected_addresses_is_noted():
     assert "allocator.protected" in note
     assert QuarantineActuators().notes(config_from({"policy": policies, "allocator": {"protected": ["::1"]}})) == []
     assert QuarantineActuators().notes(config_from({})) == []
+
+
+def test_what_looks_scented_gets_no_farther_than_the_verifier(host, node):
+    """Options that are no scent's: the chain behind the queue drops them, and the first one all beyond the rate."""
+    host.call(act.cleanup)
+    do(host, "quarantine", {ip_network("10.7.0.1/32"): 60.0})
+    with host.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        receiver.bind((host.ipv4, 0))
+        receiver.settimeout(0.3)
+        with node.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.setsockopt(socket.IPPROTO_IP, 4, b"\x01\x01\x01\x00")  # IP_OPTIONS
+            for _ in range(5):
+                sender.sendto(b"x", receiver.getsockname())
+            with pytest.raises(TimeoutError):
+                receiver.recv(1)
+    assert do(host, "observe")["dropped_ipv4"] >= 5
+    assert " goto hear_ipv4" in host.out("nft", "list", "table", "inet", "scentd")

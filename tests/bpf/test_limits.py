@@ -280,6 +280,22 @@ def test_quarantine_drops_until_the_release(kernel, address, prefix):
     assert kernel.verify(SCENTED[version], NOW).counts == {"accepted": 1}
 
 
+@pytest.mark.parametrize(("version", "prefix"), [(4, "192.0.2.0/28"), (6, "2001:db8:a::7/128")])
+def test_what_a_quarantined_sender_says_is_heard(kernel, version, prefix):
+    """Its epoch and fragment, if its tag is right; every packet is dropped, a repeated one and a forged one, too."""
+    second = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 10**9
+    kernel.fresh_verifier()
+    kernel.verify_by(quarantine={prefix: second + 3600})
+    tag_at = {4: 22, 6: 44}[version] + layout.SCENT_TAG_AT
+    forged = bytearray(SCENTED[version])
+    forged[tag_at] ^= 1
+    for packet in (bytes(forged), SCENTED[version], SCENTED[version]):
+        ran = kernel.verify(packet, NOW)
+        assert (ran.action, ran.counts) == (SHOT, {"offload_quarantined": 1})
+    assert kernel.states()[0].highest == wire_setup.EPOCH
+    kernel.verify_by()
+
+
 def test_a_pair_without_memory_is_left_to_the_queue(kernel):
     kernel.forget_pairs()
     ran = kernel.verify(SCENTED[4], NOW)
