@@ -108,16 +108,16 @@ def test_an_address_that_others_have_by_now_is_released():
 def test_one_peer_cannot_take_all_the_room():
     """It gets a sixteenth; another peer still gets its own. What is refused is one decision."""
     many = tuple(ip_network((i, 32)) for i in range(OF_PEER_MAX + 37))
-    first = plan.plan(EMPTY, [firing(QUARANTINE, 0.0, many)], 0.0)
+    first = plan.plan(EMPTY, [firing(QUARANTINE, 0.0, many)])
     assert len(first.desired.of("quarantine")) == OF_PEER_MAX
     (refused,) = (d for d in first.decisions if "refused" in d.after)
     assert (refused.target, refused.after) == (
         "37 senders",
         f"refused: {OF_PEER_MAX} of this peer are quarantined already",
     )
-    other = plan.plan(first.desired, [firing(QUARANTINE, 1.0, (OTHER,), peer="b")], 1.0)
+    other = plan.plan(first.desired, [firing(QUARANTINE, 1.0, (OTHER,), peer="b")])
     assert OTHER in other.desired.of("quarantine")
-    again = plan.plan(first.desired, [firing(QUARANTINE, 5.0, many, epoch=105)], 5.0)
+    again = plan.plan(first.desired, [firing(QUARANTINE, 5.0, many, epoch=105)])
     assert len(again.desired.of("quarantine")) == OF_PEER_MAX
     assert all(entry.until == 65.0 for entry in again.desired.of("quarantine").values())
     assert len(again.decisions) == LISTED_MAX + 2
