@@ -21,6 +21,7 @@ from scentd.act.resources.cache_section import CacheEdge, CacheResource
 from scentd.act.resources.steer_table import End
 from scentd.act.resources.steering import Steering, remove_tables
 from scentd.config.resource import Resource
+from scentd.config.schema import kind_of
 from scentd.core.allocate import edges
 from scentd.errors import HostError
 from scentd.prefix import Address, Prefix, PrefixMap, first_owners
@@ -250,7 +251,7 @@ class CacheBackend(Backend[CacheResource]):
 
     @classmethod
     def sweep(cls, resources: Sequence[Resource]) -> list[str]:
-        return remove_tables([r.name for r in resources if isinstance(r, CacheResource)])
+        return remove_tables([r.name for r in resources if kind_of(r) == "cache"])
 
     @classmethod
     def notes(cls, resources: Sequence[CacheResource]) -> list[str]:

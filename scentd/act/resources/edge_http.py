@@ -23,7 +23,7 @@ CHUNK = 65536
 PROBLEMS = (OSError, HTTPException, ValueError)  # what a server, whatever it sends, can raise in http.client
 
 
-class Answer(NamedTuple):
+class Fetched(NamedTuple):
     status: int
     size: int  # bytes of the body that were read
     seconds: float
@@ -63,7 +63,7 @@ def answers(end: End, site: str, path: str, limit: float) -> bool:
     return True
 
 
-def fetch(end: End, site: str, path: str, limit: float, most: int) -> Answer | None:
+def fetch(end: End, site: str, path: str, limit: float, most: int) -> Fetched | None:
     """GET an object over a connection of its own, at most `most` bytes of it; None if that does not work."""
     begun = time.monotonic()
     with closing(connection(end, limit)) as server:
@@ -71,7 +71,7 @@ def fetch(end: End, site: str, path: str, limit: float, most: int) -> Answer | N
             status, size = ask(server, "GET", site, path, limit, most)
         except PROBLEMS:
             return None
-    return Answer(status, size, time.monotonic() - begun)
+    return Fetched(status, size, time.monotonic() - begun)
 
 
 def warm(

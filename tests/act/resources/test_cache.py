@@ -1,166 +1,47 @@
-"""Real nginx as origin behind a path with real latency, real nginx with proxy_cache as edges, clients in a namespace.
-
-client 10.1.0.1, fd01::1 ---- host 10.1.0.2, fd01::2; its edge listens on port 8080
-                              host 10.3.0.1, fd03::1 ---- 40 ms each way ---- origin 10.3.0.2, fd03::2, port 80
-                              host 10.4.0.1, fd04::1 ---- 60 ms each way ---- far 10.4.0.2, fd04::2: an edge, port 8080
-"""
+"""Connections that are led to edges; the world is in tests/caching.py."""
 
 import os
 import shutil
 import signal
 import subprocess
 import time
-from contextlib import closing
-from http.client import HTTPConnection
 from ipaddress import ip_network
-from pathlib import Path
 
 import pytest
-from shaping import InHost
-from slow_wire import SlowWire
-from topology import Topology
+from caching import FAR, HERE, ORIGINS, PEERS, SECONDS, WRONG, cache, counts, get, rules, site_files, through, world
 
-from scentd.act.actuator import Tally
-from scentd.act.resources.backend import BackendSetting, Refused
+from scentd.act.resources.backend import Refused
 from scentd.act.resources.cache import CacheBackend
 from scentd.act.resources.cache_section import CacheEdge, CacheResource
-from scentd.config.schema import convert
 from scentd.errors import HostError
 
 pytestmark = [pytest.mark.netns, pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")]
-
-SECONDS = 10.0  # until something is there
-DELAY, FARTHER = 0.04, 0.06  # seconds, each way
-ORIGIN = {4: "10.3.0.2", 6: "fd03::2"}
-ORIGINS = ["10.3.0.2:80", "[fd03::2]:80"]
-HERE = CacheEdge(name="here", address=["10.1.0.2:8080", "[fd01::2]:8080"], region="eu")
-FAR = CacheEdge(name="far", address=["10.4.0.2:8080", "[fd04::2]:8080"], region="asia")
-WRONG = CacheEdge(name="wrong", address=["10.1.0.2:8081", "[fd01::2]:8081"])
-PEERS = {
-    "client": (ip_network("10.1.0.1/32"), ip_network("fd01::/64")),
-    "other": (ip_network("10.2.0.0/16"), ip_network("fd02::/64")),
-}
-BASE = """
-daemon off; master_process off; user root; pid {directory}/{name}.pid; error_log {directory}/{name}.err;
-events {{ worker_connections 100; }}
-http {{
-  proxy_temp_path {directory}/{name}.t1; client_body_temp_path {directory}/{name}.t2;
-  fastcgi_temp_path {directory}/{name}.t3; uwsgi_temp_path {directory}/{name}.t4; scgi_temp_path {directory}/{name}.t5;
-  {body}
-}}
-"""
-SITE = """access_log {directory}/access.log combined; server {{ listen 80; listen [::]:80; root {directory}/www;
-  add_header Cache-Control max-age=600; location /slow/ {{ limit_rate 100k; alias {directory}/www/; }} }}"""
-EDGE = """access_log off;
-  proxy_cache_path {directory}/{name}.cache keys_zone=z:1m; server {{ listen 8080; listen [::]:8080;
-  location / {{ proxy_pass http://10.3.0.2; proxy_set_header Host $http_host; proxy_cache z;
-    add_header X-Cache $upstream_cache_status; }} }}
-  server {{ listen 8081; listen [::]:8081; return 404; }}"""
-
-
-class Nginx:
-    def __init__(self, host, name, directory, body):
-        path = directory / f"{name}.conf"
-        values = {"directory": directory, "name": name}
-        path.write_text(BASE.format(**values, body=body.format(**values)))
-        self.host, self.argv = host, ("nginx", "-c", str(path), "-e", f"{directory}/{name}.err")
-        self.port = 80 if "listen 80;" in body else 8080
-        self.start()
-
-    def start(self):
-        self.process = self.host.start(*self.argv)
-        until(lambda: f":{self.port} " in self.host.out("ss", "-ltn"))
-
-    def stop(self):
-        self.process.kill()
-        self.process.wait()
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     made = tmp_path_factory.mktemp("cache")
-    (made / "www").mkdir()
-    for name, size in (("index.html", 100), ("logo.png", 20_000), ("app.js", 50_000), ("big.bin", 400_000)):
-        (made / "www" / name).write_bytes(os.urandom(size))
+    site_files(made)
     return made
 
 
 @pytest.fixture(scope="module")
-def world(directory):
-    with Topology("edg") as net:
-        client, host, origin, far = (
-            net.host("client"),
-            net.host("host", forward=True),
-            net.host("origin"),
-            net.host("far"),
-        )
-        net.link(client, host, ipv4="10.1.0.0/24", ipv6="fd01::/64")
-        near = SlowWire(net, host, origin, ipv4="10.3.0.0/24", ipv6="fd03::/64", delay=DELAY)
-        farther = SlowWire(net, host, far, ipv4="10.4.0.0/24", ipv6="fd04::/64", delay=FARTHER)
-        with near, farther:
-            for one, to in ((client, "1"), (origin, "3"), (far, "4")):
-                gateway = "2" if one is client else "1"
-                one.ip(f"route add default via 10.{to}.0.{gateway}", f"route add default via fd0{to}::{gateway}")
-            net.servers = {
-                "origin": Nginx(origin, "origin", directory, SITE),
-                "here": Nginx(host, "here", directory, EDGE),
-                "far": Nginx(far, "far", directory, EDGE),
-            }
-            yield net
+def made(directory):
+    with world(directory) as net:
+        yield net
 
 
 @pytest.fixture
-def net(world, directory):
-    world.servers["here"].stop()  # empty its cache
+def net(made, directory):
+    made.servers["here"].stop()  # empty its cache
     shutil.rmtree(directory / "here.cache", ignore_errors=True)
-    world.servers["here"].start()
-    world.log = directory / "access.log"
-    with world.log.open("w"):
+    made.servers["here"].start()
+    made.log = directory / "access.log"
+    with made.log.open("w"):
         pass
-    yield world
-    world.hosts["host"].call(CacheBackend.remove_all)
-    world.hosts["host"].run("conntrack", "-F", check=False)
-
-
-def until(condition):
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def cache(net, edges=(HERE,), hurting=(), peers=PEERS, **more):
-    more = {"check": "/logo.png", "access_log": str(net.log), **more}
-    section = CacheResource(name="web", origin=ORIGINS, edge=list(edges), **more)
-    setting = BackendSetting(peers, Path("/nowhere"), Tally(), hurting=lambda peer: hurting)
-    return closing(InHost(net.hosts["host"], CacheBackend(section, setting)))
-
-
-def counts(steered):
-    return steered.backend.setting.tally.all()
-
-
-def get(net, path="/logo.png", family=4, who="client"):
-    """(seconds, X-Cache, body) of an object that a host asks the origin for."""
-
-    def ask():
-        begun = time.monotonic()
-        with closing(HTTPConnection(ORIGIN[family], 80, timeout=SECONDS)) as server:
-            server.request("GET", path)
-            answer = server.getresponse()
-            body = answer.read()
-            return time.monotonic() - begun, answer.getheader("X-Cache"), body
-
-    return net.hosts[who].call(ask)
-
-
-def through(net, path="/logo.png"):
-    """What each family's answer says of the cache; None is the origin itself."""
-    return [get(net, path, family)[1] for family in (4, 6)]
-
-
-def rules(net):
-    return net.hosts["host"].out("nft", "list", "ruleset")
+    yield made
+    made.hosts["host"].call(CacheBackend.remove_all)
+    made.hosts["host"].run("conntrack", "-F", check=False)
 
 
 def test_prefetched_objects_become_fast_and_new_connections_go_back(net, directory):
@@ -422,59 +303,6 @@ def test_what_is_odd_is_noted(tmp_path):
         "resource b: has the origin 10.3.0.2:80 of a",
         "resource b: has the origin [fd03::2]:80 of a",
     ]
-
-
-def loaded(**fields):
-    problems = []
-    edge = fields.pop("edge", [{"name": "here", "address": ["192.0.2.9:80"]}])
-    data = {"name": "x", "origin": ["192.0.2.1:80"], "edge": edge, **fields}
-    convert(data, CacheResource, "resource[0]", problems, {})
-    return "\n".join(problems)
-
-
-def test_what_may_be_written():
-    assert loaded() == ""
-    both = [
-        {"name": "here", "address": ["192.0.2.9:80", "[2001:db8::9]:80"], "region": "eu", "prefixes": ["10.0.0.0/8"]}
-    ]
-    assert loaded(origin=["192.0.2.1:80", "[2001:db8::1]:80"], edge=both, probe={"b": "10.1.0.7:443"}) == ""
-    assert CacheResource(name="x", origin=["192.0.2.1:80"], edge=[HERE]).host_header == "192.0.2.1"
-    assert CacheResource(name="x", origin=["192.0.2.1:81"], edge=[HERE]).host_header == "192.0.2.1:81"
-    assert CacheResource(name="x", origin=ORIGINS, edge=[HERE]).on_exit == "give-back"
-
-
-@pytest.mark.parametrize(
-    ("fields", "expected"),
-    [
-        ({"maximum": 2.0}, "led to an edge (1) or not (0)"),
-        ({"origin": []}, "resource[0].origin: needs one address, or one for each IP version"),
-        ({"origin": ["192.0.2.1:80", "192.0.2.2:80"]}, "resource[0].origin: needs one address"),
-        ({"origin": ["www.example.org:80"]}, "resource[0].origin: 'www.example.org' does not appear to be an IPv4"),
-        ({"origin": ["192.0.2.1"]}, "resource[0].origin: "),
-        ({"origin": ["192.0.2.1:0"]}, "is no address with a port; write addresses with ports"),
-        ({"origin": ["2001:db8::1:80"]}, "is no address with a port"),
-        ({"origin": ["127.0.0.1:80"]}, "127.0.0.1 cannot be reached from a network"),
-        ({"edge": []}, "begin one with [[resource.edge]]"),
-        ({"edge": [{"name": "e", "address": ["192.0.2.1:80"]}]}, "edge[0].address: 192.0.2.1:80 is the origin"),
-        (
-            {"edge": [{"name": "e", "address": ["[2001:db8::1]:80"]}]},
-            "edge[0].address: has no IP version of the origin",
-        ),
-        ({"edge": [{"name": n, "address": ["192.0.2.9:80"]} for n in "ab"]}, "192.0.2.9:80 is that of a, too"),
-        ({"edge": [{"name": "a", "address": [f"192.0.2.{n}:80"]} for n in (8, 9)]}, "resource[0].edge"),
-        ({"edge": [{"name": "e", "address": ["192.0.2.9:80"], "prefixes": ["x"]}]}, "edge[0].prefixes"),
-        ({"must_fall": 1.0}, "is a share; write 0.1"),
-        ({"check": "logo.png"}, "write a path, such as /logo.png"),
-        ({"check": "/a b"}, "write a path"),
-        ({"site": "a\r\nb: c"}, "write a name as in the Host header"),
-        ({"access_log": "access.log"}, "write it from the root on"),
-        ({"probe": {"b": "10.1.0.7"}}, "resource[0].probe.b: "),
-        ({"warm_timeout": "0s"}, "must be more than 0"),
-        ({"tries": 0}, "tries"),
-    ],
-)
-def test_mistakes_say_the_way_out(fields, expected):
-    assert expected in loaded(**fields)
 
 
 def test_a_daemon_that_stops_does_not_wait(net):
