@@ -8,8 +8,10 @@ behind them go on.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import socket
+import time
 from collections.abc import Collection, Iterable, Sequence
 from socket import htons
 from typing import NamedTuple
@@ -25,6 +27,7 @@ COOKIE = b"scentd-monitor"
 PARENTS: dict[Direction, int] = {"in": tc.INGRESS, "out": tc.EGRESS}
 FIRST_PRIORITY = 40000  # two for each group
 GROUP_MAX = 9999
+RECENT = 2.0  # seconds; a burst of changes reads the filters once in that time
 HARMLESS = (0, errno.EEXIST, errno.ENOENT, errno.EINVAL, errno.ENODEV)
 
 
@@ -40,17 +43,24 @@ class CopyFilter(NamedTuple):
 
 
 class Mirror:
-    """The copies of one resource, which its group tells from others. Raises HostError."""
+    """The copies of one resource, which its group tells from others. Raises HostError.
 
-    def __init__(self, interfaces: Sequence[str], to: str, group: int) -> None:
+    `known`: all prefixes that may be asked for.
+    """
+
+    def __init__(self, interfaces: Sequence[str], to: str, group: int, known: Collection[Prefix]) -> None:
         self._interfaces, self._to, self._group = interfaces, to, group
+        self._flat = len(outermost(known)) == len(known)
+        self._there: dict[CopyFilter, int] = {}  # with their handles, 0 if that is not known
+        self._read_at = -math.inf
 
     def copied(self, prefixes: Iterable[Prefix]) -> set[Prefix]:
         """Those of which all frames are copied."""
+        self._read_at = -math.inf
         wanted = list(prefixes)
         try:
             places, to = self._places(), index_of(self._to)
-        except HostError:  # set() says so
+        except HostError:  # copy() says so
             return set()
         there: dict[tuple[int, Direction], set[Prefix]] = {place: set() for place in places}
         for found in self._read():
@@ -59,34 +69,43 @@ class Mirror:
         places_of = [(own, {p.prefixlen for p in own}) for own in there.values()]
         return {p for p in wanted if all(is_covered(p, own, lengths) for own, lengths in places_of)}
 
-    def set(self, prefixes: Collection[Prefix]) -> int:
-        """Copy frames of exactly these prefixes; return the number of changes. A frame is copied once."""
-        found = self._read()
-        if prefixes:
-            places, to = self._places(), index_of(self._to)
-        else:
-            places, to = [], 0
-        wanted = {
-            CopyFilter(i, side, p, to, info_of(self._group, p.version))
-            for i, side in places
-            for p in outermost(prefixes)
-        }
-        there: dict[CopyFilter, int] = {}
-        ended = []
-        for one in found:
-            bare = one._replace(handle=0)
-            if bare in wanted and bare not in there:
-                there[bare] = one.handle
-            else:
-                ended.append(one)
-        new = sorted(wanted - there.keys(), key=str)
+    def copy(self, prefixes: frozenset[Prefix], changed: Iterable[Prefix]) -> None:
+        """Copy frames of exactly these prefixes, each frame once. `changed`: what may differ from the last call."""
+        places, to = (self._places(), index_of(self._to)) if prefixes else ([], 0)
+        wanted = self._filters(places, to, (p for p in changed if p in prefixes))
+        known = {one: self._there[one] for one in self._filters(places, to, changed) if one in self._there}
+        ended = [one._replace(handle=handle) for one, handle in known.items() if one not in wanted]
+        recent = time.monotonic() - self._read_at < RECENT
+        if not (recent and prefixes and self._flat and all(one.handle for one in ended)):
+            wanted = self._filters(places, to, outermost(prefixes))
+            known, ended = self._sort(wanted)
+            self._there, self._read_at = dict(known), time.monotonic()
+        new = [one for one in wanted if one not in known]
         requests = [del_filter(one) for one in ended]
         requests += [tc.new_clsact(index) for index in sorted({one.interface for one in new})]
         requests += [new_filter(one) for one in new]
         for code in rtnetlink.perform(requests):
             if code not in HARMLESS:
+                self._read_at = -math.inf
                 raise HostError(f"frames cannot be copied to {self._to}: {os.strerror(code)}; check CAP_NET_ADMIN")
-        return len(ended) + len(new)
+        self._there.update(dict.fromkeys(new, 0))
+        for one in ended:
+            self._there.pop(one._replace(handle=0), None)
+
+    def _filters(self, places: Sequence[tuple[int, Direction]], to: int, prefixes: Iterable[Prefix]) -> set[CopyFilter]:
+        return {CopyFilter(i, side, p, to, info_of(self._group, p.version)) for p in prefixes for i, side in places}
+
+    def _sort(self, wanted: Collection[CopyFilter]) -> tuple[dict[CopyFilter, int], list[CopyFilter]]:
+        """(the wanted filters that are there, with their handles; the filters that must go)."""
+        there: dict[CopyFilter, int] = {}
+        ended = []
+        for one in self._read():
+            bare = one._replace(handle=0)
+            if bare in wanted and bare not in there:
+                there[bare] = one.handle
+            else:
+                ended.append(one)
+        return there, ended
 
     def _places(self) -> list[tuple[int, Direction]]:
         return [(index_of(name), side) for name in self._interfaces for side in PARENTS]

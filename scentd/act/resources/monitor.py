@@ -7,7 +7,9 @@ copy (mirror.py). What is on only in part, because the process has ended for ins
 
 from __future__ import annotations
 
+import math
 import socket
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -18,6 +20,7 @@ from msgspec import Meta
 from scentd.act.resources import mirror, monitor_table
 from scentd.act.resources.backend import Backend, BackendSetting, Refused
 from scentd.act.resources.mirror import GROUP_MAX, Mirror
+from scentd.act.resources.monitor_table import TableState
 from scentd.act.resources.pcap_writer import PcapWriter
 from scentd.config.resource import Resource
 from scentd.config.schema import check_positive
@@ -27,6 +30,7 @@ from scentd.system import nft
 from scentd.system.nft import Nftables
 
 HALF = 0.5
+RECENT = 0.1  # seconds
 
 
 class MonitorResource(Resource, tag_field="kind", tag="monitor", kw_only=True):
@@ -76,7 +80,13 @@ class MonitorBackend(Backend[MonitorResource]):
         )
         self._nft: Nftables | None = None
         self._counted: Mapping[Prefix, tuple[int, int]] = {}
-        self._mirror = Mirror(resource.interfaces, resource.mirror_to, resource.group) if resource.mirror_to else None
+        self._mirror: Mirror | None = None
+        if resource.mirror_to:
+            self._mirror = Mirror(resource.interfaces, resource.mirror_to, resource.group, self._known)
+        self._seen = TableState((), {})
+        self._seen_at = -math.inf
+        self._generation = -1
+        self._monitored: frozenset[Prefix] = frozenset()
         self._writer: PcapWriter | None = None
         if resource.pcap_directory:
             ring = (resource.pcap_directory, resource.name, resource.pcap_files, resource.pcap_file_size)
@@ -84,8 +94,8 @@ class MonitorBackend(Backend[MonitorResource]):
             self._writer = PcapWriter(resource.name, arguments, resource.start_timeout, self.wait)
 
     def observe(self) -> Mapping[str, float]:
-        state = self._read()
-        self._count(state.counts)
+        self._seen_at = -math.inf
+        state = self._recent()
         counted = state.counts.keys()
         copied = set(counted) if self._mirror is None else self._mirror.copied(self._known)
         works = self._is_whole(state) and (self._writer is None or self._writer.runs())
@@ -101,37 +111,56 @@ class MonitorBackend(Backend[MonitorResource]):
                 f"resource {self.resource.name}: peer {peer} has no addresses of its own; give it [[peer]].addresses "
                 "that no peer before it has, or name other peers in the resource"
             )
-        state = self._read()
-        self._count(state.counts)
-        monitored = self._known & state.counts.keys()
-        monitored = monitored | self._own[peer] if amount >= 1 else monitored - self._own[peer]
+        state = self._recent()
+        own = self._own[peer]
+        monitored = self._monitored | own if amount >= 1 else self._monitored - own
         if monitored and self._writer is not None:
             self._writer.start()
         if self._mirror is not None:
-            self._mirror.set(monitored)
+            self._mirror.copy(monitored, own)
         if monitored:
-            self._set_table(state, monitored)
+            self._set_table(state, monitored, own)
         else:
             self._stop()
 
-    def _set_table(self, state: monitor_table.TableState, monitored: frozenset[Prefix]) -> None:
-        """Bring the table there; anew if its rules are not as they should be."""
-        if self._is_whole(state):
+    def _set_table(self, state: TableState, monitored: frozenset[Prefix], own: frozenset[Prefix]) -> None:
+        """Bring the table there; anew if its rules are not as they should be, or it has what nobody knows."""
+        there = state.counts
+        if self._is_whole(state) and len(there) == len(self._monitored):
+            new = [prefix for prefix in own if prefix in monitored and prefix not in there]
+            ended = [prefix for prefix in own if prefix not in monitored and prefix in there]
             commands = [
-                *monitor_table.element_text("add", self._table, monitored - state.counts.keys()),
-                *monitor_table.element_text("delete", self._table, state.counts.keys() - monitored),
+                *monitor_table.element_text("add", self._table, new),
+                *monitor_table.element_text("delete", self._table, ended),
             ]
+            counts = {**there, **dict.fromkeys(new, (0, 0))}
+            for prefix in ended:
+                del counts[prefix]
         else:
             self.setting.tally.add(f"{self.resource.name}_built")
             commands = [monitor_table.replacement(self._table, self._text, monitored)]
+            counts = dict.fromkeys(monitored, (0, 0))
         if commands:
             self._library().run_text("\n".join(commands))
+        marks = [self._mark] * self._rules
+        self._seen = TableState(marks, counts)
+        self._monitored = monitored
+        # One transaction raises the number by one; if somebody else has changed something, the table is read again.
+        self._generation += bool(commands)
 
-    def _is_whole(self, state: monitor_table.TableState) -> bool:
+    def _recent(self) -> TableState:
+        """The table as it was a moment ago, or as it is: a burst of changes does not read it each time."""
+        if time.monotonic() - self._seen_at < RECENT and nft.generation() == self._generation:
+            return self._seen
+        self._generation = nft.generation()
+        self._seen = monitor_table.read(self._library().table(self._table, monitor_table.FAMILY))
+        self._seen_at = time.monotonic()
+        self._monitored = self._known & self._seen.counts.keys()
+        self._count(self._seen.counts)
+        return self._seen
+
+    def _is_whole(self, state: TableState) -> bool:
         return list(state.marks) == [self._mark] * self._rules
-
-    def _read(self) -> monitor_table.TableState:
-        return monitor_table.read(self._library().table(self._table, monitor_table.FAMILY))
 
     def _library(self) -> Nftables:
         self._nft = self._nft or Nftables()
@@ -149,6 +178,7 @@ class MonitorBackend(Backend[MonitorResource]):
 
     def _stop(self) -> None:
         """Nobody is monitored: remove the rules, end the process. Captures stay."""
+        self._seen_at = -math.inf
         delete_tables(self._library(), [self._table])
         if self._writer is not None:
             self._writer.stop()
