@@ -25,8 +25,8 @@ from scentd.system.rtnetlink import CREATE, EXCL, TC, TCA_KIND, NetlinkRequest, 
 
 COOKIE = b"scentd-monitor"
 PARENTS: dict[Direction, int] = {"in": tc.INGRESS, "out": tc.EGRESS}
-FIRST_PRIORITY = 40000  # two for each group
-GROUP_MAX = 9999
+FIRST_PRIORITY = 23000  # four for each group: between our verifier's (22600) and what leads away (60004)
+GROUP_MAX = 8999
 RECENT = 2.0  # seconds; a burst of changes reads the filters once in that time
 HARMLESS = (0, errno.EEXIST, errno.ENOENT, errno.EINVAL, errno.ENODEV)
 
@@ -93,7 +93,9 @@ class Mirror:
             self._there.pop(one._replace(handle=0), None)
 
     def _filters(self, places: Sequence[tuple[int, Direction]], to: int, prefixes: Iterable[Prefix]) -> set[CopyFilter]:
-        return {CopyFilter(i, side, p, to, info_of(self._group, p.version)) for p in prefixes for i, side in places}
+        return {
+            CopyFilter(i, side, p, to, info_of(self._group, p.version, side)) for p in prefixes for i, side in places
+        }
 
     def _sort(self, wanted: Collection[CopyFilter]) -> tuple[dict[CopyFilter, int], list[CopyFilter]]:
         """(the wanted filters that are there, with their handles; the filters that must go)."""
@@ -111,7 +113,7 @@ class Mirror:
         return [(index_of(name), side) for name in self._interfaces for side in PARENTS]
 
     def _read(self) -> list[CopyFilter]:
-        infos = {info_of(self._group, version) for version in (4, 6)}
+        infos = {info_of(self._group, version, side) for version in (4, 6) for side in PARENTS}
         return [one for one in read_all() if one.info in infos]
 
 
@@ -154,8 +156,9 @@ def index_of(interface: str) -> int:
 # -- messages ---------------------------------------------------------------------
 
 
-def info_of(group: int, version: int) -> int:
-    return FIRST_PRIORITY + 2 * group + (version == 6) << 16 | htons(tc.ETHER_TYPE[version])
+def info_of(group: int, version: int, side: Direction) -> int:
+    """The kernel tells u32 filters of both sides together if they have one priority; so each side has its own."""
+    return FIRST_PRIORITY + 4 * group + 2 * (side == "out") + (version == 6) << 16 | htons(tc.ETHER_TYPE[version])
 
 
 def body_of(one: CopyFilter) -> bytes:

@@ -247,7 +247,7 @@ def remove_element(host):
 
 
 def remove_filters(host):
-    host.run(*f"tc filter del dev {host.interfaces[0]} egress prio {40000 + 2 * GROUP}".split())
+    host.run(*f"tc filter del dev {host.interfaces[0]} egress prio {23000 + 4 * GROUP + 2}".split())
 
 
 def renew_mirror(host):
