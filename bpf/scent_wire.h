@@ -181,6 +181,7 @@ enum scent_unstamped {
 	SCENT_UNSTAMPED_MALFORMED = 7,
 	SCENT_UNSTAMPED_MASQUERADED = 8,	/* forwarded under an address of this host, and no rule says whose it is */
 	SCENT_UNSTAMPED_TRANSLATED = 9,		/* this host's source NAT makes it another packet behind the queue */
+	SCENT_UNSTAMPED_TUNNELLED = 10,		/* IPv6 that goes into an IPsec tunnel: no queue may have it, no program sees it */
 	SCENT_UNSTAMPED_REASONS,		/* how many there are */
 };
 

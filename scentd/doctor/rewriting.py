@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from scentd.config.sections import Config, stamped_peers
 from scentd.datapath.host import rewriting
+from scentd.datapath.host.rewritten import TRANSLATED
 from scentd.doctor.examine import Check
 from scentd.errors import HostError
 
@@ -17,7 +20,7 @@ def check_nat(config: Config) -> Check:
     try:
         if not rewriting.read().nat:
             return Check(TITLE, "yes", "none on this host")
-        counts = rewriting.counts()
+        counts = Counter({a: n for (reason, a), n in rewriting.counts().items() if reason == TRANSLATED})
     except HostError as error:
         return Check(TITLE, "warning", str(error), "run as root")
     if not counts:

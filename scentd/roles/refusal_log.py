@@ -43,6 +43,7 @@ UNSTAMPED = {
     "malformed": "whatever sends them sends no valid IP",
     "translated": "this host's NAT changes their source behind the queue: keep SNAT and MASQUERADE from peers, let the "
     'offload stamp them, or set peer.bind = "sender" at both ends',
+    "tunnelled": "IPv6 inside an IPsec tunnel of this host has no scent: use transport mode, if the peer is strict",
     "masqueraded": "forwarded under an address of this host, and no rule of ours saw whose they are: if they are our "
     "network's, keep packets to peers out of nftables flow tables",
 }

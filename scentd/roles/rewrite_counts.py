@@ -8,13 +8,10 @@ from collections import Counter
 
 from scentd.datapath.host import rewriting
 from scentd.datapath.host.host import Host
-from scentd.datapath.host.rewritten import TRANSLATED
 from scentd.errors import HostError
 from scentd.roles.traffic import Traffic
 
 log = logging.getLogger(__name__)
-
-OUTCOME = f"unstamped:{TRANSLATED}"
 
 
 class RewriteCounts:
@@ -22,7 +19,7 @@ class RewriteCounts:
 
     def __init__(self, traffic: Traffic) -> None:
         self._traffic = traffic
-        self._seen: Counter[str] = Counter()  # as the kernel counts, by address
+        self._seen: Counter[tuple[str, str]] = Counter()  # as the kernel counts, by reason and address
         self.totals: Counter[str] = Counter()
 
     async def begin(self) -> None:
@@ -38,12 +35,13 @@ class RewriteCounts:
             log.debug("what this host rewrites cannot be seen: %s", error)
             return False
 
-    def take(self, counts: Counter[str]) -> None:
+    def take(self, counts: Counter[tuple[str, str]]) -> None:
         """A count that has fallen has begun anew, because somebody has removed the table that counts."""
-        for address, total in counts.items():
-            before = self._seen[address]
+        for (reason, address), total in counts.items():
+            before = self._seen[reason, address]
             new = total - before if total >= before else total
             if new:
-                self.totals[OUTCOME] += new
-                self._traffic.take_outcome(address, OUTCOME, new)
+                outcome = f"unstamped:{reason}"
+                self.totals[outcome] += new
+                self._traffic.take_outcome(address, outcome, new)
         self._seen = counts

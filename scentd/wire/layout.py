@@ -110,6 +110,7 @@ UNSTAMPED_ALREADY = 6
 UNSTAMPED_MALFORMED = 7
 UNSTAMPED_MASQUERADED = 8
 UNSTAMPED_TRANSLATED = 9
+UNSTAMPED_TUNNELLED = 10
 UNSTAMPED = {
     0: "no-profile",
     1: "not-a-peer",
@@ -121,6 +122,7 @@ UNSTAMPED = {
     7: "malformed",
     8: "masqueraded",
     9: "translated",
+    10: "tunnelled",
 }
 
 PROFILE_ERROR_LENGTH = 0

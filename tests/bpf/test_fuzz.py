@@ -257,7 +257,7 @@ def begins_with_ours(packet):
     return packet[6] == ip.DESTINATION and packet[41:46] == b"\x04\x1e\x22\x5c\xe7"
 
 
-NOT_HERE = {"not-a-peer", "already", "masqueraded", "translated"}
+NOT_HERE = {"not-a-peer", "already", "masqueraded", "translated", "tunnelled"}
 LEFT = {f"unstamped:{reason}" for reason in layout.UNSTAMPED.values() if reason not in NOT_HERE}
 
 

@@ -61,7 +61,7 @@ def refused(node: Node) -> int:
 
 
 @BOTH
-def test_datagrams(nodes, version):
+def test_datagrams(nodes, version, request):
     """All arrive. A strict receiver gets only what has had a scent where it was judged."""
     a, b = nodes
     before, wrong = totals(a), (refused(a), refused(b))
@@ -75,6 +75,8 @@ def test_datagrams(nodes, version):
     assert len(encrypted) >= DATAGRAMS
     until(lambda: grown(a, before).get("stamped", 0) >= DATAGRAMS, "a counts them")
     assert "unstamped:already" not in grown(a, before)
+    if request.node.callspec.params["nodes"][0] == "tunnel" and version == 6:
+        until(lambda: grown(a, before).get("unstamped:tunnelled", 0) >= DATAGRAMS, "a counts what goes into the tunnel")
     assert (refused(a), refused(b)) == wrong
 
 

@@ -50,8 +50,8 @@ def test_every_reason_has_a_vector():
     refused = load("rejected.json")["packets"]
     assert {v["verdict"] for v in refused} == set(layout.VERDICTS.values())
     left = {v["reason"] for v in load("packets.json")["unstamped"]}
-    hidden = {"masqueraded", "translated"}
-    assert left | hidden == set(layout.UNSTAMPED.values()), "no packet shows what NAT does"
+    hidden = {"masqueraded", "translated", "tunnelled"}
+    assert left | hidden == set(layout.UNSTAMPED.values()), "no packet shows what NAT and IPsec do"
     wrong = {v["error"] for v in load("profiles.json")["wrong"]}
     assert wrong == {*layout.PROFILE_ERRORS.values(), None}
 

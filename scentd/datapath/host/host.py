@@ -165,9 +165,9 @@ class Host:
         self._tell(facts)
         return True
 
-    def rewritten(self) -> Counter[str]:
-        """Packets that left unscented because this host rewrites them, by the peer's address. Raises HostError."""
-        return rewriting.counts() if self._installed.rewrites.nat else Counter()
+    def rewritten(self) -> Counter[tuple[str, str]]:
+        """Packets that left unscented because this host rewrites them, by reason and address. Raises HostError."""
+        return rewriting.counts() if any(self._installed.rewrites) else Counter()
 
     def has_news(self) -> bool:
         """Whether something has changed of which no watch tells. Raises HostError."""

@@ -71,11 +71,11 @@ def has_nft_nat() -> bool:
     return any(item["chain"].get("type") == "nat" for item in listed if "chain" in item)
 
 
-def counts() -> Counter[str]:
-    """Packets that left without a scent because their source was rewritten, by the peer's address. Raises HostError."""
-    found: Counter[str] = Counter()
+def counts() -> Counter[tuple[str, str]]:
+    """Packets that left without a scent, by the reason and the peer's address. Raises HostError."""
+    found: Counter[tuple[str, str]] = Counter()
     with closing(Nftables()) as tables:
-        for name in COUNTED:
+        for name, (reason, _) in COUNTED.items():
             for element in tables.elements(NAME, name):
-                found[element["elem"]["val"]] += element["elem"]["counter"]["packets"]
+                found[reason, element["elem"]["val"]] += element["elem"]["counter"]["packets"]
     return found

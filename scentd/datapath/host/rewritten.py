@@ -8,8 +8,8 @@ the scent of its first packet is made void where it leaves: the receiver takes t
 
 A scent that binds the sender alone (`bind = "sender"`) survives NAT, so such peers are not in the sets `bound`.
 
-Both are counted in a set, by the peer's address. Any rule that looks at `ct` makes the kernel track connections, so
-these rules exist only where NAT does.
+Both are counted in a set, by the peer's address, and so is IPv6 that goes into a tunnel of IPsec (selection.py). Any
+rule that looks at `ct` makes the kernel track connections, so these rules exist only where NAT does.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from typing import NamedTuple
 from scentd.wire import layout
 
 PROTOCOL = {4: "ip", 6: "ip6"}
-TRANSLATED = "translated"  # sets, and the reason of layout.UNSTAMPED
-TRANSLATED_MAX = 4096  # addresses; packets to more are not counted
-COUNTED = {f"{TRANSLATED}{version}": version for version in PROTOCOL}
+TRANSLATED, TUNNELLED = "translated", "tunnelled"  # sets, and the reasons of layout.UNSTAMPED
+COUNTED_MAX = 4096  # addresses; packets to more are not counted
+COUNTED = {
+    f"{reason}{version}": (reason, version) for reason, version in ((TRANSLATED, 4), (TRANSLATED, 6), (TUNNELLED, 6))
+}
 # Direction of a packet, and the status of a connection of which the kernel rewrites the source in this direction.
 REWRITES_SOURCE = (("original", "snat"), ("reply", "dnat"))
 # A scent right behind the fixed header: its first four bytes, type to magic (wire/README.md section 5).
@@ -50,8 +52,8 @@ class Rewrites(NamedTuple):
 def set_commands() -> list[str]:
     """The commands that make the sets that count; those that are there keep their counts."""
     return [
-        f"{name} {{ type ipv{version}_addr; flags dynamic; size {TRANSLATED_MAX}; }}"
-        for name, version in COUNTED.items()
+        f"{name} {{ type ipv{version}_addr; flags dynamic; size {COUNTED_MAX}; }}"
+        for name, (_, version) in COUNTED.items()
     ]
 
 
@@ -90,5 +92,5 @@ def to_bound(version: int) -> str:
     return f"{PROTOCOL[version]} daddr @bound{version}"
 
 
-def count(version: int) -> str:
-    return f"update @{TRANSLATED}{version} {{ {PROTOCOL[version]} daddr counter }}"
+def count(version: int, reason: str = TRANSLATED) -> str:
+    return f"update @{reason}{version} {{ {PROTOCOL[version]} daddr counter }}"

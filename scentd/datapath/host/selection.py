@@ -78,6 +78,8 @@ UNCHANGED = Rewrites()
 TO_ENCRYPT = (
     "meta nfproto ipv4 ipsec out ip daddr != 255.255.255.255 goto leaving",
     "meta nfproto ipv4 ipsec out ip6 daddr != :: goto leaving",
+    "meta nfproto ipv6 ipsec out ip daddr != 255.255.255.255 goto tunnel",
+    "meta nfproto ipv6 ipsec out ip6 daddr != :: goto tunnel",
 )
 PLAIN_NAME = re.compile(r"^[A-Za-z0-9_.@-]+$")  # of an interface, as nft(8) takes it without escapes
 
@@ -251,6 +253,7 @@ def outbound_rules(config: Config, served: Coverage, rewrites: Rewrites = UNCHAN
         yield TableRule("out", "goto leaving")
         yield TableRule("sent", f"{is_marked(queued)} {clear_bits(queued)}")
         yield from (TableRule("to_encrypt", rule) for rule in TO_ENCRYPT)
+        yield from tunnel_rules(config)
         yield from leaving_rules(config, rewrites)
     if not config.stamp.forwarded or (served.rule_free and not programs):
         return
@@ -263,6 +266,15 @@ def outbound_rules(config: Config, served: Coverage, rewrites: Rewrites = UNCHAN
     if not served.rule_free:
         yield TableRule("forwarded", "goto leaving")
         yield TableRule("passed", f"{is_marked(queued)} {clear_bits(queued)}")
+
+
+def tunnel_rules(config: Config) -> Iterator[TableRule]:
+    """Count the IPv6 packets to peers that go into a tunnel, and so leave without a scent."""
+    known = [] if has_whole_host(config) else list(known_by_source(config))
+    yield TableRule("tunnel", "ip6 daddr @stamp6 goto in_tunnel")
+    yield from (TableRule("in_tunnel", f"{match} goto tunnelled".strip()) for match in known or [""])
+    yield from (TableRule("tunnelled", rule) for rule in UNQUEUED)
+    yield TableRule("tunnelled", rewritten.count(6, rewritten.TUNNELLED))
 
 
 def leaving_rules(config: Config, rewrites: Rewrites) -> Iterator[TableRule]:
