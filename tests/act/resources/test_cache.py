@@ -8,8 +8,24 @@ import time
 from ipaddress import ip_network
 
 import pytest
-from caching import FAR, HERE, ORIGINS, PEERS, SECONDS, WRONG, cache, counts, get, rules, site_files, through, world
+from caching import (
+    FAR,
+    HERE,
+    ORIGINS,
+    PEERS,
+    SECONDS,
+    WRONG,
+    cache,
+    counts,
+    get,
+    rules,
+    site_files,
+    through,
+    until,
+    world,
+)
 
+from scentd.act.providers import Provider
 from scentd.act.resources.backend import Refused
 from scentd.act.resources.cache import CacheBackend
 from scentd.act.resources.cache_section import CacheEdge, CacheResource
@@ -320,3 +336,27 @@ def test_nothing_stays_open(net):
         for _ in range(5):
             steered.observe()
         assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+def test_the_engine_leads_networks_away_from_a_dead_edge_and_back(net):
+    edge = net.servers["here"]
+
+    def leads(*expected):
+        try:
+            return through(net) == [*expected]
+        except OSError:  # nobody listens at the edge, and nobody has looked yet
+            return False
+
+    with cache(net) as steered:
+        provider = Provider(steered.backend, lambda report: None)
+        net.hosts["host"].call(provider.start, {})
+        provider.want({"client": 1.0})
+        until(lambda: leads("HIT", "HIT"))
+        edge.stop()
+        try:
+            until(lambda: leads(None, None))
+        finally:
+            edge.start()
+        until(lambda: leads("HIT", "HIT"))
+        provider.close(give_back=True)
+        assert leads(None, None)
