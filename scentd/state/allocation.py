@@ -85,7 +85,7 @@ class AllocationFile:
         if not self._failing:
             log.error("%s: %s; what policies decided is kept in memory meanwhile", self._database.path, error)
         self._failing = True
-        self._database.close()
+        self._database.fail(error)
 
     def _close(self) -> None:
         if self._waiting:

@@ -32,9 +32,9 @@ class Database:
         if self._connection is None:
             try:
                 self._connection = self._open()
-            except sqlite3.OperationalError:
-                raise
             except sqlite3.DatabaseError as error:
+                if not is_corrupt(error):
+                    raise
                 self._move_aside(error)
                 self._connection = self._open()
         return self._connection
@@ -43,6 +43,15 @@ class Database:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+    def fail(self, error: sqlite3.Error) -> None:
+        """Close after this error. A file that is found corrupt is moved aside, and the next connection begins anew."""
+        self.close()
+        if is_corrupt(error):
+            try:
+                self._move_aside(error)
+            except sqlite3.OperationalError as why:
+                log.error("%s: %s", self.path, why)
 
     def _open(self) -> sqlite3.Connection:
         try:
@@ -67,7 +76,7 @@ class Database:
             raise
         return connection
 
-    def _move_aside(self, error: sqlite3.DatabaseError) -> None:
+    def _move_aside(self, error: sqlite3.Error) -> None:
         aside = self.path.with_name(f"{self.path.name}.corrupt-{int(time.time())}")
         log.error("%s: %s; moved to %s, and begun anew", self.path, error, aside.name)
         for suffix in ("", "-wal", "-shm"):
@@ -77,3 +86,8 @@ class Database:
                 continue
             except OSError as why:
                 raise sqlite3.OperationalError(f"cannot be moved aside: {why.strerror}") from None
+
+
+def is_corrupt(error: sqlite3.Error) -> bool:
+    """Whether the file is none of SQLite's, or damaged. These errors alone have no class of their own."""
+    return type(error) is sqlite3.DatabaseError

@@ -29,10 +29,11 @@ log = logging.getLogger(__name__)
 VERSION = 1
 GATHER = 0.2  # seconds in which entries come together into one transaction
 RETRY = 1.0  # seconds after a failure
-TOGETHER = 5000  # entries in one transaction
+TOGETHER = 1000  # entries in one transaction
 WAITING_MAX = 20_000
 VIEWS_A_SECOND = 200  # recorded; of very many networks some are left out, and counted
-TRIM = 500  # transactions from one look at the size to the next
+TRIM = 500  # transactions from one look at the age to the next
+TRIM_TO = 0.9  # of the size, so that not each transaction finds the file too large
 MODE = 0o640
 NAMES = {  # of the columns of each table
     "decision": "at, peer, policy, epoch, action, target, before, after, reason",
@@ -194,32 +195,46 @@ class History:
             self._taken = [self._waiting.popleft() for _ in range(min(len(self._waiting), TOGETHER))]
             return bool(self._taken)
 
-    def _write(self, rows: Sequence[Row]) -> bool:
+    def _write(self, rows: list[Row]) -> bool:
+        """Write the rows, whole or not at all. Those that SQLite cannot hold leave the list."""
         try:
             with self._database.connect() as connection:
-                for kind, row in rows:
-                    connection.execute(INSERT[kind], row)
+                for entry in list(rows):
+                    if not self._insert(connection, *entry):
+                        rows.remove(entry)
             self._until_trim -= 1
             if self._until_trim <= 0:
                 self._until_trim = TRIM
-                trim(self._database.connect(), self._size, time.time() - self._age)
+                forget_older(connection, time.time() - self._age)
+            trim(connection, self._size)
         except sqlite3.Error as error:
             with self._changed:
                 self._counts["history_errors"] += 1
             if not self._failing:
                 log.error("%s: %s; decisions are kept in memory, and written when it works again", self._path, error)
             self._failing = True
-            self._database.close()
+            self._database.fail(error)
             return False
         if self._failing:
             log.info("%s: works again; %d entries were lost", self._path, self._counts["history_lost"])
         self._failing = False
         return True
 
+    def _insert(self, connection: sqlite3.Connection, table: str, row: tuple[Any, ...]) -> bool:
+        """A value that SQLite cannot hold must not keep the others waiting for ever."""
+        try:
+            connection.execute(INSERT[table], row)
+        except (ValueError, OverflowError) as error:  # half a surrogate pair, an integer of more than 64 bits
+            log.error("%s: an entry of %s is left out: %s", self._path, table, error)
+            with self._changed:
+                self._counts["history_lost"] += 1
+            return False
+        return True
+
 
 def reading(path: Path) -> sqlite3.Connection:
     """A connection that only reads."""
-    return sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=1.0)
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=1.0)
 
 
 def views(path: Path, since: float) -> Iterator[View]:
@@ -240,19 +255,32 @@ def views(path: Path, since: float) -> Iterator[View]:
             yield View(peer, known[peer], at, load, threat, epoch)
 
 
-def trim(connection: sqlite3.Connection, size: float, oldest: float) -> None:
-    """Remove what is older than `oldest`, and the oldest of what makes the file larger than `size` bytes."""
+def forget_older(connection: sqlite3.Connection, oldest: float) -> None:
+    """Remove what is from before `oldest` (Unix time)."""
     with connection:
         for table in TRIMMED:
             connection.execute(f"DELETE FROM {table} WHERE at < ?", (oldest,))  # noqa: S608 (a name of ours)
+
+
+def trim(connection: sqlite3.Connection, size: float) -> None:
+    """If the file holds more than `size` bytes, remove the oldest, and give the disk its pages back."""
+    if used(connection) <= size:
+        return
     for table in TRIMMED:
-        while used(connection) > size:
-            with connection:
-                query = f"DELETE FROM {table} WHERE id IN (SELECT id FROM {table} ORDER BY id LIMIT 20000)"  # noqa: S608
-                if connection.execute(query).rowcount < 1:
-                    break
-    connection.execute("PRAGMA incremental_vacuum")
-    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        while used(connection) > TRIM_TO * size and forget_oldest(connection, table):
+            pass
+    connection.execute("PRAGMA incremental_vacuum").fetchall()  # each row that is fetched is a page
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+
+def forget_oldest(connection: sqlite3.Connection, table: str) -> bool:
+    """Remove the oldest tenth of a table; False: it is empty."""
+    first, last = connection.execute(f"SELECT min(id), max(id) FROM {table}").fetchone()  # noqa: S608 (ours)
+    if first is None:
+        return False
+    with connection:
+        connection.execute(f"DELETE FROM {table} WHERE id <= ?", (first + (last - first) // 10,))  # noqa: S608 (ours)
+    return True
 
 
 def used(connection: sqlite3.Connection) -> float:
