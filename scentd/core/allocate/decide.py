@@ -129,6 +129,10 @@ class Decider:
                 peers.append(peer)
         return peers
 
+    def next_due(self) -> float:
+        """When due() next has a peer; infinity: never."""
+        return self._due[0][0] if self._due else float("inf")
+
     def explain(self, view: View, now: float) -> list[Assessment]:
         """How each policy stands for this peer. It changes no state."""
         facts, assessments = Facts(view, now), []

@@ -17,6 +17,8 @@ from scentd.core.allocate.decide import Decider
 from scentd.core.allocate.plan import plan, release
 from scentd.model import Decision, Desired, View
 
+STEP = 0.01  # seconds between two looks at what is due, at least
+
 
 class Replay:
     """One set of policies over recorded views."""
@@ -30,13 +32,25 @@ class Replay:
         self._decider = Decider(policies, self._amounts)
         self._desired = Desired()
         self._views: dict[str, View] = {}
+        self._now = 0.0
 
     def take(self, view: View) -> list[Decision]:
-        """What is decided because of this view, and of the time since the one before."""
-        now = view.received_at
-        due = [self._views[peer] for peer in self._decider.due(now) if peer in self._views and peer != view.peer]
+        """What is decided in the time since the view before, and because of this one."""
+        decisions = self._pass(view.received_at)
         self._views[view.peer] = view
-        made = plan(self._desired, [firing for seen in (*due, view) for firing in self._decider.decide(seen, now)])
+        return decisions + self._look_at([view], view.received_at)
+
+    def _pass(self, until: float) -> list[Decision]:
+        """What time alone decides until then: `for` and cooldowns that end, views that become stale."""
+        decisions: list[Decision] = []
+        while (at := max(self._decider.next_due(), self._now + STEP)) < until:
+            due = [self._views[peer] for peer in self._decider.due(at) if peer in self._views]
+            decisions += self._look_at(due, at)
+        return decisions
+
+    def _look_at(self, views: Iterable[View], now: float) -> list[Decision]:
+        self._now = now
+        made = plan(self._desired, [firing for view in views for firing in self._decider.decide(view, now)])
         ended = release(made.desired, now)
         self._desired = ended.desired
         decisions = [*made.decisions, *ended.decisions, *self._amounts.settle(now)]
