@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from scentd.errors import UsageError
 from scentd.model import Decision, View
 
@@ -46,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     path = Path(today.daemon.state_dir) / today.allocator.history
     try:
         recorded = list(history.views(path, since))
-    except sqlite3.Error as error:
+    except (sqlite3.Error, msgspec.DecodeError) as error:
         way_out = "name the running configuration with --config; a daemon records views as they come"
         raise UsageError(f"{path}: {error}; {way_out}") from None
     seen = recorded if arguments.replay else list(newest(recorded))

@@ -1,6 +1,8 @@
 """What other policies would have decided, by the command, on views that were really recorded."""
 
 import json
+import sqlite3
+from contextlib import closing
 
 import pytest
 
@@ -88,3 +90,18 @@ def test_without_a_history_the_way_out_is_told(files, tmp_path, capsys):
     (tmp_path / "history.db").unlink()
     assert cli.main(["policy", "test", tomorrow, "--config", today]) == 2
     assert "name the running configuration with --config" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("UPDATE view SET levels = x'c1'", "MessagePack data is malformed"),
+        ("PRAGMA user_version = 99", "is of version 99, and this scentd knows 1"),
+    ],
+)
+def test_a_history_that_cannot_be_understood_is_an_error(files, tmp_path, change, says, capsys):
+    today, tomorrow = files
+    with closing(sqlite3.connect(tmp_path / "history.db")) as history, history:
+        history.execute(change)
+    assert cli.main(["policy", "test", tomorrow, "--config", today]) == 2
+    assert says in capsys.readouterr().err

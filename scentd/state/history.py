@@ -233,8 +233,16 @@ class History:
 
 
 def reading(path: Path) -> sqlite3.Connection:
-    """A connection that only reads."""
-    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=1.0)
+    """A connection that only reads. Raises sqlite3.Error, of a newer database too."""
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=1.0)
+    try:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version > VERSION:
+            raise sqlite3.OperationalError(f"is of version {version}, and this scentd knows {VERSION}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def views(path: Path, since: float) -> Iterator[View]:
