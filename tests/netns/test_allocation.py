@@ -8,10 +8,13 @@ from __future__ import annotations
 import json
 import re
 import time
+from contextlib import closing
 
 import pytest
 import toys
 from hosts import ROOT, Node, acquainted, pair, start, until
+
+from scentd.state.history import reading
 
 pytestmark = pytest.mark.netns
 
@@ -122,13 +125,14 @@ def test_kill_changes_nothing_but_a_delay(served):
     time.sleep(1.2)  # it is written once a second
     served.b.kill()
     assert rate_of(served) == "100Mbit"
-    before = len(json_lines(served.b.directory / "decisions.jsonl"))
+    before = decisions_in(served.b.directory / "history.db")
+    assert before > 0
     served.b.start()
     until(lambda: served.has("pipe", 1e8), "as before")
     acquainted(served.b, served.a)
     time.sleep(2)
     assert rate_of(served) == "100Mbit"
-    assert len(json_lines(served.b.directory / "decisions.jsonl")) == before
+    assert decisions_in(served.b.directory / "history.db") == before
 
 
 def test_held_by_hand_and_changed_by_hand(served):
@@ -155,5 +159,6 @@ def test_a_dry_run_changes_nothing_and_tells(served):
     assert "dry run: policies only say what they would do" in served.b.cli("status").stdout
 
 
-def json_lines(path) -> list[str]:
-    return path.read_text().splitlines() if path.exists() else []
+def decisions_in(path) -> int:
+    with closing(reading(path)) as history:
+        return history.execute("SELECT count(*) FROM decision").fetchone()[0]

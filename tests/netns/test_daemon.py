@@ -233,7 +233,7 @@ def test_a_clean_stop_leaves_nothing(both):
         assert not node.control.exists()
         assert not node.eve.exists()
         left = {p.name for p in node.directory.iterdir()} - {"key", "scentd.toml", "other.toml", "log"}
-        assert left <= {"epochs", "decisions.jsonl"}
+        assert left <= {"epochs", "history.db", "allocation.db"}
 
 
 def test_stop_and_start_under_traffic(both):
