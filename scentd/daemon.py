@@ -65,7 +65,7 @@ class Daemon:
         self._pairs, self._epochs = self._open(setup)
         self._bus = LocalBus()
         self._allocator = AllocatorRole(self.config, self._bus)
-        self._resources = ResourceRole(self.config, self._bus)
+        self._resources = ResourceRole(self.config, self._bus, self._allocator.hurting)
         self._verifier = VerifierRole(self._bus)
         self._paths = Paths(self.config, self._bus, self._verifier, self._spawn)
         self._issued = IssuedEpochs(issued.directory(self.config))

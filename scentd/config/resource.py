@@ -6,6 +6,7 @@ Each kind of resource has its section beside its back end, in act/resources.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from scentd.config.schema import Name, Table, suggestion
@@ -53,6 +54,10 @@ class Resource(Table, kw_only=True):
     def usual(self) -> float:
         """The amount before any policy asks."""
         return self.minimum if self.normal is None else self.normal
+
+    def regions(self) -> Sequence[str]:
+        """The regions of which its back end wants to know whether they are slow for a peer."""
+        return ()
 
     def needs_peer_in(self) -> str:
         """The name of a setting that must contain {peer} if the resource serves more than one peer; "" for none."""

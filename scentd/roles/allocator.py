@@ -51,6 +51,7 @@ from scentd.prefix import prefixes
 from scentd.roles.allocation_keeper import AllocationKeeper
 from scentd.roles.delays import Delays
 from scentd.state.history import Account, History
+from scentd.wire import bloom
 
 log = logging.getLogger(__name__)
 
@@ -291,6 +292,16 @@ class AllocatorRole:
     def account(self, peer: str, limit: int) -> Account:
         """What was decided about a peer and what became of it, newest first; it may read the disk."""
         return self._history.account(peer, limit)
+
+    def hurting(self, peer: str) -> list[str]:
+        """The regions of resources to which the peer's newest profile says that latency is high. From any thread."""
+        view = self._views.get(peer)
+        if view is None:
+            return []
+        regions = {region for resource in self._config.resource for region in resource.regions()}
+        item = "region={};metric=latency;level=high"
+        newest = view.profile
+        return sorted(r for r in regions if bloom.contains(newest.bloom, newest.epoch, item.format(r)))
 
     def releases(self) -> list[HandRelease]:
         """What operators have released, as long as it holds."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from scentd.act.actuator import Tally
@@ -31,8 +31,10 @@ Amounts = Mapping[str, Mapping[str, float]]  # by resource and peer
 class ResourceRole:
     """Publishes Observed and Applied, on the loop's thread."""
 
-    def __init__(self, config: Config, bus: LocalBus) -> None:
+    def __init__(self, config: Config, bus: LocalBus, hurting: Callable[[str], Sequence[str]]) -> None:
+        """`hurting`: the regions to which a peer's newest profile says that its latency is high."""
         self._config = config
+        self._hurting = hurting
         self._bus = bus
         self._tally = Tally()
         self._providers: dict[str, Provider] = {}
@@ -86,7 +88,7 @@ class ResourceRole:
     def _open(self, resource: Resource) -> None:
         peers = {p.name: prefixes(p.addresses) for p in self._config.peer if resource.peer in ("*", p.name)}
         directory = Path(self._config.daemon.state_dir) / "resources" / resource.name
-        setting = BackendSetting(peers=peers, directory=directory, tally=self._tally)
+        setting = BackendSetting(peers=peers, directory=directory, tally=self._tally, hurting=self._hurting)
         provider = Provider(RESOURCES[kind_of(resource)](resource, setting), self._on_report)
         self._providers[resource.name] = provider
         given = {peer: amount for peer, amount in self._wanted.get(resource.name, {}).items() if peer in peers}

@@ -41,7 +41,7 @@ class Running:
         self.bus.subscribe(Applied, self.applied.append)
         self.config = self.settings(**more)
         self.allocator = AllocatorRole(self.config, self.bus)
-        self.resources = ResourceRole(self.config, self.bus)
+        self.resources = ResourceRole(self.config, self.bus, self.allocator.hurting)
         self.given = self.allocator.start()
 
     def settings(self, policies=(UP, DOWN), resource=(), allocator=()):

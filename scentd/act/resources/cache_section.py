@@ -60,6 +60,9 @@ class CacheResource(Resource, tag_field="kind", tag="cache", kw_only=True):
     must_fall: float = 0.1  # the share by which the measured time must fall
     retry_after: Seconds = 600.0  # for so long an edge that was not closer is not tried again
 
+    def regions(self) -> Sequence[str]:
+        return [edge.region for edge in self.edge if edge.region]
+
     def mistakes(self, path: str) -> list[str]:
         problems = [*super().mistakes(path), *check_ends(self.origin, f"{path}.origin")]
         problems += check_positive(self, path, "warm_timeout", "answer_timeout", "retry_after")
