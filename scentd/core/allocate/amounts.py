@@ -8,9 +8,9 @@ and peer:
 * without a wish the amount stays; it returns to `normal` if the last wish was one with a `timeout`.
 
 Then come the resource's bounds, its `step` (from what there is; safety takes any), and the budget. Nothing is taken
-back from a resource that is `protected`, within `provide` seconds after an addition (its effect is not to be seen yet),
-or from one that goes up and down all the time: TURNS_MAX turns within TURN_SECONDS are an oscillation, which is told
-with the policies' names, and the amount is only raised for PAUSE seconds.
+back from a resource that is `protected`, within `provide` seconds after an addition or `take_back` seconds after less
+was given (the effect is not to be seen yet), or from one that goes up and down all the time: TURNS_MAX turns within
+TURN_SECONDS are an oscillation, which is told with the policies' names, and the amount is only raised for PAUSE seconds.
 
 A resource has no desired amount before it was observed: what is there at first is taken over, within the bounds.
 """
@@ -225,7 +225,7 @@ class Amounts:
         if want < entry.desired and wish.purpose != "safety":
             if section.protected:
                 return []
-            free_at = max(entry.grown_at + section.provide, entry.paused_until)
+            free_at = max(entry.grown_at + section.provide, entry.shrunk_at + section.take_back, entry.paused_until)
             if now < free_at:
                 self._wake(key, entry, free_at)
                 return []
@@ -289,6 +289,8 @@ class Amounts:
         )
         if want > old:
             entry.grown_at = now
+        else:
+            entry.shrunk_at = now
         self._set(entry, (section.name, peer), want)
         if wish.purpose == "safety":  # what happens to a peer is no oscillation
             return [decision]
@@ -355,6 +357,7 @@ class Amounts:
             section = self.resources[key[0]]
             entry.observed, entry.timed, entry.silent = old.observed, old.timed, old.silent
             entry.grown_at = min(old.grown_at, now)  # the clock may have been set back
+            entry.shrunk_at = min(old.shrunk_at, now)
             entry.wishes = {policy: wish for policy, wish in old.wishes.items() if policy in policies}
             self._begin(section, key[1], entry, old.desired)
             self._dirty.add(key)

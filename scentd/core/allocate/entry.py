@@ -40,6 +40,7 @@ class AmountEntry:
     desired: float | None = None  # None: not observed yet
     observed: float | None = None
     grown_at: float = -math.inf
+    shrunk_at: float = -math.inf
     wishes: dict[str, Wish] = field(default_factory=dict)  # by policy
     due: float = math.inf  # when it must be settled again without a cause from outside
     timed: bool = False  # the amount is there because of a wish with a timeout

@@ -132,6 +132,15 @@ def test_nothing_is_taken_back_while_an_addition_takes_effect():
     assert settled(amounts, 130.0) == 1.0, "it is looked at again by itself"
 
 
+def test_one_thing_after_the_other_is_taken_back():
+    amounts = made(observed=5.0, take_back=30.0, step=1.0)
+    wish(amounts, "down", 0.0)
+    assert settled(amounts, 100.0) == 4.0
+    amounts.observe("r", {"a": 4.0}, (), 101.0)
+    assert settled(amounts, 101.0) == 4.0
+    assert settled(amounts, 130.0) == 3.0
+
+
 def test_what_is_protected_is_never_taken_back():
     amounts = made(protected=True)
     wish(amounts, "down", 0.0)
