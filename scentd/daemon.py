@@ -135,7 +135,10 @@ class Daemon:
         self._stamper.configure(self._pairs)
         outgoing = await asyncio.to_thread(self._stamper.last_outgoing)
         await self._paths.install(self.config, self._pairs, self._epochs, outgoing)
-        await self._resources.start(self._allocator.start())
+        given = self._allocator.start()
+        if self._fleet is not None:
+            given |= self._fleet.given(self.config)
+        await self._resources.start(given)
         if self._fleet is not None:
             await self._fleet.configure(self.config, self._pairs)
             self._fleet.start()
@@ -191,7 +194,7 @@ class Daemon:
             from scentd.roles.fleet.fleet import FleetRole
         except ModuleNotFoundError as error:
             raise HostError(f"bus.url: needs the package {error.name}: pip install 'scentd[bus]'") from None
-        return FleetRole(setup.config.bus, setup.bus_identity, self._bus, self._profiler)
+        return FleetRole(setup.config.bus, setup.bus_identity, self._bus, self._profiler, self._allocator)
 
     def _sync_epochs(self) -> None:
         try:

@@ -11,6 +11,7 @@ IssuedEpoch, Views.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
@@ -297,10 +298,7 @@ class Firing:
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """The state that policies want of the host: by kind of action, the desired value of each resource.
-
-    Each kind has its own types of resources and values (core/allocate/actions).
-    """
+    """What policies want of the host: by kind of action the value of each resource, in types of the kind's own."""
 
     kinds: Mapping[str, Mapping[Hashable, Any]] = field(default_factory=dict)
 
@@ -315,6 +313,15 @@ class DesiredAmounts:
     amounts: Mapping[str, Mapping[str, float]]
 
 
+class PriorWish(NamedTuple):
+    """What an allocator has wanted of a resource for a peer before this one, by its host."""
+
+    amount: float
+    until: float = math.inf  # Unix time at which the wish ends
+    policy: str = ""  # that changed it last
+    since: float = -math.inf  # Unix time of that change
+
+
 @dataclass(frozen=True, slots=True)
 class Observed:
     """What a back end has seen of its resource."""
@@ -322,6 +329,7 @@ class Observed:
     resource: str
     amounts: Mapping[str, float]  # by peer; who is missing has none
     drifted: tuple[str, ...] = ()  # peers whose amount somebody else has changed
+    wanted: Mapping[str, PriorWish] = field(default_factory=dict)  # by peer; empty: this host knows itself
 
 
 @dataclass(frozen=True, slots=True)

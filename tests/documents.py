@@ -15,6 +15,7 @@ from scentd.control.status import (
     PeerTraffic,
     PolicyStatus,
     ProfileStatus,
+    ProvidingStatus,
     ResourceStatus,
     SourceStatus,
     Status,
@@ -58,6 +59,8 @@ BUS = BusStatus(
     server="10.9.0.1:4222",
     why_not="",
     lease=LeaseStatus(active=True, instance="p1-0a", holder="p1-0a", term=7),
+    allocation_lease=LeaseStatus(active=False, instance="p1-0a", holder="p2-0b", term=3),
+    providing=ProvidingStatus(resources=["pipe"], terms={"alloc": 9}, amounts=2, restricted=1, file_failures=0),
     counters={"sent": 5, "sent_bytes": 900, "taken": 6, "replayed": 2},
     heard={"c": 1.5, "d": None},
 )

@@ -4,8 +4,12 @@
     scentd.outgoing.STAMPER.GROUP           a profiler's epochs; the last of each is kept, in the stream SCENTD
     scentd.outgoing.STAMPER.GROUP.alarm     those that did not wait for the others of their group
     scentd.views.ALLOCATOR.VERIFIER.GROUP   what a verifier has verified; the last of each is kept, in SCENTD_VIEWS
+    scentd.desired.HOST.ALLOCATOR.RESOURCE.GROUP
+                                            what a host shall give; the last of each is kept, in SCENTD_DESIRED
+    scentd.provided.ALLOCATOR.HOST          what a host gives, and what it was told
 
-and a key-value bucket SCENTD with each profiler's lease. A dot in a host's name is a slash in a subject.
+and a key-value bucket SCENTD with the leases of profilers, and of allocators for which other hosts provide. A dot in a
+host's name is a slash in a subject.
 Nothing waits for a broker: what cannot be sent now is not sent, because it would be old later.
 """
 
@@ -15,7 +19,7 @@ import asyncio
 import logging
 import ssl
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -34,11 +38,15 @@ log = logging.getLogger(__name__)
 
 STREAM = BUCKET = "SCENTD"
 VIEWS_STREAM = "SCENTD_VIEWS"  # apart: who fills the one takes nothing from the other
-KEPT_BYTES = 64 * 1024 * 1024  # of each; `max_memory_store` of the servers has to hold both
+DESIRED_STREAM = "SCENTD_DESIRED"
+KEPT_BYTES = 64 * 1024 * 1024  # of each; `max_memory_store` of the servers has to hold all three
 OUTGOING = "scentd.outgoing"
 SAMPLES = "scentd.samples"
 VIEWS = "scentd.views"
-KEPT_SECONDS = 60  # for which a profile may be stamped, at most
+DESIRED = "scentd.desired"
+PROVIDED = "scentd.provided"
+KEPT_OF = {STREAM: OUTGOING, VIEWS_STREAM: VIEWS, DESIRED_STREAM: DESIRED}  # by stream, what it keeps
+KEPT_SECONDS = 60  # for which a profile may be stamped, at most; what a host shall give is said again before
 RETRY = 0.5  # seconds between two attempts to connect
 PING = 2  # seconds; a server that does not answer two of them is gone
 
@@ -46,7 +54,7 @@ Take = Callable[[bytes], object]
 
 
 def subject(kind: str, *tokens: str) -> str:
-    """`kind`: OUTGOING or SAMPLES; `tokens`: names, or a wildcard."""
+    """`kind`: OUTGOING, SAMPLES ...; `tokens`: names, or a wildcard."""
     return ".".join((kind, *(token.replace(".", "/") for token in tokens)))
 
 
@@ -117,18 +125,18 @@ class NatsBus:
         """The last message of a subject of the stream; None if there is none. Raises OSError, NatsError."""
         jetstream = self._connected_jetstream()
         try:
-            stream = VIEWS_STREAM if subject.startswith(VIEWS) else STREAM
+            stream = next(name for name, kind in KEPT_OF.items() if subject.startswith(kind))
             return (await jetstream.get_last_msg(stream, subject, direct=True)).data
         except NotFoundError:
             return None
 
-    async def make_streams(self) -> None:
-        """Have the streams that keep the last of each subject. Raises OSError, NatsError."""
+    async def make_streams(self, names: Iterable[str] = KEPT_OF) -> None:
+        """Have these streams that keep the last of each subject. Raises OSError, NatsError."""
         jetstream = self._connected_jetstream()
-        for name, kind in ((STREAM, OUTGOING), (VIEWS_STREAM, VIEWS)):
+        for name in names:
             wanted = StreamConfig(
                 name=name,
-                subjects=[f"{kind}.>"],
+                subjects=[f"{KEPT_OF[name]}.>"],
                 max_msgs_per_subject=1,
                 max_age=KEPT_SECONDS,
                 max_bytes=KEPT_BYTES,

@@ -8,6 +8,7 @@ from scentd.config.budget import check_budgets
 from scentd.config.origin import check_origins
 from scentd.config.policy import check_policies
 from scentd.config.prometheus_server import check_servers
+from scentd.config.provide import offered
 from scentd.config.resource import check_resources
 from scentd.config.schema import duplicates
 from scentd.prefix import overlaps
@@ -49,7 +50,7 @@ def check_config(config: Config) -> list[str]:
     problems += check_origins(config.network, own | config.verify.mark_glance, config.stamp.forwarded)
     if config.verify.mark_glance & own:
         problems.append("verify.mark_glance: shares bits with a mark of [datapath]; choose other bits")
-    if config.peer and not config.network and not config.bus.allocates:
+    if config.peer and not config.network and not config.bus.allocates and not offered(config):
         problems.append("network: missing; a host with peers needs an identity of its own: [[network]] with key_file")
     return problems
 

@@ -14,7 +14,7 @@ from scentd.wire import keys
 if TYPE_CHECKING:
     from scentd.config.sections import Config
 
-Duty = Literal["collect", "sign", "stamp", "verify", "allocate"]
+Duty = Literal["collect", "sign", "stamp", "verify", "allocate", "provide"]
 SCHEMES = ("nats", "tls")
 
 
@@ -31,7 +31,9 @@ class BusHost(Table):
 
     def mistakes(self, path: str) -> list[str]:
         problems = (
-            [] if self.duties else [f"{path}.duties: missing; one or more of collect, sign, stamp, verify, allocate"]
+            []
+            if self.duties
+            else [f"{path}.duties: missing; one or more of collect, sign, stamp, verify, allocate, provide"]
         )
         try:
             keys.parse_public(self.public_key)
@@ -42,7 +44,7 @@ class BusHost(Table):
 
 class Bus(Table):
     url: list[str] = []  # of NATS servers of one cluster, any of them will do; default: this host needs no bus
-    name: str = ""  # of this host on the bus; profilers that stand in for one another have one name and key
+    name: str = ""  # of this host on the bus; those that stand in for one another have one name and key
     key_file: str = ""  # this host's own secret, made by `scentd keygen`: no network's
     ca_file: str = ""  # who signs the servers' certificates; default: the system's authorities
     certificate_file: str = ""  # this host's certificate for the servers, and its key
@@ -60,6 +62,11 @@ class Bus(Table):
     def allocates(self) -> bool:
         """Whether the allocator here goes by what verifiers of other hosts say."""
         return self.used and any("verify" in host.duties for host in self.host)
+
+    @property
+    def has_providers(self) -> bool:
+        """Whether an allocator here decides of other hosts' resources, so that it needs a lease."""
+        return self.used and any("provide" in host.duties for host in self.host)
 
     def shares(self, network: str) -> bool:
         """Whether other hosts collect or stamp for a network, so that a profiler here needs the lease."""

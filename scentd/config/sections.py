@@ -19,6 +19,7 @@ from scentd.config.node import Aggregation, Node, NodeName, Role, check_nodes
 from scentd.config.origin import check_origin
 from scentd.config.policy import Policy
 from scentd.config.prometheus_server import PrometheusServer
+from scentd.config.provide import check_provide
 from scentd.config.regions import check_regions
 from scentd.config.resource import Resource
 from scentd.config.schema import Name, Table, check_prefixes, of_kind, suggestion
@@ -259,7 +260,7 @@ class Config(Table):
     bus: Bus = Bus()
 
     def mistakes(self, path: str) -> list[str]:
-        return check_config(self) + check_bus(self)
+        return check_config(self) + check_bus(self) + check_provide(self)
 
 
 def stamped_peers(config: Config) -> list[Peer]:

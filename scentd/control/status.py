@@ -103,12 +103,22 @@ class PrometheusServerStatus(Struct, frozen=True, kw_only=True):
 
 
 class LeaseStatus(Struct, frozen=True, kw_only=True):
-    """Which of several profilers of one name issues."""
+    """Which of several profilers of one name issues, or of several allocators decides."""
 
     active: bool  # this one
     instance: str  # this one's own name, anew with each start
     holder: str  # whose the lease was when it was last read; "" if nobody's
     term: int  # of this one's lease
+
+
+class ProvidingStatus(Struct, frozen=True, kw_only=True):
+    """What this host gives because an allocator of another host decides so."""
+
+    resources: list[str]  # that it offers
+    terms: dict[str, int]  # of each allocator the highest; older ones are refused
+    amounts: int  # that it was told
+    restricted: int  # of these, with an end of their own that is still to come
+    file_failures: int  # of desired.db
 
 
 class BusStatus(Struct, frozen=True, kw_only=True):
@@ -119,6 +129,8 @@ class BusStatus(Struct, frozen=True, kw_only=True):
     server: str  # host and port
     why_not: str  # why it is not connected
     lease: LeaseStatus | None  # None: nothing is signed here
+    allocation_lease: LeaseStatus | None  # None: nothing is decided here of other hosts' resources
+    providing: ProvidingStatus | None  # None: this host offers nothing to allocators of others
     counters: dict[str, int]  # messages sent and taken, and those refused, by reason
     heard: dict[str, float | None]  # of each host that has something to say: seconds since then; None: nothing yet
 

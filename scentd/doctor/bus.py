@@ -8,6 +8,7 @@ import ssl
 from urllib.parse import urlsplit
 
 from scentd.config.bus import Bus
+from scentd.config.provide import offered
 from scentd.config.sections import Config
 from scentd.doctor.examine import Check
 from scentd.errors import HostError
@@ -31,11 +32,21 @@ def check_bus(config: Config) -> list[Check]:
     except HostError as error:
         return [Check(TITLE, "no", str(error), "correct that setting of [bus]")]
     failed = {url: why for url in bus.url if (why := why_not(url, bus, context))}
-    answer = f"{len(bus.url) - len(failed)} of {len(bus.url)} answer"
+    answer = f"{len(bus.url) - len(failed)} of {len(bus.url)} answer{duties(config)}"
     if not failed:
         return [Check(TITLE, "yes", answer)]
     found = "; ".join([answer, *(f"{url}: {why}" for url, why in failed.items())])
     return [Check(TITLE, "warning" if len(failed) < len(bus.url) else "no", found, way_out(found))]
+
+
+def duties(config: Config) -> str:
+    """What this host does with resources of others, or others with its own."""
+    providers = [host.name for host in config.bus.host if "provide" in host.duties]
+    allocators = [host.name for host in config.bus.host if "allocate" in host.duties]
+    found = f"; allocates resources of {', '.join(providers)} under the lease of {config.bus.name}" if providers else ""
+    if resources := [resource.name for resource in offered(config)]:
+        found += f"; provides {', '.join(resources)} for {', '.join(allocators)}"
+    return found
 
 
 def why_not(url: str, bus: Bus, context: ssl.SSLContext | None) -> str:

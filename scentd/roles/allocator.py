@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from scentd.act.oneshot import Oneshots
 from scentd.act.reconcile import CLOSE_TIMEOUT, Reconciler
 from scentd.bus.local import LocalBus
 from scentd.config.policy import Policy
+from scentd.config.provide import elsewhere, offered
 from scentd.config.schema import kind_of
 from scentd.config.sections import Config
 from scentd.core.allocate.actions import ACTIONS
@@ -64,6 +65,8 @@ class AllocatorRole:
         self.delays = Delays()
         self.decisions: dict[str, int] = {}  # by action
         self.desired = Desired()
+        # Whether this allocator decides; otherwise another one of its name does (roles/fleet/allocating.py).
+        self.gate: Callable[[], bool] = lambda: True
         self._config = config
         self._bus = bus
         self.amounts = new_amounts(config)
@@ -89,6 +92,8 @@ class AllocatorRole:
         """Begin with what an earlier run has decided. Returns its amounts, by resource and peer."""
         names = {p.name for p in self._config.policy}
         self.desired = self._keeper.load(self._decider, self.amounts, names, time.time())
+        # Another allocator may have decided meanwhile: what is on other hosts, these hosts tell.
+        self.amounts.begin_anew(elsewhere(self._config))
         self._open_actuators()
         return self.amounts.take_changes()
 
@@ -131,13 +136,21 @@ class AllocatorRole:
         self._keeper.close()
         self._history.close()
 
+    def take_over(self) -> None:
+        """Decide from now on, after another allocator has: all policies look at all peers."""
+        self._decider.ask_again()
+        for (_, peer), entry in self.amounts.entries():
+            if entry.changed_by:
+                self._decider.pause(entry.changed_by, peer, entry.changed_at)
+        self._look_at(self._views.values(), time.time())
+
     def tick(self) -> None:
         """Once a second: what has become due; write what the disk has refused."""
         now = time.time()
         due = [self._views[peer] for peer in self._decider.due(now) if peer in self._views]
         self._look_at(due, now)
         self._carry_out(release(self.desired, now), ())
-        if any(r.fallback is not None for r in self._config.resource):
+        if self.gate() and any(r.fallback is not None for r in self._config.resource):
             for peer, view in self._views.items():
                 self._say(self.amounts.silent(peer, view.received_at, now))
         self._settle(now, share_all=True)
@@ -180,7 +193,9 @@ class AllocatorRole:
     def _look_at(self, views: Iterable[View], now: float) -> None:
         """Apply the policies to these views."""
         try:
-            firings, refused = self._refuser.sift(f for view in views for f in self._decider.decide(view, now))
+            only_here = not self.gate()
+            found = (firing for view in views for firing in self._decider.decide(view, now, only_here))
+            firings, refused = self._refuser.sift(found)
             self._say(refused)
             self._carry_out(plan(self.desired, firings), firings)
             for firing in firings:
@@ -193,6 +208,8 @@ class AllocatorRole:
             log.exception("the policies failed on a round; the next one tries again")
 
     def _settle(self, now: float, share_all: bool = False) -> None:
+        if not self.gate():
+            return
         self._say(self.amounts.settle(now, share_all))
         if changes := self.amounts.take_changes():
             self._bus.publish(DesiredAmounts(changes))
@@ -235,8 +252,11 @@ class AllocatorRole:
     # -- what became of them -----------------------------------------------
 
     def _on_observed(self, observed: Observed) -> None:
-        now = time.time()
-        self._say(self.amounts.observe(observed.resource, observed.amounts, observed.drifted, now))
+        now, said = time.time(), (observed.resource, observed.amounts)
+        if not self.gate():
+            self.amounts.follow(*said, observed.wanted)
+            return
+        self._say(self.amounts.observe(*said, observed.drifted, now, observed.wanted))
         self._settle(now)
 
     def _on_applied(self, applied: Applied) -> None:
@@ -329,7 +349,10 @@ def open_history(config: Config) -> History:
 
 
 def new_amounts(config: Config) -> Amounts:
-    return Amounts(config.resource, config.budget, [p.name for p in config.peer])
+    resources = [r for r in config.resource if r not in offered(config)]
+    amounts = Amounts(resources, config.budget, [p.name for p in config.peer])
+    amounts.purposes = {policy.name: policy.purpose for policy in config.policy}
+    return amounts
 
 
 def policies_of(config: Config) -> list[Policy]:

@@ -148,15 +148,20 @@ def bus(status: Status) -> Iterator[Metric]:
     counted = CounterMetricFamily("scentd_bus", "Messages between hosts, and those refused, by reason", labels=["name"])
     connected = GaugeMetricFamily("scentd_bus_connected", "Whether there is a connection to a NATS server")
     active = GaugeMetricFamily("scentd_bus_active", "Whether the profiler here is the one that issues")
+    text = "Whether the allocator here is the one that decides"
+    allocates = GaugeMetricFamily("scentd_bus_allocator_active", text)
     if status.bus is not None:
         for name, count in status.bus.counters.items():
             counted.add_metric([name], count)
         connected.add_metric([], float(status.bus.connected))
         if status.bus.lease is not None:
             active.add_metric([], float(status.bus.lease.active))
+        if status.bus.allocation_lease is not None:
+            allocates.add_metric([], float(status.bus.allocation_lease.active))
     yield counted
     yield connected
     yield active
+    yield allocates
 
 
 def peers(status: Status) -> Iterator[Metric]:

@@ -97,6 +97,17 @@ def bus_lines(bus: BusStatus) -> list[str]:
         lines.append(f"  the active profiler, term {bus.lease.term}")
     elif bus.lease is not None:
         lines.append(f"  issues nothing: {bus.lease.holder or 'nobody'} has the lease")
+    allocation = bus.allocation_lease
+    if allocation is not None and allocation.active:
+        lines.append(f"  the active allocator, term {allocation.term}")
+    elif allocation is not None:
+        lines.append(f"  decides nothing: {allocation.holder or 'nobody'} has the lease")
+    if bus.providing is not None:
+        terms = ", ".join(f"{name} (term {term})" for name, term in bus.providing.terms.items()) or "nobody yet"
+        names = ", ".join(bus.providing.resources[:STATES_SHOWN])
+        told = f"{bus.providing.amounts} amounts, {bus.providing.restricted} with an end"
+        failures = f"; desired.db could not be written {bus.providing.file_failures} times"
+        lines.append(f"  provides {names}: told by {terms}: {told}{failures if bus.providing.file_failures else ''}")
     lines += [
         f"  {name}: " + ("never heard of" if age is None else f"heard of {age:.0f} s ago")
         for name, age in bus.heard.items()

@@ -1,4 +1,5 @@
-"""What the allocator must know after a restart: desired amounts, wishes, cooldowns, quarantines, what is held.
+"""What the allocator must know after a restart: desired amounts, wishes, cooldowns, quarantines, what is held; and
+what a host must know of what an allocator elsewhere has wanted.
 
 A SQLite database: 100,000 networks have too many rows to write a file whole each second. Rows are written as they
 change, in one transaction a second on a thread; kill -9 loses a second at most.
@@ -27,9 +28,10 @@ SCHEMA = (
 class AllocationFile:
     """The rows on disk. `save` never waits and never raises: a failure is logged, counted, and tried again."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, survives_power: bool = False) -> None:
+        """`survives_power`: what was written is there after a loss of power, too, at the cost of a sync each time."""
         self.failures = 0
-        self._database = Database(path, VERSION, SCHEMA)
+        self._database = Database(path, VERSION, SCHEMA, survives_power=survives_power)
         self._waiting: dict[Row, bytes | None] = {}  # None: the row goes
         self._lock = threading.Lock()
         self._failing = False
@@ -48,6 +50,10 @@ class AllocationFile:
             self._waiting.update(rows)
         if idle:
             self._thread.submit(self._write)
+
+    def wait(self) -> None:
+        """Until what was given to `save` is written, or has failed."""
+        self._thread.submit(lambda: None).result()
 
     def close(self) -> None:
         """Write what waits, and close."""

@@ -18,13 +18,19 @@ WAIT = 1.0  # seconds for another process that has it locked
 
 
 class Database:
-    """`schema`: the statements that make what is missing; `version`: what they make."""
+    """`schema`: the statements that make what is missing; `version`: what they make.
 
-    def __init__(self, path: Path, version: int, schema: Sequence[str], mode: int = 0o600) -> None:
+    `survives_power`: what was committed is there after a loss of power, too, at the cost of a sync each time.
+    """
+
+    def __init__(
+        self, path: Path, version: int, schema: Sequence[str], mode: int = 0o600, survives_power: bool = False
+    ) -> None:
         self.path = path
         self._version = version
         self._schema = schema
         self._mode = mode
+        self._synchronous = "FULL" if survives_power else "NORMAL"
         self._connection: sqlite3.Connection | None = None
 
     def connect(self) -> sqlite3.Connection:
@@ -63,7 +69,7 @@ class Database:
             os.chmod(self.path, self._mode)
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
             connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute(f"PRAGMA synchronous = {self._synchronous}")
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             if version not in (0, self._version):
                 what = f"is of version {version}, and this scentd knows {self._version}; move it away"

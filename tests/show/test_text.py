@@ -97,6 +97,8 @@ def test_the_bus_of_a_fleet():
     for line in (
         "bus profiler: connected to 10.9.0.1:4222",
         "  the active profiler, term 7",
+        "  decides nothing: p2-0b has the lease",
+        "  provides pipe: told by alloc (term 9): 2 amounts, 1 with an end",
         "  c: heard of 2 s ago",
         "  d: never heard of",
         "  sent 5, taken 6",

@@ -10,7 +10,7 @@ and peer:
 Then come the resource's bounds, its `step` (from what there is; safety takes any), and the budget. Nothing is taken
 back from a resource that is `protected`, within `provide` seconds after an addition or `take_back` seconds after less
 was given (the effect is not to be seen yet), or from one that goes up and down all the time: TURNS_MAX turns within
-TURN_SECONDS are an oscillation, which is told with the policies' names, and the amount is only raised for PAUSE seconds.
+TURN_SECONDS are an oscillation, which is told with the policies' names, and for PAUSE seconds it is only raised.
 
 A resource has no desired amount before it was observed: what is there at first is taken over, within the bounds.
 """
@@ -22,33 +22,17 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from scentd.config.budget import Budget
+from scentd.config.policy import Purpose
 from scentd.config.resource import Resource
 from scentd.core.allocate.entry import AmountEntry, Key, Turn, Wish, bounded, one_step, same, winner
+from scentd.core.allocate.pool import Pool
 from scentd.core.allocate.share import Demand, share
-from scentd.model import Decision
+from scentd.model import Decision, PriorWish
 
 TURNS_MAX = 4
 TURN_SECONDS = 600.0
 PAUSE = 600.0
-
-
-class Pool:
-    """A budget, and what is asked of it."""
-
-    def __init__(self, budget: Budget, members: Sequence[Key], whole: bool) -> None:
-        self.budget, self.members, self.whole = budget, members, whole
-        self.asked: dict[Key, float] = {}
-        self.sum = 0.0
-        self.changed: set[Key] = set()
-
-    def ask(self, key: Key, amount: float) -> None:
-        self.sum += amount - self.asked.get(key, 0.0)
-        self.asked[key] = amount
-        self.changed.add(key)
-
-    @property
-    def is_short(self) -> bool:
-        return self.sum > self.budget.total
+NOTHING: Mapping[str, PriorWish] = {}
 
 
 class Amounts:
@@ -68,6 +52,8 @@ class Amounts:
         self._changes: dict[str, dict[str, float]] = {}
         self._due: list[tuple[float, Key]] = []
         self._unsaved: set[Key] = set()
+        self._renewed: set[Key] = set()  # whose wish with a timeout stands for longer now
+        self.purposes: Mapping[str, Purpose | None] = {}  # of policies, for wishes of another allocator
         self.held: frozenset[str] = frozenset()  # names of resources and peers, or "*", that `scentd hold` holds
 
     def _add_pool(self, budget: Budget) -> None:
@@ -109,10 +95,15 @@ class Amounts:
     # -- what is there -------------------------------------------------------
 
     def observe(
-        self, resource: str, amounts: Mapping[str, float], drifted: Iterable[str], now: float
+        self,
+        resource: str,
+        amounts: Mapping[str, float],
+        drifted: Iterable[str],
+        now: float,
+        wanted: Mapping[str, PriorWish] = NOTHING,
     ) -> list[Decision]:
         """Take what a back end has seen: all peers that have some. `drifted`: peers whose amount somebody else has
-        changed since it was applied. Returns decisions about these.
+        changed since it was applied; `wanted`: what its host was told to give. Returns decisions about the drifted.
         """
         section, decisions = self.resources.get(resource), []
         if section is None:
@@ -121,7 +112,7 @@ class Amounts:
         for peer, entry in self._entries[resource].items():
             before, entry.observed = entry.observed, amounts.get(peer, 0.0)
             if entry.desired is None:
-                self._begin(section, peer, entry, amounts.get(peer))
+                self._take_over(section, peer, entry, wanted.get(peer) or PriorWish(amounts.get(peer, section.usual)))
             elif peer in drifted:
                 decisions.append(self._drift(section, entry, peer, now))
             if entry.observed != before and entry.wishes:
@@ -135,10 +126,36 @@ class Amounts:
             if entry is not None:
                 entry.observed = amount
 
-    def _begin(self, section: Resource, peer: str, entry: AmountEntry, found: float | None) -> None:
+    def follow(self, resource: str, amounts: Mapping[str, float], wanted: Mapping[str, PriorWish]) -> None:
+        """The same while another allocator decides: what that one wants is what this one would begin with."""
+        section = self.resources.get(resource)
+        if section is None:
+            return
+        for peer, entry in self._entries[resource].items():
+            entry.observed = amounts.get(peer, 0.0)
+            entry.wishes, entry.timed = {}, False
+            self._take_over(section, peer, entry, wanted.get(peer) or PriorWish(amounts.get(peer, section.usual)))
+
+    def begin_anew(self, resources: Iterable[str]) -> None:
+        """Forget what was wanted of these: what is observed next is taken over."""
+        for name in resources:
+            self._entries[name] = {peer: AmountEntry() for peer in self._entries[name]}
+
+    def _take_over(self, section: Resource, peer: str, entry: AmountEntry, wanted: PriorWish) -> None:
+        """Begin with what was wanted before this allocator decided. A wish with a timeout stands until then."""
+        entry.changed_by, entry.changed_at = wanted.policy, wanted.since
+        entry.grown_at = max(entry.grown_at, wanted.since)
+        if wanted.until < math.inf:
+            reason = "wanted before this allocator decided"
+            wish = Wish(wanted.amount, self.purposes.get(wanted.policy), wanted.until, 0, reason)
+            entry.wishes.setdefault(wanted.policy, wish)
+            entry.timed = True
+            self._dirty.add((section.name, peer))
+        self._begin(section, peer, entry, wanted.amount)
+
+    def _begin(self, section: Resource, peer: str, entry: AmountEntry, found: float) -> None:
         """Take over what is there at first."""
-        begin = section.usual if found is None else found
-        self._set(entry, (section.name, peer), min(max(begin, section.minimum), section.maximum))
+        self._set(entry, (section.name, peer), min(max(found, section.minimum), section.maximum))
         pool = self._pools.get((section.name, peer))
         if pool is not None and entry.desired is not None:
             pool.ask((section.name, peer), entry.desired)
@@ -217,6 +234,8 @@ class Amounts:
         else:
             want = wish.amount
             entry.timed = wish.until < math.inf
+            if entry.timed:
+                self._renewed.add(key)
             self._wake(key, entry, min(w.until for w in entry.wishes.values()))
         current = entry.desired if entry.observed is None else entry.observed
         want = bounded(section, want)
@@ -291,6 +310,7 @@ class Amounts:
             entry.grown_at = now
         else:
             entry.shrunk_at = now
+        entry.changed_by, entry.changed_at = policy, now
         self._set(entry, (section.name, peer), want)
         if wish.purpose == "safety":  # what happens to a peer is no oscillation
             return [decision]
@@ -337,6 +357,14 @@ class Amounts:
         """By resource and peer the desired amounts that changed since the last call."""
         changes, self._changes = self._changes, {}
         return changes
+
+    def take_renewed(self) -> set[Key]:
+        """Those whose wish with a timeout was renewed since the last call."""
+        renewed, self._renewed = self._renewed, set()
+        return renewed
+
+    def entry(self, resource: str, peer: str) -> AmountEntry | None:
+        return self._entries.get(resource, {}).get(peer)
 
     def entries(self) -> Iterator[tuple[Key, AmountEntry]]:
         for resource, entries in self._entries.items():

@@ -110,10 +110,14 @@ class Decider:
         self._unsaved: set[tuple[str, str]] = set()
         self._use([Rule(p, amounts.resources) for p in policies])
 
-    def decide(self, view: View, now: float) -> list[Firing]:
-        """The firings for this peer now. `now` is Unix seconds, the clock of received_at."""
+    def decide(self, view: View, now: float, only_here: bool = False) -> list[Firing]:
+        """The firings for this peer now. `now` is Unix seconds, the clock of received_at. With `only_here` those alone
+        of policies that keep something on this host: another allocator looks at the others.
+        """
         facts, firings = Facts(view, now), []
         for rule in self._rules_for(view.peer):
+            if only_here and not rule.only_here:
+                continue
             firing = self._apply(rule, facts)
             if firing is not None:
                 firings.append(firing)
@@ -186,6 +190,20 @@ class Decider:
         for key, state in self._states.items():
             if state.fired_at is not None:
                 self._fired_at.setdefault(key, state.fired_at)
+
+    def pause(self, policy: str, peer: str, fired_at: float) -> None:
+        """The policy has fired for this peer at another allocator: its cooldown runs from then."""
+        key = policy, peer
+        if policy in self._counts and fired_at > self._fired_at.get(key, 0.0):
+            self._fired_at[key] = fired_at
+            self._states[key] = replace(self._states.get(key, PolicyState()), fired_at=fired_at)
+
+    def ask_again(self) -> None:
+        """What policies have asked for is forgotten: those that hold ask for it at the next epoch."""
+        for key, state in self._states.items():
+            if state.asked is not None:
+                self._states[key] = replace(state, asked=None, fired_epoch=None)
+                self._unsaved.add(key)
 
     # -- one rule, one view --------------------------------------------------
 

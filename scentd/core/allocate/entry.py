@@ -47,6 +47,8 @@ class AmountEntry:
     silent: bool = False  # the fallback was applied
     turns: tuple[Turn, ...] = ()
     paused_until: float = -math.inf
+    changed_by: str = ""  # the policy of the last change of `desired`, and when that was
+    changed_at: float = -math.inf
 
 
 def winner(section: Resource, wishes: Mapping[str, Wish]) -> tuple[str, Wish | None]:

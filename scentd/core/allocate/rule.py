@@ -112,6 +112,8 @@ class Rule:
         self.request = self.action.request(policy.do, resources)
         self._amount = Expression(self.request.expression) if self.request and self.request.expression else None
         self.uses_age = "age" in self.when.variables
+        # Done by each of several allocators for itself, as quarantine is; amounts, commands and webhooks are for one.
+        self.only_here = self.request is None and self.action.level_triggered
 
     def stale_at(self, view: View) -> float:
         """Unix time at which the view is too old for this policy."""

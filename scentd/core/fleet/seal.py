@@ -31,6 +31,8 @@ class Kind(IntEnum):
     SAMPLES = 1  # a collector's readings, to a profiler
     OUTGOING = 2  # a profiler's epochs, to a stamper
     VIEWS = 3  # what a verifier has verified, to an allocator
+    DESIRED = 4  # what an allocator wants a host to give, to that host
+    PROVIDED = 5  # what a host gives and was told to, to an allocator
 
 
 class Ends(NamedTuple):

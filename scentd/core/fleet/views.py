@@ -22,6 +22,7 @@ from scentd.prefix import Address
 from scentd.wire import keys, layout, profile
 
 AFFECTED_MAX = 1024  # of one report
+QUARANTINED_MAX = 1024  # senders that one verifier tells of
 
 
 class Report(Struct, frozen=True, array_like=True):
@@ -39,6 +40,7 @@ class HostReports(Struct, frozen=True, array_like=True):
     serial: Serial
     at: float  # Unix time
     reports: tuple[Report, ...]
+    quarantined: tuple[str, ...] | None = None  # senders whom the verifier itself has cut off; None: as it was
 
 
 encode = msgspec.msgpack.Encoder().encode

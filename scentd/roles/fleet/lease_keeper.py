@@ -1,4 +1,4 @@
-"""Keeps the lease that lets this profiler issue, in a key-value bucket of NATS."""
+"""Keeps the lease that lets this profiler issue, or this allocator decide, in a key-value bucket of NATS."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import msgspec
 from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
@@ -22,12 +23,22 @@ _encode = msgspec.json.Encoder().encode  # people read it with `nats kv get`
 _decode = msgspec.json.Decoder(LeaseRecord).decode
 
 
-class LeaseKeeper:
-    """`begun` is called when this profiler becomes the active one."""
+class Holder(NamedTuple):
+    """Who holds a lease."""
 
-    def __init__(self, lease: Lease, key: str, nats: NatsBus, begun: Callable[[], None]) -> None:
+    role: str  # "profiler"
+    idles: str  # "issues nothing": what it does without the lease
+    key: str  # of the lease
+    streams: tuple[str, ...]  # that it has to make for what it says
+
+
+class LeaseKeeper:
+    """`begun` is called when this host becomes the active one."""
+
+    def __init__(self, lease: Lease, holder: Holder, nats: NatsBus, begun: Callable[[], None]) -> None:
         self._lease = lease
-        self._key = key
+        self._holder = holder
+        self._key = holder.key
         self._nats = nats
         self._begun = begun
         self._bucket: KeyValue | None = None
@@ -50,13 +61,13 @@ class LeaseKeeper:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         lease = self._lease
-        if lease.may_issue(steady()) and self._bucket is not None and self._nats.connected:
+        if lease.may_act(steady()) and self._bucket is not None and self._nats.connected:
             try:
                 await self._bucket.update(
                     self._key, _encode(LeaseRecord("", lease.term, lease.interval)), last=lease.revision
                 )
             except (NatsError, OSError, TimeoutError) as error:
-                log.warning("bus: the lease was not given back: %s; it runs out", error)
+                log.warning("bus: the %s's lease was not given back: %s; it runs out", self._holder.role, error)
 
     async def _run(self) -> None:
         while True:
@@ -72,10 +83,10 @@ class LeaseKeeper:
 
     async def _look(self) -> None:
         if self._bucket is None:
-            await self._nats.make_streams()
+            await self._nats.make_streams(self._holder.streams)
             self._bucket = await self._nats.bucket()
         lease = self._lease
-        if not lease.may_issue(steady()):
+        if not lease.may_act(steady()):
             await self._read(self._bucket)
         record = lease.wanted(steady(), time.time())
         if record is None:
@@ -100,22 +111,21 @@ class LeaseKeeper:
         self._lease.see(decoded(entry.value or b"", self._lease), entry.revision or 0, steady())
 
     def _note(self) -> None:
-        """Tell when this profiler begins to issue, or no longer may."""
-        before, self.active = self.active, self._lease.may_issue(steady())
+        """Tell when this host begins to act, or no longer may."""
+        before, self.active = self.active, self._lease.may_act(steady())
         if self.active and not before:
-            log.info("bus: this profiler is the active one, term %d", self._lease.term)
+            log.info("bus: this %s is the active one, term %d", self._holder.role, self._lease.term)
             self._begun()
         elif before and not self.active:
             record = self._lease.record
             holder = record.instance if record is not None and record.instance != self._lease.instance else ""
-            log.warning(
-                "bus: this profiler issues nothing now: %s", f"{holder} does" if holder else "its lease ran out"
-            )
+            why = f"{holder} has the lease" if holder else "its lease ran out"
+            log.warning("bus: this %s %s now: %s", self._holder.role, self._holder.idles, why)
 
     def _tell(self, what: str) -> None:
         if what != self._told:
             self._told = what
-            log.warning("bus: the lease cannot be read or renewed: %s; tried again", what)
+            log.warning("bus: the %s's lease cannot be read or renewed: %s; tried again", self._holder.role, what)
 
 
 def decoded(value: bytes, lease: Lease) -> LeaseRecord:

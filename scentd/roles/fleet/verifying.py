@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Container, Iterable
 from typing import NamedTuple
@@ -13,15 +14,19 @@ from scentd.bus.nats import VIEWS, NatsBus, subject
 from scentd.config.sections import Config, Peer
 from scentd.control.status import PeerStatus
 from scentd.core import shared
+from scentd.core.allocate.actions.quarantine import sender_text
 from scentd.core.fleet import views
 from scentd.core.fleet.batch import grouped
+from scentd.core.fleet.samples import is_node
 from scentd.core.fleet.seal import Kind
-from scentd.core.fleet.views import HostReports, PooledView, Report
-from scentd.model import View, Views
+from scentd.core.fleet.views import QUARANTINED_MAX, HostReports, PooledView, Report
+from scentd.model import Barred, Notice, View, Views
 from scentd.prefix import Prefix
 from scentd.roles.fleet.post import Post
 from scentd.roles.verifier import new_view, profile_status
 from scentd.wire import keys
+
+log = logging.getLogger(__name__)
 
 AFFECTED_SUM = 16_384  # addresses in one message
 GATHER = 0.2  # seconds in which the views of a group's peers come together into one message
@@ -37,6 +42,7 @@ class ReportSender:
         self._group_of: dict[str, int] = {}  # by peer
         self._newest: dict[int, dict[str, Report]] = {}  # by group and peer
         self._timers: dict[int, asyncio.TimerHandle] = {}
+        self._quarantined: tuple[str, ...] = ()
 
     def configure(self, config: Config) -> None:
         self._to = [host.name for host in self._post.hosts.values() if "allocate" in host.duties]
@@ -60,8 +66,18 @@ class ReportSender:
             self._newest[number][view.peer] = said
             if view.alarm_at and (before is None or said.threat > before.threat):
                 self._send(number)
-            elif number not in self._timers:
-                self._timers[number] = asyncio.get_running_loop().call_later(GATHER, self._send, number)
+            else:
+                self._soon(number)
+
+    def take_barred(self, barred: Barred) -> None:
+        """Whom this host itself has quarantined: the allocators are told, and leave it to this host."""
+        before, self._quarantined = self._quarantined, tuple(sorted(map(sender_text, barred.until)))[:QUARANTINED_MAX]
+        if self._to and self._quarantined != before:
+            self._soon(0)
+
+    def _soon(self, number: int) -> None:
+        if number not in self._timers:
+            self._timers[number] = asyncio.get_running_loop().call_later(GATHER, self._send, number)
 
     def stop(self) -> None:
         for timer in self._timers.values():
@@ -76,7 +92,8 @@ class ReportSender:
             share = AFFECTED_SUM // len(reports)
             reports = tuple(replace(said, affected=said.affected[:share]) for said in reports)
         for name in self._to:
-            plain = views.encode(HostReports(self._post.serial(), time.time(), reports))
+            quarantined = self._quarantined if number == 0 else None
+            plain = views.encode(HostReports(self._post.serial(), time.time(), reports, quarantined))
             sealed = self._post.seal(Kind.VIEWS, name, plain)
             self._nats.send(subject(VIEWS, name, self._post.name, str(number)), sealed)
 
@@ -101,6 +118,7 @@ class ReportTaker:
         self._publish = publish
         self._views: dict[str, PooledView] = {}
         self._peers: dict[str, Known] = {}  # of what the views were made
+        self._quarantined: dict[str, frozenset[str]] = {}  # by verifier
 
     @property
     def subject(self) -> str:
@@ -132,7 +150,21 @@ class ReportTaker:
             why_not = "unknown_peer" if pooled is None else pooled.take(host.name, one, now)
             if why_not:
                 self._post.counters[why_not] += 1
+        if said.quarantined is not None:
+            self._tell_quarantined(host.name, said.quarantined)
         self._publish_all({one.peer for one in said.reports}, now)
+
+    def _tell_quarantined(self, verifier: str, senders: tuple[str, ...]) -> None:
+        """Whom a verifier has cut off by itself is its own affair; people here are told."""
+        before, now = (
+            self._quarantined.get(verifier, frozenset()),
+            frozenset(filter(is_node, senders[:QUARANTINED_MAX])),
+        )
+        self._quarantined[verifier] = now
+        for sender in sorted(before ^ now):
+            begins = sender in now
+            log.info("%s is %squarantined on %s", sender, "" if begins else "no longer ", verifier)
+            self._publish(Notice("quarantined", {"host": verifier, "sender": sender, "begins": begins}))
 
     async def catch_up(self, nats: NatsBus) -> None:
         """Take what was sent last, before this host was there. Raises OSError, NatsError."""

@@ -23,7 +23,7 @@ class Store:
 
 def look(lease, store, asked, answered, clock=1000.0):
     """One look of a keeper: what it sends at `asked` is answered at `answered`."""
-    if not lease.may_issue(asked):
+    if not lease.may_act(asked):
         lease.see(store.record, store.revision, answered)
     record = lease.wanted(asked, clock)
     if record is None:
@@ -39,8 +39,8 @@ def test_the_first_one_has_it_and_the_other_waits():
     store, one, other = Store(), Lease("one", INTERVAL), Lease("other", INTERVAL)
     look(one, store, 0.0, 0.1)
     look(other, store, 0.2, 0.3)
-    assert one.may_issue(0.4)
-    assert not other.may_issue(0.4)
+    assert one.may_act(0.4)
+    assert not other.may_act(0.4)
     assert store.record == LeaseRecord("one", 1000, INTERVAL)
 
 
@@ -48,21 +48,21 @@ def test_a_standby_takes_over_within_two_intervals_of_the_last_renewal():
     store, one, other = Store(), Lease("one", INTERVAL), Lease("other", INTERVAL)
     look(one, store, 0.0, 0.0)
     now = 0.0
-    while not other.may_issue(now):
+    while not other.may_act(now):
         look(other, store, now, now)
         now += INTERVAL / 4
     assert TAKE * INTERVAL <= now <= 2 * INTERVAL + INTERVAL / 4
     assert other.term > one.term
-    assert not one.may_issue(now)
+    assert not one.may_act(now)
 
 
 def test_an_owner_of_a_longer_interval_is_waited_for():
     store, one, other = Store(), Lease("one", 10.0), Lease("other", INTERVAL)
     look(one, store, 0.0, 0.0)
     now = 0.0
-    while not other.may_issue(now):
+    while not other.may_act(now):
         look(other, store, now, now)
-        assert not (one.may_issue(now) and other.may_issue(now))
+        assert not (one.may_act(now) and other.may_act(now))
         now += 0.25
     assert now >= TAKE * 10.0
 
@@ -73,7 +73,7 @@ def test_who_gives_it_back_makes_no_one_wait():
     look(other, store, 0.1, 0.1)
     assert store.write(LeaseRecord("", one.term, INTERVAL), one.revision)
     look(other, store, 0.2, 0.2)
-    assert other.may_issue(0.2)
+    assert other.may_act(0.2)
 
 
 def test_a_term_rises_though_the_store_is_made_anew_and_the_clock_is_set_back():
@@ -91,15 +91,15 @@ def test_of_two_stores_the_older_lease_yields():
     look(other, his, 0.5, 0.5, clock=1001.0)
     assert not other.hear("one", one.term, 0.6)
     assert one.hear("other", other.term, 0.6)
-    assert not one.may_issue(0.6)
+    assert not one.may_act(0.6)
     look(one, mine, 0.7, 0.7, clock=1002.0)
-    assert not one.may_issue(0.7), "it stays away for a while"
+    assert not one.may_act(0.7), "it stays away for a while"
     for now in (2.0, 6.0, 8.0):
         assert not one.hear("other", other.term, now), "told once"
         look(one, mine, now, now, clock=1000.0 + now)
-        assert not one.may_issue(now), "and as long as the other is heard"
+        assert not one.may_act(now), "and as long as the other is heard"
     look(one, mine, 15.0, 15.0, clock=1000.0)
-    assert one.may_issue(15.0), "it comes back when the other has gone"
+    assert one.may_act(15.0), "it comes back when the other has gone"
     assert one.term > other.term, "as whom stampers believe"
 
 
@@ -117,7 +117,7 @@ def test_a_standby_that_hears_the_owner_takes_over_as_soon_as_always():
     store, one, other = Store(), Lease("one", INTERVAL), Lease("other", INTERVAL)
     look(one, store, 0.0, 0.0)
     now = 0.0
-    while not other.may_issue(now):
+    while not other.may_act(now):
         look(other, store, now, now)
         assert not other.hear("one", one.term, now)
         now += INTERVAL / 4
@@ -144,10 +144,10 @@ def test_there_is_never_more_than_one(moves):
     for who, pause, takes, clock in moves:
         now += pause
         # Between looks nobody's right changes but by time.
-        assert sum(lease.may_issue(now) for lease in leases) <= 1
+        assert sum(lease.may_act(now) for lease in leases) <= 1
         look(leases[who], store, now, now + takes, clock)
         now += takes
-        assert sum(lease.may_issue(now) for lease in leases) <= 1
+        assert sum(lease.may_act(now) for lease in leases) <= 1
         if store.record is not None and (not terms or terms[-1] != (store.record.term, store.record.instance)):
             terms.append((store.record.term, store.record.instance))
     assert [term for term, _ in terms] == sorted({term for term, _ in terms}), "each owner has a higher term"

@@ -212,10 +212,10 @@ def test_a_twin_raises_the_epochs_and_the_older_lease_yields(now):
     assert raised == [("n0", now)]
     assert yielded == ["two"]
     assert mine.post.counters["second_profiler"] == 1
-    assert not mine.lease.may_issue(steady())
+    assert not mine.lease.may_act(steady())
     newer = Profiler(term=11)
     TwinWatch(newer.post, newer.lease, lambda *_: None, yielded.append).take(message)
-    assert newer.lease.may_issue(steady())
+    assert newer.lease.may_act(steady())
     assert yielded == ["two"]
 
 
