@@ -95,7 +95,8 @@ class DesiredSender:
     async def _run(self) -> None:
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._new.wait(), LOOK)
+                async with asyncio.timeout(LOOK):
+                    await self._new.wait()
                 await asyncio.sleep(GATHER)
             self._new.clear()
             self._look()

@@ -122,7 +122,8 @@ class DesiredTaker:
     async def _run(self) -> None:
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._new.wait(), LOOK)
+                async with asyncio.timeout(LOOK):
+                    await self._new.wait()
             self._new.clear()
             await self._carry_out()
 
