@@ -308,7 +308,9 @@ def test_hundreds_of_peers(host):
         host.call(change, 1, names[:100])
         flush(host)
         host.call(change, 1, names[100:])
-        assert closer.observe() == {name: HALF if n < 100 else 1 for n, name in enumerate(names)}
+        found = closer.observe()
+        assert {found[name] for name in names[:100]} <= {0, HALF}  # their filters are seen to be too many, or not yet
+        assert {found[name] for name in names[100:]} == {1}
         host.call(change, 1, names[:100])
         assert set(closer.observe().values()) == {1}
         host.call(change, 0, names[50:])
