@@ -7,10 +7,12 @@ from scentd.act.resources.bandwidth import BandwidthBackend
 from scentd.act.resources.bandwidth_priority import BandwidthPriorityBackend
 from scentd.act.resources.cache import CacheBackend
 from scentd.act.resources.monitor import MonitorBackend
+from scentd.act.resources.systemd import SystemdBackend
 
 RESOURCES: dict[str, BackendType] = {
     "bandwidth": BandwidthBackend,
     "bandwidth_priority": BandwidthPriorityBackend,
     "cache": CacheBackend,
     "monitor": MonitorBackend,
+    "systemd": SystemdBackend,
 }
