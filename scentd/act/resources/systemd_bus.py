@@ -45,8 +45,8 @@ class Manager:
     async def call(self, member: str, signature: str = "", *body: Any, **where: str) -> list[Any]:
         from dbus_fast import Message, MessageType  # slow to import
 
-        place = {"destination": SYSTEMD, "path": "/org/freedesktop/systemd1", "interface": MANAGER} | where
-        message = Message(member=member, signature=signature, body=list(body), **place)
+        place: dict[str, Any] = {"destination": SYSTEMD, "path": "/org/freedesktop/systemd1", "interface": MANAGER}
+        message = Message(member=member, signature=signature, body=list(body), **(place | where))
         try:
             answer = await asyncio.wait_for(self.bus.call(message), CALL)
         except (TimeoutError, OSError, EOFError) as error:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import pytest
+from hosts import ROOT
 from machine import Machine
 from topology import Topology
-from tree import Tree
+from tree import LIBRARIES, NOT_SOURCE, UNITS, Tree
 
 from scentd.act.resources.systemd import SystemdResource
 
 INSIDE = """
 import json, sys
-sys.path[:0] = ["/root/scentd", "/opt/scentd-libraries"]
+sys.path[:0] = ["/opt/checkout", "/opt/scentd-libraries"]
 from pathlib import Path
 from scentd.act.actuator import Tally
 from scentd.act.resources.backend import BackendSetting
@@ -30,29 +32,52 @@ except Exception as error:
     said = type(error).__name__ + ": " + str(error)
 print(json.dumps([said, backend.observe()]))
 """
-UNITS = {
+TEMPLATES = {
     "good-b@": "[Service]\nExecStart=/bin/sleep 1000\n",
     "dies-b@": "[Service]\nExecStart=/bin/false\n",
     "hangs-b@": "[Service]\nType=notify\nExecStart=/bin/sleep 1000\n",
 }
 
 
+class Plain(Tree):
+    """With the checkout, not installed: what is tested is the back end, not the daemon."""
+
+    def install(self, root):
+        shutil.copytree(ROOT, root / "opt/checkout", ignore=shutil.ignore_patterns(*NOT_SOURCE))
+        (root / LIBRARIES[1:]).mkdir()
+
+
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory):
     directory = tmp_path_factory.mktemp("units")
-    with Tree(directory / "tree") as tree, Topology("un") as net:
-        with Machine(net.host("a"), directory / "machine", tree) as machine:
-            units = machine.root / "etc/systemd/system"
-            for name, text in UNITS.items():
-                (units / f"{name}.service").write_text(text)
-            (units / "masked-b@.service").symlink_to("/dev/null")
-            (machine.root / "root/inside.py").write_text(INSIDE)
-            machine.boot()
-            yield machine
+    with (
+        Plain(directory / "tree") as tree,
+        Topology("un") as net,
+        Machine(net.host("a"), directory / "machine", tree) as machine,
+    ):
+        units = machine.root / "etc/systemd/system"
+        for name, text in TEMPLATES.items():
+            (units / f"{name}.service").write_text(text)
+        (units / "masked-b@.service").symlink_to("/dev/null")
+        (units / "sandboxed.service").write_text(sandboxed())
+        (machine.root / "opt/inside.py").write_text(INSIDE)
+        machine.boot()
+        yield machine
+
+
+def sandboxed():
+    """The shipped unit's confinement around the back end alone."""
+    kept = [
+        line
+        for line in (UNITS / "scentd.service").read_text().splitlines()
+        if not re.match("Exec|Type|NotifyAccess|Watchdog|Restart(?!rict)|SuccessExit|After|Wants", line)
+    ]
+    run = "Type=oneshot\nExecStart=python3 -B /opt/inside.py good-{peer}@.service 2"
+    return "\n".join(kept).replace("[Service]", f"[Service]\n{run}")
 
 
 def ask(machine, kind, amount=-1):
-    said, amounts = json.loads(machine.out("python3", "/root/inside.py", f"{kind}-{{peer}}@.service", str(amount)))
+    said, amounts = json.loads(machine.out("python3", "/opt/inside.py", f"{kind}-{{peer}}@.service", str(amount)))
     return said, amounts["b"]
 
 
@@ -83,9 +108,20 @@ def test_instances_start_and_stop_and_those_of_others_count(machine):
 )
 def test_what_does_not_run_is_told(machine, kind, said):
     text, amount = ask(machine, kind, 1)
-    assert pytest.approx(0) == amount
+    assert amount == 0
 
     assert re.match(said, text), text
+
+
+@pytest.mark.netns
+@pytest.mark.alone
+def test_it_works_in_the_sandbox_of_the_shipped_unit(machine):
+    try:
+        machine.run("systemctl", "start", "sandboxed")
+        assert '["", {"b": 2.0}]' in machine.log("sandboxed")
+        assert machine.show("good-b@2", "ActiveState") == "active"
+    finally:
+        machine.run("systemctl", "stop", "good-b@1", "good-b@2")
 
 
 @pytest.mark.netns
@@ -93,7 +129,7 @@ def test_what_does_not_run_is_told(machine, kind, said):
 def test_without_a_bus(machine):
     machine.run("systemctl", "stop", "dbus.socket", "dbus.service")
     try:
-        done = machine.run("python3", "/root/inside.py", "good-{peer}@.service", "-1", check=False)
+        done = machine.run("python3", "/opt/inside.py", "good-{peer}@.service", "-1", check=False)
         assert "HostError: systemd: cannot reach D-Bus" in done.stderr
     finally:
         machine.run("systemctl", "start", "dbus.socket")
