@@ -61,7 +61,7 @@ def run(argv: Sequence[str], payload: bytes, timeout: float, user: str) -> int:
     return status
 
 
-def start(argv: Sequence[str], payload: bytes, user: str) -> subprocess.Popen[bytes]:
+def start(argv: Sequence[str], payload: bytes, user: str, errors: int = subprocess.STDOUT) -> subprocess.Popen[bytes]:
     """Start the program. Its standard input is a file in memory, so that no write can block while it runs."""
     identity = identity_of(user)
     stdin = os.memfd_create("scentd-decision")
@@ -72,7 +72,7 @@ def start(argv: Sequence[str], payload: bytes, user: str) -> subprocess.Popen[by
             argv,
             stdin=stdin,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=errors,
             env=ENVIRONMENT,
             cwd="/",
             start_new_session=True,
@@ -95,7 +95,7 @@ def identity_of(user: str) -> dict:
     return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
 
 
-def collect(process: subprocess.Popen[bytes], deadline: float) -> tuple[bytes, bool]:
+def collect(process: subprocess.Popen[bytes], deadline: float, most: int = OUTPUT_MAX) -> tuple[bytes, bool]:
     """Read the output until the program ends. Return the output's beginning, and whether the end came in time."""
     assert process.stdout is not None
     output = bytearray()
@@ -107,23 +107,23 @@ def collect(process: subprocess.Popen[bytes], deadline: float) -> tuple[bytes, b
             selector.register(ending, selectors.EVENT_READ)
             while (left := deadline - time.monotonic()) > 0:
                 ready = {key.fd for key, _ in selector.select(left)}
-                if stdout in ready and not drain(stdout, output):
+                if stdout in ready and not drain(stdout, output, most):
                     selector.unregister(stdout)
                 if ending in ready:
-                    drain(stdout, output)
+                    drain(stdout, output, most)
                     return bytes(output), True
         return bytes(output), False
     finally:
         os.close(ending)
 
 
-def drain(stdout: int, output: bytearray) -> bool:
+def drain(stdout: int, output: bytearray, most: int) -> bool:
     """Read the available output once; keep its beginning. False at the end of the output."""
     try:
         data = os.read(stdout, 65536)
     except BlockingIOError:
         return True
-    output += data[: OUTPUT_MAX - len(output)]
+    output += data[: most - len(output)]
     return bool(data)
 
 

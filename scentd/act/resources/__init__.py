@@ -6,6 +6,7 @@ from scentd.act.resources.backend import BackendType
 from scentd.act.resources.bandwidth import BandwidthBackend
 from scentd.act.resources.bandwidth_priority import BandwidthPriorityBackend
 from scentd.act.resources.cache import CacheBackend
+from scentd.act.resources.command import ProgramBackend
 from scentd.act.resources.monitor import MonitorBackend
 from scentd.act.resources.systemd import SystemdBackend
 
@@ -13,6 +14,7 @@ RESOURCES: dict[str, BackendType] = {
     "bandwidth": BandwidthBackend,
     "bandwidth_priority": BandwidthPriorityBackend,
     "cache": CacheBackend,
+    "command": ProgramBackend,
     "monitor": MonitorBackend,
     "systemd": SystemdBackend,
 }
