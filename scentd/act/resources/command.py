@@ -22,7 +22,7 @@ ERRORS_MAX = 4096  # bytes of stderr that are kept
 LOOK = 0.2  # seconds between two looks at whether the daemon stops
 
 
-class Answer(msgspec.Struct):
+class ReportedAmounts(msgspec.Struct):
     amounts: dict[str, float] = {}
 
 
@@ -61,7 +61,7 @@ class ProgramBackend(Backend[CommandResource]):
     def label(self) -> str:
         return f"resource {self.resource.name}: command {self.resource.argv[0]}"
 
-    def ask(self, question: dict[str, Any]) -> Answer:
+    def ask(self, question: dict[str, Any]) -> ReportedAmounts:
         self.setting.tally.add("resource_command_runs")
         try:
             return self.answer(msgspec.json.encode(question))
@@ -69,7 +69,7 @@ class ProgramBackend(Backend[CommandResource]):
             self.setting.tally.add("resource_command_failures")
             raise
 
-    def answer(self, question: bytes) -> Answer:
+    def answer(self, question: bytes) -> ReportedAmounts:
         errors = errors_file()
         try:
             status, output = self.run(question, errors)
@@ -81,7 +81,7 @@ class ProgramBackend(Backend[CommandResource]):
         if status != 0:
             raise Refused(f"{self.label}: status {status}: {reason}")
         try:
-            return msgspec.json.decode(output, type=Answer)
+            return msgspec.json.decode(output, type=ReportedAmounts)
         except msgspec.DecodeError as error:
             raise HostError(f'{self.label}: its answer is not {{"amounts": {{...}}}}: {error}') from None
 
