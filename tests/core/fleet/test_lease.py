@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scentd.core.fleet.lease import HOLD, TAKE, Lease, LeaseRecord
+from scentd.core.fleet.lease import HOLD, REPORTED_MAX, TAKE, TERM_MAX, Lease, LeaseRecord
 
 INTERVAL = 2.0
 
@@ -155,3 +155,34 @@ def test_there_is_never_more_than_one(moves):
 
 def test_the_active_one_stops_before_anybody_takes_it():
     assert HOLD < TAKE < 2
+
+
+def test_a_term_rises_above_what_receivers_have_had():
+    store, one = Store(), Lease("one", INTERVAL)
+    look(one, store, 0.0, 0.0, clock=10.0)
+    one.raise_term(5000)
+    look(one, store, 1.0, 1.0, clock=11.0)
+    assert one.term == 5001
+    assert one.may_act(1.0)
+    look(one, store, 2.0, 2.0, clock=12.0)
+    assert one.term == 5001
+
+
+def test_a_report_that_is_no_term_leaves_room_for_the_next_owners():
+    store, one = Store(), Lease("one", INTERVAL)
+    look(one, store, 0.0, 0.0, clock=10.0)
+    one.raise_term(TERM_MAX)
+    look(one, store, 1.0, 1.0, clock=11.0)
+    assert one.term == 10
+    one.raise_term(REPORTED_MAX)
+    look(one, store, 2.0, 2.0, clock=12.0)
+    assert one.term == REPORTED_MAX + 1
+
+
+def test_a_standby_begins_above_what_receivers_have_had():
+    store, one, other = Store(), Lease("one", INTERVAL), Lease("other", INTERVAL)
+    look(one, store, 0.0, 0.0, clock=10.0)
+    look(other, store, 0.1, 0.1, clock=10.0)
+    other.raise_term(5000)
+    look(other, store, 10.0, 10.0, clock=20.0)
+    assert other.term == 5001
