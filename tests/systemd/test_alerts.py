@@ -26,6 +26,7 @@ CASES = {
     "ScentdSourceNotFresh": ('scentd_source_state{network="acme",source="cpu",state="failing"}', "1x40", "0x40"),
     "ScentdBusLost": ("scentd_bus_connected", "0x40", "1x40"),
     "ScentdNoActiveProfiler": ('scentd_bus_active{instance="p1"}', "0x40", "1x40"),
+    "ScentdNoActiveAllocator": ('scentd_bus_allocator_active{instance="a1"}', "0x40", "1x40"),
     "ScentdPeerRejected": ('scentd_peer_rejected_total{peer="b",reason="stale"}', "0+9x40", "7x40"),
     "ScentdPeerAbsent": ('scentd_peer_absent_total{peer="b",treatment="drop"}', "0+9x40", "7x40"),
     "ScentdPeerUnstamped": ('scentd_peer_unstamped_total{peer="b",reason="no-room"}', "0+9x40", "7x40"),
