@@ -30,7 +30,7 @@ class BuildPy(build_py):
             raise SystemExit("error: the BPF objects were not made; the line of make above says why")
         super().run()
         if not self.editable_mode:
-            for path in sorted(FILES.iterdir()):
-                target = str(Path(self.build_lib) / "scentd" / "files" / path.name)
+            for path in sorted(path for path in FILES.rglob("*") if path.is_file()):
+                target = str(Path(self.build_lib) / "scentd" / "files" / path.relative_to(FILES))
                 self.mkpath(str(Path(target).parent))
                 self.copy_file(str(path), target)

@@ -62,7 +62,7 @@ class OneHost:
         self.bus.subscribe(DesiredAmounts, self.wanted.append)
         self.bus.subscribe(Notice, self.notices.append)
         self.allocator = AllocatorRole(config, self.bus)
-        self.resources = ResourceRole(config, self.bus)
+        self.resources = ResourceRole(config, self.bus, lambda _: ())
         self.fleet = FleetRole(config.bus, identity, self.bus, ProfilerRole(self.bus), self.allocator)
         self.ticks = None
 
@@ -128,7 +128,7 @@ class Fleet:
             "key_file": "k",
             "host": [{"name": n, "public_key": str(i.public), "duties": duties} for n, i, duties in others],
         }
-        daemon = {"state_dir": state, "decision_log": f"{state}.log"}
+        daemon = {"state_dir": state}
         return config_from({"daemon": daemon, "peer": [PEER], "bus": bus, **more})
 
     def resource(self, **more):
