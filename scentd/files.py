@@ -20,6 +20,8 @@ WHAT = {
     "fail2ban-scentd.conf": "an action of fail2ban that reports each ban",
     "nats-server.conf": "a NATS server for a fleet: TLS, and what each host may say and hear",
     "suricata-disable.conf": "rules of Suricata's decoder that alert on every scent",
+    "resources.md": "what policies may give: amounts, and each kind of resource",
+    "policies": "policies for each decision, to be included",
     "README.md": "operations: commands, procedures, alerts, what a policy may ask",
 }
 

@@ -8,6 +8,7 @@ from scentd.act.resources.bandwidth_priority import BandwidthPriorityBackend
 from scentd.act.resources.cache import CacheBackend
 from scentd.act.resources.command import ProgramBackend
 from scentd.act.resources.monitor import MonitorBackend
+from scentd.act.resources.postgres import PostgresBackend
 from scentd.act.resources.systemd import SystemdBackend
 
 RESOURCES: dict[str, BackendType] = {
@@ -16,5 +17,6 @@ RESOURCES: dict[str, BackendType] = {
     "cache": CacheBackend,
     "command": ProgramBackend,
     "monitor": MonitorBackend,
+    "postgres": PostgresBackend,
     "systemd": SystemdBackend,
 }
