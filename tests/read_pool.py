@@ -56,7 +56,7 @@ class Primary:
         self.passfile.chmod(0o600)
         shutil.chown(self.passfile, USER, USER)
         self.start()
-        self.sql(f"CREATE ROLE {ROLE} LOGIN REPLICATION PASSWORD '{PASSWORD}'")
+        self.sql(f"CREATE ROLE {ROLE} LOGIN REPLICATION PASSWORD '{PASSWORD}' IN ROLE pg_read_all_stats")
 
     def as_user(self, program, *arguments):
         setpriv = ("setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups")

@@ -75,6 +75,9 @@ class PostgresServer:
     # -- of the primary -------------------------------------------------------
 
     def slots(self, prefix: str) -> dict[str, SlotState]:
+        if not self.rows("SELECT pg_has_role(current_user, 'pg_read_all_stats', 'USAGE')")[0][0]:
+            user = self._connection.info.user
+            raise Refused(f"{self._where}: cannot see who streams: write `GRANT pg_read_all_stats TO {user}` there")
         found = self.rows(
             "SELECT s.slot_name, s.active, coalesce(r.state = 'streaming', false) FROM pg_replication_slots s "
             "LEFT JOIN pg_stat_replication r ON r.pid = s.active_pid "
@@ -123,23 +126,17 @@ def connection_to(where: str, conninfo: str, secret: bytes, timeout: float, **pa
     from psycopg.conninfo import conninfo_to_dict
 
     limits = {"connect_timeout": max(2, round(timeout)), "tcp_user_timeout": round(timeout * 1000)}
-    options = f"-c statement_timeout={STATEMENT_TIMEOUT} -c lc_messages=C"
+    told = {**conninfo_to_dict(conninfo), **parts}
+    names = str(told.get("user", "")), str(told.get("dbname", "postgres"))
+    options = f"-c statement_timeout={STATEMENT_TIMEOUT}"
     memory = os.memfd_create("scentd-passfile")
     try:
         os.fchmod(memory, 0o600)  # libpq ignores a file that others may read
         os.write(memory, secret)
         # Without an encoding a server with SQL_ASCII answers bytes.
         defaults = {"dbname": "postgres", "application_name": "scentd", "client_encoding": "UTF8"}
-        told = {**defaults, **limits, **conninfo_to_dict(conninfo), "passfile": f"/proc/self/fd/{memory}", **parts}
-        names = str(told.get("user", "")), str(told["dbname"])
-        try:
-            connection = psycopg.connect(**told, options=options, autocommit=True)
-        except psycopg.OperationalError as error:
-            # lc_messages is a superuser's: without it the server speaks its own language, and says more.
-            if "lc_messages" not in str(error):
-                raise error_of(where, str(error), *names) from None
-            connection = psycopg.connect(**told, options=options.rpartition(" -c ")[0], autocommit=True)
-        with connection:
+        told = {**defaults, **limits, **told, "passfile": f"/proc/self/fd/{memory}"}
+        with psycopg.connect(**told, options=options, autocommit=True) as connection:
             yield PostgresServer(where, connection)
     except psycopg.Error as error:
         raise error_of(where, str(error), *names) from None
