@@ -16,7 +16,7 @@ from scentd.act.resources.postgres_section import PostgresResource
 
 USER = "postgres"
 ROLE, PASSWORD = "scent", "not-a-secret"
-SECONDS = 60.0
+SECONDS = 15.0
 
 
 def until(condition, seconds=SECONDS):

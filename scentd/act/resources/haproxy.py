@@ -17,7 +17,7 @@ from scentd.errors import HostError
 ANSWER_MAX = 4_000_000  # bytes; a pool of thousands of servers answers with some hundred kilobytes
 RUNS = "2"  # srv_op_state: the server is up
 MAINTENANCE = 1  # the bit of srv_admin_state that the runtime API sets
-READY = "0"  # srv_admin_state: neither drained nor in maintenance
+BY_FILE = 4  # the bit that only says that haproxy.cfg has it `disabled`; it stays when the server is ready
 WAY_OUT = {
     "permission denied": "write `stats socket PATH mode 600 level admin` into haproxy.cfg",
     "no such backend": "name a backend of haproxy.cfg in `pool`",
@@ -50,8 +50,9 @@ class HaproxyPool:
         for row in csv.DictReader(io.StringIO(text), delimiter=" "):
             name, number = row["srv_name"], row["srv_name"].removeprefix(self._prefix)
             if name.startswith(self._prefix) and number.isdecimal():
-                serves = row["srv_admin_state"] == READY and row["srv_op_state"] == RUNS
-                idle = bool(int(row["srv_admin_state"]) & MAINTENANCE)
+                state = int(row["srv_admin_state"])
+                serves = not state & ~BY_FILE and row["srv_op_state"] == RUNS
+                idle = bool(state & MAINTENANCE)
                 found[int(number)] = PoolServer(row["srv_addr"], int(row["srv_port"]), idle, serves)
         if not found:
             raise self._refusal("no such server", f"{self._prefix}1")
