@@ -22,6 +22,7 @@ from scentd.act.resources.postgres_section import PostgresResource
 from scentd.errors import HostError
 
 HALF = 0.5
+START_AGAIN = 1.0  # seconds: what a kill has left of the server before keeps its files locked for a moment
 LOOK = 0.03  # seconds between two looks while something is waited for
 
 
@@ -235,7 +236,7 @@ class PeerReplicas:
     def _start(self, replica: ReplicaFiles, major: int) -> None:
         """Start it, and wait until it streams and is less late than max_lag."""
         self._host.start(self._tools(major), replica, self._section.stop_timeout)
-        deadline = time.monotonic() + self._section.join_timeout
+        deadline, again = time.monotonic() + self._section.join_timeout, time.monotonic() + START_AGAIN
         with self._primary() as primary:
             position, seen = primary.position(), time.monotonic()
             while why := self._why_behind(replica, primary, position):
@@ -245,6 +246,9 @@ class PeerReplicas:
                         f"{self._name}: replica {replica.number} {why}, {self._section.join_timeout:g} s "
                         f"(join_timeout) after its start; it is taken away. {log}"
                     )
+                if why.startswith("does not answer") and time.monotonic() > again:
+                    self._host.start(self._tools(major), replica, self._section.stop_timeout)
+                    again = time.monotonic() + START_AGAIN
                 if time.monotonic() - seen > self._section.max_lag:
                     position, seen = primary.position(), time.monotonic()
                 self._wait(LOOK)
