@@ -44,7 +44,7 @@ class Primary:
         self.hba_text = "\n".join(
             f"host {name} {ROLE} 127.0.0.1/32 scram-sha-256" for name in ("postgres", "replication")
         )
-        self.hba_text += "\nlocal all postgres trust\n"
+        self.hba_text += "\nlocal all postgres trust\nlocal replication postgres trust\n"
         self.hba.write_text(self.hba_text)
         lines = (
             f"port={self.port}\nunix_socket_directories='{self.directory}'\nmax_connections=50\nmax_wal_senders=20\n"

@@ -3,10 +3,11 @@
 import os
 import signal
 import subprocess
+import threading
 from contextlib import closing
 
 import pytest
-from read_pool import ROLE, USER, ReadPool
+from read_pool import ROLE, USER, ReadPool, until
 
 from scentd.act.resources.backend import Refused
 from scentd.errors import HostError
@@ -100,3 +101,41 @@ def test_a_replica_that_never_catches_up_is_taken_away(pool, reads):
     with pytest.raises(HostError, match="join_timeout"):
         never.change("left", 1)
     assert pool.clean()
+
+
+def begun(pool):
+    return any(name.endswith(".new") for name in pool.directories())
+
+
+def test_a_primary_that_dies_during_a_base_backup(pool, reads):
+    errors = []
+
+    def change():
+        try:
+            reads.change("left", 1)
+        except HostError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    until(lambda: begun(pool))
+    pool.primary.stop(signal.SIGQUIT)
+    thread.join(60)
+    pool.primary.start()
+    assert errors
+    assert not pool.directories()
+    reads.change("left", 1)
+    assert reads.observe() == {"left": 1.0}
+
+
+def test_a_kill_during_a_base_backup_is_healed(pool, reads):
+    pid = os.fork()
+    if not pid:
+        pool.backend().change("left", 1)
+        os._exit(0)
+    until(lambda: begun(pool))
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert reads.observe() == {"left": 0.5}
+    reads.change("left", 1)
+    assert reads.observe() == {"left": 1.0}
