@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What scentd costs here: `bench dataplane`, `nfqueue`, `interfaces`, `fleet` (root), `bench profiles`. See --help."""
+"""What scentd costs: `bench dataplane`, `nfqueue`, `interfaces`, `fleet` (root), `profiles`, `allocator`. See --help."""
 
 import argparse
 import json
@@ -7,11 +7,18 @@ import signal
 import sys
 from typing import Any
 
-from benchmarks import dataplane, fleet, interfaces, nfqueue, plot, profiles
+from benchmarks import allocator, dataplane, fleet, interfaces, nfqueue, plot, profiles
 from benchmarks.lab import LabError
 from scentd.errors import HostError
 
-SUITES = {"dataplane": dataplane, "nfqueue": nfqueue, "interfaces": interfaces, "fleet": fleet, "profiles": profiles}
+SUITES = {
+    "dataplane": dataplane,
+    "nfqueue": nfqueue,
+    "interfaces": interfaces,
+    "fleet": fleet,
+    "profiles": profiles,
+    "allocator": allocator,
+}
 
 
 def parsed() -> argparse.Namespace:
@@ -24,6 +31,8 @@ def parsed() -> argparse.Namespace:
         sub.add_argument("--json", action="store_true", help="end with one line of JSON that holds every row")
         sub.add_argument("--quick", action="store_true", help="one very short round: does it work, not how fast it is")
         sub.add_argument("--rounds", type=int, help=f"repetitions of each measurement (default: {suite.ROUNDS})")
+        if suite is allocator:
+            sub.add_argument("--traces", metavar="DIR", default="", help="with multi/smd_machine-*.csv.gz, for levels")
         if suite is dataplane:
             kinds = ", ".join(dataplane.KINDS)
             sub.add_argument("--kinds", metavar="A,B", type=listed, help=f"only these (default: {kinds})")
@@ -41,6 +50,8 @@ def listed(text: str) -> list[str]:
 def measured(args: argparse.Namespace) -> dict[str, Any]:
     suite = SUITES[args.suite]
     rounds = args.rounds or (1 if args.quick else suite.ROUNDS)
+    if suite is allocator:
+        return allocator.run(rounds, args.quick, args.traces)
     if suite is not dataplane:
         return suite.run(rounds, args.quick)
     if args.plot:

@@ -23,7 +23,6 @@ class PostgresResource(Resource, tag_field="kind", tag="postgres", kw_only=True)
     unit: ClassVar[str] = "replicas"
 
     provide: Seconds = 10.0
-    take_back: Seconds = 1.0
     conninfo: str  # the primary, as libpq writes it; no password
     passfile: str = ""  # the password, as in .pgpass; mode 0600, of `user`
     directory: str  # where the replicas' files are
