@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What scentd costs: `bench dataplane`, `nfqueue`, `interfaces`, `fleet` (root), `profiles`, `allocator`; see --help."""
+"""What scentd costs: `bench dataplane`, `nfqueue`, `interfaces`, `fleet` (root), `profiles`, `allocator`. --help."""
 
 import argparse
 import json
