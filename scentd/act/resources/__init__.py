@@ -7,6 +7,7 @@ from scentd.act.resources.bandwidth import BandwidthBackend
 from scentd.act.resources.bandwidth_priority import BandwidthPriorityBackend
 from scentd.act.resources.cache import CacheBackend
 from scentd.act.resources.command import ProgramBackend
+from scentd.act.resources.kubernetes import KubernetesBackend
 from scentd.act.resources.monitor import MonitorBackend
 from scentd.act.resources.postgres import PostgresBackend
 from scentd.act.resources.systemd import SystemdBackend
@@ -16,6 +17,7 @@ RESOURCES: dict[str, BackendType] = {
     "bandwidth_priority": BandwidthPriorityBackend,
     "cache": CacheBackend,
     "command": ProgramBackend,
+    "kubernetes": KubernetesBackend,
     "monitor": MonitorBackend,
     "postgres": PostgresBackend,
     "systemd": SystemdBackend,
