@@ -141,7 +141,9 @@ class AllocatorRole:
         self._decider.ask_again()
         for (_, peer), entry in self.amounts.entries():
             if entry.changed_by:
-                self._decider.pause(entry.changed_by, peer, entry.changed_at)
+                view = self._views.get(peer)
+                epoch = view.profile.epoch if view is not None and view.received_at <= entry.changed_at else None
+                self._decider.fired_elsewhere(entry.changed_by, peer, entry.changed_at, epoch)
         self._look_at(self._views.values(), time.time())
 
     def tick(self) -> None:

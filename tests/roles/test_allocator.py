@@ -11,7 +11,7 @@ from scentd.act import providers, resources
 from scentd.bus.local import LocalBus
 from scentd.errors import HostError
 from scentd.kinds import config_from
-from scentd.model import Applied, Notice, Profile, View, Views
+from scentd.model import Applied, Notice, Observed, PriorWish, Profile, View, Views
 from scentd.roles.allocation_status import allocation_status, explanation
 from scentd.roles.allocator import AllocatorRole
 from scentd.roles.resources import ResourceRole
@@ -240,5 +240,41 @@ def test_a_policy_that_fails_stops_nothing(run, monkeypatch):
         monkeypatch.setitem(resources.RESOURCES, "files", FilesBackend)
         running.see(0.9, 105)
         await running.until(lambda: running.files() == 1)
+
+    run(body)
+
+
+def test_an_allocator_that_does_not_decide_follows_and_then_looks_at_all(run):
+    async def body(start):
+        running = await start(policies=[UP])
+        allowed = []
+        running.allocator.gate = lambda: bool(allowed)
+        running.see(0.9, 100)
+        await running.until(lambda: running.allocator.amounts.entry("files", "a").observed == 0)
+        await asyncio.sleep(0.3)
+        assert (running.decisions(), running.files()) == ([], 0)
+        allowed.append(True)
+        running.allocator.take_over()
+        await running.until(lambda: running.files() == 1)
+
+    run(body)
+
+
+def test_who_decides_again_asks_again_at_the_next_statement(run):
+    async def body(start):
+        fixed = {**UP, "do": {"kind": "amount", "resource": "files", "to": 3}}
+        running = await start(policies=[fixed])
+        allowed = [True]
+        running.allocator.gate = lambda: bool(allowed)
+        running.see(0.9, 100)
+        await running.until(lambda: running.files() == 3)
+        allowed.clear()
+        running.bus.publish(Observed("files", {"a": 1.0}, (), {"a": PriorWish(1.0, policy="up", since=time.time())}))
+        assert running.allocator.amounts.entry("files", "a").desired == 1
+        allowed.append(True)
+        running.allocator.take_over()
+        await running.until(lambda: running.files() == 1)
+        running.see(0.9, 105)
+        await running.until(lambda: running.files() == 3)
 
     run(body)

@@ -191,12 +191,14 @@ class Decider:
             if state.fired_at is not None:
                 self._fired_at.setdefault(key, state.fired_at)
 
-    def pause(self, policy: str, peer: str, fired_at: float) -> None:
-        """The policy has fired for this peer at another allocator: its cooldown runs from then."""
+    def fired_elsewhere(self, policy: str, peer: str, at: float, epoch: int | None) -> None:
+        """The policy has fired for this peer at another allocator: its cooldown runs from then, and it does not fire
+        again for this epoch; None: there is a newer one.
+        """
         key = policy, peer
-        if policy in self._counts and fired_at > self._fired_at.get(key, 0.0):
-            self._fired_at[key] = fired_at
-            self._states[key] = replace(self._states.get(key, PolicyState()), fired_at=fired_at)
+        if policy in self._counts and at > self._fired_at.get(key, 0.0):
+            self._fired_at[key] = at
+            self._states[key] = replace(self._states.get(key, PolicyState()), fired_at=at, fired_epoch=epoch)
 
     def ask_again(self) -> None:
         """What policies have asked for is forgotten: those that hold ask for it at the next epoch."""

@@ -8,6 +8,7 @@ from scentd.config.budget import Budget
 from scentd.config.resource import Resource
 from scentd.core.allocate.amounts import PAUSE, Amounts
 from scentd.core.allocate.entry import Wish
+from scentd.model import PriorWish
 
 
 class Rate(Resource, tag_field="kind", tag="rate"):
@@ -249,3 +250,52 @@ def test_what_was_decided_survives_and_bounds_are_kept():
     assert again.take_changes() == {"r": {"a": 6.0}}
     assert settled(again, 12.0) == 5.0, "the policy that wanted 8 is gone"
     assert again.take_unsaved().keys() == {("r", "a")}
+
+
+def test_what_a_host_was_told_counts_for_more_than_what_there_is():
+    amounts = Amounts([Resource(name="r", minimum=0.0, maximum=10.0)], [], ["a", "b"])
+    amounts.observe("r", {"a": 1.0, "b": 2.0}, (), 0.0, {"a": PriorWish(6.0, policy="p", since=50.0)})
+    assert (desired(amounts), desired(amounts, "b")) == (6.0, 2.0)
+    entry = amounts.entry("r", "a")
+    assert (entry.changed_by, entry.changed_at, entry.grown_at) == ("p", 50.0, 50.0)
+
+
+def test_who_follows_has_what_the_other_wants_and_no_wishes():
+    amounts = made(observed=2.0)
+    wish(amounts, "grow", 9.0)
+    amounts.follow("r", {"a": 3.0}, {"a": PriorWish(4.0)})
+    assert settled(amounts) == 4.0
+    amounts.follow("r", {"a": 5.0}, {})
+    assert settled(amounts) == 5.0
+    amounts.follow("other", {"a": 5.0}, {})
+
+
+def test_a_wish_of_the_other_ends_at_its_time():
+    amounts = made(observed=2.0, normal=1.0)
+    amounts.purposes = {"cut": "safety"}
+    amounts.follow("r", {"a": 0.0}, {"a": PriorWish(0.0, 2000.0, "cut", 900.0)})
+    wish(amounts, "grow", 9.0)
+    assert settled(amounts, 1999.0) == 0.0, "safety before all"
+    amounts.withdraw("grow", "r", "a")
+    assert settled(amounts, 2001.0) == 1.0
+
+
+def test_which_wishes_stand_for_longer():
+    amounts = made(observed=2.0)
+    wish(amounts, "p", 5.0)
+    amounts.settle(1000.0)
+    assert amounts.take_renewed() == set()
+    wish(amounts, "q", 6.0, until=2000.0)
+    amounts.settle(1000.0)
+    wish(amounts, "q", 6.0, until=2005.0)
+    amounts.settle(1005.0)
+    assert amounts.take_renewed() == {("r", "a")}
+    assert amounts.take_renewed() == set()
+
+
+def test_what_is_begun_anew_is_taken_over_as_at_first():
+    amounts = made(observed=2.0)
+    wish(amounts, "p", 5.0)
+    amounts.begin_anew(["r"])
+    amounts.observe("r", {"a": 7.0}, (), 0.0)
+    assert settled(amounts) == 7.0

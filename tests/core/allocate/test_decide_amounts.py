@@ -1,9 +1,12 @@
 """Policies that ask for amounts, when policies are looked at again, and what a restart knows."""
 
+from ipaddress import ip_network
+
 import pytest
-from allocating import amounts_of, decider_of, fires, outcome, policy, profile, view
+from allocating import COMMAND, amounts_of, decider_of, fires, outcome, policy, profile, view
 
 from scentd.core.allocate.actions.amount import AmountAction
+from scentd.core.allocate.actions.quarantine import QuarantineAction
 
 WIDEN = AmountAction(resource="rate", by=10)
 
@@ -111,3 +114,34 @@ def test_states_survive_a_restart():
     later = view(profile(105, cpu=0.9), at=5.0)
     assert outcome(again, later, 5.0) == "cooling"
     assert [s.true_now for s in again.standings()] == [1]
+
+
+def test_what_several_allocators_do_each_for_itself_is_what_it_keeps_on_its_host():
+    kept = policy(name="kept", do=QuarantineAction(target="network"))
+    decider = decider_of([policy(do=WIDEN), policy(name="told", do=COMMAND), kept])
+    seen = view(prefixes=(ip_network("10.0.0.0/24"),))
+    assert [f.policy.name for f in decider.decide(seen, 0.0, only_here=True)] == ["kept"]
+    assert [f.policy.name for f in decider.decide(seen, 0.0)] == ["p", "told"]
+
+
+def test_who_decides_again_asks_again():
+    decider = decider_of([policy(do=AmountAction(resource="rate", to=25.0))])
+    assert fires(decider, view(), 0.0)
+    decider.ask_again()
+    assert [f.asked for f in decider.decide(view(), 1.0)] == [25.0]
+    assert not fires(decider, view(), 2.0)
+
+
+def test_what_another_allocator_has_fired_is_not_fired_again_for_the_statement():
+    decider = decider_of([policy(do=WIDEN)])
+    decider.fired_elsewhere("p", "a", 1.0, 100)
+    assert not fires(decider, view(), 2.0)
+    assert fires(decider, view(profile(105, cpu=0.9), at=5.0), 5.0)
+    decider.fired_elsewhere("gone", "a", 1.0, 100)
+
+
+def test_a_cooldown_runs_on_at_another_allocator():
+    decider = decider_of([policy(do=WIDEN, cooldown=60.0)])
+    decider.fired_elsewhere("p", "a", 10.0, None)
+    assert outcome(decider, view(at=20.0), 20.0) == "cooling"
+    assert fires(decider, view(profile(160, cpu=0.9), at=70.0), 70.0)

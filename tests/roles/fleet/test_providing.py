@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from ipaddress import ip_network
 
 import pytest
 from act.filing import FilesBackend
@@ -12,7 +13,7 @@ from scentd.act import providers, resources
 from scentd.bus.local import LocalBus
 from scentd.core.pairs import Pairs
 from scentd.kinds import config_from
-from scentd.model import DesiredAmounts, Notice, Profile, View, Views
+from scentd.model import Barred, DesiredAmounts, Notice, Profile, View, Views
 from scentd.roles.allocator import AllocatorRole
 from scentd.roles.fleet import allocating
 from scentd.roles.fleet.fleet import FleetRole
@@ -140,7 +141,7 @@ class Fleet:
         return OneHost(self.directory, "db", self.config("db", "db", others, resource=self.resource(**more)))
 
     def alloc(self, own, policies=(UP, CUT), **more):
-        others = [("db", DB, ["provide", "verify"])]
+        others = [("db", DB, ["provide", "verify"])]  # it tells of quarantines, too
         sections = {"resource": self.resource(host="db", **more), "policy": list(policies)}
         return OneHost(self.directory, own, self.config(own, "alloc", others, **sections))
 
@@ -311,5 +312,44 @@ def test_a_host_takes_what_it_offers_within_its_own_bounds(run):
         await until(lambda: db.files() == 2, "no more than this host gives")
         assert db.fleet.counters["clamped"] >= 1
         assert one.entry().desired == 5
+
+    run(body)
+
+
+def test_whom_a_verifier_has_cut_off_people_at_the_allocator_are_told(run, caplog):
+    caplog.set_level("INFO")
+
+    async def body(fleet, start):
+        db, one = fleet.provider(), fleet.alloc("one")
+        await start(db, one)
+        await until(lambda: one.active, "active")
+        told = lambda: [n.fields for n in one.notices if n.event == "quarantined"]  # noqa: E731
+        db.bus.publish(Barred({ip_network("10.1.2.3/32"): time.time() + 60}))
+        await until(lambda: told() == [{"host": "db", "sender": "10.1.2.3", "begins": True}], "it begins")
+        db.bus.publish(Barred({}))
+        await until(lambda: len(told()) == 2, "it ends")
+        assert "10.1.2.3 is quarantined on db" in caplog.text
+        assert "10.1.2.3 is no longer quarantined on db" in caplog.text
+
+    run(body)
+
+
+def test_two_allocators_that_share_no_lease_do_not_both_decide(run, tmp_path):
+    """Each has a bucket of its own, as after a mistake: the one with the older term yields, and says so."""
+
+    async def body(fleet, start):
+        db, one = fleet.provider(), fleet.alloc("one")
+        await start(db, one)
+        await until(lambda: one.active and db.fleet.status().providing.terms, "active")
+        other = fleet.alloc("other")
+        other.fleet._allocation_keeper._key = "allocate/elsewhere"
+        await asyncio.sleep(1.1)  # a term is a second
+        await start(other)
+        await until(lambda: one.fleet.counters["second_allocator"], "the older one hears of it")
+        assert not one.active
+        term = other.fleet.status().allocation_lease.term
+        await until(lambda: db.fleet.status().providing.terms["alloc"] == term, "the host goes by the newer one")
+        await asyncio.sleep(3.0)
+        assert db.fleet.status().providing.terms["alloc"] == term
 
     run(body)
