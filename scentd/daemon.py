@@ -312,6 +312,10 @@ class Daemon:
             return {"error": f"network {request.network}: no profile of it has been made here; {way_out}"}
         return explanation
 
+    def _why_not(self, resource: str, peer: str) -> str:
+        elsewhere = self._fleet.why_not(resource, peer) if self._fleet is not None else ""
+        return elsewhere or self._resources.why_not(resource, peer)
+
     def status(self, limit: int) -> Status:
         """The whole state; at most `limit` entries of each list that grows with the configuration, 0: all."""
         now, counters, received = time.time(), self._paths.counters(), self._verifier.counters
@@ -336,7 +340,7 @@ class Daemon:
             lambda t: (sum(t.rejected.values()) + sum(t.absent.values()), sum(t.unstamped.values()), t.accepted),
         )
         allocation, more_resources, more_policies = allocation_status(
-            self._allocator, self.config, self._resources.why_not, limit
+            self._allocator, self.config, self._why_not, limit
         )
         datapath, offload = self._paths.status()
         return Status(

@@ -52,6 +52,7 @@ class Amounts:
         self._changes: dict[str, dict[str, float]] = {}
         self._due: list[tuple[float, Key]] = []
         self._unsaved: set[Key] = set()
+        self._followed: dict[Key, PriorWish] = {}  # since this allocator has decided last
         self._renewed: set[Key] = set()  # whose wish with a timeout stands for longer now
         self.purposes: Mapping[str, Purpose | None] = {}  # of policies, for wishes of another allocator
         self.held: frozenset[str] = frozenset()  # names of resources and peers, or "*", that `scentd hold` holds
@@ -133,8 +134,11 @@ class Amounts:
             return
         for peer, entry in self._entries[resource].items():
             entry.observed = amounts.get(peer, 0.0)
-            entry.wishes, entry.timed = {}, False
-            self._take_over(section, peer, entry, wanted.get(peer) or PriorWish(amounts.get(peer, section.usual)))
+            prior = wanted.get(peer) or PriorWish(amounts.get(peer, section.usual))
+            if self._followed.get((resource, peer)) != prior:
+                self._followed[resource, peer] = prior
+                entry.wishes, entry.timed = {}, False
+                self._take_over(section, peer, entry, prior)
 
     def begin_anew(self, resources: Iterable[str]) -> None:
         """Forget what was wanted of these: what is observed next is taken over."""
@@ -193,6 +197,7 @@ class Amounts:
 
         Without `share_all` a budget that is short waits: to share it anew takes a while if it has many members.
         """
+        self._followed.clear()
         while self._due and self._due[0][0] <= now:
             at, key = heapq.heappop(self._due)
             entry = self._entry(*key)

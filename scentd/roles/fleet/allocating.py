@@ -185,6 +185,7 @@ class ProvidedTaker:
         self._twins = twins
         self._resources: dict[str, list[str]] = {}  # by host
         self._rounds: dict[str, Rounds] = {}  # by host
+        self._failures: dict[tuple[str, str], str] = {}  # by resource and peer
 
     @property
     def subject(self) -> str:
@@ -209,9 +210,17 @@ class ProvidedTaker:
         self._compare_terms(part)
         for applied in part.applied:
             if applied.resource in own:
+                self._failures[applied.resource, applied.peer] = applied.failure
                 self._publish(applied)
         for seen in observations(self._rounds.setdefault(host.name, Rounds()).add(part), own):
             self._publish(seen)
+
+    def why_not(self, resource: str, peer: str) -> str:
+        """Why another host does not give the peer what is wanted; empty if it does, or the resource is of this host."""
+        host = next((name for name, own in self._resources.items() if resource in own), "")
+        if host in self._post.hosts and host not in self._rounds:
+            return f"{host} has said nothing of it yet"
+        return self._failures.get((resource, peer), "")
 
     def _compare_terms(self, part: ProvidedPart) -> None:
         """The own term must be above what a host has had, unless somebody is there who has that one."""

@@ -150,6 +150,10 @@ class FleetRole:
     def _may_issue(self, network: str) -> bool:
         return network not in self._leased or self._lease.may_act(steady())
 
+    def why_not(self, resource: str, peer: str) -> str:
+        """Why another host does not give the peer what is wanted of a resource that it has."""
+        return self._provided_taker.why_not(resource, peer)
+
     def _may_decide(self) -> bool:
         return not self._allocates or self._allocation_lease.may_act(steady())
 

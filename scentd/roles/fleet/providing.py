@@ -41,6 +41,7 @@ class DesiredTaker:
         self._publish = publish
         self._keeper: DesiredKeeper | None = None
         self._offered: list[str] = []
+        self._told: set[tuple[str, str]] = set()  # allocators and resources that are not offered to them
         self._changes: dict[str, dict[str, float]] = {}
         self._new = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -56,6 +57,7 @@ class DesiredTaker:
     def configure(self, config: Config) -> None:
         resources = offered(config)
         self._offered = [r.name for r in resources]
+        self._told.clear()
         self.state.configure(resources, [p.name for p in config.peer])
         if self._offered and self._keeper is None:
             self._keeper = DesiredKeeper(config.daemon.state_dir)
@@ -111,7 +113,8 @@ class DesiredTaker:
         why_not = "wrong_clock" if late else self.state.why_not(allocator, part, steady())
         if why_not:
             self._post.counters[why_not] += 1
-            if why_not == "unknown_resource":
+            if why_not == "unknown_resource" and (allocator, part.resource) not in self._told:
+                self._told.add((allocator, part.resource))
                 log.warning("bus: %s wants amounts of %s, which this host does not offer", allocator, part.resource)
             return
         changes, odd = self.state.take(allocator, part, steady(), time.time())
@@ -190,6 +193,8 @@ class ProvidedSender:
 
     def _send(self) -> None:
         self._gathers = False
+        if not self._to:
+            return
         self._wait(BEAT)
         if not self._nats.connected:
             return  # what is untold is told later

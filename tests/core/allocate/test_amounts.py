@@ -299,3 +299,16 @@ def test_what_is_begun_anew_is_taken_over_as_at_first():
     amounts.begin_anew(["r"])
     amounts.observe("r", {"a": 7.0}, (), 0.0)
     assert settled(amounts) == 7.0
+
+
+def test_what_is_followed_is_taken_once_and_again_after_this_one_has_decided():
+    amounts = made(observed=2.0)
+    amounts.follow("r", {"a": 3.0}, {"a": PriorWish(4.0)})
+    amounts.take_unsaved()
+    amounts.follow("r", {"a": 3.5}, {"a": PriorWish(4.0)})
+    assert (amounts.take_unsaved(), amounts.entry("r", "a").observed) == ({}, 3.5)
+    amounts.observe("r", {"a": 4.0}, (), 1000.0)
+    wish(amounts, "grow", 9.0)
+    assert settled(amounts) == 9.0
+    amounts.follow("r", {"a": 4.0}, {"a": PriorWish(4.0)})
+    assert settled(amounts) == 4.0

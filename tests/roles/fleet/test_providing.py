@@ -353,3 +353,18 @@ def test_two_allocators_that_share_no_lease_do_not_both_decide(run, tmp_path):
         assert db.fleet.status().providing.terms["alloc"] == term
 
     run(body)
+
+
+def test_what_another_host_cannot_give_is_said_here(run):
+    async def body(fleet, start):
+        db, one = fleet.provider(), fleet.alloc("one")
+        await start(one)
+        assert one.fleet.why_not("files", "acme") == "db has said nothing of it yet"
+        (fleet.directory / "files" / "refuse").touch()
+        await start(db)
+        await until(lambda: one.active and one.entry().desired is not None, "active")
+        assert one.fleet.why_not("files", "acme") == ""
+        one.see(0.9, 100)
+        await until(lambda: one.fleet.why_not("files", "acme") == "refuse: remove it", "what to mend")
+
+    run(body)
