@@ -159,10 +159,9 @@ class KubernetesBackend(Backend[KubernetesResource]):
             raise HostError(f"resource {r.name}: token_file {r.token_file}: {error.strerror}") from None
         if not Path(r.ca_file).is_file():
             raise HostError(f"resource {r.name}: ca_file {r.ca_file}: is not there; it is the cluster's CA")
-        settings = Configuration(host=r.server.rstrip("/"))
-        settings.ssl_ca_cert = r.ca_file
-        settings.api_key = {"authorization": f"Bearer {token}"}
-        settings.retries = False
+        settings = Configuration(
+            host=r.server.rstrip("/"), api_key={"authorization": f"Bearer {token}"}, ssl_ca_cert=r.ca_file, retries=0
+        )
         with ApiClient(settings) as client:
             yield CustomObjectsApi(client)
 

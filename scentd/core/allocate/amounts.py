@@ -26,7 +26,6 @@ from scentd.config.policy import Purpose
 from scentd.config.resource import Resource
 from scentd.core.allocate.entry import AmountEntry, Key, Turn, Wish, bounded, one_step, same, winner
 from scentd.core.allocate.pool import Pool
-from scentd.core.allocate.share import Demand, share
 from scentd.model import Decision, PriorWish
 
 TURNS_MAX = 4
@@ -268,7 +267,8 @@ class Amounts:
                 return []
             if not pool.is_short:
                 self._short.discard(pool)
-            grants = self._shares(pool)
+            entries = self._entries
+            grants = pool.shares(self.resources, lambda key: entries[key[0]][key[1]].desired or 0.0)
         else:
             grants = {key: pool.asked[key] for key in pool.changed}
         pool.changed = set()
@@ -285,13 +285,6 @@ class Amounts:
                 wish = wish._replace(reason=f"{wish.reason}; {why}" if wish.reason else why)
             decisions += self._move(section, entry, key[1], grant, now, wish, policy)
         return decisions
-
-    def _shares(self, pool: Pool) -> dict[Key, float]:
-        demands = {
-            key: Demand(self.resources[key[0]].minimum, asked, self._entries[key[0]][key[1]].desired or 0.0)
-            for key, asked in pool.asked.items()
-        }
-        return share(demands, pool.budget.total, pool.whole)
 
     def _move(
         self, section: Resource, entry: AmountEntry, peer: str, want: float, now: float, wish: Wish, policy: str

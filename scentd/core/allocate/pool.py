@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from scentd.config.budget import Budget
+from scentd.config.resource import Resource
 from scentd.core.allocate.entry import Key
+from scentd.core.allocate.share import Demand, share
 
 
 class Pool:
@@ -25,3 +27,8 @@ class Pool:
     @property
     def is_short(self) -> bool:
         return self.sum > self.budget.total
+
+    def shares(self, resources: Mapping[str, Resource], has: Callable[[Key], float]) -> dict[Key, float]:
+        """What each gets of a budget that is short. `has`: what it has now."""
+        demands = {key: Demand(resources[key[0]].minimum, asked, has(key)) for key, asked in self.asked.items()}
+        return share(demands, self.budget.total, self.whole)
