@@ -50,7 +50,7 @@ def nodes(tmp_path_factory):
     with pair("bi", directory) as (a, b):
         full = b.directory / "full"
         full.mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(full)], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(full)], check=True)
         pages = b.host.call(HTTPServer, ("127.0.0.1", 0), Page)
         thread = threading.Thread(target=pages.serve_forever)
         thread.start()
@@ -61,7 +61,7 @@ def nodes(tmp_path_factory):
             b.sections["verify"] = {"absent": "drop"}  # strangers, too
             b.sections["policy"] = [{"name": "always", "when": "threat >= 0", "do": hook(pages.server_port)}]
             b.peers, a.peers = [peer_of(a, absent="drop")], [peer_of(b)]
-            (full / "filler").write_bytes(bytes(4096))
+            (full / "filler").write_bytes(bytes(1 << 20))
             start(a, b)
             acquainted(b, a)
             yield a, b
