@@ -121,6 +121,12 @@ def active(fleet: ProvidingFleet) -> Node | None:
     return found[0] if found else None
 
 
+def refused(node: Node) -> int:
+    """Parts of an older term; on a machine that is slow they are recordings of more than a minute."""
+    counters = bus(node)["counters"]
+    return counters.get("old_term", 0) + counters.get("wrong_clock", 0)
+
+
 def given(fleet: ProvidingFleet) -> tuple[int, int]:
     return fleet.files(fleet.db1), fleet.files(fleet.db2)
 
@@ -171,13 +177,14 @@ def test_one_allocator_is_killed_and_nothing_flaps_and_nothing_old_counts(fleet)
         time.sleep(0.05)
     assert seen == {(3, 2)}
     assert second.status()["allocation"]["decisions"] == {}
-    before = bus(fleet.db1)["counters"].get("old_term", 0)
+    before = refused(fleet.db1)
     fleet.cluster.run(replay)
-    until(lambda: bus(fleet.db1)["counters"].get("old_term", 0) >= before + len(recorded), "it is refused")
+    until(lambda: refused(fleet.db1) >= before + len(recorded), "it is refused")
     fleet.db1.restart()
-    before = bus(fleet.db1)["counters"].get("old_term", 0)
+    until(lambda: bus(fleet.db1)["counters"].get("taken"), "db1 hears the allocator again", 30)
+    before = refused(fleet.db1)
     fleet.cluster.run(replay)
-    until(lambda: bus(fleet.db1)["counters"].get("old_term", 0) >= before + len(recorded), "and after a restart, too")
+    until(lambda: refused(fleet.db1) >= before + len(recorded), "and after a restart, too")
     assert given(fleet) == (3, 2)
     first.start()
     until(lambda: bus(first)["connected"], "it is there again")
