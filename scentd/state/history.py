@@ -172,6 +172,7 @@ class History:
             self._counts["history_lost"] += 1
 
     def _work(self) -> None:
+        self._write([])  # opens it: what is wrong is told at the start, and what a killed daemon has left is tidied up
         while self._take():
             written = self._write(self._taken)
             with self._changed:

@@ -125,6 +125,8 @@ def test_every_reason_is_counted_under_its_name(nodes, version):
             send(a, receiver, outgoing, source, change, **more)
         highest = max(b.epoch(a), int(time.time()) - 30)
         for epoch in range(highest + 1, highest + 4):
+            if epoch == highest + 3:  # of epochs first seen in one second the one before them all has the grace
+                time.sleep(1.1)
             send(a, receiver, forge.issued(a.identity, b, epoch))
             assert receiver.recv(100) == b"x", "a right one is accepted"
         send(a, receiver, forge.issued(a.identity, b, highest + 1))
