@@ -152,11 +152,17 @@ class AllocatorRole:
         due = [self._views[peer] for peer in self._decider.due(now) if peer in self._views]
         self._look_at(due, now)
         self._carry_out(release(self.desired, now), ())
-        if self.gate() and any(r.fallback is not None for r in self._config.resource):
-            for peer, view in self._views.items():
-                self._say(self.amounts.silent(peer, view.received_at, now))
+        self._look_for_silence(now)
         self._settle(now, share_all=True)
         self._keeper.save(self._decider, self.amounts, self.desired)
+
+    def _look_for_silence(self, now: float) -> None:
+        """Bring the amounts of peers that have long been silent to their fallbacks."""
+        patience = [r.fallback_after for r in self._config.resource if r.fallback is not None]
+        if patience and self.gate():
+            for peer, view in self._views.items():
+                if now - view.received_at > min(patience):
+                    self._say(self.amounts.silent(peer, view.received_at, now))
 
     def hold(self, names: Collection[str]) -> frozenset[str]:
         """Hold these resources and peers ("*": everything), besides those that are held. Raises HostError."""
