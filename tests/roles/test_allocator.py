@@ -36,6 +36,7 @@ class Running:
 
     def __init__(self, directory, **more):
         self.stopped = False
+        self.began = time.time()
         self.directory, self.bus, self.notices, self.applied = directory, LocalBus(), [], []
         self.bus.subscribe(Notice, self.notices.append)
         self.bus.subscribe(Applied, self.applied.append)
@@ -64,8 +65,10 @@ class Running:
         )
 
     def see(self, cpu, epoch, peer="a"):
-        profile = Profile(peer, epoch, 5, cpu, {"cpu": cpu}, bytes(32))
-        self.bus.publish(Views((View(peer, (profile,), time.time(), cpu, 0.0, epoch),)))
+        """A profile of epoch 100 is of now, each five epochs later one of ten seconds later: of after any change."""
+        at = self.began + 2 * (epoch - 100)
+        profile = Profile(peer, int(at), 5, cpu, {"cpu": cpu}, bytes(32))
+        self.bus.publish(Views((View(peer, (profile,), at, cpu, 0.0, int(at)),)))
 
     def files(self, peer="a"):
         directory = self.directory / "files" / peer

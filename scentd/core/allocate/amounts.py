@@ -24,7 +24,18 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from scentd.config.budget import Budget
 from scentd.config.policy import Purpose
 from scentd.config.resource import Resource
-from scentd.core.allocate.entry import AmountEntry, Key, Turn, Wish, bounded, one_step, same, winner
+from scentd.core.allocate.entry import (
+    AmountEntry,
+    Key,
+    Turn,
+    Wish,
+    bounded,
+    one_step,
+    same,
+    serving,
+    take_observed,
+    winner,
+)
 from scentd.core.allocate.pool import Pool
 from scentd.model import Decision, PriorWish
 
@@ -64,22 +75,17 @@ class Amounts:
         pool = Pool(budget, members, all(self.resources[name].whole for name in budget.resources))
         self._pools |= dict.fromkeys(members, pool)
 
-    def _entry(self, resource: str, peer: str) -> AmountEntry | None:
-        return self._entries[resource].get(peer)
-
     # -- what policies want --------------------------------------------------
 
-    def bounds(self, resource: str, peer: str) -> dict[str, float]:
-        """The variables of expressions that ask for this resource."""
-        section, entry = self.resources[resource], self._entries[resource].get(peer)
-        current = section.usual
-        if entry is not None:
-            current = next((x for x in (entry.observed, entry.desired) if x is not None), current)
+    def bounds(self, resource: str, peer: str, measured_at: float = math.inf) -> dict[str, float]:
+        """The variables of expressions that ask for this resource, over levels whose measuring began at this time."""
+        section = self.resources[resource]
+        current = serving(self._entries[resource].get(peer), section.usual, measured_at)
         return {"current": float(current), "minimum": section.minimum, "maximum": section.maximum}
 
     def wish(self, policy: str, resource: str, peer: str, wish: Wish) -> None:
         """A policy wants something. It replaces what the policy has wanted of this resource and peer before."""
-        entry = self._entry(resource, peer)
+        entry = self.entry(resource, peer)
         if entry is not None:
             entry.wishes[policy] = wish
             entry.silent = False
@@ -87,7 +93,7 @@ class Amounts:
 
     def withdraw(self, policy: str, resource: str, peer: str) -> None:
         """A policy holds no longer. A wish with a timeout stands until then."""
-        entry = self._entry(resource, peer)
+        entry = self.entry(resource, peer)
         if entry is not None and policy in entry.wishes and entry.wishes[policy].until == math.inf:
             del entry.wishes[policy]
             self._touch((resource, peer))
@@ -110,19 +116,19 @@ class Amounts:
             return []
         drifted = set(drifted)
         for peer, entry in self._entries[resource].items():
-            before, entry.observed = entry.observed, amounts.get(peer, 0.0)
+            changed = take_observed(entry, amounts.get(peer, 0.0), now)
             if entry.desired is None:
                 self._take_over(section, peer, entry, wanted.get(peer) or PriorWish(amounts.get(peer, section.usual)))
             elif peer in drifted:
                 decisions.append(self._drift(section, entry, peer, now))
-            if entry.observed != before and entry.wishes:
+            if changed and entry.wishes:
                 self._dirty.add((resource, peer))
         return decisions
 
     def give(self, resource: str, amounts: Mapping[str, float]) -> None:
         """Take these amounts for observed, of these peers alone."""
         for peer, amount in amounts.items():
-            entry = self._entry(resource, peer)
+            entry = self.entry(resource, peer)
             if entry is not None:
                 entry.observed = amount
 
@@ -178,7 +184,7 @@ class Amounts:
         """The peer's last profile is of `received_at`: bring what has a fallback to it, if that is long ago."""
         decisions = []
         for section in self.resources.values():
-            entry = self._entry(section.name, peer)
+            entry = self.entry(section.name, peer)
             if entry is None or section.fallback is None or entry.silent or entry.desired is None:
                 continue
             if now - received_at > section.fallback_after and not self._is_held(section.name, peer):
@@ -199,7 +205,7 @@ class Amounts:
         self._followed.clear()
         while self._due and self._due[0][0] <= now:
             at, key = heapq.heappop(self._due)
-            entry = self._entry(*key)
+            entry = self.entry(*key)
             if entry is not None and entry.due == at:
                 entry.due = math.inf
                 self._dirty.add(key)
@@ -207,7 +213,7 @@ class Amounts:
         decisions: list[Decision] = []
         pools: set[Pool] = set(self._short) if share_all else set()
         for key in dirty:
-            entry = self._entry(*key)
+            entry = self.entry(*key)
             if entry is None:
                 continue
             if entry.desired is None or self._is_held(*key):
@@ -377,7 +383,7 @@ class Amounts:
     def adopt(self, kept: Iterable[tuple[Key, AmountEntry]], policies: Collection[str], now: float) -> None:
         """Take over what was known before a reload or a restart; of wishes those of `policies`, which still stand."""
         for key, old in kept:
-            entry = self._entry(*key)
+            entry = self.entry(*key)
             if entry is None or old.desired is None:
                 continue
             section = self.resources[key[0]]

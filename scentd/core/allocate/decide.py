@@ -11,7 +11,7 @@ doubles, except `peer` (text):
 
 and `has("role=db;metric=cpu;level=high")` asks the profile's Bloom filter. If the action names a resource, there are
 
-    current                what serves the peer now
+    current                what served the peer when the levels were measured
     minimum maximum        of the resource
 
 Rules that are not in the expression:
@@ -141,7 +141,7 @@ class Decider:
         """How each policy stands for this peer. It changes no state."""
         facts, assessments = Facts(view, now), []
         for rule in self._rules_for(view.peer):
-            bounds = self._bounds(rule, view.peer)
+            bounds = self._bounds(rule, view)
             evaluation = rule.evaluate_view(facts, bounds)
             verdict = Verdict(evaluation.outcome, evaluation.detail)
             before = self._state((rule.policy.name, view.peer), now)
@@ -212,15 +212,19 @@ class Decider:
     def _use(self, rules: Sequence[Rule]) -> None:
         self._rules = rules
         self._counts = {r.policy.name: self._counts.get(r.policy.name, Counter()) for r in rules}
-        self._for_all = [r for r in rules if r.policy.peer == "*"]
-        named = {r.policy.peer for r in rules} - {"*"}
-        self._for_one = {peer: [r for r in rules if r.policy.peer in ("*", peer)] for peer in named}
+        self._for_all = [r for r in rules if r.peer == "*"]
+        named = {r.peer for r in rules} - {"*"}
+        self._for_one = {peer: [r for r in rules if r.peer in ("*", peer)] for peer in named}
 
     def _rules_for(self, peer: str) -> Sequence[Rule]:
         return self._for_one.get(peer, self._for_all)
 
-    def _bounds(self, rule: Rule, peer: str) -> Mapping[str, float]:
-        return self._amounts.bounds(rule.request.resource.name, peer) if rule.request is not None else {}
+    def _bounds(self, rule: Rule, view: View) -> Mapping[str, float]:
+        if rule.request is None:
+            return {}
+        newest = view.profile
+        measured_at = min(newest.epoch, view.received_at) - newest.interval
+        return self._amounts.bounds(rule.request.resource.name, view.peer, measured_at)
 
     def _state(self, key: tuple[str, str], now: float) -> PolicyState | None:
         """Of a policy and a peer. A clock that was set back to before the last firing brings its pause back, once."""
@@ -230,7 +234,7 @@ class Decider:
     def _apply(self, rule: Rule, facts: Facts) -> Firing | None:
         policy, view, now = rule.policy, facts.view, facts.now
         key = policy.name, view.peer
-        bounds = self._bounds(rule, view.peer)
+        bounds = self._bounds(rule, view)
         verdict, before = rule.outcome(facts, bounds), self._state(key, now)
         if rule.uses_age:
             self._wake(view.peer, now + AGE_SECONDS)

@@ -39,6 +39,8 @@ class AmountEntry:
 
     desired: float | None = None  # None: not observed yet
     observed: float | None = None
+    served_before: float | None = None  # what was observed before that
+    observed_since: float = -math.inf
     grown_at: float = -math.inf
     shrunk_at: float = -math.inf
     wishes: dict[str, Wish] = field(default_factory=dict)  # by policy
@@ -49,6 +51,28 @@ class AmountEntry:
     paused_until: float = -math.inf
     changed_by: str = ""  # the policy of the last change of `desired`, and when that was
     changed_at: float = -math.inf
+
+
+def take_observed(entry: AmountEntry, amount: float, now: float) -> bool:
+    """Whether it is another amount than before."""
+    if entry.observed == amount:
+        return False
+    if entry.observed is not None:
+        entry.served_before, entry.observed_since = entry.observed, now
+    entry.observed = amount
+    return True
+
+
+def serving(entry: AmountEntry | None, usual: float, measured_at: float) -> float:
+    """What has served the peer when its levels were measured: just after a change they are still those of before.
+
+    Without this an expression would count a change twice: more serve, and the load seems to be as high as with fewer.
+    """
+    if entry is None:
+        return usual
+    if measured_at < entry.observed_since and entry.served_before is not None:
+        return entry.served_before
+    return next((amount for amount in (entry.observed, entry.desired) if amount is not None), usual)
 
 
 def winner(section: Resource, wishes: Mapping[str, Wish]) -> tuple[str, Wish | None]:

@@ -115,6 +115,13 @@ class Rule:
         # Done by each of several allocators for itself, as quarantine is; amounts, commands and webhooks are for one.
         self.only_here = self.request is None and self.action.level_triggered
 
+    @property
+    def peer(self) -> str:
+        """Whom it is about: a peer's name, or *. A policy for all asks for a resource of one peer for that one."""
+        if self.policy.peer == "*" and self.request is not None:
+            return self.request.resource.peer
+        return self.policy.peer
+
     def stale_at(self, view: View) -> float:
         """Unix time at which the view is too old for this policy."""
         if self.uses_age:

@@ -1,12 +1,15 @@
 """Policies that ask for amounts, when policies are looked at again, and what a restart knows."""
 
+from dataclasses import replace
 from ipaddress import ip_network
 
 import pytest
 from allocating import COMMAND, amounts_of, decider_of, fires, outcome, policy, profile, view
 
+from scentd.config.resource import Resource
 from scentd.core.allocate.actions.amount import AmountAction
 from scentd.core.allocate.actions.quarantine import QuarantineAction
+from scentd.core.allocate.amounts import Amounts
 
 WIDEN = AmountAction(resource="rate", by=10)
 
@@ -17,8 +20,20 @@ def test_an_amount_takes_one_step_for_a_statement():
     assert [fires(decider, view(), t) for t in (0.0, 1.0, 2.0)] == [1, 0, 0]
     amounts.observe("rate", {"a": 20.0}, (), 3.0)
     assert not fires(decider, view(), 3.0), "the statement is the same"
-    (firing,) = decider.decide(view(profile(105, cpu=0.9), at=5.0), 5.0)
+    assert not fires(decider, view(profile(105, cpu=0.9), at=5.0), 5.0), "it was measured while there were ten"
+    (firing,) = decider.decide(view(profile(110, cpu=0.9), at=10.0), 10.0)
     assert firing.asked == 30.0
+
+
+def test_a_change_is_not_counted_twice():
+    """Two thirds more serve; the next profile was measured before, and the one after it has the effect."""
+    amounts = amounts_of(3.0)
+    rule = policy(do=AmountAction(resource="rate", to="ceil(current * cpu / 0.6)"), expression="cpu > 0.0")
+    decider = decider_of([rule], amounts)
+    assert [f.asked for f in decider.decide(view(profile(100, cpu=0.9)), 0.0)] == [5.0]
+    amounts.observe("rate", {"a": 5.0}, (), 3.0)
+    assert not fires(decider, view(profile(105, cpu=0.9), at=5.0), 5.0)
+    assert not fires(decider, view(profile(110, cpu=0.55), at=10.0), 10.0), "5 of 0.55 are as many as 5"
 
 
 def test_an_amount_that_was_asked_for_is_not_asked_for_again():
@@ -61,6 +76,14 @@ def test_a_wish_is_withdrawn_when_its_policy_holds_no_longer():
 
 def wishes(amounts):
     return {policy for _, entry in amounts.entries() for policy in entry.wishes}
+
+
+def test_a_policy_for_all_asks_for_a_resource_of_one_peer_for_that_one():
+    amounts = Amounts([Resource(name="rate", peer="b", minimum=0.0, maximum=9.0)], [], ["a", "b"])
+    decider = decider_of([policy(do=WIDEN)], amounts)
+    assert decider.explain(view(), 0.0) == []
+    assert not fires(decider, view())
+    assert [f.asked for f in decider.decide(replace(view(), peer="b"), 0.0)] == [9.0]
 
 
 def test_a_dry_run_wishes_nothing():

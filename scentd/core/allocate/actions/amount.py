@@ -43,8 +43,8 @@ class AmountAction(Action, tag_field="kind", tag="amount"):
             names = [r.name for r in resources]
             way_out = suggestion(self.resource, names) if names else "; there is no [[resource]]"
             return [f"{path}.resource: no resource is named {self.resource!r}{way_out}"]
-        if "*" != named.peer != peer:
-            return [f"{path}.resource: {self.resource} serves {named.peer} alone; give the policy that peer"]
+        if peer != "*" != named.peer != peer:
+            return [f"{path}.resource: {self.resource} serves {named.peer} alone; write that peer, or none"]
         try:
             text = str(self.to) if amount_of(self, named) is None else ""
         except ValueError as error:
