@@ -25,23 +25,23 @@ from scentd.config.budget import Budget
 from scentd.config.policy import Purpose
 from scentd.config.resource import Resource
 from scentd.core.allocate.entry import (
+    PAUSE,
+    TURN_SECONDS,
+    TURNS_MAX,
     AmountEntry,
     Key,
-    Turn,
     Wish,
     bounded,
+    is_settling,
     one_step,
+    oscillating,
     same,
-    serving,
     take_observed,
     winner,
 )
 from scentd.core.allocate.pool import Pool
 from scentd.model import Decision, PriorWish
 
-TURNS_MAX = 4
-TURN_SECONDS = 600.0
-PAUSE = 600.0
 NOTHING: Mapping[str, PriorWish] = {}
 
 
@@ -77,11 +77,17 @@ class Amounts:
 
     # -- what policies want --------------------------------------------------
 
-    def bounds(self, resource: str, peer: str, measured_at: float = math.inf) -> dict[str, float]:
-        """The variables of expressions that ask for this resource, over levels whose measuring began at this time."""
-        section = self.resources[resource]
-        current = serving(self._entries[resource].get(peer), section.usual, measured_at)
+    def bounds(self, resource: str, peer: str) -> dict[str, float]:
+        """The variables of expressions that ask for this resource."""
+        section, entry = self.resources[resource], self._entries[resource].get(peer)
+        known = (entry.observed, entry.desired) if entry is not None else ()
+        current = next((amount for amount in known if amount is not None), section.usual)
         return {"current": float(current), "minimum": section.minimum, "maximum": section.maximum}
+
+    def is_settling(self, resource: str, peer: str, measured_at: float, now: float) -> bool:
+        """Whether levels whose measuring began at `measured_at` say nothing of what there is: it changes, or did."""
+        entry = self._entries[resource].get(peer)
+        return entry is not None and is_settling(entry, self.resources[resource], measured_at, now)
 
     def wish(self, policy: str, resource: str, peer: str, wish: Wish) -> None:
         """A policy wants something. It replaces what the policy has wanted of this resource and peer before."""
@@ -323,14 +329,9 @@ class Amounts:
     def _turn(
         self, section: Resource, entry: AmountEntry, peer: str, policy: str, up: bool, now: float
     ) -> list[Decision]:
-        """Note the direction; an oscillation stops taking back for a while."""
-        if entry.turns and entry.turns[-1].up == up:
+        names = oscillating(entry, policy, up, now)
+        if not names:
             return []
-        entry.turns = (*(t for t in entry.turns if now - t.at < TURN_SECONDS), Turn(now, policy, up))
-        if len(entry.turns) <= TURNS_MAX:
-            return []
-        names = sorted({t.policy for t in entry.turns if t.policy})
-        entry.turns, entry.paused_until = (), now + PAUSE
         reason = (
             f"oscillates: {TURNS_MAX} turns within {TURN_SECONDS:g} s by {' and '.join(names)}; widen the gap between "
             f"their conditions. For {PAUSE:g} s it is only raised"

@@ -11,7 +11,7 @@ doubles, except `peer` (text):
 
 and `has("role=db;metric=cpu;level=high")` asks the profile's Bloom filter. If the action names a resource, there are
 
-    current                what served the peer when the levels were measured
+    current                what serves the peer now
     minimum maximum        of the resource
 
 Rules that are not in the expression:
@@ -27,7 +27,8 @@ Rules that are not in the expression:
 * A policy fires at most once for each statement. It fires when it becomes true and has been true for `for`. While it
   stays true, level-triggered actions (quarantine, amount) fire again for each newer epoch; edge actions
   (command, webhook) do so only if they have a `cooldown`, and after it. A quarantine also fires when a node
-  joins the affected ones. An amount fires only if it is another one than before.
+  joins the affected ones. An amount fires only if it is another one than before, and
+  one that counts on what there is only after a profile that was measured whole since that changed ("settling").
 * Policies are looked at when a profile, a glance or a node is new, and when their own time has come (`due`).
 """
 
@@ -51,6 +52,7 @@ OUTCOMES = (
     "cooling",  # true, in the pause after it fired
     "already",  # true, and it has fired for this statement, or asks for what it has asked for
     "nothing-affected",  # true, and no node to quarantine
+    "settling",  # true, and what there is changes just now, or the levels are of before it did
     "no-amount",  # true, and the expression of `to` gives no number
     "false",
     "unknown",  # a value that the profile does not state
@@ -141,7 +143,7 @@ class Decider:
         """How each policy stands for this peer. It changes no state."""
         facts, assessments = Facts(view, now), []
         for rule in self._rules_for(view.peer):
-            bounds = self._bounds(rule, view)
+            bounds = self._bounds(rule, view.peer)
             evaluation = rule.evaluate_view(facts, bounds)
             verdict = Verdict(evaluation.outcome, evaluation.detail)
             before = self._state((rule.policy.name, view.peer), now)
@@ -219,12 +221,15 @@ class Decider:
     def _rules_for(self, peer: str) -> Sequence[Rule]:
         return self._for_one.get(peer, self._for_all)
 
-    def _bounds(self, rule: Rule, view: View) -> Mapping[str, float]:
-        if rule.request is None:
-            return {}
-        newest = view.profile
-        measured_at = min(newest.epoch, view.received_at) - newest.interval
-        return self._amounts.bounds(rule.request.resource.name, view.peer, measured_at)
+    def _bounds(self, rule: Rule, peer: str) -> Mapping[str, float]:
+        return self._amounts.bounds(rule.request.resource.name, peer) if rule.request is not None else {}
+
+    def _is_settling(self, rule: Rule, facts: Facts) -> bool:
+        if rule.request is None or not rule.counts_on_current:
+            return False
+        newest, peer = facts.view.profile, facts.view.peer
+        measured_at = min(newest.epoch, facts.view.received_at) - newest.interval
+        return self._amounts.is_settling(rule.request.resource.name, peer, measured_at, facts.now)
 
     def _state(self, key: tuple[str, str], now: float) -> PolicyState | None:
         """Of a policy and a peer. A clock that was set back to before the last firing brings its pause back, once."""
@@ -234,7 +239,7 @@ class Decider:
     def _apply(self, rule: Rule, facts: Facts) -> Firing | None:
         policy, view, now = rule.policy, facts.view, facts.now
         key = policy.name, view.peer
-        bounds = self._bounds(rule, view)
+        bounds = self._bounds(rule, view.peer)
         verdict, before = rule.outcome(facts, bounds), self._state(key, now)
         if rule.uses_age:
             self._wake(view.peer, now + AGE_SECONDS)
@@ -270,13 +275,17 @@ class Decider:
         self, rule: Rule, facts: Facts, bounds: Mapping[str, float], verdict: Verdict, state: PolicyState | None
     ) -> tuple[PolicyState | None, str, str]:
         """As step(); of an action that asks for an amount, what it asks for counts, too."""
-        asked = rule.asked(facts, bounds) if rule.request is not None and verdict.outcome == "true" else None
+        settling = verdict.outcome == "true" and self._is_settling(rule, facts)
+        wants = rule.request is not None and verdict.outcome == "true" and not settling
+        asked = rule.asked(facts, bounds) if wants else None
         if asked is not None and state is not None and state.asked == asked:
             return state, "already", "wants this amount already"
         targets = rule.action.targets(rule.policy.do, facts.view) if rule.action.needs_targets else ()
         after, outcome, detail = step(state, rule, verdict, targets, facts.view.profile.epoch, facts.now)
         if outcome != "fired" or rule.request is None or after is None:
             return after, outcome, detail
+        if settling:
+            return replace(state or PolicyState(), since=after.since), "settling", "what there is changes, or just did"
         if asked is None:
             return replace(state or PolicyState(), since=after.since), "no-amount", "its expression gives no number"
         return replace(after, asked=asked if rule.request.timeout is None else None), outcome, detail

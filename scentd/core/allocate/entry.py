@@ -10,6 +10,9 @@ from typing import NamedTuple
 from scentd.config.policy import Purpose
 from scentd.config.resource import Resource
 
+TURNS_MAX = 4
+TURN_SECONDS = 600.0
+PAUSE = 600.0  # seconds in which what oscillates is only raised
 TOLERANCE = 1e-6  # relative; amounts that are closer are one
 
 Key = tuple[str, str]  # resource, peer
@@ -39,7 +42,6 @@ class AmountEntry:
 
     desired: float | None = None  # None: not observed yet
     observed: float | None = None
-    served_before: float | None = None  # what was observed before that
     observed_since: float = -math.inf
     grown_at: float = -math.inf
     shrunk_at: float = -math.inf
@@ -58,21 +60,31 @@ def take_observed(entry: AmountEntry, amount: float, now: float) -> bool:
     if entry.observed == amount:
         return False
     if entry.observed is not None:
-        entry.served_before, entry.observed_since = entry.observed, now
+        entry.observed_since = now
     entry.observed = amount
     return True
 
 
-def serving(entry: AmountEntry | None, usual: float, measured_at: float) -> float:
-    """What has served the peer when its levels were measured: just after a change they are still those of before.
-
-    Without this an expression would count a change twice: more serve, and the load seems to be as high as with fewer.
+def is_settling(entry: AmountEntry, section: Resource, measured_at: float, now: float) -> bool:
+    """Whether levels whose measuring began at `measured_at` are of another amount than the one that is observed: a
+    change is under way, or they are of before it. An expression would count the change twice, or not at all.
     """
-    if entry is None:
-        return usual
-    if measured_at < entry.observed_since and entry.served_before is not None:
-        return entry.served_before
-    return next((amount for amount in (entry.observed, entry.desired) if amount is not None), usual)
+    if measured_at < entry.observed_since:
+        return True
+    under_way = entry.desired is not None and entry.observed is not None and not same(entry.desired, entry.observed)
+    return under_way and now < entry.changed_at + max(section.provide, section.take_back)
+
+
+def oscillating(entry: AmountEntry, policy: str, up: bool, now: float) -> list[str]:
+    """Note the direction of a change. The policies' names if it is an oscillation, which stops taking back for PAUSE."""
+    if entry.turns and entry.turns[-1].up == up:
+        return []
+    entry.turns = (*(t for t in entry.turns if now - t.at < TURN_SECONDS), Turn(now, policy, up))
+    if len(entry.turns) <= TURNS_MAX:
+        return []
+    names = sorted({t.policy for t in entry.turns if t.policy})
+    entry.turns, entry.paused_until = (), now + PAUSE
+    return names
 
 
 def winner(section: Resource, wishes: Mapping[str, Wish]) -> tuple[str, Wish | None]:

@@ -116,6 +116,13 @@ class Rule:
         self.only_here = self.request is None and self.action.level_triggered
 
     @property
+    def counts_on_current(self) -> bool:
+        """Whether the amount that it asks for depends on what there is."""
+        if self.request is None:
+            return False
+        return self.request.relative or (self._amount is not None and "current" in self._amount.variables)
+
+    @property
     def peer(self) -> str:
         """Whom it is about: a peer's name, or *. A policy for all asks for a resource of one peer for that one."""
         if self.policy.peer == "*" and self.request is not None:

@@ -6,8 +6,8 @@ import pytest
 
 from scentd.config.budget import Budget
 from scentd.config.resource import Resource
-from scentd.core.allocate.amounts import PAUSE, Amounts
-from scentd.core.allocate.entry import Wish
+from scentd.core.allocate.amounts import Amounts
+from scentd.core.allocate.entry import PAUSE, Wish
 from scentd.model import PriorWish
 
 
