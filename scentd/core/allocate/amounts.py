@@ -329,15 +329,14 @@ class Amounts:
     def _turn(
         self, section: Resource, entry: AmountEntry, peer: str, policy: str, up: bool, now: float
     ) -> list[Decision]:
-        names = oscillating(entry, policy, up, now)
-        if not names:
+        if not (names := oscillating(entry, policy, up, now)):
             return []
         reason = (
             f"oscillates: {TURNS_MAX} turns within {TURN_SECONDS:g} s by {' and '.join(names)}; widen the gap between "
             f"their conditions. For {PAUSE:g} s it is only raised"
         )
-        amount = section.amount_text(entry.desired or 0.0)
-        return [Decision(now, peer, " ".join(names), 0, "oscillation", section.name, amount, amount, reason)]
+        text = section.amount_text(entry.desired or 0.0)
+        return [Decision(now, peer, " ".join(names), 0, "oscillation", section.name, text, text, reason)]
 
     def _set(self, entry: AmountEntry, key: Key, amount: float) -> None:
         entry.desired = amount

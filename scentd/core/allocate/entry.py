@@ -76,7 +76,7 @@ def is_settling(entry: AmountEntry, section: Resource, measured_at: float, now: 
 
 
 def oscillating(entry: AmountEntry, policy: str, up: bool, now: float) -> list[str]:
-    """Note the direction of a change. The policies' names if it is an oscillation, which stops taking back for PAUSE."""
+    """Note a change's direction; the policies' names if it is an oscillation, which stops taking back for PAUSE."""
     if entry.turns and entry.turns[-1].up == up:
         return []
     entry.turns = (*(t for t in entry.turns if now - t.at < TURN_SECONDS), Turn(now, policy, up))
