@@ -170,6 +170,11 @@ def test_the_source_distribution_has_all_that_the_build_needs(checkout, tmp_path
     assert (source / "out" / "scentd" / "files" / "scentd.service").is_file()
 
 
+def contents(path: Path) -> list[bytes]:
+    """Of a file, or of the files in a directory."""
+    return [file.read_bytes() for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+
+
 def test_a_wheel_says_where_its_files_are(checkout, tmp_path_factory):
     """Without a checkout beside it."""
     done = setuptools(checkout, "bdist_wheel")
@@ -182,7 +187,7 @@ def test_a_wheel_says_where_its_files_are(checkout, tmp_path_factory):
     done = subprocess.run([*run, "--json"], capture_output=True, text=True, timeout=60, check=True, **where)
     found = json.loads(done.stdout)["files"]
     assert found == {name: str(installed / "scentd" / "files" / name) for name in WHAT}
-    assert all(Path(path).read_bytes() == (ROOT / "systemd" / name).read_bytes() for name, path in found.items())
+    assert all(contents(Path(path)) == contents(ROOT / "systemd" / name) for name, path in found.items())
     done = subprocess.run([*run, "nothing"], capture_output=True, text=True, timeout=60, check=False, **where)
     assert (done.returncode, done.stdout) == (1, "")
     assert "nothing: no such file; known: scentd.service" in done.stderr

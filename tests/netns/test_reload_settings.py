@@ -102,6 +102,8 @@ def test_every_setting_is_tried():
     elsewhere = {"peer.name", "peer.endpoint", "peer.metrics"}  # test_reload.py
     elsewhere |= {"peer.verifiers", "peer.verifier_endpoint"}  # test_anycast.py
     elsewhere |= {name for name in names if name.startswith("bus.")}  # test_fleet.py
+    # test_reload_daemon.py, roles/test_allocator.py, core/allocate/test_refuse.py
+    elsewhere |= {name for name in names if name.startswith("allocator.")}
     assert names - elsewhere - {"peer.next_public_key"} == set(OTHER)  # that one: test_rotation.py
 
 
