@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
 from datetime import UTC, datetime
@@ -115,5 +116,4 @@ def http_answers(lab: Lab) -> bool:
 
 def counted(listing: str) -> int:
     """Packets that the quarantine's counters have seen."""
-    words = listing.split()
-    return sum(int(words[i + 1]) for i, word in enumerate(words[:-1]) if word == "packets")
+    return sum(map(int, re.findall(r"packets (\d+) bytes", listing)))

@@ -120,7 +120,7 @@ def test_the_whole_story(telling: dict[tuple[str, bool], Telling], offload: str)
     assert min(result[name] for name in ("stamped", "accepted", "profiles", "absent")) > 0
     assert result["options_seen_by_application"] == 0
     assert set(result["rejected"]) >= REASONS
-    assert {d["action"] for d in result["decisions"]} >= {"bandwidth", "quarantine", "release"}
+    assert {d["action"] for d in result["decisions"]} >= {"amount", "quarantine", "release"}
     assert result["bandwidth_mbit"]["after"] > result["bandwidth_mbit"]["before"] > 0
     assert result["alarm_to_drop_ms"] > 0
     assert left == []
