@@ -165,7 +165,7 @@ def handler(cluster: Cluster) -> type[BaseHTTPRequestHandler]:
             seen, end = int(query["resourceVersion"][0]), time.monotonic() + float(query["timeoutSeconds"][0])
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
-            self.send_header("Connection", "close")
+            self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
             while time.monotonic() < end:
                 with cluster.changed:
@@ -173,10 +173,12 @@ def handler(cluster: Cluster) -> type[BaseHTTPRequestHandler]:
                         break
                     seen = cluster.version
                 event = {"type": "MODIFIED", "object": cluster.deployment(name)}
+                line = json.dumps(event).encode() + b"\n"
                 try:
-                    self.wfile.write(json.dumps(event).encode() + b"\n")
+                    self.wfile.write(b"%x\r\n%s\r\n" % (len(line), line))
                 except OSError:  # who watched has seen enough
                     return
+            self.wfile.write(b"0\r\n\r\n")
 
         def send(self, code: int, data: dict[str, Any]) -> None:
             body = json.dumps(data).encode()
