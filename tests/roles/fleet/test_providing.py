@@ -66,6 +66,7 @@ class OneHost:
         self.resources = ResourceRole(config, self.bus, lambda _: ())
         self.fleet = FleetRole(config.bus, identity, self.bus, ProfilerRole(self.bus), self.allocator)
         self.ticks = None
+        self.began = time.time()
 
     async def start(self):
         given = self.allocator.start() | self.fleet.given(self.config)
@@ -99,8 +100,10 @@ class OneHost:
         return self.fleet.status().allocation_lease.active
 
     def see(self, cpu, epoch, threat=0.0):
-        profile = Profile("acme", epoch, 5, cpu, {"cpu": cpu, "threat": threat}, bytes(32))
-        self.bus.publish(Views((View("acme", (profile,), time.time(), cpu, threat, epoch),)))
+        """A profile of epoch 100 is of ten seconds from now, each five epochs later one ten later: after any change."""
+        at = self.began + 10 + 2 * (epoch - 100)
+        profile = Profile("acme", int(at), 5, cpu, {"cpu": cpu, "threat": threat}, bytes(32))
+        self.bus.publish(Views((View("acme", (profile,), at, cpu, threat, int(at)),)))
 
     def entry(self):
         return self.allocator.amounts.entry("files", "acme")
