@@ -104,11 +104,11 @@ def test_counts_that_do_not_fit_and_unknown_constants_are_refused(generate, tmp_
 
 def test_what_is_derived_follows_a_verdict_and_a_reason_more(generate, tmp_path):
     generate("bpf/scent_wire.h", LAST_VERDICT, f"{LAST_VERDICT} SCENT_VERDICT_NEW = 11,")
-    run = generate("bpf/scent_wire.h", "TRANSLATED = 9,", "TRANSLATED = 9, SCENT_UNSTAMPED_NEW_REASON = 10,")
+    run = generate("bpf/scent_wire.h", "TUNNELLED = 10,", "TUNNELLED = 10, SCENT_UNSTAMPED_NEW_REASON = 11,")
     assert (run.returncode, run.stderr) == (0, "")
     new_layout, new_maps = (run_path(str(tmp_path / python)) for python in GENERATED.values())
     assert new_layout["VERDICTS"] == layout.VERDICTS | {11: "new"}
-    assert new_layout["UNSTAMPED"] == layout.UNSTAMPED | {10: "new-reason"}
+    assert new_layout["UNSTAMPED"] == layout.UNSTAMPED | {11: "new-reason"}
     assert {name for name, value in new_maps.items() if isinstance(value, int) and value != getattr(maps, name)} == {
         "STAMP_COUNT_FAILED", "STAMP_COUNTERS", "VERIFY_COUNT_DECLINED", "VERIFY_COUNT_FAILED",
         "VERIFY_COUNT_EVENTS_LOST", "VERIFY_COUNT_NODES_LOST", "VERIFY_COUNT_QUARANTINED",
