@@ -256,7 +256,7 @@ class Decider:
             self._states.pop(key, None)
         else:
             self._states[key] = state
-            self._wake(view.peer, next_look(state, policy, outcome, rule.stale_at(view)))
+            self._wake(view.peer, next_look(state, policy, outcome, rule.stale_at(facts)))
         if verdict.outcome != "true" and rule.request is not None and not policy.dry_run:
             self._amounts.withdraw(policy.name, rule.request.resource.name, view.peer)
         if outcome != "fired":

@@ -51,11 +51,13 @@ class Evaluation:
 class Facts:
     """The variables of the profiles of one view at one moment; computed once for all rules."""
 
-    __slots__ = ("_values", "age", "now", "view")
+    __slots__ = ("_values", "age", "now", "stale_at", "view")
 
     def __init__(self, view: View, now: float) -> None:
         self.view, self.now = view, now
         self.age = age(view, now)
+        # Unix time at which the view is too old for policies that do not ask for its age.
+        self.stale_at = view.received_at + max(STALE_INTERVALS * view.profile.interval, STALE_MIN)
         self._values: list[Values] = []
 
     def values(self, index: int) -> Values:
@@ -129,11 +131,9 @@ class Rule:
             return self.request.resource.peer
         return self.policy.peer
 
-    def stale_at(self, view: View) -> float:
+    def stale_at(self, facts: Facts) -> float:
         """Unix time at which the view is too old for this policy."""
-        if self.uses_age:
-            return math.inf
-        return view.received_at + max(STALE_INTERVALS * view.profile.interval, STALE_MIN)
+        return math.inf if self.uses_age else facts.stale_at
 
     def outcome(self, facts: Facts, bounds: Mapping[str, float]) -> Verdict:
         """Whether the policy holds: its expression is true on `matches` of the last `profiles` profiles.
@@ -148,7 +148,7 @@ class Rule:
             verdict: Verdict = self.when.remembered(values, profile, lambda: self._verdict(values, profile, {}))
             return verdict
 
-        if facts.now > self.stale_at(facts.view):
+        if facts.now > facts.stale_at and not self.uses_age:
             return Verdict("stale", f"last profile {facts.age:.0f} s ago")
         if self.policy.profiles == 1:
             return verdict_on(0)
@@ -164,7 +164,7 @@ class Rule:
             return self._verdict({**facts.values(index), **bounds}, facts.view.profiles[index], seen[index])
 
         policy = self.policy
-        if facts.now > self.stale_at(facts.view):
+        if facts.now > facts.stale_at and not self.uses_age:
             return Evaluation("stale", f"last profile {facts.age:.0f} s ago", {}, policy.when)
         outcome, detail, chosen, true_count, count = self._over_profiles(len(facts.view.profiles), verdict_on)
         reason = f"{policy.when} [{format_values(seen[chosen])}]"
