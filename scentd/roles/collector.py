@@ -18,6 +18,7 @@ from scentd.datapath.offload.applications import Applications
 from scentd.errors import HostError, ScentdError
 from scentd.model import SCHEMA, EventReport, Notice, Samples, SecurityEvent
 from scentd.roles.server_collector import ServerCollector
+from scentd.system.loop_task import LoopTask
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +130,7 @@ class NetworkCollector:
         self._name = name
         self._bus = bus
         self._newest: Samples | None = None
-        self._task: asyncio.Task | None = None
+        self._task = LoopTask(self._run)
 
     async def open(self, before: NetworkCollector | None = None) -> None:
         """Open the sources; `before` is the collector that this one replaces at a reload. Raises HostError."""
@@ -139,13 +140,10 @@ class NetworkCollector:
 
     def begin(self) -> None:
         """Start to read, unless this collector reads already."""
-        if self._task is None:
-            self._task = asyncio.create_task(self._run())
+        self._task.begin()
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self._task.end()
         await self.readers.close()
 
     async def _run(self) -> None:

@@ -23,6 +23,7 @@ from scentd.core.fleet.seal import Kind
 from scentd.model import DesiredAmounts
 from scentd.roles.fleet.post import Post
 from scentd.system.clock import steady
+from scentd.system.loop_task import LoopTask
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class DesiredSender:
         self._term = 0  # of what was sent last
         self._number = 0
         self._new = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._task = LoopTask(self._run)
 
     def configure(self, config: Config) -> None:
         self._groups, self._group_of = {}, {}
@@ -74,13 +75,10 @@ class DesiredSender:
 
     def start(self) -> None:
         """Begin to send, unless it does so already."""
-        if self._task is None:
-            self._task = asyncio.create_task(self._run())
+        self._task.begin()
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self._task.end()
 
     def take(self, changes: DesiredAmounts) -> None:
         for resource, amounts in changes.amounts.items():

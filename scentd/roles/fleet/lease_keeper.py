@@ -15,6 +15,7 @@ from nats.js.kv import KeyValue
 from scentd.bus.nats import NatsBus, NatsError
 from scentd.core.fleet.lease import RENEW, Lease, LeaseRecord
 from scentd.system.clock import steady
+from scentd.system.loop_task import LoopTask
 
 log = logging.getLogger(__name__)
 
@@ -42,14 +43,13 @@ class LeaseKeeper:
         self._nats = nats
         self._begun = begun
         self._bucket: KeyValue | None = None
-        self._task: asyncio.Task | None = None
+        self._task = LoopTask(self._run)
         self._told = ""
         self.active = False  # at the last look
 
     def begin(self) -> None:
         """Begin to look, unless it does so already."""
-        if self._task is None:
-            self._task = asyncio.create_task(self._run())
+        self._task.begin()
 
     def renew_connection(self) -> None:
         """The next look asks for the bucket anew."""
@@ -57,9 +57,7 @@ class LeaseKeeper:
 
     async def stop(self) -> None:
         """Stop, and give the lease back, so that a standby need not wait."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self._task.end()
         lease = self._lease
         if lease.may_act(steady()) and self._bucket is not None and self._nats.connected:
             try:

@@ -24,6 +24,7 @@ from scentd.model import Applied, DesiredAmounts, Observed
 from scentd.roles.fleet.desired_keeper import DesiredKeeper
 from scentd.roles.fleet.post import Post
 from scentd.system.clock import steady
+from scentd.system.loop_task import LoopTask
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class DesiredTaker:
         self._told: set[tuple[str, str]] = set()  # allocators and resources that are not offered to them
         self._changes: dict[str, dict[str, float]] = {}
         self._new = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._task = LoopTask(self._run)
 
     @property
     def subject(self) -> str:
@@ -65,13 +66,10 @@ class DesiredTaker:
 
     def start(self) -> None:
         """Begin to carry out, unless it does so already."""
-        if self._task is None:
-            self._task = asyncio.create_task(self._run())
+        self._task.begin()
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self._task.end()
         if self._keeper is not None:
             await asyncio.to_thread(self._keeper.close)
 

@@ -3,33 +3,17 @@
 import os
 import signal
 import threading
-from contextlib import closing
 from pathlib import Path
 
 import psycopg
 import pytest
-from read_pool import PASSWORD, ROLE, ReadPool, until
+from read_pool import PASSWORD, ROLE, until
 
 from scentd.act.resources.backend import Refused
 from scentd.act.resources.haproxy import HaproxyPool
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: servers run as postgres")
 LEFT = {"left": 0.0}
-
-
-@pytest.fixture(scope="module")
-def pool():
-    with closing(ReadPool()) as made:
-        yield made
-
-
-@pytest.fixture
-def reads(pool):
-    backend = pool.backend()
-    yield backend
-    backend.change("left", 0)
-    assert backend.observe() == LEFT
-    assert pool.clean()
 
 
 def client(pool):

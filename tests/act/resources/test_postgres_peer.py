@@ -4,30 +4,14 @@ import os
 import signal
 import subprocess
 import threading
-from contextlib import closing
 
 import pytest
-from read_pool import ROLE, USER, ReadPool, until
+from read_pool import ROLE, USER, until
 
 from scentd.act.resources.backend import Refused
 from scentd.errors import HostError
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: servers run as postgres")
-
-
-@pytest.fixture(scope="module")
-def pool():
-    with closing(ReadPool()) as made:
-        yield made
-
-
-@pytest.fixture
-def reads(pool):
-    backend = pool.backend()
-    yield backend
-    backend.change("left", 0)
-    assert backend.observe() == {"left": 0.0}
-    assert pool.clean()
 
 
 def test_a_full_disk_is_told_and_cleaned_up(pool, reads):
