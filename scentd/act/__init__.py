@@ -7,6 +7,7 @@ from scentd.act.command import CommandActuator
 from scentd.act.quarantine import QuarantineActuators
 from scentd.act.resources import RESOURCES
 from scentd.act.webhook import WebhookActuator
+from scentd.config.provide import own
 from scentd.config.schema import kind_of
 from scentd.config.sections import Config
 
@@ -22,8 +23,8 @@ def notes(config: Config) -> list[str]:
     """What policies ask of this host in vain. Raises HostError."""
     notes = [note for kind in ACTUATORS.values() for note in kind.notes(config)]
     for kind, backend in RESOURCES.items():
-        own = [r for r in config.resource if kind_of(r) == kind and r.host in ("", config.bus.name)]
-        notes += backend.notes(own) if own else []
+        resources = [r for r in own(config) if kind_of(r) == kind]
+        notes += backend.notes(resources) if resources else []
     return notes
 
 

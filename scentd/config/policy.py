@@ -23,6 +23,10 @@ class Action(Table):
         """Variables of the policy's `when` besides those of every policy."""
         return ()
 
+    def asked_resource(self) -> str:
+        """The name of the [[resource]] for which it asks; "" for none."""
+        return ""
+
     def check(self, peer: str, resources: Sequence[Resource], known: Sequence[str], path: str) -> list[str]:
         """Mistakes between this action of a policy for `peer`, and the resources. `known`: all variables."""
         return []

@@ -11,12 +11,17 @@ if TYPE_CHECKING:
     from scentd.config.sections import Config
 
 
+def own(config: Config) -> list[Resource]:
+    """Those that are on this host."""
+    return [r for r in config.resource if r.host in ("", config.bus.name)]
+
+
 def offered(config: Config) -> list[Resource]:
     """Those of this host that no policy here asks for: its allocators elsewhere decide of them."""
     if not config.bus.used or not any("allocate" in host.duties for host in config.bus.host):
         return []
-    asked = {str(getattr(policy.do, "resource", "")) for policy in config.policy}
-    return [r for r in config.resource if r.host in ("", config.bus.name) and r.name not in asked]
+    asked = {policy.do.asked_resource() for policy in config.policy}
+    return [r for r in own(config) if r.name not in asked]
 
 
 def elsewhere(config: Config) -> list[str]:

@@ -208,8 +208,8 @@ class AllocatorRole:
             self._carry_out(plan(self.desired, firings), firings)
             for firing in firings:
                 if firing.asked is not None:
-                    self._effects.decided(resource_of(firing.policy), firing)
-                    self._asking[resource_of(firing.policy), firing.peer] = firing
+                    self._effects.decided(firing.policy.do.asked_resource(), firing)
+                    self._asking[firing.policy.do.asked_resource(), firing.peer] = firing
             self._settle(now)
         except Exception:  # a policy must never stop the packet path
             self.policy_errors += 1
@@ -371,8 +371,3 @@ def policies_of(config: Config) -> list[Policy]:
 def is_kept_on_host(firing: Firing) -> bool:
     """Whether the reconciler carries it out."""
     return ACTIONS[kind_of(firing.policy.do)].level_triggered and firing.asked is None
-
-
-def resource_of(policy: Policy) -> str:
-    """The name of the resource for which a policy asks."""
-    return str(getattr(policy.do, "resource", ""))

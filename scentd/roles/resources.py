@@ -16,6 +16,7 @@ from scentd.act.providers import Provider
 from scentd.act.resources import RESOURCES
 from scentd.act.resources.backend import BackendSetting
 from scentd.bus.local import LocalBus
+from scentd.config.provide import own
 from scentd.config.resource import Resource
 from scentd.config.schema import kind_of
 from scentd.config.sections import Config
@@ -46,21 +47,21 @@ class ResourceRole:
         """Begin. `given`: what an earlier run has wanted; an amount that differs has been changed by somebody else."""
         self._loop = asyncio.get_running_loop()
         self._wanted = {name: dict(amounts) for name, amounts in given.items()}
-        await asyncio.to_thread(sweep, own_resources(self._config))
-        for resource in own_resources(self._config):
+        await asyncio.to_thread(sweep, own(self._config))
+        for resource in own(self._config):
             self._open(resource)
 
     async def reload(self, config: Config) -> None:
         """Providers of unchanged resources and peers go on; the others are closed and made anew."""
         before, self._config = self._config, config
         same_peers = before.peer == config.peer
-        wanted = {r.name: r for r in own_resources(config)}
+        wanted = {r.name: r for r in own(config)}
         for name, provider in list(self._providers.items()):
             if not same_peers or wanted.get(name) != provider.resource:
                 del self._providers[name]
                 gone = name not in wanted and provider.resource.on_exit == "give-back"
                 await asyncio.to_thread(provider.close, gone)
-        await asyncio.to_thread(sweep, own_resources(config))
+        await asyncio.to_thread(sweep, own(config))
         for name, resource in wanted.items():
             if name not in self._providers:
                 self._open(resource)
@@ -75,7 +76,7 @@ class ResourceRole:
             provider.join()
         self._providers.clear()
         if remove:
-            sweep([r for r in own_resources(self._config) if r.on_exit == "keep"])
+            sweep([r for r in own(self._config) if r.on_exit == "keep"])
 
     def why_not(self, resource: str, peer: str) -> str:
         """Why this host does not give the peer what is wanted of a resource of its own."""
@@ -115,8 +116,3 @@ def sweep(resources: Sequence[Resource]) -> None:
                 log.info("removed %s, which no resource uses any more", removed)
         except (HostError, OSError) as error:
             log.error("resources of kind %s: %s; scentd cleanup removes what is left", kind, error)
-
-
-def own_resources(config: Config) -> list[Resource]:
-    """Those that are on this host."""
-    return [r for r in config.resource if r.host in ("", config.bus.name)]

@@ -42,7 +42,7 @@ from dataclasses import dataclass, replace
 from scentd.config.policy import Policy
 from scentd.core.allocate.amounts import Amounts
 from scentd.core.allocate.entry import Wish
-from scentd.core.allocate.rule import Evaluation, Facts, Rule, Verdict
+from scentd.core.allocate.rule import Facts, Rule, Verdict
 from scentd.model import Firing, Sender, View
 
 AGE_SECONDS = 1.0  # how often an expression that uses `age` is looked at while no profile comes
@@ -263,24 +263,21 @@ class Decider:
             return None
         last_firing = self._fired_at.get(key, 0.0)
         self._fired_at[key] = now
-        firing = make_firing(rule, facts, rule.evaluate_view(facts, bounds), last_firing)
-        firing = replace(firing, repeated=before is not None and before.fired_epoch is not None)
-        if rule.request is not None:
-            reason = firing.reason + rule.amount_reason(facts, bounds)
-            firing = replace(firing, asked=rule.asked(facts, bounds), reason=reason)
-            self._wish(rule, firing)
+        repeated = before is not None and before.fired_epoch is not None
+        firing = make_firing(rule, facts, bounds, last_firing, repeated)
+        self._wish(rule, firing)
         return firing
 
     def _step(
         self, rule: Rule, facts: Facts, bounds: Mapping[str, float], verdict: Verdict, state: PolicyState | None
     ) -> tuple[PolicyState | None, str, str]:
         """As step(); of an action that asks for an amount, what it asks for counts, too."""
-        settling = verdict.outcome == "true" and self._is_settling(rule, facts)
-        wants = rule.request is not None and verdict.outcome == "true" and not settling
-        asked = rule.asked(facts, bounds) if wants else None
+        holds = verdict.outcome == "true"
+        settling = holds and self._is_settling(rule, facts)
+        asked = rule.asked(facts, bounds) if holds and rule.request is not None and not settling else None
         if asked is not None and state is not None and state.asked == asked:
             return state, "already", "wants this amount already"
-        targets = rule.action.targets(rule.policy.do, facts.view) if rule.action.needs_targets else ()
+        targets = rule.action.targets(rule.policy.do, facts.view) if holds and rule.action.needs_targets else ()
         after, outcome, detail = step(state, rule, verdict, targets, facts.view.profile.epoch, facts.now)
         if outcome != "fired" or rule.request is None or after is None:
             return after, outcome, detail
@@ -345,9 +342,9 @@ def step(
     return replace(state, fired_at=now, fired_epoch=epoch, fired_targets=frozenset(targets)), "fired", ""
 
 
-def make_firing(rule: Rule, facts: Facts, evaluation: Evaluation, last_firing: float) -> Firing:
+def make_firing(rule: Rule, facts: Facts, bounds: Mapping[str, float], last_firing: float, repeated: bool) -> Firing:
     """`last_firing`: when the policy last fired for this peer; 0.0 if it never did."""
-    view, policy = facts.view, rule.policy
+    view, policy, evaluation = facts.view, rule.policy, rule.evaluate_view(facts, bounds)
     alarm = view.alarm_at > last_firing and "threat" in (evaluation.values or {})
     return Firing(
         at=facts.now,
@@ -356,7 +353,9 @@ def make_firing(rule: Rule, facts: Facts, evaluation: Evaluation, last_firing: f
         epoch=view.profile.epoch,
         targets=rule.action.targets(policy.do, view),
         values=evaluation.values or {},
-        reason=evaluation.reason,
+        reason=evaluation.reason + rule.amount_reason(facts, bounds),
         accepted_at=view.alarm_at if alarm else view.received_at,
         alarm=alarm,
+        repeated=repeated,
+        asked=rule.asked(facts, bounds) if rule.request is not None else None,
     )

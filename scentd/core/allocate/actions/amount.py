@@ -25,6 +25,9 @@ class AmountAction(Action, tag_field="kind", tag="amount"):
     def variables(self) -> Sequence[str]:
         return expression.BOUNDS
 
+    def asked_resource(self) -> str:
+        return self.resource
+
     def mistakes(self, path: str) -> list[str]:
         if (self.to is None) == (self.by is None):
             return [f"{path}: write either `to` or `by`"]
